@@ -1,0 +1,11 @@
+//! The graph a description becomes: ops, types, text form, verifier, patches and the reference interpreter.
+
+mod graph;
+mod op;
+mod patch;
+mod types;
+
+pub use graph::{Graph, Node, NodeId, Results, Value};
+pub use op::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Projection, Role, Rope, RopeScaling};
+pub use patch::{Patch, PatchValue};
+pub use types::{DType, Dim, Type};

@@ -2,4 +2,6 @@
 //!
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
+pub mod emit;
 pub mod ir;
+pub mod plan;

@@ -2,10 +2,13 @@
 
 mod graph;
 mod op;
+mod parse;
 mod patch;
+mod text;
 mod types;
 
 pub use graph::{Graph, Node, NodeId, Results, Value};
 pub use op::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Projection, Role, Rope, RopeScaling};
+pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
 pub use types::{DType, Dim, Type};

@@ -2,4 +2,6 @@
 //!
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
+pub mod artifact;
+pub mod build;
 pub mod ir;

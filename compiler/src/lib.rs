@@ -2,6 +2,8 @@
 //!
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
+pub mod artifact;
+pub mod build;
 pub mod emit;
 pub mod ir;
 pub mod plan;

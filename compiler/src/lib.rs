@@ -2,4 +2,5 @@
 //!
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
+pub mod description;
 pub mod ir;

@@ -4,6 +4,7 @@
 
 pub mod artifact;
 pub mod build;
+pub mod description;
 pub mod emit;
 pub mod ir;
 pub mod plan;

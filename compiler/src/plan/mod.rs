@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 pub use schedule::{PlanOptions, plan};
 pub use spec::{
-    AttentionSpec, ElementKind, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, Splits, Storage, Tiles,
+    AttentionSpec, ElementKind, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage,
+    Tiles,
 };
 pub use weights::{Part, Recipe, WeightBuffer};
 

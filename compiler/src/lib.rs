@@ -3,3 +3,4 @@
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
 pub mod ir;
+pub mod passes;

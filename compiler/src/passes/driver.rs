@@ -43,7 +43,8 @@ impl Report {
     }
 }
 
-/// Rewrites `graph` by the selected passes of [`PIPELINE`]. The verifier looks at it before the first and after each.
+/// Drops what no output needs, then rewrites `graph` by the selected passes of [`PIPELINE`]. The verifier looks at it
+/// before the first and after each.
 ///
 /// `observer` is called after each pass that ran, with its name, the graph as it is then, and the pass's numbers.
 ///
@@ -52,6 +53,8 @@ impl Report {
 /// is a mistake in that rewrite: the error names it. The graph is then unusable.
 pub fn run(graph: &mut Graph, selection: &Selection, observer: &mut dyn FnMut(&str, &Graph, Stats)) -> Result<Report> {
     verify(graph).context("the graph is not valid before any pass")?;
+    // What nothing needs must not count as a user.
+    graph.remove_unused(graph.node_ids());
     let mut report = Report::default();
     let mut patches_left = selection.patch_limit();
     for rewrite in PIPELINE.iter().filter(|rewrite| selection.has(rewrite.name)) {

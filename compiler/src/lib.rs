@@ -7,4 +7,5 @@ pub mod build;
 pub mod description;
 pub mod emit;
 pub mod ir;
+pub mod passes;
 pub mod plan;

@@ -4,3 +4,4 @@
 
 pub mod description;
 pub mod ir;
+pub mod lower;

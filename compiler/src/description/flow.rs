@@ -68,7 +68,8 @@ fn unused(sections: &[Section], carried: &BTreeSet<&str>, diagnostics: &mut Diag
     let mut after_layer = after_layers;
     loop {
         let before = live_before(&layer.lines, after_layer.clone(), &mut Vec::new());
-        let wanted: BTreeSet<&str> = after_layer.union(&before).copied().filter(|name| carried.contains(name)).collect();
+        let wanted: BTreeSet<&str> =
+            after_layer.union(&before).copied().filter(|name| carried.contains(name)).collect();
         if wanted == after_layer {
             break;
         }

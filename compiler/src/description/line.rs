@@ -23,12 +23,13 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
     let name = reader.string(name_value, "the name of an operation")?;
     let Some(signature) = Signature::find(&name) else {
         let names: Vec<&str> = SIGNATURES.iter().map(|signature| signature.op.name()).collect();
-        reader.push(
-            Diagnostic::new(Code::UnknownOp, format!("there is no operation `{name}`"))
-                .at(name_value.span(), "unknown operation")
-                .suggest(&name, names.iter().copied())
-                .help(format!("operations: {}", names.join(", "))),
-        );
+        let diagnostic = Diagnostic::new(Code::UnknownOp, format!("there is no operation `{name}`"))
+            .at(name_value.span(), "unknown operation")
+            .suggest(&name, names.iter().copied());
+        reader.push(match diagnostic.helps.is_empty() {
+            true => diagnostic.help(format!("operations: {}", names.join(", "))),
+            false => diagnostic,
+        });
         return None;
     };
     let keys: Vec<&str> = signature.keys().collect();
@@ -77,7 +78,9 @@ pub(super) fn weight_name(reader: &mut Reader, value: &Spanned<DeValue<'_>>, pla
     }
     let diagnostic = Diagnostic::new(Code::BadName, "a weight's name has letters, digits, `.`, `_` and `-`");
     let help = match place {
-        Place::Layer => "`{layer}` stands for the index of the layer; choose between names with `{ if = …, then = …, else = … }`",
+        Place::Layer => {
+            "`{layer}` stands for the index of the layer; choose between names with `{ if = …, then = …, else = … }`"
+        }
         _ => "`{layer}` has a meaning only inside [layer]; choose between names with `{ if = …, then = …, else = … }`",
     };
     reader.push(diagnostic.at(value.span(), "").help(help));

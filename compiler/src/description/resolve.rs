@@ -149,10 +149,7 @@ impl Activation {
     }
 }
 
-pub(super) fn resolve(
-    description: &Description,
-    json: Option<&serde_json::Value>,
-) -> Result<Resolved, Diagnostics> {
+pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value>) -> Result<Resolved, Diagnostics> {
     let mut diagnostics = Diagnostics::new(description.source.clone());
     let (config, origin) = match (json, &description.preset) {
         (Some(json), _) => match Config::from_json(json) {
@@ -163,7 +160,8 @@ pub(super) fn resolve(
             }
         },
         (None, Some(preset)) => {
-            (Config::new(preset.clone()), format!("[config] of {}", description.source.name))
+            let values = preset.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
+            (Config::new(values), format!("[config] of {}", description.source.name))
         }
         (None, None) => {
             let message = format!("{} has no preset [config]: it needs a config.json", description.source.name);
@@ -182,7 +180,12 @@ pub(super) fn resolve(
     let calls = layers.map(|layers| resolver.calls(layers)).unwrap_or_default();
     let facts = resolver.facts(layers.unwrap_or(0), architecture, &calls);
     let unread = resolver.unread();
-    let Resolver { diagnostics, .. } = resolver;
+    // A name misspelt where it is read is a missing key already.
+    if json.is_none() && resolver.diagnostics.is_empty() {
+        resolver.unused_preset();
+    }
+    let Resolver { mut diagnostics, .. } = resolver;
+    diagnostics.sort();
     diagnostics.into_result(())?;
     let facts = facts.expect("facts are absent only where an error says so");
     Ok(Resolved { name: description.name.clone(), facts, calls, unread, source: description.source.clone() })
@@ -223,7 +226,9 @@ impl Resolver<'_> {
     fn architecture(&mut self) -> Option<String> {
         let given = match self.config.get("architectures") {
             None => return None,
-            Some(Value::List(items)) => items.iter().map(|item| item.text().map(str::to_owned)).collect::<Option<Vec<_>>>(),
+            Some(Value::List(items)) => {
+                items.iter().map(|item| item.text().map(str::to_owned)).collect::<Option<Vec<_>>>()
+            }
             Some(_) => None,
         };
         let Some(given) = given else {
@@ -236,8 +241,7 @@ impl Resolver<'_> {
             return given.into_iter().find(|name| serves.contains(name));
         }
         let file = &self.description.source.name;
-        let message =
-            format!("{} is for {}, {file} serves {}", self.origin, given.join(", "), serves.join(", "));
+        let message = format!("{} is for {}, {file} serves {}", self.origin, given.join(", "), serves.join(", "));
         self.diagnostics.push(
             Diagnostic::new(Code::ArchitectureMismatch, message)
                 .help("use the description that serves this architecture, or write one"),
@@ -255,7 +259,10 @@ impl Resolver<'_> {
             let Some(value) = value else { continue };
             if *value != Value::Null && !expectation.allowed.iter().any(|allowed| allowed.same(value)) {
                 let path = expectation.path.join(".");
-                let message = format!("`{path}` is {value} in {}, which {} does not honour", self.origin, self.description.source.name);
+                let message = format!(
+                    "`{path}` is {value} in {}, which {} does not honour",
+                    self.origin, self.description.source.name
+                );
                 self.diagnostics.push(
                     Diagnostic::new(Code::UnsupportedFeature, message)
                         .at(expectation.span.clone(), "the values that it honours"),
@@ -295,6 +302,17 @@ impl Resolver<'_> {
         self.config.iter().map(|(key, _)| key).filter(|key| !read(key)).map(str::to_owned).collect()
     }
 
+    fn unused_preset(&mut self) {
+        for (key, (_, span)) in self.description.preset.iter().flatten() {
+            if !self.is_mentioned(key) && !features::is_known(key) {
+                let message = format!("nothing reads the key `{key}` of [config]");
+                let known = self.description.mentioned.iter().map(String::as_str);
+                self.diagnostics
+                    .push(Diagnostic::new(Code::UnusedPreset, message).at(span.clone(), "").suggest(key, known));
+            }
+        }
+    }
+
     fn layers(&mut self) -> Option<usize> {
         let count = &self.description.count;
         match self.evaluate(count, None)? {
@@ -331,7 +349,13 @@ impl Resolver<'_> {
     }
 
     /// The call of a line, unless its `when` says no or it has errors.
-    fn call(&mut self, line: &Line, layer: Option<usize>, prefix: &str, defined: &mut BTreeSet<String>) -> Option<Call> {
+    fn call(
+        &mut self,
+        line: &Line,
+        layer: Option<usize>,
+        prefix: &str,
+        defined: &mut BTreeSet<String>,
+    ) -> Option<Call> {
         if let Some(when) = &line.when
             && !self.condition(when, layer)?
         {
@@ -377,9 +401,8 @@ impl Resolver<'_> {
                 Ok(None) if required => {
                     let message = format!("`{}` needs its `{role}`, and no branch gives one", line.signature.op.name());
                     let help = "give the choice an `else`";
-                    self.diagnostics.push(
-                        Diagnostic::new(Code::MissingKey, message).at(line.span.clone(), "").help(help),
-                    );
+                    self.diagnostics
+                        .push(Diagnostic::new(Code::MissingKey, message).at(line.span.clone(), "").help(help));
                 }
                 Ok(None) => {}
             }
@@ -472,13 +495,15 @@ impl Resolver<'_> {
 
     fn refuse(&mut self, refusal: Refusal, span: &Span) {
         let diagnostic = match refusal {
-            Refusal::Unsupported(what) => {
-                Diagnostic::new(Code::UnsupportedFeature, format!("{what} is not supported")).at(span.clone(), "")
-                    .note(format!("{} asks for it", self.origin))
-                    .help("supported types are \"linear\", \"llama3\" and \"yarn\"")
-            }
+            Refusal::Unsupported(what) => Diagnostic::new(Code::UnsupportedFeature, format!("{what} is not supported"))
+                .at(span.clone(), "")
+                .note(format!("{} asks for it", self.origin))
+                .help("supported types are \"linear\", \"llama3\" and \"yarn\""),
             Refusal::Missing(key) => {
-                return self.fail(Failure::Missing { key, span: span.clone() }, None);
+                let message = format!("{} has no key `{key}`", self.origin);
+                Diagnostic::new(Code::MissingConfigKey, message)
+                    .at(span.clone(), "needed here")
+                    .help("a scaling of this type needs it: add it to the configuration")
             }
             Refusal::WrongType(message) => {
                 Diagnostic::new(Code::BadConfig, format!("{message} in {}", self.origin)).at(span.clone(), "")
@@ -526,10 +551,13 @@ impl Resolver<'_> {
         let diagnostic = match failure {
             Failure::Wrong(diagnostic) => *diagnostic,
             Failure::Missing { key, span } => {
-                let known = self.config.iter().map(|(key, _)| key).chain(self.description.derive.keys().map(String::as_str));
+                let known =
+                    self.config.iter().map(|(key, _)| key).chain(self.description.derive.keys().map(String::as_str));
                 let derive = match key.contains('.') {
                     true => format!("or write `{key} ?? value` where it is read"),
-                    false => format!("or give `{key}` a value under [derive], or write `{key} ?? value` where it is read"),
+                    false => {
+                        format!("or give `{key}` a value under [derive], or write `{key} ?? value` where it is read")
+                    }
                 };
                 Diagnostic::new(Code::MissingConfigKey, format!("{} has no key `{key}`", self.origin))
                     .at(span, label.unwrap_or_else(|| "needed here".to_owned()))

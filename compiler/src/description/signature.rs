@@ -263,14 +263,8 @@ impl Kind {
 const PAIR: &[Role] = &[value("a", "left"), value("b", "right")];
 
 /// One value in, one out.
-const PLAIN: Signature = Signature {
-    op: OpName::Silu,
-    doc: "",
-    values: &[value("x", "input")],
-    weights: &[],
-    attributes: &[],
-    one_of: &[],
-};
+const PLAIN: Signature =
+    Signature { op: OpName::Silu, doc: "", values: &[value("x", "input")], weights: &[], attributes: &[], one_of: &[] };
 
 const fn value(name: &'static str, doc: &'static str) -> Role {
     Role { name, required: true, doc }

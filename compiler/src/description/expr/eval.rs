@@ -42,9 +42,9 @@ pub(super) fn evaluate(expr: &Expr, environment: &dyn Environment) -> Result<Val
     let value = |expr: &Expr| evaluate(expr, environment);
     match &expr.kind {
         Kind::Literal(literal) => Ok(literal.clone()),
-        Kind::Key(key) => environment
-            .key(key)?
-            .ok_or_else(|| Failure::Missing { key: key.clone(), span: expr.span.clone() }),
+        Kind::Key(key) => {
+            environment.key(key)?.ok_or_else(|| Failure::Missing { key: key.clone(), span: expr.span.clone() })
+        }
         Kind::Layer => match environment.layer() {
             Some(layer) => Ok(Value::Int(layer as i64)),
             None => Err(wrong(&expr.span, "`layer` has a value only inside [layer]")),
@@ -70,7 +70,11 @@ pub(super) fn evaluate(expr: &Expr, environment: &dyn Environment) -> Result<Val
             other => other,
         },
         Kind::Choice { condition, then, otherwise } => {
-            if truth(condition, environment, "`if`")? { value(then) } else { value(otherwise) }
+            if truth(condition, environment, "`if`")? {
+                value(then)
+            } else {
+                value(otherwise)
+            }
         }
         Kind::Call(function, arguments) => call(*function, arguments, environment, &expr.span),
     }
@@ -91,7 +95,9 @@ fn element(list: &Expr, items: &Value, index: &Expr, at: &Value) -> Result<Value
         return Err(wrong(&index.span, format!("an index is an int, this is {}: {at}", at.kind())));
     };
     let found = usize::try_from(*at).ok().and_then(|at| items.get(at));
-    found.cloned().ok_or_else(|| wrong(&index.span, format!("index {at} is outside the list's {} elements", items.len())))
+    found
+        .cloned()
+        .ok_or_else(|| wrong(&index.span, format!("index {at} is outside the list's {} elements", items.len())))
 }
 
 fn member(table: &Expr, items: &Value, key: &str, span: &Span) -> Result<Value, Failure> {
@@ -124,7 +130,9 @@ fn binary(
             let found = match (a, b) {
                 (_, Value::List(items)) => items.iter().any(|item| item.same(a)),
                 (Value::Str(key), Value::Table(items)) => items.contains_key(&**key),
-                _ => return Err(wrong(b_span, format!("`in` needs a list, or a key and a table; this is {}", b.kind()))),
+                _ => {
+                    return Err(wrong(b_span, format!("`in` needs a list, or a key and a table; this is {}", b.kind())));
+                }
             };
             Ok(Value::Bool(found == (operator == In)))
         }

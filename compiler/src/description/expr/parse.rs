@@ -64,9 +64,8 @@ struct Token<'a> {
     span: Span,
 }
 
-const SYMBOLS: &[&str] = &[
-    "**", "//", "==", "!=", "<=", ">=", "??", "+", "-", "*", "/", "%", "<", ">", "(", ")", "[", "]", ",", ".",
-];
+const SYMBOLS: &[&str] =
+    &["**", "//", "==", "!=", "<=", ">=", "??", "+", "-", "*", "/", "%", "<", ">", "(", ")", "[", "]", ",", "."];
 
 fn lex<'a>(text: &'a str, locator: &Locator) -> Result<Vec<Token<'a>>, Diagnostic> {
     let mut tokens = Vec::new();
@@ -90,7 +89,8 @@ fn lex<'a>(text: &'a str, locator: &Locator) -> Result<Vec<Token<'a>>, Diagnosti
         } else if let Some(symbol) = SYMBOLS.iter().find(|symbol| rest.starts_with(**symbol)) {
             (TokenKind::Symbol, symbol.len())
         } else {
-            let error = syntax(locator.at(at..at + first.len_utf8()), format!("`{first}` has no meaning in an expression"));
+            let error =
+                syntax(locator.at(at..at + first.len_utf8()), format!("`{first}` has no meaning in an expression"));
             return Err(match first {
                 '=' => error.help("write `==` to compare"),
                 '&' => error.help("write `and`"),
@@ -147,12 +147,7 @@ const COMPARE: &[(&str, Operator)] = &[
 ];
 const ARITHMETIC: [&[(&str, Operator)]; 2] = [
     &[("+", Operator::Add), ("-", Operator::Subtract)],
-    &[
-        ("*", Operator::Multiply),
-        ("/", Operator::Divide),
-        ("//", Operator::FloorDivide),
-        ("%", Operator::Remainder),
-    ],
+    &[("*", Operator::Multiply), ("/", Operator::Divide), ("//", Operator::FloorDivide), ("%", Operator::Remainder)],
 ];
 const RESERVED: &[&str] = &["if", "else", "and", "or", "not", "in"];
 
@@ -167,11 +162,8 @@ impl<'a> Parser<'a, '_> {
             parser.need("else", "`a if condition else b` needs its `else`")?;
             let otherwise = parser.choice()?;
             let span = join(&then, &otherwise);
-            let kind = Kind::Choice {
-                condition: Box::new(condition),
-                then: Box::new(then),
-                otherwise: Box::new(otherwise),
-            };
+            let kind =
+                Kind::Choice { condition: Box::new(condition), then: Box::new(then), otherwise: Box::new(otherwise) };
             Ok(Expr { kind, span })
         })
     }

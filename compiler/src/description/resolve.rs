@@ -159,14 +159,10 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
                 return Err(diagnostics);
             }
         },
-<<<<<<< HEAD
         (None, Some(preset)) => {
             let values = preset.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
             (Config::new(values), format!("[config] of {}", description.source.name))
         }
-=======
-        (None, Some(preset)) => (Config::new(preset.clone()), format!("[config] of {}", description.source.name)),
->>>>>>> main
         (None, None) => {
             let message = format!("{} has no preset [config]: it needs a config.json", description.source.name);
             diagnostics.push(Diagnostic::new(Code::BadConfig, message));

@@ -12,7 +12,7 @@ pub type Span = Range<usize>;
 /// At most this many errors are shown; the rest are counted.
 const SHOWN: usize = 20;
 
-/// The errors found in one description, in the order they were found; never empty where it is returned as an error.
+/// The errors found in one description; never empty where it is returned as an error.
 #[derive(Clone, Debug)]
 pub struct Diagnostics {
     source: Arc<Source>,
@@ -94,7 +94,12 @@ impl Diagnostics {
         }
     }
 
-    /// The errors, in the order they were found.
+    /// Puts the errors in the order of the file; those without a place come first.
+    pub fn sort(&mut self) {
+        self.list.sort_by_key(|diagnostic| diagnostic.labels.first().map(|(span, _)| span.start));
+    }
+
+    /// The errors, in order.
     pub fn list(&self) -> &[Diagnostic] {
         &self.list
     }

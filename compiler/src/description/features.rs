@@ -40,9 +40,9 @@ enum Harmless {
 use Harmless::{All, Bool, Number, Ones, Text};
 
 const FEATURES: &[Feature] = &[
-    feature("activation_function", &[], "the activation function"),
-    feature("hidden_act", &[], "the activation function"),
-    feature("hidden_activation", &[], "the activation function"),
+    feature("activation_function", &[], "a choice of the activation"),
+    feature("hidden_act", &[], "a choice of the activation"),
+    feature("hidden_activation", &[], "a choice of the activation"),
     feature("add_bias_linear", &[Bool(false)], "biases"),
     feature("add_qkv_bias", &[Bool(false)], "biases of q, k and v"),
     feature("attention_bias", &[Bool(false)], "biases of the attention's projections"),
@@ -51,7 +51,7 @@ const FEATURES: &[Feature] = &[
     feature("qkv_bias", &[Bool(false)], "biases of q, k and v"),
     feature("use_bias", &[Bool(false)], "biases"),
     feature("use_qkv_bias", &[Bool(false)], "biases of q, k and v"),
-    feature("tie_word_embeddings", &[], "whether the head shares the embedding's weight"),
+    feature("tie_word_embeddings", &[], "a choice of the head's weight"),
     feature("attention_chunk_size", &[], "chunked attention"),
     feature("layer_types", &[All("full_attention")], "a kind of attention for each layer"),
     feature("max_window_layers", &[], "layers with sliding windows"),

@@ -23,12 +23,13 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
     let name = reader.string(name_value, "the name of an operation")?;
     let Some(signature) = Signature::find(&name) else {
         let names: Vec<&str> = SIGNATURES.iter().map(|signature| signature.op.name()).collect();
-        reader.push(
-            Diagnostic::new(Code::UnknownOp, format!("there is no operation `{name}`"))
-                .at(name_value.span(), "unknown operation")
-                .suggest(&name, names.iter().copied())
-                .help(format!("operations: {}", names.join(", "))),
-        );
+        let diagnostic = Diagnostic::new(Code::UnknownOp, format!("there is no operation `{name}`"))
+            .at(name_value.span(), "unknown operation")
+            .suggest(&name, names.iter().copied());
+        reader.push(match diagnostic.helps.is_empty() {
+            true => diagnostic.help(format!("operations: {}", names.join(", "))),
+            false => diagnostic,
+        });
         return None;
     };
     let keys: Vec<&str> = signature.keys().collect();

@@ -36,7 +36,8 @@ pub struct Description {
     /// The `architectures` of config.json that it describes.
     pub serves: Vec<String>,
     source: Arc<Source>,
-    preset: Option<BTreeMap<String, Value>>,
+    /// Each value with its key's place.
+    preset: Option<BTreeMap<String, (Value, Span)>>,
     derive: BTreeMap<String, Expr>,
     expect: Vec<Expectation>,
     count: Expr,

@@ -19,18 +19,23 @@ pub(super) fn read(text: &str, file_name: &str) -> Result<Description, Diagnosti
     let source = Arc::new(Source { name: file_name.to_owned(), text: text.to_owned() });
     let mut reader = Reader { source: source.clone(), diagnostics: Diagnostics::new(source.clone()) };
     let (document, errors) = DeTable::parse_recoverable(text);
+    let mut lines = BTreeSet::new();
     for error in errors {
         let diagnostic = Diagnostic::new(Code::TomlSyntax, format!("not valid TOML: {}", error.message()));
-        reader.push(match error.span() {
-            Some(span) => diagnostic.at(span, ""),
-            None => diagnostic,
-        });
+        match error.span() {
+            // A second error on a line is an echo of the first.
+            Some(span) if !lines.insert(text[..span.start].matches('\n').count()) => {}
+            Some(span) => reader.push(diagnostic.at(span, "")),
+            None => reader.push(diagnostic),
+        }
     }
+    reader.diagnostics.sort();
     // What was recovered from a broken file would only make echoes of the first errors.
     if !reader.diagnostics.is_empty() {
         return Err(reader.diagnostics);
     }
     let description = reader.description(document.get_ref());
+    reader.diagnostics.sort();
     match description {
         Some(description) => reader.diagnostics.into_result(description),
         None => Err(reader.diagnostics),
@@ -47,10 +52,12 @@ const TOP_KEYS: &[&str] = &["schema", "name", "serves", "config", "derive", "exp
 
 impl Reader {
     fn description(&mut self, top: &DeTable<'_>) -> Option<Description> {
+        let source = self.source.clone();
+        let file = source.name.as_str();
         self.schema(top)?;
         self.known_keys(top, TOP_KEYS, "a description");
-        let name = self.needed(top, "name", 0..0, "the file").and_then(|value| self.identifier(value, "a name"));
-        let serves = self.needed(top, "serves", 0..0, "the file").and_then(|value| self.identifiers(value));
+        let name = self.needed(top, "name", 0..0, file).and_then(|value| self.identifier(value, "a name"));
+        let serves = self.needed(top, "serves", 0..0, file).and_then(|value| self.identifiers(value));
         let preset = top.get("config").and_then(|value| self.table(value)).map(|table| self.preset(table));
         let derive = top.get("derive").and_then(|value| self.table(value)).map(|table| self.derive(table));
         let expect = top.get("expect").and_then(|value| self.table(value)).map(|table| self.expect(table, &[]));
@@ -58,7 +65,7 @@ impl Reader {
         let sections: Vec<Option<Section>> = [Place::Embed, Place::Layer, Place::Head]
             .into_iter()
             .map(|place| {
-                let value = self.needed(top, place.name(), 0..0, "the file")?;
+                let value = self.needed(top, place.name(), 0..0, file)?;
                 let table = self.table(value)?;
                 if place == Place::Layer {
                     count = self.needed(table, "count", value.span(), "[layer]").and_then(|v| self.expression(v));
@@ -68,20 +75,22 @@ impl Reader {
             .collect();
         let sections: Vec<Section> = sections.into_iter().collect::<Option<_>>()?;
         flow::check(&sections, &mut self.diagnostics);
-        let preset = preset.unwrap_or_default();
         let mut description = Description {
             name: name?,
             serves: serves?,
             source: self.source.clone(),
-            preset: (!preset.is_empty())
-                .then(|| preset.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect()),
+            preset,
             derive: BTreeMap::new(),
             expect: expect.unwrap_or_default(),
             count: count?,
             sections,
             mentioned: BTreeSet::new(),
         };
-        let spans = self.adopt_derive(&mut description, derive.unwrap_or_default());
+        let mut spans = BTreeMap::new();
+        for (key, span, expr) in derive.unwrap_or_default() {
+            spans.insert(key.clone(), span);
+            description.derive.insert(key, expr);
+        }
         description.mentioned = mentioned(&description);
         self.cycles(&description, &spans);
         for (key, span) in spans.iter().filter(|(key, _)| !description.mentioned.contains(*key)) {
@@ -91,20 +100,12 @@ impl Reader {
                     .suggest(key, description.mentioned.iter().map(String::as_str)),
             );
         }
-        for (key, (_, span)) in preset.iter().filter(|(key, _)| !description.mentioned.contains(*key)) {
-            if !features::is_known(key) {
-                self.push(
-                    Diagnostic::new(Code::UnusedPreset, format!("nothing reads the key `{key}` of [config]"))
-                        .at(span.clone(), "")
-                        .suggest(key, description.mentioned.iter().map(String::as_str)),
-                );
-            }
-        }
         Some(description)
     }
 
     fn schema(&mut self, top: &DeTable<'_>) -> Option<()> {
-        let value = self.needed(top, "schema", 0..0, "the file")?;
+        let file = self.source.name.clone();
+        let value = self.needed(top, "schema", 0..0, &file)?;
         match self.plain(value)? {
             Value::Int(SCHEMA) => Some(()),
             other => {
@@ -149,19 +150,6 @@ impl Reader {
             }
         }
         derived
-    }
-
-    fn adopt_derive(
-        &mut self,
-        description: &mut Description,
-        derive: Vec<(String, Span, Expr)>,
-    ) -> BTreeMap<String, Span> {
-        let mut spans = BTreeMap::new();
-        for (key, span, expr) in derive {
-            spans.insert(key.clone(), span);
-            description.derive.insert(key, expr);
-        }
-        spans
     }
 
     fn expect(&mut self, table: &DeTable<'_>, path: &[String]) -> Vec<Expectation> {
@@ -317,7 +305,9 @@ impl Reader {
     ) -> Option<&'a Spanned<DeValue<'i>>> {
         let found = table.get(key);
         if found.is_none() {
-            let diagnostic = Diagnostic::new(Code::MissingKey, format!("{what} has no `{key}`")).at(span, "");
+            let diagnostic = Diagnostic::new(Code::MissingKey, format!("{what} has no `{key}`"));
+            // What the file as a whole lacks has no place in it.
+            let diagnostic = if span.is_empty() { diagnostic } else { diagnostic.at(span, "") };
             self.push(diagnostic.suggest(key, table.iter().map(|(key, _)| &**key.get_ref())));
         }
         found

@@ -159,7 +159,10 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
                 return Err(diagnostics);
             }
         },
-        (None, Some(preset)) => (Config::new(preset.clone()), format!("[config] of {}", description.source.name)),
+        (None, Some(preset)) => {
+            let values = preset.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
+            (Config::new(values), format!("[config] of {}", description.source.name))
+        }
         (None, None) => {
             let message = format!("{} has no preset [config]: it needs a config.json", description.source.name);
             diagnostics.push(Diagnostic::new(Code::BadConfig, message));
@@ -177,7 +180,12 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
     let calls = layers.map(|layers| resolver.calls(layers)).unwrap_or_default();
     let facts = resolver.facts(layers.unwrap_or(0), architecture, &calls);
     let unread = resolver.unread();
-    let Resolver { diagnostics, .. } = resolver;
+    // A name misspelt where it is read is a missing key already.
+    if json.is_none() && resolver.diagnostics.is_empty() {
+        resolver.unused_preset();
+    }
+    let Resolver { mut diagnostics, .. } = resolver;
+    diagnostics.sort();
     diagnostics.into_result(())?;
     let facts = facts.expect("facts are absent only where an error says so");
     Ok(Resolved { name: description.name.clone(), facts, calls, unread, source: description.source.clone() })
@@ -292,6 +300,17 @@ impl Resolver<'_> {
     fn unread(&self) -> Vec<String> {
         let read = |key: &str| self.is_mentioned(key) || features::is_known(key);
         self.config.iter().map(|(key, _)| key).filter(|key| !read(key)).map(str::to_owned).collect()
+    }
+
+    fn unused_preset(&mut self) {
+        for (key, (_, span)) in self.description.preset.iter().flatten() {
+            if !self.is_mentioned(key) && !features::is_known(key) {
+                let message = format!("nothing reads the key `{key}` of [config]");
+                let known = self.description.mentioned.iter().map(String::as_str);
+                self.diagnostics
+                    .push(Diagnostic::new(Code::UnusedPreset, message).at(span.clone(), "").suggest(key, known));
+            }
+        }
     }
 
     fn layers(&mut self) -> Option<usize> {
@@ -481,7 +500,10 @@ impl Resolver<'_> {
                 .note(format!("{} asks for it", self.origin))
                 .help("supported types are \"linear\", \"llama3\" and \"yarn\""),
             Refusal::Missing(key) => {
-                return self.fail(Failure::Missing { key, span: span.clone() }, None);
+                let message = format!("{} has no key `{key}`", self.origin);
+                Diagnostic::new(Code::MissingConfigKey, message)
+                    .at(span.clone(), "needed here")
+                    .help("a scaling of this type needs it: add it to the configuration")
             }
             Refusal::WrongType(message) => {
                 Diagnostic::new(Code::BadConfig, format!("{message} in {}", self.origin)).at(span.clone(), "")

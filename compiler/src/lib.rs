@@ -2,5 +2,10 @@
 //!
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
+pub mod artifact;
+pub mod build;
+pub mod description;
+pub mod emit;
 pub mod ir;
 pub mod passes;
+pub mod plan;

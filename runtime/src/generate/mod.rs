@@ -1,0 +1,3 @@
+//! Text to tokens and back: the tokenizer and the chat template.
+pub mod chat;
+pub mod tokenizer;

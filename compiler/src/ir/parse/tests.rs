@@ -151,9 +151,9 @@ fn the_readable_shape_of_fused_ops() {
 %0 = input "x" : f32[T, 64]
 %1 = weight "n" : bf16[64]
 %2, %3, %4 = norm_matmul %0 %1 %1 %1 %1 %1 %1 {norm=rms_norm(eps=1e-5), biases=[0, 1, 1]} : f32[T, 4, 16], f32[T, 2, 16], f32[T, 2, 16] @0
-%5 = norm_matmul_gated %0 %1 %1 %1 {norm=rms_norm(eps=1e-6, offset=1), activation=silu} : f32[T, 128]
-%6, %7, %8 = norm_rope_append_attention_proj_add %2 %3 %4 %1 %1 %1 %1 %1 %1 %0 {scale=0.25, window=8, q_norm=rms_norm(eps=1e-5), k_norm=rms_norm(eps=1e-5), rope=rope(theta=500000, dim=16, scaling=llama3(factor=32, low_freq_factor=1, high_freq_factor=4, original=8192))} : f32[T, 64], bf16[C, 2, 16], bf16[C, 2, 16] @0
-return %6, %7, %5
+%5, %6, %7 = norm_rope_append_attention_proj_add %2 %3 %4 %1 %1 %1 %1 %1 %1 %0 {scale=0.25, window=8, q_norm=rms_norm(eps=1e-5), k_norm=rms_norm(eps=1e-5), rope=rope(theta=500000, dim=16, scaling=llama3(factor=32, low_freq_factor=1, high_freq_factor=4, original=8192))} : f32[T, 64], bf16[C, 2, 16], bf16[C, 2, 16] @0
+%8 = norm_matmul_gated %0 %1 %1 %1 {norm=rms_norm(eps=1e-6, offset=1), activation=silu} : f32[T, 128]
+return %5, %6, %8
 "#;
     assert_eq!(Graph::parse(text).expect("it is a graph").to_string(), text);
 }

@@ -50,7 +50,7 @@ fn outputs_and_operands_must_exist() {
 
     let (mut graph, x, add) = one_add();
     graph.outputs = vec![x];
-    graph.remove_dead();
+    graph.remove_unused(vec![add]);
     graph.outputs = vec![add.result(0)];
     let error = verify(&graph).expect_err("the node was removed");
     assert_eq!(error.message, "output 0 is of a node that the graph lacks");

@@ -307,8 +307,8 @@ impl Resolver<'_> {
             if !self.is_mentioned(key) && !features::is_known(key) {
                 let message = format!("nothing reads the key `{key}` of [config]");
                 let known = self.description.mentioned.iter().map(String::as_str);
-                self.diagnostics
-                    .push(Diagnostic::new(Code::UnusedPreset, message).at(span.clone(), "").suggest(key, known));
+                let diagnostic = Diagnostic::new(Code::UnusedPreset, message).at(span.clone(), "");
+                self.diagnostics.push(diagnostic.suggest(key, known).help("remove it, or let an expression read it"));
             }
         }
     }

@@ -103,7 +103,7 @@ pub const SIGNATURES: &[Signature] = &[
 /// Values that exist before the first operation.
 pub const INPUTS: &[&str] = &["tokens", "positions"];
 
-/// The value that [head] must define.
+/// The value that `[head]` must define.
 pub const RESULT: &str = "logits";
 
 /// What one operation takes.

@@ -45,9 +45,9 @@ pub struct Call {
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AttrValue {
-    /// At least 1.
+    /// From 1 to 2^30.
     Count(usize),
-    /// A finite number.
+    /// A number, finite in f32 too.
     Float(f64),
     /// A flag.
     Bool(bool),

@@ -35,7 +35,7 @@ impl Resolver<'_> {
     pub(super) fn facts(&mut self, num_layers: usize, architecture: Option<String>, calls: &[Call]) -> Option<Facts> {
         let vocab_size = self.fact("vocab_size")?;
         let Some(vocab_size) = count_of(&vocab_size) else {
-            let message = format!("`vocab_size` in {} is not an int of at least 1: {vocab_size}", self.origin);
+            let message = format!("`vocab_size` in {} is not an int from 1 to 2^30: {vocab_size}", self.origin);
             self.diagnostics.push(Diagnostic::new(Code::BadConfig, message));
             return None;
         };
@@ -86,9 +86,13 @@ impl Resolver<'_> {
     }
 }
 
-fn count_of(value: &Value) -> Option<usize> {
+/// Sizes are at most this, so that the product of two of them, in bytes, is far from overflowing.
+const MAX_COUNT: i64 = 1 << 30;
+
+/// A size: an int from 1 to 2^30.
+pub(super) fn count_of(value: &Value) -> Option<usize> {
     match value {
-        Value::Int(count) if *count >= 1 => usize::try_from(*count).ok(),
+        Value::Int(count) if (1..=MAX_COUNT).contains(count) => usize::try_from(*count).ok(),
         _ => None,
     }
 }

@@ -6,6 +6,7 @@ use super::call::{ACTIVATIONS, AttrValue, Call, Resolved};
 use super::config::Config;
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Span};
 use super::expr::{Environment, Expr, Failure};
+use super::facts::count_of;
 use super::features;
 use super::rope::{Refusal, RopeScaling};
 use super::signature::{Attribute, Default, INPUTS, Kind};
@@ -329,8 +330,8 @@ impl Resolver<'_> {
 
     fn typed(&mut self, value: &Value, kind: Kind, span: &Span) -> Option<AttrValue> {
         let typed = match (kind, value) {
-            (Kind::Count, Value::Int(count)) if *count >= 1 => usize::try_from(*count).ok().map(AttrValue::Count),
-            (Kind::Float, value) => value.number().filter(|number| number.is_finite()).map(AttrValue::Float),
+            (Kind::Count, value) => count_of(value).map(AttrValue::Count),
+            (Kind::Float, value) => value.number().filter(|number| (*number as f32).is_finite()).map(AttrValue::Float),
             (Kind::Bool, Value::Bool(flag)) => Some(AttrValue::Bool(*flag)),
             (Kind::Activation, Value::Str(name)) => match ACTIVATIONS.iter().find(|(known, _)| **known == **name) {
                 Some((_, activation)) => Some(AttrValue::Activation(*activation)),

@@ -296,7 +296,7 @@ impl Resolver<'_> {
         if let Some(expr) = chosen {
             let value = self.evaluate(expr, layer)?;
             if value != Value::Null {
-                return self.typed(&value, attribute.kind, &expr.span);
+                return self.typed(&value, attribute.kind, &expr.span, "");
             }
         }
         let key = match attribute.default {
@@ -315,7 +315,10 @@ impl Resolver<'_> {
         };
         let names = self.names(layer);
         match names.key(key) {
-            Ok(Some(value)) => self.typed(&value, attribute.kind, &line.span),
+            Ok(Some(value)) => {
+                let label = format!("`{}` is `{key}` unless given", attribute.name);
+                self.typed(&value, attribute.kind, &line.span, &label)
+            }
             Ok(None) => {
                 let failure = Failure::Missing { key: key.to_owned(), span: line.span.clone() };
                 self.fail(failure, Some(format!("the default of `{}`", attribute.name)));
@@ -328,7 +331,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn typed(&mut self, value: &Value, kind: Kind, span: &Span) -> Option<AttrValue> {
+    fn typed(&mut self, value: &Value, kind: Kind, span: &Span, label: &str) -> Option<AttrValue> {
         let typed = match (kind, value) {
             (Kind::Count, value) => count_of(value).map(AttrValue::Count),
             (Kind::Float, value) => value.number().filter(|number| (*number as f32).is_finite()).map(AttrValue::Float),
@@ -360,7 +363,7 @@ impl Resolver<'_> {
         };
         if typed.is_none() {
             let message = format!("{} is needed here, this is {}: {value}", kind.needs(), value.kind());
-            self.diagnostics.push(Diagnostic::new(Code::WrongType, message).at(span.clone(), ""));
+            self.diagnostics.push(Diagnostic::new(Code::WrongType, message).at(span.clone(), label));
         }
         typed
     }

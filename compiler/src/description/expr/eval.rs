@@ -131,7 +131,10 @@ fn binary(
                 (_, Value::List(items)) => items.iter().any(|item| item.same(a)),
                 (Value::Str(key), Value::Table(items)) => items.contains_key(&**key),
                 _ => {
-                    return Err(wrong(b_span, format!("`in` needs a list, or a key and a table; this is {}", b.kind())));
+                    return Err(wrong(
+                        b_span,
+                        format!("`in` needs a list, or a key and a table; this is {}", b.kind()),
+                    ));
                 }
             };
             Ok(Value::Bool(found == (operator == In)))

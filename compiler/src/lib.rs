@@ -4,4 +4,10 @@
 
 pub mod artifact;
 pub mod build;
+pub mod compile;
+pub mod description;
+pub mod emit;
 pub mod ir;
+pub mod lower;
+pub mod passes;
+pub mod plan;

@@ -9,6 +9,7 @@
 mod driver;
 mod gpu;
 mod graph;
+pub mod host_map;
 mod memory;
 mod module;
 mod stream;

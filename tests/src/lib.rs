@@ -1,1 +1,5 @@
 //! tests
+
+mod nvrtc;
+
+pub use nvrtc::nvrtc;

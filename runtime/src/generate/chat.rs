@@ -27,10 +27,7 @@ pub struct Message {
 impl Message {
     /// A message of a role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message {
-            role: role.into(),
-            content: content.into(),
-        }
+        Message { role: role.into(), content: content.into() }
     }
 }
 
@@ -71,13 +68,9 @@ impl ChatTemplate {
             return Ok(None);
         };
         let mut specials = Map::new();
-        for (key, id) in SPECIALS
-            .into_iter()
-            .zip(["bos", "eos", "unknown", "padding"])
-        {
-            let id = metadata
-                .unsigned(&format!("tokenizer.ggml.{id}_token_id"))
-                .and_then(|id| usize::try_from(id).ok());
+        for (key, id) in SPECIALS.into_iter().zip(["bos", "eos", "unknown", "padding"]) {
+            let id =
+                metadata.unsigned(&format!("tokenizer.ggml.{id}_token_id")).and_then(|id| usize::try_from(id).ok());
             let tokens = metadata.list("tokenizer.ggml.tokens").unwrap_or_default();
             if let Some(gguf::Value::Text(token)) = id.and_then(|id| tokens.get(id)) {
                 specials.insert(key.to_owned(), json!(token));
@@ -89,24 +82,13 @@ impl ChatTemplate {
     /// A template from its source. `specials` are variables that it may use, `bos_token` and `eos_token` above all.
     pub fn new(source: &str, specials: Map<String, Value>) -> Result<ChatTemplate> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the usual delimiters are valid"));
         python::imitate(&mut environment);
         environment
             .add_template_owned(NAME, without_generation_blocks(source))
-            .map_err(|error| {
-                anyhow!(
-                    "the chat template is not one that can be read: {}",
-                    explain(&error)
-                )
-            })?;
-        Ok(ChatTemplate {
-            environment,
-            specials,
-        })
+            .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
+        Ok(ChatTemplate { environment, specials })
     }
 
     /// The text of a conversation. `add_generation_prompt` ends it with the start of the assistant's turn.
@@ -128,17 +110,9 @@ impl ChatTemplate {
         context.insert("documents".to_owned(), Value::Null);
         context.extend(variables);
         context.insert("messages".to_owned(), messages);
-        context.insert(
-            "add_generation_prompt".to_owned(),
-            json!(add_generation_prompt),
-        );
-        let template = self
-            .environment
-            .get_template(NAME)
-            .expect("the constructor adds the template");
-        template
-            .render(Serde(&context))
-            .map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
+        context.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
+        let template = self.environment.get_template(NAME).expect("the constructor adds the template");
+        template.render(Serde(&context)).map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
     }
 
     fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {
@@ -146,19 +120,13 @@ impl ChatTemplate {
         let config = read_optional_json(&config_path)?;
         let file = directory.join("chat_template.jinja");
         let source = if file.exists() {
-            std::fs::read_to_string(&file)
-                .with_context(|| format!("cannot read {}", file.display()))?
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
         } else {
             match config.get("chat_template") {
                 None | Some(Value::Null) => return Ok(None),
                 Some(Value::String(source)) => source.clone(),
-                Some(Value::Array(named)) => {
-                    default_of(named).with_context(|| config_path.display().to_string())?
-                }
-                Some(_) => bail!(
-                    "{}: chat_template is neither text nor a list",
-                    config_path.display()
-                ),
+                Some(Value::Array(named)) => default_of(named).with_context(|| config_path.display().to_string())?,
+                Some(_) => bail!("{}: chat_template is neither text nor a list", config_path.display()),
             }
         };
         let text = |key: &str| Some((key.to_owned(), json!(special_text(&config, key)?)));
@@ -170,13 +138,9 @@ impl ChatTemplate {
 
 /// The template called "default" of a list of named ones.
 fn default_of(named: &[Value]) -> Result<String> {
-    let template = named
-        .iter()
-        .find(|template| template.get("name").is_some_and(|name| name == "default"));
+    let template = named.iter().find(|template| template.get("name").is_some_and(|name| name == "default"));
     let source = template.and_then(|template| template.get("template")?.as_str());
-    Ok(source
-        .context("chat_template has no template called 'default'")?
-        .to_owned())
+    Ok(source.context("chat_template has no template called 'default'")?.to_owned())
 }
 
 /// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's words for training, by a condition that always holds; the marks
@@ -189,9 +153,7 @@ fn without_generation_blocks(source: &str) -> String {
             break;
         };
         let inside = &rest[start + 2..start + length];
-        let trimmed = inside
-            .trim_start_matches(['-', '+'])
-            .trim_end_matches(['-', '+']);
+        let trimmed = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
         let replacement = match trimmed.trim() {
             "generation" => Some("if true"),
             "endgeneration" => Some("endif"),
@@ -209,12 +171,8 @@ fn without_generation_blocks(source: &str) -> String {
 
 /// A template error as one line: what, and the line of the template.
 fn explain(error: &minijinja::Error) -> String {
-    let detail = error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_owned);
-    error.line().map_or(detail.clone(), |line| {
-        format!("{detail} (line {line} of the template)")
-    })
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or(detail.clone(), |line| format!("{detail} (line {line} of the template)"))
 }
 
 #[cfg(test)]

@@ -33,12 +33,8 @@ impl Tokenizer {
     /// The tokenizer that lies with a checkpoint. Fails for a checkpoint in memory, which has none.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Tokenizer> {
         match (checkpoint.gguf_metadata(), checkpoint.path()) {
-            (Some(metadata), path) => Tokenizer::from_gguf(metadata).with_context(|| {
-                format!(
-                    "the tokenizer of {}",
-                    path.unwrap_or(Path::new("the GGUF file")).display()
-                )
-            }),
+            (Some(metadata), path) => Tokenizer::from_gguf(metadata)
+                .with_context(|| format!("the tokenizer of {}", path.unwrap_or(Path::new("the GGUF file")).display())),
             (None, Some(directory)) => Tokenizer::from_directory(directory),
             (None, None) => bail!("a checkpoint in memory has no tokenizer"),
         }
@@ -51,45 +47,20 @@ impl Tokenizer {
 
     /// A tokenizer from the bytes of a tokenizer.json, with what its model's other files say: `tokenizer_config` is tokenizer_config.json (null where
     /// there is none), `configs` are those that may hold `bos_token_id` and `eos_token_id` (generation_config.json, config.json).
-    pub fn from_bytes(
-        tokenizer_json: &[u8],
-        tokenizer_config: &Value,
-        configs: &[&Value],
-    ) -> Result<Tokenizer> {
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config: &Value, configs: &[&Value]) -> Result<Tokenizer> {
         let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
             .map_err(|error| anyhow!("not a usable tokenizer.json: {error}"))?;
-        inner
-            .with_truncation(None)
-            .map_err(|error| anyhow!("{error}"))?;
+        inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
         inner.with_padding(None);
 
-        let named = |key: &str| {
-            special_text(tokenizer_config, key).and_then(|text| inner.token_to_id(text))
-        };
-        let bos = named("bos_token").or_else(|| {
-            configs
-                .iter()
-                .find_map(|config| ids(config, "bos_token_id").next())
-        });
-        let mut eos: BTreeSet<u32> = configs
-            .iter()
-            .flat_map(|config| ids(config, "eos_token_id"))
-            .collect();
+        let named = |key: &str| special_text(tokenizer_config, key).and_then(|text| inner.token_to_id(text));
+        let bos = named("bos_token").or_else(|| configs.iter().find_map(|config| ids(config, "bos_token_id").next()));
+        let mut eos: BTreeSet<u32> = configs.iter().flat_map(|config| ids(config, "eos_token_id")).collect();
         eos.extend(named("eos_token"));
 
-        let mut tokenizer = Tokenizer {
-            inner,
-            bos,
-            eos,
-            bos_prefix: None,
-            pipeline_specials: true,
-        };
-        let pipeline_adds_bos =
-            bos.is_some() && tokenizer.encode("", true)?.first().copied() == bos;
-        match tokenizer_config
-            .get("add_bos_token")
-            .and_then(Value::as_bool)
-        {
+        let mut tokenizer = Tokenizer { inner, bos, eos, bos_prefix: None, pipeline_specials: true };
+        let pipeline_adds_bos = bos.is_some() && tokenizer.encode("", true)?.first().copied() == bos;
+        match tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
             Some(true) if !pipeline_adds_bos => tokenizer.bos_prefix = bos,
             Some(false) if pipeline_adds_bos => tokenizer.pipeline_specials = false,
             _ => {}
@@ -100,32 +71,20 @@ impl Tokenizer {
     /// The ids of a text. Special tokens written out in the text (`<|im_start|>`) become their ids in either case; `add_special` also puts the
     /// tokens around it that the model expects of a plain text, such as bos. A rendered chat has its own: encode it with `false`.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special && self.pipeline_specials);
+        let encoding = self.inner.encode_fast(text, add_special && self.pipeline_specials);
         let encoding = encoding.map_err(|error| anyhow!("cannot tokenize the text: {error}"))?;
         let prefix = self.bos_prefix.filter(|_| add_special);
-        Ok(prefix
-            .into_iter()
-            .chain(encoding.get_ids().iter().copied())
-            .collect())
+        Ok(prefix.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
 
     /// The text of some ids; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out. Ids beyond the vocabulary are left out.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|error| anyhow!("cannot turn the tokens into text: {error}"))
+        self.inner.decode(ids, skip_special).map_err(|error| anyhow!("cannot turn the tokens into text: {error}"))
     }
 
     /// A decoder that takes one id at a time and gives text as soon as it is whole.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
-        DecodeStream {
-            tokenizer: self,
-            skip_special,
-            ids: Vec::new(),
-            given: 0,
-        }
+        DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0 }
     }
 
     /// The token that starts a text, where the model has one (whether or not `encode` adds it).
@@ -165,8 +124,7 @@ impl Tokenizer {
             "{}: there is no tokenizer.json; save the model's tokenizer with transformers (AutoTokenizer.save_pretrained), which writes it",
             directory.display()
         );
-        let bytes =
-            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let tokenizer_config = read_optional_json(&directory.join("tokenizer_config.json"))?;
         let generation = read_optional_json(&directory.join("generation_config.json"))?;
         let config = read_optional_json(&directory.join("config.json"))?;
@@ -199,13 +157,8 @@ impl DecodeStream<'_> {
             self.ids.pop();
             return Ok(String::new());
         }
-        let whole = !after.ends_with(char::REPLACEMENT_CHARACTER)
-            || self.ids.len() - self.given >= Self::HELD;
-        Ok(if whole {
-            self.give(&before, &after)
-        } else {
-            String::new()
-        })
+        let whole = !after.ends_with(char::REPLACEMENT_CHARACTER) || self.ids.len() - self.given >= Self::HELD;
+        Ok(if whole { self.give(&before, &after) } else { String::new() })
     }
 
     /// The text still held back when no id follows: incomplete bytes as U+FFFD.
@@ -234,13 +187,8 @@ pub(super) fn special_text<'a>(tokenizer_config: &'a Value, key: &str) -> Option
 /// The id or the list of ids under a key.
 fn ids<'a>(config: &'a Value, key: &str) -> impl Iterator<Item = u32> + 'a {
     let value = config.get(key);
-    let list = value
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
-    value
-        .into_iter()
-        .chain(list)
-        .filter_map(|id| u32::try_from(id.as_u64()?).ok())
+    let list = value.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    value.into_iter().chain(list).filter_map(|id| u32::try_from(id.as_u64()?).ok())
 }
 
 /// The JSON of a file, null where there is no such file.

@@ -13,40 +13,25 @@ impl Checkpoint {
     /// Left-over tensors are fine where `ignorable` says so, where they are buffers that older files carry (`rotary_emb.inv_freq`, `attn.masked_bias`), or
     /// where they are the `lm_head.weight` of a model whose config ties it to the embedding. All that is wrong comes in one error: missing tensors with
     /// the left-over name that they may be, wrong shapes with both shapes, and the rest of the left-overs; at most 8 lines and a count.
-    pub fn account(
-        &self,
-        required: &[(String, Vec<usize>)],
-        ignorable: impl Fn(&str) -> bool,
-    ) -> Result<()> {
-        let required: BTreeMap<&str, &[usize]> = required
-            .iter()
-            .map(|(name, shape)| (name.as_str(), shape.as_slice()))
-            .collect();
-        let tied = self
-            .config
-            .get("tie_word_embeddings")
-            .and_then(|tied| tied.as_bool())
-            .unwrap_or(false);
+    pub fn account(&self, required: &[(String, Vec<usize>)], ignorable: impl Fn(&str) -> bool) -> Result<()> {
+        let required: BTreeMap<&str, &[usize]> =
+            required.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+        let tied = self.config.get("tie_word_embeddings").and_then(|tied| tied.as_bool()).unwrap_or(false);
         let harmless = |name: &str| {
             name.ends_with("rotary_emb.inv_freq")
                 || name.ends_with("attn.masked_bias")
                 || (tied && name == "lm_head.weight")
                 || ignorable(name)
         };
-        let mut unexpected: BTreeSet<&str> = self
-            .names()
-            .filter(|name| !required.contains_key(name) && !harmless(name))
-            .collect();
+        let mut unexpected: BTreeSet<&str> =
+            self.names().filter(|name| !required.contains_key(name) && !harmless(name)).collect();
 
         let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
         for (&name, &shape) in &required {
             match self.tensors.get(name) {
                 None => missing.push((name, shape)),
                 Some(tensor) if tensor.shape != shape => {
-                    misshapen.push(format!(
-                        "wrong shape: {name} is {:?} and the model needs {shape:?}",
-                        tensor.shape
-                    ));
+                    misshapen.push(format!("wrong shape: {name} is {:?} and the model needs {shape:?}", tensor.shape));
                 }
                 Some(_) => {}
             }
@@ -55,19 +40,14 @@ impl Checkpoint {
             return Ok(());
         }
 
-        let kinds = [missing.len(), misshapen.len(), unexpected.len()]
-            .iter()
-            .filter(|&&length| length > 0)
-            .count();
+        let kinds = [missing.len(), misshapen.len(), unexpected.len()].iter().filter(|&&length| length > 0).count();
         let each = LISTED / kinds;
         let mut lines = Vec::new();
         for &(name, shape) in missing.iter().take(each) {
             let near = nearest(name, unexpected.iter().copied());
             lines.push(format!(
                 "missing: {name} {shape:?}{}",
-                near.map_or(String::new(), |near| format!(
-                    " (the checkpoint has {near}: did you mean that?)"
-                ))
+                near.map_or(String::new(), |near| format!(" (the checkpoint has {near}: did you mean that?)"))
             ));
             if let Some(near) = near {
                 unexpected.remove(near);
@@ -76,27 +56,17 @@ impl Checkpoint {
         let count = missing.len() + misshapen.len() + unexpected.len();
         lines.extend(misshapen.into_iter().take(each));
         lines.extend(
-            unexpected
-                .iter()
-                .take(each)
-                .map(|name| format!("unexpected: {name} {:?}", self.tensors[*name].shape)),
+            unexpected.iter().take(each).map(|name| format!("unexpected: {name} {:?}", self.tensors[*name].shape)),
         );
         if count > lines.len() {
             lines.push(format!("and {} more", count - lines.len()));
         }
-        bail!(
-            "{}: its tensors are not those of the model\n  {}",
-            self.origin,
-            lines.join("\n  ")
-        );
+        bail!("{}: its tensors are not those of the model\n  {}", self.origin, lines.join("\n  "));
     }
 }
 
 /// The candidate with the fewest edits from `name`, the first of equals, where at most a quarter of it needs editing.
-pub(super) fn nearest<'a>(
-    name: &str,
-    candidates: impl Iterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = (name.len() / 4).max(2);
     let close = candidates.filter(|candidate| candidate.len().abs_diff(name.len()) <= allowed);
     close
@@ -126,18 +96,12 @@ mod tests {
     use serde_json::json;
 
     fn checkpoint(tensors: &[(&str, &[usize])]) -> Checkpoint {
-        let shapes: Vec<_> = tensors
-            .iter()
-            .map(|(name, shape)| (name.to_string(), shape.to_vec()))
-            .collect();
+        let shapes: Vec<_> = tensors.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
         Checkpoint::dummy(json!({ "tie_word_embeddings": true }), &shapes, 1)
     }
 
     fn required(tensors: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
-        tensors
-            .iter()
-            .map(|(name, shape)| (name.to_string(), shape.to_vec()))
-            .collect()
+        tensors.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect()
     }
 
     #[test]
@@ -148,14 +112,8 @@ mod tests {
             ("model.layers.0.self_attn.rotary_emb.inv_freq", &[4]),
             ("extra", &[1]),
         ]);
-        checkpoint
-            .account(&required(&[("a", &[2])]), |name| name == "extra")
-            .unwrap();
-        assert!(
-            checkpoint
-                .account(&required(&[("a", &[2])]), |_| false)
-                .is_err()
-        );
+        checkpoint.account(&required(&[("a", &[2])]), |name| name == "extra").unwrap();
+        assert!(checkpoint.account(&required(&[("a", &[2])]), |_| false).is_err());
     }
 
     #[test]
@@ -170,10 +128,7 @@ mod tests {
             ("model.layers.0.self_attn.q_prj.weight", &[4, 4]),
             ("model.norm.weight", &[4]),
         ]);
-        let message = checkpoint
-            .account(&needs, |_| false)
-            .unwrap_err()
-            .to_string();
+        let message = checkpoint.account(&needs, |_| false).unwrap_err().to_string();
         assert_eq!(
             message,
             "the made-up checkpoint: its tensors are not those of the model\n  \
@@ -186,40 +141,19 @@ mod tests {
 
     #[test]
     fn long_lists_end_in_a_count() {
-        let needs: Vec<_> = (0..20)
-            .map(|index| (format!("weight.{index:02}"), vec![1]))
-            .collect();
-        let message = checkpoint(&[])
-            .account(&needs, |_| false)
-            .unwrap_err()
-            .to_string();
+        let needs: Vec<_> = (0..20).map(|index| (format!("weight.{index:02}"), vec![1])).collect();
+        let message = checkpoint(&[]).account(&needs, |_| false).unwrap_err().to_string();
         assert_eq!(message.lines().count(), 1 + LISTED + 1);
-        assert!(
-            message.ends_with("missing: weight.07 [1]\n  and 12 more"),
-            "{message}"
-        );
+        assert!(message.ends_with("missing: weight.07 [1]\n  and 12 more"), "{message}");
     }
 
     #[test]
     fn distances_count_edits() {
+        assert_eq!((edits("kitten", "sitting"), edits("", "abc"), edits("same", "same")), (3, 3, 0));
         assert_eq!(
-            (
-                edits("kitten", "sitting"),
-                edits("", "abc"),
-                edits("same", "same")
-            ),
-            (3, 3, 0)
-        );
-        assert_eq!(
-            nearest(
-                "model.norm.weigth",
-                ["lm_head.weight", "model.norm.weight"].into_iter()
-            ),
+            nearest("model.norm.weigth", ["lm_head.weight", "model.norm.weight"].into_iter()),
             Some("model.norm.weight")
         );
-        assert_eq!(
-            nearest("model.norm.weight", ["visual.patch"].into_iter()),
-            None
-        );
+        assert_eq!(nearest("model.norm.weight", ["visual.patch"].into_iter()), None);
     }
 }

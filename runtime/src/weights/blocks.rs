@@ -42,10 +42,7 @@ pub(super) fn q4_k(block: &[u8], out: &mut Vec<f32>) {
         let (s, m) = group_scale(packed, group);
         let (s, m) = (scale * f32::from(s), minimum * f32::from(m));
         let q = &block[16 + 32 * (group / 2)..][..32];
-        out.extend(
-            q.iter()
-                .map(|q| s * f32::from(nibble_of(*q, group % 2)) - m),
-        );
+        out.extend(q.iter().map(|q| s * f32::from(nibble_of(*q, group % 2)) - m));
     }
 }
 
@@ -57,9 +54,9 @@ pub(super) fn q5_k(block: &[u8], out: &mut Vec<f32>) {
         let (s, m) = group_scale(packed, group);
         let (s, m) = (scale * f32::from(s), minimum * f32::from(m));
         let q = &block[48 + 32 * (group / 2)..][..32];
-        out.extend(q.iter().zip(high).map(|(q, high)| {
-            s * f32::from(nibble_of(*q, group % 2) | (high >> group & 1) << 4) - m
-        }));
+        out.extend(
+            q.iter().zip(high).map(|(q, high)| s * f32::from(nibble_of(*q, group % 2) | (high >> group & 1) << 4) - m),
+        );
     }
 }
 
@@ -90,10 +87,7 @@ fn group_scale(packed: &[u8], group: usize) -> (u8, u8) {
         (packed[group] & 63, packed[group + 4] & 63)
     } else {
         let both = packed[group + 4];
-        (
-            both & 15 | packed[group - 4] >> 6 << 4,
-            both >> 4 | packed[group] >> 6 << 4,
-        )
+        (both & 15 | packed[group - 4] >> 6 << 4, both >> 4 | packed[group] >> 6 << 4)
     }
 }
 
@@ -105,9 +99,7 @@ fn nibbles(q: &[u8]) -> impl Iterator<Item = u8> + '_ {
 /// The 32 five-bit values of `high: u32, q: [u8; 16]`.
 fn five_bits(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    nibbles(&bytes[4..20])
-        .enumerate()
-        .map(move |(i, nibble)| nibble | ((high >> i & 1) as u8) << 4)
+    nibbles(&bytes[4..20]).enumerate().map(move |(i, nibble)| nibble | ((high >> i & 1) as u8) << 4)
 }
 
 fn nibble_of(byte: u8, which: usize) -> u8 {
@@ -138,10 +130,7 @@ mod tests {
         block[..2].copy_from_slice(&HALF);
         (block[2], block[3], block[33]) = (0x80, 3, 0xFF); // -128, 3, ..., -1
         let out = values(block, q8_0);
-        assert_eq!(
-            (out.len(), out[0], out[1], out[2], out[31]),
-            (32, -64.0, 1.5, 0.0, -0.5)
-        );
+        assert_eq!((out.len(), out[0], out[1], out[2], out[31]), (32, -64.0, 1.5, 0.0, -0.5));
     }
 
     #[test]
@@ -150,10 +139,7 @@ mod tests {
         block[..2].copy_from_slice(&TWO);
         (block[2], block[17]) = (0xF1, 0x0A); // low 1, high 15; low 10, high 0
         let out = values(block, q4_0);
-        assert_eq!(
-            (out.len(), out[0], out[16], out[15], out[31], out[1]),
-            (32, -14.0, 14.0, 4.0, -16.0, 0.0)
-        );
+        assert_eq!((out.len(), out[0], out[16], out[15], out[31], out[1]), (32, -14.0, 14.0, 4.0, -16.0, 0.0));
     }
 
     #[test]
@@ -201,20 +187,8 @@ mod tests {
     #[test]
     fn k_scales_unpack_from_twelve_bytes() {
         let packed = packed_scales();
-        let expected = [
-            (1, 4),
-            (2, 5),
-            (3, 6),
-            (63, 7),
-            (42, 28),
-            (0, 0),
-            (0, 0),
-            (11, 62),
-        ];
-        assert_eq!(
-            std::array::from_fn(|group| group_scale(&packed, group)),
-            expected
-        );
+        let expected = [(1, 4), (2, 5), (3, 6), (63, 7), (42, 28), (0, 0), (0, 0), (11, 62)];
+        assert_eq!(std::array::from_fn(|group| group_scale(&packed, group)), expected);
     }
 
     #[test]

@@ -53,9 +53,7 @@ impl Dtype {
 
     /// Bytes that `values` consecutive values take; fails where the type is not read, they are no whole number of blocks, or the count overflows.
     pub fn bytes(self, values: usize) -> Result<usize> {
-        let Some((per_block, block_bytes)) = self.block() else {
-            anyhow::bail!("{self} is not read; {READ_TYPES}")
-        };
+        let Some((per_block, block_bytes)) = self.block() else { anyhow::bail!("{self} is not read; {READ_TYPES}") };
         ensure!(
             values.is_multiple_of(per_block),
             "{values} values are no whole number of {self} blocks of {per_block}"
@@ -68,45 +66,19 @@ impl Dtype {
     /// Appends the values of `bytes`, a whole number of blocks, to `out`, each widened exactly.
     pub(super) fn widen(self, bytes: &[u8], out: &mut Vec<f32>) {
         match self {
-            Dtype::F32 => out.extend(
-                bytes
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            ),
-            Dtype::F16 => out.extend(
-                bytes
-                    .chunks_exact(2)
-                    .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()),
-            ),
+            Dtype::F32 => out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            Dtype::F16 => out.extend(bytes.chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())),
             Dtype::Bf16 => out.extend(
-                bytes
-                    .chunks_exact(2)
-                    .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
             ),
-            Dtype::Q8_0 => bytes
-                .chunks_exact(34)
-                .for_each(|block| blocks::q8_0(block, out)),
-            Dtype::Q4_0 => bytes
-                .chunks_exact(18)
-                .for_each(|block| blocks::q4_0(block, out)),
-            Dtype::Q4_1 => bytes
-                .chunks_exact(20)
-                .for_each(|block| blocks::q4_1(block, out)),
-            Dtype::Q5_0 => bytes
-                .chunks_exact(22)
-                .for_each(|block| blocks::q5_0(block, out)),
-            Dtype::Q5_1 => bytes
-                .chunks_exact(24)
-                .for_each(|block| blocks::q5_1(block, out)),
-            Dtype::Q4K => bytes
-                .chunks_exact(144)
-                .for_each(|block| blocks::q4_k(block, out)),
-            Dtype::Q5K => bytes
-                .chunks_exact(176)
-                .for_each(|block| blocks::q5_k(block, out)),
-            Dtype::Q6K => bytes
-                .chunks_exact(210)
-                .for_each(|block| blocks::q6_k(block, out)),
+            Dtype::Q8_0 => bytes.chunks_exact(34).for_each(|block| blocks::q8_0(block, out)),
+            Dtype::Q4_0 => bytes.chunks_exact(18).for_each(|block| blocks::q4_0(block, out)),
+            Dtype::Q4_1 => bytes.chunks_exact(20).for_each(|block| blocks::q4_1(block, out)),
+            Dtype::Q5_0 => bytes.chunks_exact(22).for_each(|block| blocks::q5_0(block, out)),
+            Dtype::Q5_1 => bytes.chunks_exact(24).for_each(|block| blocks::q5_1(block, out)),
+            Dtype::Q4K => bytes.chunks_exact(144).for_each(|block| blocks::q4_k(block, out)),
+            Dtype::Q5K => bytes.chunks_exact(176).for_each(|block| blocks::q5_k(block, out)),
+            Dtype::Q6K => bytes.chunks_exact(210).for_each(|block| blocks::q6_k(block, out)),
             Dtype::Unsupported(name) => {
                 unreachable!("{name} has no block size, so no bytes of it are ever asked for")
             }
@@ -115,7 +87,8 @@ impl Dtype {
 }
 
 /// The end of every message about a type that is not read.
-pub(super) const READ_TYPES: &str = "convert the checkpoint to one of: F32, F16, BF16, and in GGUF also Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
+pub(super) const READ_TYPES: &str =
+    "convert the checkpoint to one of: F32, F16, BF16, and in GGUF also Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -156,10 +129,7 @@ mod tests {
             [1.0 + 2f32.powi(-10), 2f32.powi(-24), f32::NEG_INFINITY]
         );
         // 0x3F81 = 1 + 2^-7, 0xC000 = -2
-        assert_eq!(
-            widened(Dtype::Bf16, &[0x81, 0x3F, 0x00, 0xC0]),
-            [1.0078125, -2.0]
-        );
+        assert_eq!(widened(Dtype::Bf16, &[0x81, 0x3F, 0x00, 0xC0]), [1.0078125, -2.0]);
     }
 
     #[test]
@@ -171,11 +141,7 @@ mod tests {
             "576 values are no whole number of Q4_K blocks of 256"
         );
         assert!(
-            Dtype::Unsupported("IQ4_XS")
-                .bytes(256)
-                .unwrap_err()
-                .to_string()
-                .starts_with("IQ4_XS is not read; convert")
+            Dtype::Unsupported("IQ4_XS").bytes(256).unwrap_err().to_string().starts_with("IQ4_XS is not read; convert")
         );
         assert!(Dtype::F32.bytes(usize::MAX).is_err());
     }

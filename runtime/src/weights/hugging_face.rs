@@ -17,23 +17,15 @@ const INDEX: &str = "model.safetensors.index.json";
 pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
     let config_path = directory.join("config.json");
     if !config_path.exists() {
-        let hint = files_with(directory, "gguf")?.first().map_or(
-            "give a Hugging Face model directory or a .gguf file".to_owned(),
-            |gguf| {
-                format!(
-                    "it holds a GGUF file: name that instead ({})",
-                    gguf.display()
-                )
-            },
-        );
+        let hint = files_with(directory, "gguf")?
+            .first()
+            .map_or("give a Hugging Face model directory or a .gguf file".to_owned(), |gguf| {
+                format!("it holds a GGUF file: name that instead ({})", gguf.display())
+            });
         bail!("{}: there is no config.json; {hint}", directory.display());
     }
     let config = read_json(&config_path)?;
-    ensure!(
-        config.is_object(),
-        "{}: not a JSON object",
-        config_path.display()
-    );
+    ensure!(config.is_object(), "{}: not a JSON object", config_path.display());
 
     let (tensors, sources) = if directory.join("model.safetensors").exists() {
         join(&[directory.join("model.safetensors")])?
@@ -88,15 +80,10 @@ fn join_indexed(directory: &Path) -> Result<Joined> {
         .with_context(|| format!("{}: there is no object weight_map", index_path.display()))?;
     let mut shards = BTreeSet::new();
     for (name, shard) in entries {
-        let shard = shard.as_str().with_context(|| {
-            format!(
-                "{}: the file of tensor {name} is not text",
-                index_path.display()
-            )
-        })?;
-        let plain = Path::new(shard)
-            .file_name()
-            .is_some_and(|file| file == shard);
+        let shard = shard
+            .as_str()
+            .with_context(|| format!("{}: the file of tensor {name} is not text", index_path.display()))?;
+        let plain = Path::new(shard).file_name().is_some_and(|file| file == shard);
         ensure!(
             plain,
             "{}: tensor {name} is in '{shard}', which is not the name of a file beside the index",
@@ -104,11 +91,7 @@ fn join_indexed(directory: &Path) -> Result<Joined> {
         );
         shards.insert(shard);
     }
-    let missing: Vec<_> = shards
-        .iter()
-        .copied()
-        .filter(|shard| !directory.join(shard).exists())
-        .collect();
+    let missing: Vec<_> = shards.iter().copied().filter(|shard| !directory.join(shard).exists()).collect();
     if let Some(first) = missing.first() {
         bail!(
             "{}: {} of {} shards are missing, {first} the first; download them",
@@ -121,9 +104,7 @@ fn join_indexed(directory: &Path) -> Result<Joined> {
     let joined = join(&files)?;
     for (name, shard) in entries {
         let found = joined.0.get(name).map(|tensor| &files[tensor.file]);
-        if found
-            .is_none_or(|found| found.file_name().and_then(|file| file.to_str()) != shard.as_str())
-        {
+        if found.is_none_or(|found| found.file_name().and_then(|file| file.to_str()) != shard.as_str()) {
             let shard = shard.as_str().unwrap_or_default();
             bail!(
                 "{}: tensor {name} is not in {shard}, where the index has it; download both again",
@@ -143,16 +124,7 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Te
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (start, end) = info.data_offsets;
         let dtype = dtype_of(info.dtype);
-        (
-            name,
-            Tensor {
-                shape: info.shape.clone(),
-                dtype,
-                file,
-                bytes: data + start..data + end,
-                paired_heads: None,
-            },
-        )
+        (name, Tensor { shape: info.shape.clone(), dtype, file, bytes: data + start..data + end, paired_heads: None })
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }
@@ -161,13 +133,11 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Te
 fn explain(error: SafeTensorError, bytes: &[u8]) -> anyhow::Error {
     const AGAIN: &str = "it is truncated or corrupt, download it again";
     let length = bytes.len();
-    let header = bytes
-        .first_chunk()
-        .map_or(0, |chunk| u64::from_le_bytes(*chunk));
+    let header = bytes.first_chunk().map_or(0, |chunk| u64::from_le_bytes(*chunk));
     match error {
-        SafeTensorError::HeaderTooSmall => anyhow!(
-            "a safetensors file starts with 8 bytes of length and this one has {length} bytes: {AGAIN}"
-        ),
+        SafeTensorError::HeaderTooSmall => {
+            anyhow!("a safetensors file starts with 8 bytes of length and this one has {length} bytes: {AGAIN}")
+        }
         SafeTensorError::HeaderTooLarge | SafeTensorError::InvalidHeaderLength => {
             anyhow!("its header should have {header} bytes and the file has {length}: {AGAIN}")
         }
@@ -175,9 +145,7 @@ fn explain(error: SafeTensorError, bytes: &[u8]) -> anyhow::Error {
             Some(expected) => {
                 anyhow!("its header describes {expected} bytes and the file has {length}: {AGAIN}")
             }
-            None => anyhow!(
-                "its header describes another length than the {length} bytes of the file: {AGAIN}"
-            ),
+            None => anyhow!("its header describes another length than the {length} bytes of the file: {AGAIN}"),
         },
         other => anyhow!("not a usable safetensors file: {other}"),
     }
@@ -187,10 +155,7 @@ fn explain(error: SafeTensorError, bytes: &[u8]) -> anyhow::Error {
 fn expected_length(bytes: &[u8], header: u64) -> Option<u64> {
     let end = usize::try_from(header).ok()?.checked_add(8)?;
     let header_json: Value = serde_json::from_slice(bytes.get(8..end)?).ok()?;
-    let ends = header_json
-        .as_object()?
-        .values()
-        .filter_map(|entry| entry.get("data_offsets")?.get(1)?.as_u64());
+    let ends = header_json.as_object()?.values().filter_map(|entry| entry.get("data_offsets")?.get(1)?.as_u64());
     ends.max()?.checked_add(end as u64)
 }
 
@@ -217,11 +182,8 @@ fn dtype_of(dtype: safetensors::Dtype) -> Dtype {
 
 /// The files of a directory with an extension, by name.
 fn files_with(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(directory)
-        .with_context(|| format!("cannot list {}", directory.display()))?;
-    let mut files = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
+    let entries = std::fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.retain(|path| path.extension().is_some_and(|found| found == extension));
     files.sort();
     Ok(files)

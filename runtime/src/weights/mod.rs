@@ -5,8 +5,10 @@ mod blocks;
 mod dtype;
 pub mod gguf;
 mod hugging_face;
+mod pack;
 
 pub use dtype::Dtype;
+pub use pack::{dummy_pattern, lane_share, pack};
 
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, bail, ensure};
@@ -68,16 +70,8 @@ impl Checkpoint {
             path.display()
         );
         let file = map_file(path)?;
-        if file.starts_with(gguf::MAGIC)
-            || path
-                .extension()
-                .is_some_and(|extension| extension == "gguf")
-        {
-            let gguf::Opened {
-                config,
-                metadata,
-                tensors,
-            } = gguf::open(path, &file)?;
+        if file.starts_with(gguf::MAGIC) || path.extension().is_some_and(|extension| extension == "gguf") {
+            let gguf::Opened { config, metadata, tensors } = gguf::open(path, &file)?;
             let origin = path.display().to_string();
             return Ok(Checkpoint {
                 origin,
@@ -97,10 +91,7 @@ impl Checkpoint {
     /// A checkpoint of tensors in memory: (shape, values in row-major order) by name.
     ///
     /// Fails where a tensor has another number of values than its shape says.
-    pub fn from_memory(
-        config: Value,
-        tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    ) -> Result<Checkpoint> {
+    pub fn from_memory(config: Value, tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<Checkpoint> {
         let mut checkpoint = Checkpoint::empty("the checkpoint in memory", config);
         for (name, (shape, values)) in tensors {
             let expected = shape.iter().product::<usize>();
@@ -112,16 +103,7 @@ impl Checkpoint {
             let file = checkpoint.sources.len();
             let bytes = 0..4 * values.len();
             checkpoint.sources.push(Source::Floats(values));
-            checkpoint.tensors.insert(
-                name,
-                Tensor {
-                    shape,
-                    dtype: Dtype::F32,
-                    file,
-                    bytes,
-                    paired_heads: None,
-                },
-            );
+            checkpoint.tensors.insert(name, Tensor { shape, dtype: Dtype::F32, file, bytes, paired_heads: None });
         }
         Ok(checkpoint)
     }
@@ -142,13 +124,7 @@ impl Checkpoint {
             let bytes = 0..if ones { 4 * shape[0] } else { 0 };
             checkpoint.tensors.insert(
                 name.clone(),
-                Tensor {
-                    shape: shape.clone(),
-                    dtype: Dtype::F32,
-                    file,
-                    bytes,
-                    paired_heads: None,
-                },
+                Tensor { shape: shape.clone(), dtype: Dtype::F32, file, bytes, paired_heads: None },
             );
         }
         checkpoint
@@ -204,10 +180,7 @@ impl Checkpoint {
     pub fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let tensor = self.tensor(name)?;
         let (count, columns) = tensor.rows_and_columns();
-        ensure!(
-            rows.start <= rows.end && rows.end <= count,
-            "rows {rows:?} of tensor {name}, which has {count}"
-        );
+        ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of tensor {name}, which has {count}");
         out.clear();
         out.reserve(rows.len() * columns);
         let source = &self.sources[tensor.file];
@@ -215,10 +188,7 @@ impl Checkpoint {
             Source::Mapped(map) => &map[..],
             Source::Floats(values) => bytemuck::cast_slice(values),
             Source::Noise(seed) => {
-                out.extend(
-                    (rows.start * columns..rows.end * columns)
-                        .map(|index| noise::value(*seed, index as u64)),
-                );
+                out.extend((rows.start * columns..rows.end * columns).map(|index| noise::value(*seed, index as u64)));
                 return Ok(());
             }
         };
@@ -228,15 +198,11 @@ impl Checkpoint {
             .with_context(|| format!("{}: tensor {name} {:?}", self.origin, tensor.shape))?;
         let bytes = &bytes[tensor.bytes.clone()];
         match tensor.paired_heads {
-            None => tensor
-                .dtype
-                .widen(&bytes[rows.start * row_bytes..rows.end * row_bytes], out),
+            None => tensor.dtype.widen(&bytes[rows.start * row_bytes..rows.end * row_bytes], out),
             Some(heads) => {
                 for row in rows {
                     let stored = paired_row(row, count / heads);
-                    tensor
-                        .dtype
-                        .widen(&bytes[stored * row_bytes..(stored + 1) * row_bytes], out);
+                    tensor.dtype.widen(&bytes[stored * row_bytes..(stored + 1) * row_bytes], out);
                 }
             }
         }
@@ -245,8 +211,8 @@ impl Checkpoint {
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).with_context(|| {
-            let near = account::nearest(name, self.names())
-                .map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let near =
+                account::nearest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
             format!("{}: there is no tensor {name}{near}", self.origin)
         })
     }
@@ -265,10 +231,7 @@ impl Checkpoint {
 
 impl Tensor {
     fn rows_and_columns(&self) -> (usize, usize) {
-        let (rows, inner) = self
-            .shape
-            .split_first()
-            .map_or((1, &[][..]), |(rows, inner)| (*rows, inner));
+        let (rows, inner) = self.shape.split_first().map_or((1, &[][..]), |(rows, inner)| (*rows, inner));
         (rows, inner.iter().product())
     }
 }
@@ -285,10 +248,9 @@ fn paired_row(row: usize, head_dim: usize) -> usize {
 mod noise {
     /// Folds a tensor's name into the seed (FNV-1a).
     pub(super) fn seed(seed: u64, name: &str) -> u64 {
-        name.bytes()
-            .fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            })
+        name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
     }
 
     /// Uniform with standard deviation 0.02 (splitmix64's finaliser on the counter).

@@ -12,36 +12,22 @@ pub(super) fn imitate(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(format_constants);
     environment.add_filter("tojson", to_json);
-    environment.add_function(
-        "raise_exception",
-        |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        },
-    );
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
     environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        strftime(&format, since).map_err(|code| {
-            Error::new(
-                ErrorKind::InvalidOperation,
-                format!("strftime_now does not know %{code}"),
-            )
-        })
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        strftime(&format, since)
+            .map_err(|code| Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not know %{code}")))
     });
 }
 
 /// Prints True, False and None as Python does.
-fn format_constants(
-    out: &mut Output<'_>,
-    state: &mut State<'_, '_>,
-    value: &Value,
-) -> Result<(), Error> {
+fn format_constants(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
     if value.is_none() {
         out.write_str("None").map_err(Error::from)
     } else if let Ok(truth) = bool::try_from(value.clone()) {
-        out.write_str(if truth { "True" } else { "False" })
-            .map_err(Error::from)
+        out.write_str(if truth { "True" } else { "False" }).map_err(Error::from)
     } else {
         escape_formatter(out, state, value)
     }
@@ -54,37 +40,21 @@ fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
     let ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
     if ascii == Some(true) {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "tojson does not know ensure_ascii=True",
-        ));
+        return Err(Error::new(ErrorKind::InvalidOperation, "tojson does not know ensure_ascii=True"));
     }
     let (item, key) = match separators.as_deref() {
         None => (if indent.is_some() { "," } else { ", " }, ": "),
         Some([item, key]) => (item.as_str(), key.as_str()),
         Some(_) => {
-            return Err(Error::new(
-                ErrorKind::InvalidOperation,
-                "tojson needs two separators",
-            ));
+            return Err(Error::new(ErrorKind::InvalidOperation, "tojson needs two separators"));
         }
     };
     let mut bytes = Vec::new();
-    let style = PythonStyle {
-        item,
-        key,
-        indent,
-        depth: 0,
-        filled: false,
-    };
+    let style = PythonStyle { item, key, indent, depth: 0, filled: false };
     value
-        .serialize(&mut serde_json::Serializer::with_formatter(
-            &mut bytes, style,
-        ))
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, style))
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}")))?;
-    Ok(Value::from_safe_string(
-        String::from_utf8(bytes).expect("serde_json writes UTF-8"),
-    ))
+    Ok(Value::from_safe_string(String::from_utf8(bytes).expect("serde_json writes UTF-8")))
 }
 
 /// Python's spacing of JSON.
@@ -138,11 +108,7 @@ impl Formatter for PythonStyle<'_> {
         self.close(writer, b"]")
     }
 
-    fn begin_array_value<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
+    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         self.separate(writer, first)
     }
 
@@ -154,11 +120,7 @@ impl Formatter for PythonStyle<'_> {
         self.close(writer, b"}")
     }
 
-    fn begin_object_key<W: ?Sized + Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> io::Result<()> {
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
         self.separate(writer, first)
     }
 
@@ -183,15 +145,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, char> {
         "November",
         "December",
     ];
-    const DAYS: [&str; 7] = [
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     let (days, second) = (seconds / 86400, seconds % 86400);
     let (year, month, day) = civil(days);
     let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
@@ -229,11 +183,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -244,14 +194,8 @@ mod tests {
     #[test]
     fn dates_are_right_around_leap_days() {
         assert_eq!(strftime("%d %b %Y", 0).unwrap(), "01 Jan 1970");
-        assert_eq!(
-            strftime("%A %d %B %Y %H:%M:%S", 951_827_696).unwrap(),
-            "Tuesday 29 February 2000 12:34:56"
-        );
-        assert_eq!(
-            strftime("%Y-%m-%d %a %y%%", 1_735_689_599).unwrap(),
-            "2024-12-31 Tue 24%"
-        );
+        assert_eq!(strftime("%A %d %B %Y %H:%M:%S", 951_827_696).unwrap(), "Tuesday 29 February 2000 12:34:56");
+        assert_eq!(strftime("%Y-%m-%d %a %y%%", 1_735_689_599).unwrap(), "2024-12-31 Tue 24%");
         assert_eq!(strftime("%Q", 0), Err('Q'));
     }
 }

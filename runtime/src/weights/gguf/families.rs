@@ -60,11 +60,8 @@ const FAMILIES: &[Family] = &[
     },
 ];
 
-const OUTSIDE: &[(&str, &str)] = &[
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
+const OUTSIDE: &[(&str, &str)] =
+    &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 const INSIDE: &[(&str, &str)] = &[
     ("attn_norm", "input_layernorm"),
@@ -85,14 +82,9 @@ const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Renames the tensors and writes the config.json of the file's family; `file` holds the bytes that the tensors point into.
 pub(super) fn adapt(contents: Contents, file: &[u8]) -> Result<Opened> {
-    let architecture = contents
-        .metadata
-        .text("general.architecture")
-        .context("the metadata key general.architecture is missing")?;
-    let Some(family) = FAMILIES
-        .iter()
-        .find(|family| family.architecture == architecture)
-    else {
+    let architecture =
+        contents.metadata.text("general.architecture").context("the metadata key general.architecture is missing")?;
+    let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
         let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
         bail!(
             "GGUF files of architecture '{architecture}' are not read (known: {}); use the model's Hugging Face directory instead",
@@ -111,11 +103,7 @@ pub(super) fn adapt(contents: Contents, file: &[u8]) -> Result<Opened> {
             Some(heads) => {
                 let heads = usize_of(
                     &config,
-                    if heads == Heads::Query {
-                        "num_attention_heads"
-                    } else {
-                        "num_key_value_heads"
-                    },
+                    if heads == Heads::Query { "num_attention_heads" } else { "num_key_value_heads" },
                 );
                 let rows = entry.shape[0];
                 ensure!(
@@ -127,41 +115,25 @@ pub(super) fn adapt(contents: Contents, file: &[u8]) -> Result<Opened> {
         };
         let clash = tensors.insert(
             renamed.clone(),
-            Tensor {
-                shape: entry.shape,
-                dtype: entry.dtype,
-                file: 0,
-                bytes: entry.bytes,
-                paired_heads,
-            },
+            Tensor { shape: entry.shape, dtype: entry.dtype, file: 0, bytes: entry.bytes, paired_heads },
         );
         ensure!(clash.is_none(), "two tensors are called {renamed}");
     }
-    Ok(Opened {
-        config,
-        metadata: contents.metadata,
-        tensors,
-    })
+    Ok(Opened { config, metadata: contents.metadata, tensors })
 }
 
 impl Family {
     /// The transformers name of a tensor (its own where the family does not know it), and its heads where its rows are in pairs.
     fn rename(&self, name: &str) -> (String, Option<Heads>) {
         let renamed = || {
-            let (stem, kind) = name
-                .rsplit_once('.')
-                .filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
+            let (stem, kind) = name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
             if let Some((_, outside)) = self.outside.iter().find(|(gguf, _)| *gguf == stem) {
                 return Some((format!("{outside}.{kind}"), None));
             }
             let (layer, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
             layer.parse::<u32>().ok()?;
             let (_, inside) = self.inside.iter().find(|(gguf, _)| *gguf == stem)?;
-            let paired = self
-                .paired_rows
-                .iter()
-                .find(|(gguf, _)| *gguf == stem)
-                .map(|(_, heads)| *heads);
+            let paired = self.paired_rows.iter().find(|(gguf, _)| *gguf == stem).map(|(_, heads)| *heads);
             Some((format!("model.layers.{layer}.{inside}.{kind}"), paired))
         };
         renamed().unwrap_or_else(|| (name.to_owned(), None))
@@ -169,15 +141,9 @@ impl Family {
 
     /// config.json as transformers would have written it.
     fn config(&self, contents: &Contents, file: &[u8]) -> Result<Json> {
-        let keys = Keys {
-            architecture: self.architecture,
-            metadata: &contents.metadata,
-        };
+        let keys = Keys { architecture: self.architecture, metadata: &contents.metadata };
         let has = |name: &str| contents.tensors.contains_key(name);
-        let embedding = contents
-            .tensors
-            .get("token_embd.weight")
-            .context("the tensor token_embd.weight is missing")?;
+        let embedding = contents.tensors.get("token_embd.weight").context("the tensor token_embd.weight is missing")?;
         let hidden_size = keys.unsigned("embedding_length")?;
         let heads = keys.unsigned("attention.head_count")?;
         let kv_heads = keys.optional("attention.head_count_kv")?.unwrap_or(heads);
@@ -194,19 +160,13 @@ impl Family {
         put("model_type", json!(self.model_type));
         put("vocab_size", json!(embedding.shape[0]));
         put("hidden_size", json!(hidden_size));
-        put(
-            "intermediate_size",
-            json!(keys.unsigned("feed_forward_length")?),
-        );
+        put("intermediate_size", json!(keys.unsigned("feed_forward_length")?));
         put("num_hidden_layers", json!(keys.unsigned("block_count")?));
         put("num_attention_heads", json!(heads));
         put("num_key_value_heads", json!(kv_heads));
         put("head_dim", json!(head_dim));
         put("hidden_act", json!(self.activation));
-        put(
-            "max_position_embeddings",
-            json!(keys.unsigned("context_length")?),
-        );
+        put("max_position_embeddings", json!(keys.unsigned("context_length")?));
         put(
             "rms_norm_eps",
             json!(
@@ -214,22 +174,12 @@ impl Family {
                     .context("no attention.layer_norm_rms_epsilon in the metadata")?
             ),
         );
-        put(
-            "rope_theta",
-            json!(keys.float("rope.freq_base").unwrap_or(10000.0)),
-        );
-        put(
-            "rope_scaling",
-            rope_scaling(&keys, contents, file, head_dim)?,
-        );
-        if let Some(rotated) = keys
-            .optional("rope.dimension_count")?
-            .filter(|&rotated| rotated != head_dim && head_dim > 0)
+        put("rope_theta", json!(keys.float("rope.freq_base").unwrap_or(10000.0)));
+        put("rope_scaling", rope_scaling(&keys, contents, file, head_dim)?);
+        if let Some(rotated) =
+            keys.optional("rope.dimension_count")?.filter(|&rotated| rotated != head_dim && head_dim > 0)
         {
-            put(
-                "partial_rotary_factor",
-                json!(rotated as f64 / head_dim as f64),
-            );
+            put("partial_rotary_factor", json!(rotated as f64 / head_dim as f64));
         }
         if let Some(window) = keys.optional("attention.sliding_window")? {
             put("sliding_window", json!(window));
@@ -237,17 +187,10 @@ impl Family {
         put("attention_bias", json!(has("blk.0.attn_q.bias")));
         put("mlp_bias", json!(has("blk.0.ffn_up.bias")));
         put("tie_word_embeddings", json!(!has("output.weight")));
-        for (key, gguf) in [
-            ("bos_token_id", "tokenizer.ggml.bos_token_id"),
-            ("eos_token_id", "tokenizer.ggml.eos_token_id"),
-        ] {
-            put(
-                key,
-                contents
-                    .metadata
-                    .unsigned(gguf)
-                    .map_or(Json::Null, |id| json!(id)),
-            );
+        for (key, gguf) in
+            [("bos_token_id", "tokenizer.ggml.bos_token_id"), ("eos_token_id", "tokenizer.ggml.eos_token_id")]
+        {
+            put(key, contents.metadata.unsigned(gguf).map_or(Json::Null, |id| json!(id)));
         }
         put("torch_dtype", json!(working_dtype(contents)));
         Ok(Json::Object(config))
@@ -256,12 +199,8 @@ impl Family {
 
 /// The dtype that config.json names: that of the matrices where they are plain, else bfloat16, to which quantised ones widen.
 fn working_dtype(contents: &Contents) -> &'static str {
-    let mut matrices = contents
-        .tensors
-        .values()
-        .filter(|tensor| tensor.shape.len() > 1)
-        .map(|tensor| tensor.dtype)
-        .peekable();
+    let mut matrices =
+        contents.tensors.values().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.dtype).peekable();
     let first = matrices.peek().copied();
     match first.filter(|&first| matrices.all(|dtype| dtype == first)) {
         Some(Dtype::F32) => "float32",
@@ -273,28 +212,17 @@ fn working_dtype(contents: &Contents) -> &'static str {
 /// `rope_scaling` from the metadata or the divisor tensor; null where the rotation is plain.
 fn rope_scaling(keys: &Keys<'_>, contents: &Contents, file: &[u8], head_dim: u64) -> Result<Json> {
     if let Some(entry) = contents.tensors.get(ROPE_DIVISORS) {
-        ensure!(
-            entry.dtype == Dtype::F32,
-            "{ROPE_DIVISORS} is {}, not F32",
-            entry.dtype
-        );
+        ensure!(entry.dtype == Dtype::F32, "{ROPE_DIVISORS} is {}, not F32", entry.dtype);
         let mut divisors = Vec::new();
         entry.dtype.widen(&file[entry.bytes.clone()], &mut divisors);
-        return llama3_scaling(
-            &divisors,
-            keys.float("rope.freq_base").unwrap_or(10000.0),
-            head_dim,
-        );
+        return llama3_scaling(&divisors, keys.float("rope.freq_base").unwrap_or(10000.0), head_dim);
     }
     let factor = || {
         keys.float("rope.scaling.factor")
             .with_context(|| format!("{}.rope.scaling.factor is missing", keys.architecture))
     };
     match keys.metadata.text(&keys.full("rope.scaling.type")) {
-        None if keys
-            .float("rope.scale_linear")
-            .is_some_and(|factor| factor != 1.0) =>
-        {
+        None if keys.float("rope.scale_linear").is_some_and(|factor| factor != 1.0) => {
             Ok(json!({ "rope_type": "linear", "factor": keys.float("rope.scale_linear") }))
         }
         None | Some("none") => Ok(Json::Null),
@@ -318,19 +246,16 @@ fn llama3_scaling(divisors: &[f32], theta: f64, head_dim: u64) -> Result<Json> {
     let (low, high, original) = (1.0, 4.0, 8192.0);
     let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
     let expected = |pair: usize| {
-        let wavelength =
-            2.0 * std::f64::consts::PI * theta.powf(2.0 * pair as f64 / head_dim as f64);
+        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * pair as f64 / head_dim as f64);
         let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
         1.0 / ((1.0 - smooth) / factor + smooth)
     };
     let reproduced = divisors.len() as u64 == head_dim / 2
-        && divisors.iter().enumerate().all(|(pair, &divisor)| {
-            (f64::from(divisor) - expected(pair)).abs() <= 1e-4 * expected(pair)
-        });
-    ensure!(
-        reproduced,
-        "{ROPE_DIVISORS} is not llama 3's scaling; use the model's Hugging Face directory instead"
-    );
+        && divisors
+            .iter()
+            .enumerate()
+            .all(|(pair, &divisor)| (f64::from(divisor) - expected(pair)).abs() <= 1e-4 * expected(pair));
+    ensure!(reproduced, "{ROPE_DIVISORS} is not llama 3's scaling; use the model's Hugging Face directory instead");
     if factor == 1.0 {
         return Ok(Json::Null);
     }
@@ -355,8 +280,7 @@ impl Keys<'_> {
     }
 
     fn unsigned(&self, key: &str) -> Result<u64> {
-        self.optional(key)?
-            .with_context(|| format!("the metadata key {} is missing", self.full(key)))
+        self.optional(key)?.with_context(|| format!("the metadata key {} is missing", self.full(key)))
     }
 
     fn optional(&self, key: &str) -> Result<Option<u64>> {
@@ -378,10 +302,7 @@ impl Keys<'_> {
 }
 
 fn usize_of(config: &Json, key: &str) -> usize {
-    config[key]
-        .as_u64()
-        .and_then(|value| usize::try_from(value).ok())
-        .unwrap_or(0)
+    config[key].as_u64().and_then(|value| usize::try_from(value).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

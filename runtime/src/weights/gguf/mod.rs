@@ -62,8 +62,7 @@ pub(super) struct Opened {
 
 /// Reads the header of the GGUF file whose bytes are `file`; `path` is for messages.
 pub(super) fn open(path: &Path, file: &[u8]) -> Result<Opened> {
-    let contents =
-        read::read(file).with_context(|| format!("{}: not a usable GGUF file", path.display()))?;
+    let contents = read::read(file).with_context(|| format!("{}: not a usable GGUF file", path.display()))?;
     families::adapt(contents, file).with_context(|| path.display().to_string())
 }
 
@@ -118,12 +117,7 @@ impl Metadata {
 
     #[cfg(test)]
     pub(crate) fn from_pairs(pairs: impl IntoIterator<Item = (&'static str, Value)>) -> Metadata {
-        Metadata {
-            values: pairs
-                .into_iter()
-                .map(|(key, value)| (key.to_owned(), value))
-                .collect(),
-        }
+        Metadata { values: pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect() }
     }
 }
 

@@ -10,19 +10,10 @@ const LONGEST_LIST: usize = 1 << 22;
 /// Parses a whole file of version 2 or 3.
 pub(super) fn read(file: &[u8]) -> Result<Contents> {
     let mut cursor = Cursor { file, at: 0 };
-    ensure!(
-        cursor.take(4, "the magic")? == MAGIC,
-        "it does not start with the letters GGUF"
-    );
+    ensure!(cursor.take(4, "the magic")? == MAGIC, "it does not start with the letters GGUF");
     let version = cursor.u32("the version")?;
-    ensure!(
-        version.swap_bytes() > 3,
-        "it is big-endian; only little-endian files are read"
-    );
-    ensure!(
-        version == 2 || version == 3,
-        "it is version {version}; versions 2 and 3 are read"
-    );
+    ensure!(version.swap_bytes() > 3, "it is big-endian; only little-endian files are read");
+    ensure!(version == 2 || version == 3, "it is version {version}; versions 2 and 3 are read");
     let tensor_count = cursor.count("the tensor count", 24)?;
     let metadata_count = cursor.count("the metadata count", 13)?;
 
@@ -31,20 +22,13 @@ pub(super) fn read(file: &[u8]) -> Result<Contents> {
         let key = cursor.text(&format!("the key of metadata entry {index}"))?;
         let kind = cursor.u32(&format!("the type of {key}"))?;
         let value = cursor.value(kind, &key, 0)?;
-        ensure!(
-            metadata.values.insert(key.clone(), value).is_none(),
-            "the metadata key {key} appears twice"
-        );
+        ensure!(metadata.values.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
     }
     if let Some(count) = metadata.unsigned("split.count").filter(|&count| count > 1) {
-        bail!(
-            "it is one of {count} parts; merge them into one file first (llama-gguf-split --merge)"
-        );
+        bail!("it is one of {count} parts; merge them into one file first (llama-gguf-split --merge)");
     }
 
-    let listed = (0..tensor_count)
-        .map(|index| cursor.listed(index))
-        .collect::<Result<Vec<_>>>()?;
+    let listed = (0..tensor_count).map(|index| cursor.listed(index)).collect::<Result<Vec<_>>>()?;
     let alignment = match metadata.get("general.alignment") {
         None => 32,
         Some(_) => metadata
@@ -52,30 +36,13 @@ pub(super) fn read(file: &[u8]) -> Result<Contents> {
             .filter(|a| a.is_power_of_two())
             .context("general.alignment is not a power of two")?,
     };
-    let data = (cursor.at as u64)
-        .checked_next_multiple_of(alignment)
-        .context("general.alignment is too large")?;
+    let data = (cursor.at as u64).checked_next_multiple_of(alignment).context("general.alignment is too large")?;
 
     let mut tensors = BTreeMap::new();
-    for Listed {
-        name,
-        shape,
-        dtype,
-        offset,
-    } in listed
-    {
+    for Listed { name, shape, dtype, offset } in listed {
         let bytes = place(&name, &shape, dtype, data, offset, alignment, file.len())?;
         ensure!(
-            tensors
-                .insert(
-                    name.clone(),
-                    Entry {
-                        shape,
-                        dtype,
-                        bytes
-                    }
-                )
-                .is_none(),
+            tensors.insert(name.clone(), Entry { shape, dtype, bytes }).is_none(),
             "the tensor {name} appears twice"
         );
     }
@@ -112,16 +79,12 @@ fn place(
         return Ok(0..0);
     }
     let columns = shape.last().copied().unwrap_or(1);
-    dtype
-        .bytes(columns)
-        .with_context(|| format!("a row of tensor {name}"))?;
+    dtype.bytes(columns).with_context(|| format!("a row of tensor {name}"))?;
     let values = shape
         .iter()
         .try_fold(1usize, |product, &dim| product.checked_mul(dim))
         .with_context(|| format!("the size of tensor {name} overflows"))?;
-    let end = start
-        .checked_add(dtype.bytes(values)?)
-        .with_context(|| format!("the end of tensor {name} overflows"))?;
+    let end = start.checked_add(dtype.bytes(values)?).with_context(|| format!("the end of tensor {name} overflows"))?;
     ensure!(
         end <= file_len,
         "tensor {name} ends at byte {end} but the file has {file_len}: it is truncated, get it again"
@@ -149,10 +112,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
-        Ok(self
-            .take(N, what)?
-            .try_into()
-            .expect("take returns the length asked for"))
+        Ok(self.take(N, what)?.try_into().expect("take returns the length asked for"))
     }
 
     fn u32(&mut self, what: &str) -> Result<u32> {
@@ -166,18 +126,15 @@ impl<'a> Cursor<'a> {
     /// A count of things that take at least `least` bytes each, refused where the rest of the file cannot hold them.
     fn count(&mut self, what: &str, least: usize) -> Result<usize> {
         let (count, left) = (self.u64(what)?, self.file.len() - self.at);
-        let fits = usize::try_from(count)
-            .ok()
-            .filter(|count| count.checked_mul(least).is_some_and(|bytes| bytes <= left));
+        let fits =
+            usize::try_from(count).ok().filter(|count| count.checked_mul(least).is_some_and(|bytes| bytes <= left));
         fits.with_context(|| format!("{what} is {count}, which the {left} bytes left cannot hold: the file is truncated or corrupt, get it again"))
     }
 
     fn text(&mut self, what: &str) -> Result<String> {
         let length = self.count(what, 1)?;
         let bytes = self.take(length, what)?;
-        Ok(std::str::from_utf8(bytes)
-            .with_context(|| format!("{what} is not UTF-8"))?
-            .to_owned())
+        Ok(std::str::from_utf8(bytes).with_context(|| format!("{what} is not UTF-8"))?.to_owned())
     }
 
     fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Value> {
@@ -203,15 +160,8 @@ impl<'a> Cursor<'a> {
                     _ => bail!("{key} has elements of unknown type {element}"),
                 };
                 let count = self.count(key, least)?;
-                ensure!(
-                    count <= LONGEST_LIST,
-                    "{key} has {count} elements; at most {LONGEST_LIST} are read"
-                );
-                Value::List(
-                    (0..count)
-                        .map(|_| self.value(element, key, depth + 1))
-                        .collect::<Result<_>>()?,
-                )
+                ensure!(count <= LONGEST_LIST, "{key} has {count} elements; at most {LONGEST_LIST} are read");
+                Value::List((0..count).map(|_| self.value(element, key, depth + 1)).collect::<Result<_>>()?)
             }
             10 => Value::Unsigned(self.u64(key)?),
             11 => Value::Signed(i64::from_le_bytes(self.array(key)?)),
@@ -223,25 +173,13 @@ impl<'a> Cursor<'a> {
     fn listed(&mut self, index: usize) -> Result<Listed> {
         let name = self.text(&format!("the name of tensor {index}"))?;
         let dims = self.u32(&name)?;
-        ensure!(
-            (1..=4).contains(&dims),
-            "tensor {name} has {dims} dimensions; 1 to 4 are possible"
-        );
+        ensure!((1..=4).contains(&dims), "tensor {name} has {dims} dimensions; 1 to 4 are possible");
         let mut shape = Vec::new();
         for _ in 0..dims {
             let dim = self.u64(&name)?;
-            shape.insert(
-                0,
-                usize::try_from(dim)
-                    .with_context(|| format!("a dimension of tensor {name} overflows"))?,
-            );
+            shape.insert(0, usize::try_from(dim).with_context(|| format!("a dimension of tensor {name} overflows"))?);
         }
-        Ok(Listed {
-            dtype: dtype_of(self.u32(&name)?),
-            offset: self.u64(&name)?,
-            name,
-            shape,
-        })
+        Ok(Listed { dtype: dtype_of(self.u32(&name)?), offset: self.u64(&name)?, name, shape })
     }
 }
 
@@ -295,23 +233,10 @@ mod tests {
             .metadata(
                 "a.list",
                 9,
-                &[
-                    &4u32.to_le_bytes()[..],
-                    &2u64.to_le_bytes(),
-                    &7u32.to_le_bytes(),
-                    &9u32.to_le_bytes(),
-                ]
-                .concat(),
+                &[&4u32.to_le_bytes()[..], &2u64.to_le_bytes(), &7u32.to_le_bytes(), &9u32.to_le_bytes()].concat(),
             )
             .metadata("a.float", 6, &0.5f32.to_le_bytes())
-            .tensor(
-                "w",
-                &[2, 3],
-                0,
-                &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]
-                    .map(f32::to_le_bytes)
-                    .concat(),
-            )
+            .tensor("w", &[2, 3], 0, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0].map(f32::to_le_bytes).concat())
             .tensor("v", &[2], 1, &[0, 0x3C, 0, 0xC0])
             .build()
     }
@@ -320,22 +245,13 @@ mod tests {
     fn reads_metadata_and_places_tensors() {
         let file = small();
         let contents = read(&file).unwrap();
-        assert_eq!(
-            contents.metadata.text("general.architecture"),
-            Some("llama")
-        );
-        assert_eq!(
-            contents.metadata.list("a.list"),
-            Some(&[Value::Unsigned(7), Value::Unsigned(9)][..])
-        );
+        assert_eq!(contents.metadata.text("general.architecture"), Some("llama"));
+        assert_eq!(contents.metadata.list("a.list"), Some(&[Value::Unsigned(7), Value::Unsigned(9)][..]));
         assert_eq!(contents.metadata.float("a.float"), Some(0.5));
         let w = &contents.tensors["w"];
         assert_eq!((w.shape.as_slice(), w.dtype), (&[3, 2][..], Dtype::F32));
         assert_eq!(&file[w.bytes.clone()][20..], 6f32.to_le_bytes());
-        assert_eq!(
-            file[contents.tensors["v"].bytes.clone()],
-            [0, 0x3C, 0, 0xC0]
-        );
+        assert_eq!(file[contents.tensors["v"].bytes.clone()], [0, 0x3C, 0, 0xC0]);
     }
 
     #[test]
@@ -345,19 +261,14 @@ mod tests {
         for length in 0..end {
             let message = format!(
                 "{:#}",
-                read(&file[..length])
-                    .err()
-                    .unwrap_or_else(|| panic!("{length} of {end} bytes were accepted"))
+                read(&file[..length]).err().unwrap_or_else(|| panic!("{length} of {end} bytes were accepted"))
             );
             assert!(message.contains("truncated"), "{length}: {message}");
         }
         let cut = format!("{:#}", read(&file[..end - 1]).err().unwrap());
         assert_eq!(
             cut,
-            format!(
-                "tensor v ends at byte {end} but the file has {}: it is truncated, get it again",
-                end - 1
-            )
+            format!("tensor v ends at byte {end} but the file has {}: it is truncated, get it again", end - 1)
         );
     }
 
@@ -369,12 +280,7 @@ mod tests {
                 let mut changed = file.clone();
                 changed[at] ^= 1 << bit;
                 if let Ok(contents) = read(&changed) {
-                    assert!(
-                        contents
-                            .tensors
-                            .values()
-                            .all(|tensor| tensor.bytes.end <= changed.len())
-                    );
+                    assert!(contents.tensors.values().all(|tensor| tensor.bytes.end <= changed.len()));
                 }
             }
         }
@@ -383,30 +289,17 @@ mod tests {
     #[test]
     fn other_versions_and_parts_are_refused_by_name() {
         let refused = |file: Vec<u8>| format!("{:#}", read(&file).err().unwrap());
-        assert_eq!(
-            refused(Builder::new(1).build()),
-            "it is version 1; versions 2 and 3 are read"
-        );
+        assert_eq!(refused(Builder::new(1).build()), "it is version 1; versions 2 and 3 are read");
         assert_eq!(
             refused(Builder::new(3u32.swap_bytes()).build()),
             "it is big-endian; only little-endian files are read"
         );
         assert!(
-            refused(
-                Builder::new(3)
-                    .metadata("split.count", 2, &4u16.to_le_bytes())
-                    .build()
-            )
-            .starts_with("it is one of 4 parts")
+            refused(Builder::new(3).metadata("split.count", 2, &4u16.to_le_bytes()).build())
+                .starts_with("it is one of 4 parts")
         );
-        assert_eq!(
-            refused(b"PK\x03\x04".to_vec()),
-            "it does not start with the letters GGUF"
-        );
+        assert_eq!(refused(b"PK\x03\x04".to_vec()), "it does not start with the letters GGUF");
         let odd = Builder::new(3).tensor("w", &[48, 1], 2, &[0; 27]).build();
-        assert_eq!(
-            refused(odd),
-            "a row of tensor w: 48 values are no whole number of Q4_0 blocks of 32"
-        );
+        assert_eq!(refused(odd), "a row of tensor w: 48 values are no whole number of Q4_0 blocks of 32");
     }
 }

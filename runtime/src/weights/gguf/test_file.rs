@@ -10,18 +10,12 @@ pub(crate) struct Builder {
 
 impl Builder {
     pub(crate) fn new(version: u32) -> Builder {
-        Builder {
-            version,
-            metadata: Vec::new(),
-            listed: Vec::new(),
-            data: Vec::new(),
-        }
+        Builder { version, metadata: Vec::new(), listed: Vec::new(), data: Vec::new() }
     }
 
     /// Adds a metadata entry of a raw type number and its encoded value.
     pub(crate) fn metadata(mut self, key: &str, kind: u32, value: &[u8]) -> Builder {
-        self.metadata
-            .push([&text(key)[..], &kind.to_le_bytes(), value].concat());
+        self.metadata.push([&text(key)[..], &kind.to_le_bytes(), value].concat());
         self
     }
 

@@ -17,21 +17,13 @@ fn tiny(architecture: &str) -> Builder {
     ] {
         file = file.metadata(&format!("{architecture}.{key}"), 4, &value.to_le_bytes());
     }
-    file.metadata(
-        &format!("{architecture}.attention.layer_norm_rms_epsilon"),
-        6,
-        &1e-5f32.to_le_bytes(),
-    )
-    .metadata(
-        &format!("{architecture}.rope.freq_base"),
-        6,
-        &500000f32.to_le_bytes(),
-    )
-    .metadata("tokenizer.ggml.eos_token_id", 4, &2u32.to_le_bytes())
-    .tensor("token_embd.weight", &[8, 5], 0, &zeros(40))
-    .tensor("blk.0.attn_q.weight", &[8, 8], 0, &zeros(64))
-    .tensor("blk.0.attn_k.weight", &[8, 4], 0, &zeros(32))
-    .tensor("blk.0.attn_q.bias", &[8], 0, &zeros(8))
+    file.metadata(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 6, &1e-5f32.to_le_bytes())
+        .metadata(&format!("{architecture}.rope.freq_base"), 6, &500000f32.to_le_bytes())
+        .metadata("tokenizer.ggml.eos_token_id", 4, &2u32.to_le_bytes())
+        .tensor("token_embd.weight", &[8, 5], 0, &zeros(40))
+        .tensor("blk.0.attn_q.weight", &[8, 8], 0, &zeros(64))
+        .tensor("blk.0.attn_k.weight", &[8, 4], 0, &zeros(32))
+        .tensor("blk.0.attn_q.bias", &[8], 0, &zeros(8))
 }
 
 fn opened(file: Builder) -> Result<Opened> {
@@ -40,10 +32,7 @@ fn opened(file: Builder) -> Result<Opened> {
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 #[test]
@@ -61,11 +50,7 @@ fn config_reads_as_transformers_writes_it() {
 #[test]
 fn tensors_take_their_transformers_names_and_only_llama_is_in_pairs() {
     let llama = opened(tiny("llama").tensor("blk.0.odd.weight", &[2], 0, &[0; 8])).unwrap();
-    let heads: Vec<_> = llama
-        .tensors
-        .iter()
-        .map(|(name, tensor)| (name.as_str(), tensor.paired_heads))
-        .collect();
+    let heads: Vec<_> = llama.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.paired_heads)).collect();
     assert_eq!(
         heads,
         [
@@ -77,32 +62,20 @@ fn tensors_take_their_transformers_names_and_only_llama_is_in_pairs() {
         ]
     );
     let qwen = opened(tiny("qwen2")).unwrap();
-    assert!(
-        qwen.tensors
-            .values()
-            .all(|tensor| tensor.paired_heads.is_none())
-    );
+    assert!(qwen.tensors.values().all(|tensor| tensor.paired_heads.is_none()));
     assert_eq!(qwen.config["architectures"], json!(["Qwen2ForCausalLM"]));
 }
 
 #[test]
 fn divisors_become_llama3_scaling_or_are_refused() {
     let foreign = floats(&[1.0, 3.0]);
-    let refused = opened(tiny("llama").tensor(ROPE_DIVISORS, &[2], 0, &foreign))
-        .err()
-        .unwrap();
+    let refused = opened(tiny("llama").tensor(ROPE_DIVISORS, &[2], 0, &foreign)).err().unwrap();
     assert_eq!(
         format!("{refused:#}"),
         "tiny.gguf: rope_freqs.weight is not llama 3's scaling; use the model's Hugging Face directory instead"
     );
     let plain = opened(tiny("llama").tensor(ROPE_DIVISORS, &[2], 0, &floats(&[1.0, 1.0]))).unwrap();
-    assert_eq!(
-        (
-            plain.config["rope_scaling"].clone(),
-            plain.tensors.contains_key(ROPE_DIVISORS)
-        ),
-        (Json::Null, false)
-    );
+    assert_eq!((plain.config["rope_scaling"].clone(), plain.tensors.contains_key(ROPE_DIVISORS)), (Json::Null, false));
 
     let wide: Vec<f32> = (0..32)
         .map(|pair| {
@@ -133,17 +106,14 @@ fn missing_keys_and_other_families_are_named() {
         message(Builder::new(3).metadata("general.architecture", 8, &text("gemma3"))),
         "tiny.gguf: GGUF files of architecture 'gemma3' are not read (known: llama, qwen2, qwen3); use the model's Hugging Face directory instead"
     );
-    assert_eq!(
-        message(Builder::new(3)),
-        "tiny.gguf: the metadata key general.architecture is missing"
+    assert_eq!(message(Builder::new(3)), "tiny.gguf: the metadata key general.architecture is missing");
+    let no_keys = Builder::new(3).metadata("general.architecture", 8, &text("llama")).tensor(
+        "token_embd.weight",
+        &[8, 5],
+        0,
+        &[0; 160],
     );
-    let no_keys = Builder::new(3)
-        .metadata("general.architecture", 8, &text("llama"))
-        .tensor("token_embd.weight", &[8, 5], 0, &[0; 160]);
-    assert_eq!(
-        message(no_keys),
-        "tiny.gguf: the metadata key llama.embedding_length is missing"
-    );
+    assert_eq!(message(no_keys), "tiny.gguf: the metadata key llama.embedding_length is missing");
     let whole = tiny("llama").build();
     assert!(read::read(&whole[..100]).is_err());
 }
@@ -154,22 +124,11 @@ fn scaling_types_come_from_the_metadata() {
         tiny("qwen3")
             .metadata("qwen3.rope.scaling.type", 8, &text(kind))
             .metadata("qwen3.rope.scaling.factor", 6, &4f32.to_le_bytes())
-            .metadata(
-                "qwen3.rope.scaling.original_context_length",
-                4,
-                &32768u32.to_le_bytes(),
-            )
+            .metadata("qwen3.rope.scaling.original_context_length", 4, &32768u32.to_le_bytes())
     };
-    assert_eq!(
-        opened(with("linear")).unwrap().config["rope_scaling"],
-        json!({ "rope_type": "linear", "factor": 4.0 })
-    );
-    let yarn =
-        json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
+    assert_eq!(opened(with("linear")).unwrap().config["rope_scaling"], json!({ "rope_type": "linear", "factor": 4.0 }));
+    let yarn = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768 });
     assert_eq!(opened(with("yarn")).unwrap().config["rope_scaling"], yarn);
-    assert_eq!(
-        opened(with("none")).unwrap().config["rope_scaling"],
-        Json::Null
-    );
+    assert_eq!(opened(with("none")).unwrap().config["rope_scaling"], Json::Null);
     assert!(opened(with("longrope")).is_err());
 }

@@ -1,11 +1,8 @@
-<<<<<<< HEAD
-//! tests
+//! What the tests of both sides share.
 
 mod nvrtc;
 
 pub use nvrtc::nvrtc;
-=======
-//! What the tests of both sides share.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,4 +20,3 @@ pub fn smollm2_gguf() -> PathBuf {
     }
     path
 }
->>>>>>> weights

@@ -23,7 +23,11 @@ impl Default for SamplingParameters {
 
 impl SamplingParameters {
     /// x
-    pub fn validate(&self) -> anyhow::Result<()> { Ok(()) }
+    pub fn validate(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 /// x
-pub fn sample(_l: &[f32], _p: &SamplingParameters, _a: u32, _b: u32) -> u32 { 0 }
+pub fn sample(_l: &[f32], _p: &SamplingParameters, _a: u32, _b: u32) -> u32 {
+    0
+}

@@ -1,1 +1,13 @@
-//! compiler
+//! `fusec`: a declarative model description becomes CUDA made for that model.
+//!
+//! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
+
+pub mod artifact;
+pub mod build;
+pub mod compile;
+pub mod description;
+pub mod emit;
+pub mod ir;
+pub mod lower;
+pub mod passes;
+pub mod plan;

@@ -1,0 +1,478 @@
+//! The operations of the graph. A fused operation is a plain one with more of its chain taken in.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What a node computes. Operands are ordered as [`Op::roles`] lists them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// A value the step is given: `tokens` and `positions`, both `i32[T]`.
+    Input(String),
+    /// A tensor of the checkpoint, by its name there.
+    Weight(String),
+    /// What outlives a step: `keys.N` and `values.N`, the cache of layer N.
+    State(String),
+    /// `table[ids]`.
+    Embedding,
+    /// `norm? → W x + b → activation or gate? → + residual? → sample?`
+    Matmul(Matmul),
+    /// Normalisation over the last axis.
+    Norm(Norm),
+    /// Rotary position embedding over the last axis of `f32[T, heads, head_dim]`.
+    Rope(Rope),
+    /// `cache[positions] = x`, as a new value.
+    KvAppend,
+    /// Causal attention of `q` over a cache, up to and including each token's own position.
+    Attention(Attention),
+    /// `a + b`.
+    Add,
+    /// `a · b`, element by element.
+    Mul,
+    /// An activation function, element by element.
+    Activation(Activation),
+    /// `factor · x`.
+    Scale(f32),
+    /// `cap · tanh(x / cap)`.
+    Softcap(f32),
+    /// The same elements under another shape.
+    Reshape,
+    /// The next token of each row of logits. The reference takes the first largest; a step samples as its parameters say.
+    Sample,
+}
+
+/// A matrix product and what is fused around it. Weights are `[out, in]`, or `[in, out]` where `transposed`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matmul {
+    /// Applied to `x` first; recomputed by whoever multiplies.
+    pub norm: Option<Norm>,
+    /// One entry a weight, all read against the same `x`: whether it has a bias. A plain product has one result an entry.
+    pub biases: Vec<bool>,
+    /// Weights are stored `[in, out]`.
+    pub transposed: bool,
+    /// What happens to the products.
+    pub epilogue: Epilogue,
+    /// `+ residual`, the last operand.
+    pub residual: bool,
+    /// A further result `i32[T]`: the sampled token of each row.
+    pub sample: bool,
+}
+
+/// What a [`Matmul`] does with its products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Nothing.
+    None,
+    /// `f(y)`.
+    Activate(Activation),
+    /// `f(y₀) · y₁`: two weights, one result.
+    Gate(Activation),
+}
+
+/// RMSNorm or LayerNorm over the last axis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norm {
+    /// Which of the two.
+    pub kind: NormKind,
+    /// Added to the variance (or the mean square).
+    pub eps: f32,
+    /// Added to the weight: 1 where checkpoints store `w - 1` (Gemma).
+    pub offset: f32,
+    /// Has a weight.
+    pub weight: bool,
+    /// Has a bias.
+    pub bias: bool,
+}
+
+/// The two normalisations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps)`.
+    Rms,
+    /// `(x - mean(x)) / sqrt(var(x) + eps)`.
+    Layer,
+}
+
+/// Rotary position embedding: the first `dim` of each head rotate, the rest pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// The base of the frequencies (`rope_theta`).
+    pub theta: f64,
+    /// How many of a head's values rotate; even.
+    pub dim: usize,
+    /// Pairs are `(2i, 2i+1)`; otherwise `(i, i + dim/2)`.
+    pub interleaved: bool,
+    /// How the frequencies are stretched beyond the trained context.
+    pub scaling: RopeScaling,
+}
+
+/// The scalings of RoPE, under their names in `rope_scaling.rope_type`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// `default`.
+    None,
+    /// `linear`: every frequency divided by `factor`.
+    Linear {
+        /// The stretch.
+        factor: f64,
+    },
+    /// `llama3`: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    Llama3 {
+        /// The stretch of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are stretched.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high` are kept.
+        high_freq_factor: f64,
+        /// `original_max_position_embeddings`.
+        original: f64,
+    },
+    /// `yarn`: interpolation by wavelength, and a magnitude on cosine and sine.
+    Yarn {
+        /// The stretch.
+        factor: f64,
+        /// Rotations above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which it is stretched whole.
+        beta_slow: f64,
+        /// Trained context.
+        original: f64,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+        /// Round the ends of the passage to whole dimensions.
+        truncate: bool,
+    },
+    /// `longrope`: a divisor a frequency, and a magnitude. The list is the one that holds for the context in use.
+    LongRope {
+        /// One divisor a pair.
+        factors: Vec<f64>,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+    },
+}
+
+/// Causal attention and what is fused around it. Query heads share key heads in consecutive groups.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    /// Multiplies `q · k`.
+    pub scale: f32,
+    /// Each token sees itself and the `window - 1` before it.
+    pub window: Option<usize>,
+    /// `cap · tanh(score / cap)` before the softmax.
+    pub softcap: Option<f32>,
+    /// A learned logit a head that takes part in the softmax and adds no value.
+    pub sinks: bool,
+    /// Takes `k` and `v` of the step, puts them into the caches, and returns those too.
+    pub append: bool,
+    /// Applied to each head of `q`, before RoPE. Only with `append`.
+    pub q_norm: Option<Norm>,
+    /// Applied to each head of `k`, before RoPE. Only with `append`.
+    pub k_norm: Option<Norm>,
+    /// Applied to `q` and `k`. Only with `append`.
+    pub rope: Option<Rope>,
+    /// The output projection.
+    pub proj: Option<Projection>,
+}
+
+/// The output projection of a fused attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// Has a bias.
+    pub bias: bool,
+    /// `+ residual`.
+    pub residual: bool,
+    /// The weight is stored `[in, out]`.
+    pub transposed: bool,
+}
+
+/// Activation functions, by the names of torch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)`, exact.
+    Gelu,
+    /// The tanh approximation of gelu.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)²`.
+    Relu2,
+}
+
+/// What an operand is to its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The activation the op works on.
+    X,
+    /// Left operand of a sum or product.
+    A,
+    /// Right operand of a sum or product.
+    B,
+    /// Token ids.
+    Ids,
+    /// The embedding table, `[vocabulary, hidden]`.
+    Table,
+    /// Positions of the tokens, `i32[T]`.
+    Positions,
+    /// Weight `i` of a matmul.
+    Weight(usize),
+    /// Bias `i` of a matmul.
+    Bias(usize),
+    /// Weight of the (fused) norm.
+    NormWeight,
+    /// Bias of the (fused) norm.
+    NormBias,
+    /// What is added last.
+    Residual,
+    /// Queries, `f32[T, heads, head_dim]`.
+    Q,
+    /// Keys of this step, `f32[T, kv_heads, head_dim]`.
+    K,
+    /// Values of this step.
+    V,
+    /// Key cache.
+    KeyCache,
+    /// Value cache.
+    ValueCache,
+    /// A single cache, of `kv_append`.
+    Cache,
+    /// Weight of the fused norm of q.
+    QNormWeight,
+    /// Weight of the fused norm of k.
+    KNormWeight,
+    /// Sink logits, one a head.
+    Sinks,
+    /// Weight of the fused output projection.
+    ProjWeight,
+    /// Bias of the fused output projection.
+    ProjBias,
+}
+
+impl Op {
+    /// The operands in their order. The number of operands of a node equals the length of this list.
+    pub fn roles(&self) -> Vec<Role> {
+        match self {
+            Op::Input(_) | Op::Weight(_) | Op::State(_) => vec![],
+            Op::Embedding => vec![Role::Ids, Role::Table],
+            Op::Matmul(matmul) => matmul.roles(),
+            Op::Norm(norm) => {
+                let mut roles = vec![Role::X];
+                roles.extend(norm.weight.then_some(Role::NormWeight));
+                roles.extend(norm.bias.then_some(Role::NormBias));
+                roles
+            }
+            Op::Rope(_) => vec![Role::X, Role::Positions],
+            Op::KvAppend => vec![Role::Cache, Role::X, Role::Positions],
+            Op::Attention(attention) => attention.roles(),
+            Op::Add | Op::Mul => vec![Role::A, Role::B],
+            Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Reshape | Op::Sample => vec![Role::X],
+        }
+    }
+
+    /// The op's name in the text form; a fused op is named by its chain, in order (`norm_matmul_gated`).
+    pub fn name(&self) -> String {
+        match self {
+            Op::Input(_) => "input".into(),
+            Op::Weight(_) => "weight".into(),
+            Op::State(_) => "state".into(),
+            Op::Embedding => "embedding".into(),
+            Op::Matmul(matmul) => matmul.name(),
+            Op::Norm(norm) => norm.kind.name().into(),
+            Op::Rope(_) => "rope".into(),
+            Op::KvAppend => "kv_append".into(),
+            Op::Attention(attention) => attention.name(),
+            Op::Add => "add".into(),
+            Op::Mul => "mul".into(),
+            Op::Activation(activation) => activation.name().into(),
+            Op::Scale(_) => "scale".into(),
+            Op::Softcap(_) => "softcap".into(),
+            Op::Reshape => "reshape".into(),
+            Op::Sample => "sample".into(),
+        }
+    }
+}
+
+impl Matmul {
+    /// `y = W x`, one weight, nothing fused.
+    pub fn plain(bias: bool) -> Matmul {
+        Matmul {
+            norm: None,
+            biases: vec![bias],
+            transposed: false,
+            epilogue: Epilogue::None,
+            residual: false,
+            sample: false,
+        }
+    }
+
+    /// Whether nothing follows the products: more may still be fused behind them.
+    pub fn is_bare(&self) -> bool {
+        self.epilogue == Epilogue::None && !self.residual && !self.sample
+    }
+
+    /// How many results: one a weight, or one where they are gated, and the sampled token.
+    pub fn result_count(&self) -> usize {
+        let products = if matches!(self.epilogue, Epilogue::Gate(_)) { 1 } else { self.biases.len() };
+        products + usize::from(self.sample)
+    }
+
+    fn roles(&self) -> Vec<Role> {
+        let mut roles = vec![Role::X];
+        if let Some(norm) = &self.norm {
+            roles.extend(norm.weight.then_some(Role::NormWeight));
+            roles.extend(norm.bias.then_some(Role::NormBias));
+        }
+        roles.extend((0..self.biases.len()).map(Role::Weight));
+        roles.extend((0..self.biases.len()).filter(|&i| self.biases[i]).map(Role::Bias));
+        roles.extend(self.residual.then_some(Role::Residual));
+        roles
+    }
+
+    fn name(&self) -> String {
+        let norm = if self.norm.is_some() { "norm_" } else { "" };
+        let epilogue = match self.epilogue {
+            Epilogue::None => "",
+            Epilogue::Activate(_) => "_activated",
+            Epilogue::Gate(_) => "_gated",
+        };
+        let residual = if self.residual { "_add" } else { "" };
+        let sample = if self.sample { "_sample" } else { "" };
+        format!("{norm}matmul{epilogue}{residual}{sample}")
+    }
+}
+
+impl Attention {
+    /// Attention over caches that hold this step's keys already; nothing fused.
+    pub fn plain(scale: f32) -> Attention {
+        Attention {
+            scale,
+            window: None,
+            softcap: None,
+            sinks: false,
+            append: false,
+            q_norm: None,
+            k_norm: None,
+            rope: None,
+            proj: None,
+        }
+    }
+
+    fn roles(&self) -> Vec<Role> {
+        let mut roles = vec![Role::Q];
+        if self.append {
+            roles.extend([Role::K, Role::V]);
+        }
+        roles.extend([Role::KeyCache, Role::ValueCache, Role::Positions]);
+        roles.extend(self.q_norm.as_ref().and_then(|norm| norm.weight.then_some(Role::QNormWeight)));
+        roles.extend(self.k_norm.as_ref().and_then(|norm| norm.weight.then_some(Role::KNormWeight)));
+        roles.extend(self.sinks.then_some(Role::Sinks));
+        if let Some(proj) = self.proj {
+            roles.push(Role::ProjWeight);
+            roles.extend(proj.bias.then_some(Role::ProjBias));
+            roles.extend(proj.residual.then_some(Role::Residual));
+        }
+        roles
+    }
+
+    fn name(&self) -> String {
+        let norm = if self.q_norm.is_some() || self.k_norm.is_some() { "norm_" } else { "" };
+        let rope = if self.rope.is_some() { "rope_" } else { "" };
+        let append = if self.append { "append_" } else { "" };
+        let proj = match self.proj {
+            None => "",
+            Some(Projection { residual: false, .. }) => "_proj",
+            Some(Projection { residual: true, .. }) => "_proj_add",
+        };
+        format!("{norm}{rope}{append}attention{proj}")
+    }
+}
+
+impl NormKind {
+    /// `rms_norm` or `layer_norm`.
+    pub fn name(self) -> &'static str {
+        match self {
+            NormKind::Rms => "rms_norm",
+            NormKind::Layer => "layer_norm",
+        }
+    }
+}
+
+impl Activation {
+    /// Every activation function.
+    pub const ALL: [Activation; 5] =
+        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
+
+    /// The name in descriptions and in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Relu => "relu",
+            Activation::Relu2 => "relu2",
+        }
+    }
+
+    /// The activation of that name.
+    pub fn parse(name: &str) -> Option<Activation> {
+        Activation::ALL.into_iter().find(|activation| activation.name() == name)
+    }
+}
+
+impl Rope {
+    /// The angle a position turns each pair by, `dim / 2` of them, as transformers computes them, and what multiplies cosine and sine.
+    pub fn frequencies(&self) -> (Vec<f32>, f32) {
+        let pairs = self.dim / 2;
+        let plain = |pair: usize| self.theta.powf(-(2.0 * pair as f64) / self.dim as f64);
+        let tau = std::f64::consts::TAU;
+        let (frequencies, magnitude): (Vec<f64>, f64) = match &self.scaling {
+            RopeScaling::None => ((0..pairs).map(plain).collect(), 1.0),
+            RopeScaling::Linear { factor } => ((0..pairs).map(|pair| plain(pair) / factor).collect(), 1.0),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+                let stretch = |pair: usize| {
+                    let frequency = plain(pair);
+                    let wavelength = tau / frequency;
+                    if wavelength < original / high_freq_factor {
+                        frequency
+                    } else if wavelength > original / low_freq_factor {
+                        frequency / factor
+                    } else {
+                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - smooth) * frequency / factor + smooth * frequency
+                    }
+                };
+                ((0..pairs).map(stretch).collect(), 1.0)
+            }
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate } => {
+                let dimension_of =
+                    |rotations: f64| self.dim as f64 * (original / (rotations * tau)).ln() / (2.0 * self.theta.ln());
+                let (mut low, mut high) = (dimension_of(*beta_fast), dimension_of(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, mut high) = (low.max(0.0), high.min(self.dim as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let blend = |pair: usize| {
+                    let stretched = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    plain(pair) / factor * stretched + plain(pair) * (1.0 - stretched)
+                };
+                ((0..pairs).map(blend).collect(), *attention_factor)
+            }
+            RopeScaling::LongRope { factors, attention_factor } => {
+                ((0..pairs).map(|pair| plain(pair) / factors[pair]).collect(), *attention_factor)
+            }
+        };
+        (frequencies.into_iter().map(|frequency| frequency as f32).collect(), magnitude as f32)
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}

@@ -1,0 +1,1 @@
+// The device vocabulary in plain C++.

@@ -1,0 +1,181 @@
+{% include "device.cuh" %}
+// {{ name }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+{% include "splits.cuh" %}
+{% include "rope.cuh" %}
+constexpr int HEADS = {{ heads }};              // query heads
+constexpr int KEY_HEADS = {{ key_heads }};
+constexpr int HEAD_DIM = {{ head_dim }};
+constexpr int GROUP = {{ group }};              // query heads a block takes; they share a key head
+constexpr int WARPS = {{ warps }};
+constexpr float SCALE = {{ scale }};            // multiplies q · k
+constexpr float SOFTCAP = {{ softcap }};        // cap · tanh(score / cap); 0: none
+constexpr bool APPEND = {{ append }};           // normalise, rotate and store this row's key and value first
+constexpr bool NORM = {{ norm }};               // rms_norm of each head of q and k, before the rotation; under APPEND
+constexpr float EPS_Q = {{ eps_q }}, EPS_K = {{ eps_k }};
+constexpr bool SINKS = {{ sinks }};             // a logit a head that takes part in the softmax and adds no value
+typedef {{ out_type }} Out;                     // SPLITS > 1: fp32 sums to be combined; else the result
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
+constexpr int LANES = PADDED <= 8 ? 1 : PADDED <= 16 ? 2 : PADDED <= 32 ? 4 : PADDED <= 64 ? 8 : PADDED <= 128 ? 16 : 32;   // lanes a key
+constexpr int STREAMS = WARPS * 32 / LANES;     // keys the block looks at in one go
+constexpr int THREADS = 32 * WARPS;
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
+constexpr float LOG2E = 1.4426950408889634f;
+static_assert(PADDED <= 256, "a lane holds 8 values of a head");
+static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
+
+DEVICE void unpack(float (&f)[8], const Vec4& v) {
+  f[0] = bf16_low(v.x), f[1] = bf16_high(v.x), f[2] = bf16_low(v.y), f[3] = bf16_high(v.y);
+  f[4] = bf16_low(v.z), f[5] = bf16_high(v.z), f[6] = bf16_low(v.w), f[7] = bf16_high(v.w);
+}
+
+// One head from memory into shared memory, normalised and rotated, one warp a head. `raw` is scratch of the warp.
+DEVICE void load_head(float* head, float* raw, const float* from, const float* weight, float eps, int position, bool transform) {
+  const int lane = threadIdx.x % 32;
+  float square = 0.0f;
+  for (int i = lane; i < HEAD_DIM; i += 32) square += from[i] * from[i];
+  const float scale = transform && NORM ? rsqrtf(warp_sum(square) / HEAD_DIM + eps) : 1.0f;
+  for (int i = lane; i < HEAD_DIM; i += 32) raw[i] = from[i] * scale * (transform && weight ? weight[i] : 1.0f);
+  warp_barrier();
+  for (int i = lane; i < PADDED; i += 32)
+    head[i] = i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, position) : raw[i];
+  warp_barrier();
+}
+
+// q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
+// [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
+// out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
+// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM].  Grid: KEY_HEADS * GROUPS, SPLITS, rows.
+KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
+    const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
+    float* statistics, u64 context) {
+  SHARED float queries[GROUP][PADDED];
+  SHARED float raw[WARPS][PADDED];
+  SHARED float fresh[PADDED];
+  SHARED float merged[WARPS][GROUP][PADDED];
+  SHARED float merged_statistics[WARPS][GROUP][2];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
+  const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
+
+  launch_dependents();
+  wait_for_dependencies();
+  const int position = positions[row];
+  const int splits = active_splits(position);
+  if (split >= splits) return;
+  const int first = first_key(position), keys = position + 1 - first;
+  const int share = (keys + splits - 1) / splits;
+  const int begin = first + split * share;
+  const int end = begin + share < position + 1 ? begin + share : position + 1;
+  const u64 cache_row = ((u64)sequences[row] * KEY_HEADS + key_head) * context * PADDED;
+  u16* keys_at = key_cache + cache_row;
+  u16* values_at = value_cache + cache_row;
+
+  // The split that holds the newest key stores it. Blocks of one key head store the same bytes.
+  const int jobs = GROUP + (APPEND && end == position + 1 ? 1 : 0);
+  for (int job = warp; job < jobs; job += WARPS) {
+    if (job < GROUP) {
+      load_head(queries[job], raw[warp], q + ((u64)row * HEADS + first_head + job) * HEAD_DIM, q_weight, EPS_Q, position, APPEND);
+    } else {
+      const u64 from = ((u64)row * KEY_HEADS + key_head) * HEAD_DIM;
+      load_head(fresh, raw[warp], k + from, k_weight, EPS_K, position, true);
+      for (int i = lane; i < PADDED; i += 32) {
+        store(keys_at + (u64)position * PADDED + i, fresh[i]);
+        store(values_at + (u64)position * PADDED + i, i < HEAD_DIM ? v[from + i] : 0.0f);
+      }
+    }
+  }
+  block_barrier();
+
+  // Each stream of LANES lanes takes every STREAMS-th key; a lane holds 8 values of q, k, v and of the sum for each head.
+  const int part = lane % LANES, stream = threadIdx.x / LANES;
+  const bool holds = 8 * part < PADDED;
+  float query[GROUP][8], sum[GROUP][8] = {}, largest[GROUP], total[GROUP];
+#pragma unroll
+  for (int h = 0; h < GROUP; h++) {
+    largest[h] = NEGATIVE_INFINITY, total[h] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) query[h][i] = holds ? queries[h][8 * part + i] * (SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E) : 0.0f;
+  }
+  const Vec4 zero = {0, 0, 0, 0};
+  for (int base = begin; base < end; base += 2 * STREAMS) {
+    Vec4 key[2], value[2];
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+      const int at = base + u * STREAMS + stream;
+      const bool live = at < end && holds;
+      key[u] = live ? *(const Vec4*)(keys_at + (u64)at * PADDED + 8 * part) : zero;
+      value[u] = live ? *(const Vec4*)(values_at + (u64)at * PADDED + 8 * part) : zero;
+    }
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+      const bool live = base + u * STREAMS + stream < end;
+      float k8[8], v8[8];
+      unpack(k8, key[u]);
+      unpack(v8, value[u]);
+#pragma unroll
+      for (int h = 0; h < GROUP; h++) {
+        float score = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) score += query[h][i] * k8[i];
+#pragma unroll
+        for (int mask = LANES / 2; mask > 0; mask /= 2) score += shuffle_xor(score, mask);
+        if (SOFTCAP > 0.0f) score = SOFTCAP * tanhf(score / SOFTCAP) * LOG2E;
+        if (live) {
+          const float peak = fmaxf(largest[h], score);
+          const float keep = exp2f(largest[h] - peak), weight = exp2f(score - peak);
+          largest[h] = peak;
+          total[h] = total[h] * keep + weight;
+#pragma unroll
+          for (int i = 0; i < 8; i++) sum[h][i] = sum[h][i] * keep + weight * v8[i];
+        }
+      }
+    }
+  }
+
+  // Streams of a warp merge by exchange, warps through shared memory, both in a fixed order.
+#pragma unroll
+  for (int h = 0; h < GROUP; h++) {
+#pragma unroll
+    for (int mask = LANES; mask < 32; mask *= 2) {
+      const float peak = fmaxf(largest[h], shuffle_xor(largest[h], mask));
+      const float keep = largest[h] == NEGATIVE_INFINITY ? 0.0f : exp2f(largest[h] - peak);
+      largest[h] = peak;
+      total[h] *= keep;
+      total[h] += shuffle_xor(total[h], mask);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        sum[h][i] *= keep;
+        sum[h][i] += shuffle_xor(sum[h][i], mask);
+      }
+    }
+    if (lane < LANES && holds) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) merged[warp][h][8 * part + i] = sum[h][i];
+      if (lane == 0) merged_statistics[warp][h][0] = largest[h], merged_statistics[warp][h][1] = total[h];
+    }
+  }
+  block_barrier();
+  for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+    const int h = i / HEAD_DIM, d = i % HEAD_DIM;
+    const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;
+    float peak = NEGATIVE_INFINITY, weights = 0.0f, value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) peak = fmaxf(peak, merged_statistics[w][h][0]);
+    const bool sink = SINKS && split == 0;
+    if (sink) peak = fmaxf(peak, sinks[first_head + h] * LOG2E);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      if (merged_statistics[w][h][0] == NEGATIVE_INFINITY) continue;
+      const float keep = exp2f(merged_statistics[w][h][0] - peak);
+      weights += keep * merged_statistics[w][h][1];
+      value += keep * merged[w][h][d];
+    }
+    if (sink) weights += exp2f(sinks[first_head + h] * LOG2E - peak);
+    if (SPLITS > 1) {
+      store(out + at * HEAD_DIM + d, value);
+      if (d == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = weights;
+    } else {
+      store(out + at * HEAD_DIM + d, value / weights);
+    }
+  }
+}

@@ -1,0 +1,93 @@
+// The device vocabulary: every built-in and every line of PTX that a kernel uses. host/vocabulary.h says the same in plain C++.
+typedef unsigned short u16;  // a bfloat16 in memory
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct alignas(16) Vec4 { u32 x, y, z, w; };  // 16 bytes: eight bfloat16 or four floats
+
+#ifdef FUSE_HOST
+#include "vocabulary.h"
+#else
+#define KERNEL extern "C" __global__
+#define DEVICE __device__ __forceinline__
+#define SHARED __shared__
+#define CONSTANT __constant__
+
+extern __shared__ Vec4 dynamic_shared[];
+DEVICE char* shared_memory() { return (char*)dynamic_shared; }
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+
+// Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
+DEVICE void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// 16 bytes of a weight, read once. Volatile: it stays before the wait it was written before.
+DEVICE Vec4 load_stream(const Vec4* p) {
+  Vec4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
+DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// Two floats rounded to nearest even, `low` in the lower half.
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
+
+DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
+DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
+DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
+DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
+DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
+DEVICE void atomic_add_shared(u64* p, u64 value) { atomicAdd(p, value); }
+// A word that the host polls in pinned memory.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+#endif
+
+#define NEGATIVE_INFINITY float_of(0xff800000u)
+
+DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
+
+DEVICE float load(const float* p) { return *p; }
+DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }
+DEVICE void store(float* p, float value) { *p = value; }
+DEVICE void store(u16* p, float value) { *p = (u16)pack_bf16(value, 0.0f); }
+
+DEVICE float warp_sum(float value) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
+template <int KIND>
+DEVICE float activate(float x) {
+  if (KIND == SILU) return x / (1.0f + expf(-x));
+  if (KIND == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
+  if (KIND == GELU_TANH) return 0.5f * x * (1.0f + tanhf(0.79788456080f * (x + 0.044715f * x * x * x)));
+  if (KIND == RELU) return x > 0.0f ? x : 0.0f;
+  if (KIND == RELU2) return x > 0.0f ? x * x : 0.0f;
+  return x;
+}

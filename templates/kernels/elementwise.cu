@@ -1,0 +1,25 @@
+{% include "device.cuh" %}
+// {{ name }}: one expression of one or two operands, element by element.
+constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4;
+constexpr int KIND = {{ kind }};
+constexpr int ACTIVATION = {{ activation }};
+constexpr float FACTOR = {{ factor }};          // of SCALE, the cap of SOFTCAP
+constexpr int SIZE = {{ size }};                // values a row
+constexpr int THREADS = {{ threads }};
+typedef {{ out_type }} Out;
+
+// a, b (null for one operand) fp32 [rows][SIZE], out [rows][SIZE]. Grid: rows.
+KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* a, const float* b, Out* out) {
+  launch_dependents();
+  wait_for_dependencies();
+  for (int i = threadIdx.x; i < SIZE; i += THREADS) {
+    const u64 at = (u64)blockIdx.x * SIZE + i;
+    float y = a[at];
+    if (KIND == ADD) y += b[at];
+    if (KIND == MUL) y *= b[at];
+    if (KIND == SCALE) y *= FACTOR;
+    if (KIND == SOFTCAP) y = FACTOR * tanhf(y / FACTOR);
+    if (KIND == ACTIVATE) y = activate<ACTIVATION>(y);
+    store(out + at, y);
+  }
+}

@@ -1,0 +1,34 @@
+{% include "device.cuh" %}
+// {{ name }}: {% if layer %}layer_norm{% else %}rms_norm{% endif %} of each row, one block a row.
+constexpr int SIZE = {{ size }};                // values a row
+constexpr bool LAYER = {{ layer }};             // subtract the mean
+constexpr float EPS = {{ eps }};
+constexpr int WARPS = {{ warps }};
+typedef {{ out_type }} Out;
+
+DEVICE float block_sum(float value, float (&scratch)[WARPS]) {
+  value = warp_sum(value);
+  block_barrier();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  block_barrier();
+  float sum = 0.0f;
+  for (int i = 0; i < WARPS; i++) sum += scratch[i];
+  return sum;
+}
+
+// x, out [rows][SIZE]; weight, bias [SIZE], null where absent. Grid: rows.
+KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* x, const float* weight, const float* bias, Out* out) {
+  SHARED float scratch[WARPS];
+  launch_dependents();
+  wait_for_dependencies();
+  const float* row = x + (u64)blockIdx.x * SIZE;
+  float mean = 0.0f, square = 0.0f;
+  if (LAYER) {
+    for (int i = threadIdx.x; i < SIZE; i += 32 * WARPS) mean += row[i];
+    mean = block_sum(mean, scratch) / SIZE;
+  }
+  for (int i = threadIdx.x; i < SIZE; i += 32 * WARPS) square += (row[i] - mean) * (row[i] - mean);
+  const float scale = rsqrtf(block_sum(square, scratch) / SIZE + EPS);
+  for (int i = threadIdx.x; i < SIZE; i += 32 * WARPS)
+    store(out + (u64)blockIdx.x * SIZE + i, (row[i] - mean) * scale * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f));
+}

@@ -1,0 +1,38 @@
+// Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
+// pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
+// of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+constexpr int K = {{ tiles.k }};                          // columns
+constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
+constexpr int OUTPUTS = {{ tiles.outputs }};              // weights packed one behind the other, each in its own row tiles
+constexpr int ROWS[3] = { {{ tiles.rows[0] }}, {{ tiles.rows[1] }}, {{ tiles.rows[2] }} };   // rows of each
+constexpr bool GATED = {{ tiles.gated }};                 // a row tile is 8 rows of the gate above 8 rows of the other
+constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
+constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
+typedef {{ tiles.out_type }} Out;                         // storage of the results
+
+DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
+
+// Eight consecutive bfloat16 of an activation row, zeros beyond K.
+DEVICE Vec4 load_activations(const u16* row, int k) {
+  Vec4 v = {0, 0, 0, 0};
+  if (K % 8 == 0) {
+    if (k < K) v = *(const Vec4*)(row + k);
+  } else {
+    u32 e[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) e[i] = k + i < K ? row[k + i] : 0;
+    v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
+  }
+  return v;
+}
+
+// Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
+struct Place { int output, row; };
+DEVICE Place place_of(int tile, int row) {
+  if (OUTPUTS > 2 && tile >= TILES0 + TILES1) return {2, (tile - TILES0 - TILES1) * TILE_ROWS + row};
+  if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};
+  return {0, tile * TILE_ROWS + row};
+}

@@ -2,4 +2,12 @@
 //!
 //! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
 
+pub mod artifact;
+pub mod build;
+pub mod compile;
+pub mod description;
+pub mod emit;
 pub mod ir;
+pub mod lower;
+pub mod passes;
+pub mod plan;

@@ -175,10 +175,17 @@ impl Graph {
         }
     }
 
-    /// Drops every node that no output needs.
-    pub(crate) fn remove_dead(&mut self) {
-        let live: std::collections::HashSet<NodeId> = self.ordered().into_iter().collect();
-        self.inner.retain_nodes(|_, node| live.contains(&node));
+    /// Drops those of `nodes` that nothing uses, and then what only they used.
+    pub(crate) fn remove_unused(&mut self, nodes: Vec<NodeId>) {
+        let mut candidates = nodes;
+        while let Some(node) = candidates.pop() {
+            let used = self.inner.edges_directed(node, Direction::Outgoing).next().is_some()
+                || self.outputs.iter().any(|output| output.node == node);
+            if self.contains(node) && !used {
+                candidates.extend(self.inner.neighbors_directed(node, Direction::Incoming));
+                self.inner.remove_node(node);
+            }
+        }
     }
 }
 

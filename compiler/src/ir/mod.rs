@@ -1,11 +1,18 @@
 //! The graph a description becomes: ops, types, text form, verifier, patches and the reference interpreter.
 
 mod graph;
+mod interpret;
 mod op;
+mod parse;
 mod patch;
+mod text;
 mod types;
+mod verify;
 
 pub use graph::{Graph, Node, NodeId, Results, Value};
+pub use interpret::{Interpreter, Tensor, erf, evaluate, nmse, random_run, random_tensor};
 pub use op::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Projection, Role, Rope, RopeScaling};
+pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
 pub use types::{DType, Dim, Type};
+pub use verify::{VerifyError, verify, verify_all};

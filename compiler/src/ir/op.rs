@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What a node computes. Operands are ordered as [`Op::roles`] lists them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -83,7 +85,8 @@ pub struct Norm {
 }
 
 /// The two normalisations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NormKind {
     /// `x / sqrt(mean(x²) + eps)`.
     Rms,
@@ -184,7 +187,8 @@ pub struct Projection {
 }
 
 /// Activation functions, by the names of torch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x · sigmoid(x)`.
     Silu,

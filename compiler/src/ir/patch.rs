@@ -70,6 +70,7 @@ impl Patch {
             let operands: Vec<Value> = node.operands.iter().map(|&value| resolve(value, &added)).collect();
             added.push(graph.add(node.op, &operands, node.results, node.layer));
         }
+        let mut touched = added.clone();
         for (old, new) in self.replacements {
             let new = resolve(new, &added);
             let (old_type, new_type) = (graph.type_of(old), graph.type_of(new));
@@ -80,9 +81,10 @@ impl Patch {
                 graph.op(old.node)
             );
             graph.replace_uses(old, new);
+            touched.push(old.node);
         }
         ensure!(!graph.has_cycle(), "the patch makes the graph cyclic");
-        graph.remove_dead();
+        graph.remove_unused(touched);
         Ok(())
     }
 }

@@ -1,0 +1,83 @@
+//! Compiled kernels kept by content, so that what did not change is not compiled again.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+
+/// One folder of `KEY.cubin` and `KEY.log` files. Several processes may share it.
+pub(super) struct Cache<'a> {
+    folder: &'a Path,
+}
+
+impl<'a> Cache<'a> {
+    /// Opens the cache in `folder`, which is made where it is absent.
+    pub(super) fn open(folder: &'a Path) -> Result<Cache<'a>> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the cache folder {}", folder.display()))?;
+        Ok(Cache { folder })
+    }
+
+    /// The device code and log under `key`, where both are there and whole.
+    pub(super) fn get(&self, key: &str) -> Option<(Vec<u8>, String)> {
+        let cubin = fs::read(self.file(key, "cubin")).ok().filter(|bytes| is_whole_elf(bytes))?;
+        let log = fs::read_to_string(self.file(key, "log")).ok()?;
+        Some((cubin, log))
+    }
+
+    /// Keeps a compilation. The log comes first: a reader that sees the device code sees its log.
+    pub(super) fn put(&self, key: &str, cubin: &[u8], log: &str) -> Result<()> {
+        self.write(&self.file(key, "log"), log.as_bytes())?;
+        self.write(&self.file(key, "cubin"), cubin)
+    }
+
+    fn file(&self, key: &str, extension: &str) -> PathBuf {
+        self.folder.join(format!("{key}.{extension}"))
+    }
+
+    /// Writes under a name of its own, then renames: no reader ever sees half a file.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let partial = self.folder.join(format!("partial-{}-{serial}", std::process::id()));
+        fs::write(&partial, bytes)
+            .and_then(|()| fs::rename(&partial, path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// SHA-256 over the parts, each with its length before it, in hexadecimal.
+pub(super) fn key(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// An ELF file whose section table, at its end, is there.
+fn is_whole_elf(bytes: &[u8]) -> bool {
+    let number = |at: usize, width: usize| {
+        bytes.get(at..at + width).map(|field| field.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)))
+    };
+    let end = || Some(number(0x28, 8)? + number(0x3a, 2)? * number(0x3c, 2)?);
+    bytes.starts_with(b"\x7fELF") && end().is_some_and(|end| end <= bytes.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_tells_parts_apart() {
+        assert_eq!(key(&["a", "b"]), key(&["a", "b"]));
+        assert_ne!(key(&["ab", ""]), key(&["a", "b"]));
+        assert_eq!(key(&[]), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+}

@@ -1,0 +1,150 @@
+//! A configuration with one spelling for what transformers 4 and 5 write in two.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::diagnostics::{Code, Diagnostic};
+use super::value::Value;
+
+/// Keys and values of a config.json or of a preset. Null is absent, but for `rope_scaling`, which is always there.
+///
+/// RoPE has both views whichever the file has: `rope_theta` and `rope_scaling` (null where nothing is scaled, its type under `rope_type`), and
+/// `rope_parameters`. Where `rope_parameters` is nested by layer type, the first view is that of `full_attention`, and `rope_local_base_freq` is
+/// the base of `sliding_attention`. `dtype` stands for `torch_dtype`, too.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    values: BTreeMap<String, Value>,
+}
+
+impl Config {
+    /// Reads a config.json.
+    pub(super) fn from_json(json: &serde_json::Value) -> Result<Config, Diagnostic> {
+        let Value::Table(values) = Value::from(json) else {
+            return Err(Diagnostic::new(Code::BadConfig, "config.json is not a JSON object"));
+        };
+        Ok(Config::new((*values).clone()))
+    }
+
+    /// Takes values as a file has them.
+    pub(super) fn new(mut values: BTreeMap<String, Value>) -> Config {
+        unify_dtype(&mut values);
+        unify_rope(&mut values);
+        values.retain(|key, value| *value != Value::Null || key == "rope_scaling");
+        Config { values }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        self.values.get(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.values.iter().map(|(key, value)| (key.as_str(), value))
+    }
+}
+
+fn unify_dtype(values: &mut BTreeMap<String, Value>) {
+    let old = values.remove("torch_dtype");
+    let dtype = values.remove("dtype").filter(|value| *value != Value::Null).or(old);
+    if let Some(dtype) = dtype {
+        let dtype = dtype.text().map(|text| Value::from(text.trim_start_matches("torch."))).unwrap_or(dtype);
+        values.insert("dtype".to_owned(), dtype);
+    }
+}
+
+fn unify_rope(values: &mut BTreeMap<String, Value>) {
+    let given = values.get("rope_parameters").and_then(Value::table).cloned();
+    let Some(given) = given else {
+        let scaling = scaling_of(values.get("rope_scaling").and_then(Value::table));
+        let mut parameters = scaling.table().cloned().unwrap_or_default();
+        parameters.entry("rope_type".to_owned()).or_insert_with(|| "default".into());
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            if let Some(value) = values.get(key) {
+                parameters.insert(key.to_owned(), value.clone());
+            }
+        }
+        // A rope_scaling that is no table is kept, so that it is an error where it is read.
+        if values.get("rope_scaling").is_none_or(|value| matches!(value, Value::Null | Value::Table(_))) {
+            values.insert("rope_scaling".to_owned(), scaling);
+        }
+        if values.contains_key("rope_theta") {
+            values.insert("rope_parameters".to_owned(), Value::Table(Arc::new(parameters)));
+        }
+        return;
+    };
+    let of_type = |layer_type: &str| given.get(layer_type).and_then(Value::table);
+    let nested = given.values().any(|value| value.table().is_some());
+    let main = if nested { of_type("full_attention") } else { Some(&given) };
+    if let Some(base) = of_type("sliding_attention").and_then(|sliding| sliding.get("rope_theta")) {
+        values.insert("rope_local_base_freq".to_owned(), base.clone());
+    }
+    values.insert("rope_scaling".to_owned(), scaling_of(main));
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        if let Some(value) = main.and_then(|main| main.get(key)) {
+            values.insert(key.to_owned(), value.clone());
+        }
+    }
+}
+
+/// The scaling in a `rope_scaling` or `rope_parameters` table, null where it asks for none.
+fn scaling_of(table: Option<&BTreeMap<String, Value>>) -> Value {
+    let Some(table) = table else { return Value::Null };
+    let mut scaling = table.clone();
+    scaling.remove("rope_theta");
+    scaling.remove("partial_rotary_factor");
+    scaling.retain(|_, value| *value != Value::Null);
+    let old = scaling.remove("type");
+    let Some(kind) = scaling.remove("rope_type").or(old) else {
+        // Only what says nothing about scaling may lack a type.
+        return if scaling.is_empty() { Value::Null } else { Value::Table(Arc::new(scaling)) };
+    };
+    match kind.text() {
+        Some("default") => return Value::Null,
+        Some("su") => scaling.insert("rope_type".to_owned(), "longrope".into()),
+        _ => scaling.insert("rope_type".to_owned(), kind),
+    };
+    Value::Table(Arc::new(scaling))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn view(json: serde_json::Value, keys: &[&str]) -> Vec<String> {
+        let config = Config::from_json(&json).expect("an object");
+        keys.iter().map(|key| config.get(key).map_or("absent".to_owned(), Value::to_string)).collect()
+    }
+
+    #[test]
+    fn both_forms_of_rope_are_read_as_one() {
+        let old = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}});
+        let new = json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}});
+        let keys = ["rope_theta", "rope_scaling", "rope_parameters"];
+        assert_eq!(view(old, &keys), view(new, &keys));
+        let old = json!({"rope_theta": 1e4, "rope_scaling": null, "partial_rotary_factor": 0.5});
+        let new = json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}});
+        let keys = ["rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"];
+        assert_eq!(view(old, &keys), view(new, &keys));
+    }
+
+    #[test]
+    fn nested_rope_parameters_have_two_bases() {
+        let config = json!({"rope_parameters": {
+            "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0},
+            "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+        }});
+        assert_eq!(
+            view(config, &["rope_theta", "rope_local_base_freq", "rope_scaling"]),
+            ["1000000.0", "10000.0", "{factor: 8.0, rope_type: \"linear\"}"]
+        );
+    }
+
+    #[test]
+    fn dtype_has_one_spelling_and_null_is_absent() {
+        let keys = ["dtype", "torch_dtype", "sliding_window"];
+        let expected = ["\"bfloat16\"", "absent", "absent"];
+        assert_eq!(view(json!({"torch_dtype": "bfloat16", "sliding_window": null}), &keys), expected);
+        assert_eq!(view(json!({"dtype": "torch.bfloat16"}), &keys), expected);
+    }
+}

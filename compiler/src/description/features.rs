@@ -1,0 +1,154 @@
+//! Configuration keys that change what a model computes. One that is set and that the description does not read is refused by name: silent
+//! nonsense is worse than an error.
+
+use super::value::Value;
+
+/// Keys that every model's facts are read from, whether or not its description names them.
+pub(super) const FACTS: &[&str] =
+    &["vocab_size", "max_position_embeddings", "dtype", "bos_token_id", "eos_token_id", "model_type", "architectures"];
+
+/// Keys that tell nothing about the computation.
+const INERT: &[&str] = &[
+    "attention_dropout",
+    "auto_map",
+    "hidden_dropout",
+    "initializer_range",
+    "pad_token_id",
+    "pretraining_tp",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
+/// A key that changes what a model computes.
+struct Feature {
+    key: &'static str,
+    /// With one of these values it changes nothing; null never does.
+    harmless: &'static [Harmless],
+    what: &'static str,
+}
+
+enum Harmless {
+    Bool(bool),
+    Number(f64),
+    Text(&'static str),
+    /// A list of nothing else.
+    All(&'static str),
+    Ones,
+}
+
+use Harmless::{All, Bool, Number, Ones, Text};
+
+const FEATURES: &[Feature] = &[
+    feature("activation_function", &[], "a choice of the activation"),
+    feature("hidden_act", &[], "a choice of the activation"),
+    feature("hidden_activation", &[], "a choice of the activation"),
+    feature("add_bias_linear", &[Bool(false)], "biases"),
+    feature("add_qkv_bias", &[Bool(false)], "biases of q, k and v"),
+    feature("attention_bias", &[Bool(false)], "biases of the attention's projections"),
+    feature("lm_head_bias", &[Bool(false)], "a bias of the head"),
+    feature("mlp_bias", &[Bool(false)], "biases of the MLP"),
+    feature("qkv_bias", &[Bool(false)], "biases of q, k and v"),
+    feature("use_bias", &[Bool(false)], "biases"),
+    feature("use_qkv_bias", &[Bool(false)], "biases of q, k and v"),
+    feature("tie_word_embeddings", &[], "a choice of the head's weight"),
+    feature("attention_chunk_size", &[], "chunked attention"),
+    feature("layer_types", &[All("full_attention")], "a kind of attention for each layer"),
+    feature("max_window_layers", &[], "layers with sliding windows"),
+    feature("sliding_window", &[], "sliding-window attention"),
+    feature("sliding_window_pattern", &[], "a sliding window on some layers"),
+    feature("use_sliding_window", &[Bool(false)], "sliding-window attention"),
+    feature("attn_logit_softcapping", &[], "a soft cap on attention scores"),
+    feature("final_logit_softcapping", &[], "a soft cap on logits"),
+    feature("attention_multiplier", &[], "the scale of attention scores"),
+    feature("query_pre_attn_scalar", &[], "the scale of attention scores"),
+    feature("scale_attn_by_inverse_layer_idx", &[Bool(false)], "the scale of attention scores"),
+    feature("scale_attn_weights", &[Bool(true)], "the scale of attention scores"),
+    feature("attn_temperature_tuning", &[Bool(false)], "the scale of attention scores"),
+    feature("attn_output_gate", &[Bool(false)], "a gate on the attention's output"),
+    feature("clip_qkv", &[], "clipping of q, k and v"),
+    feature("qk_layernorm", &[Bool(false)], "a norm on q and k"),
+    feature("use_qk_norm", &[Bool(false)], "a norm on q and k"),
+    feature("embedding_multiplier", &[Number(1.0)], "a factor on embeddings"),
+    feature("scale_embedding", &[Bool(false)], "a factor on embeddings"),
+    feature("scale_emb", &[Number(1.0)], "a factor on embeddings"),
+    feature("residual_multiplier", &[Number(1.0)], "a factor on residuals"),
+    feature("scale_depth", &[], "a factor on residuals"),
+    feature("logit_scale", &[Number(1.0)], "a factor on logits"),
+    feature("logits_scaling", &[Number(1.0)], "a factor on logits"),
+    feature("alibi", &[Bool(false)], "ALiBi"),
+    feature("position_embedding_type", &[Text("rope"), Text("absolute")], "the kind of position embedding"),
+    feature("no_rope_layers", &[Ones], "layers without RoPE"),
+    feature("partial_rotary_factor", &[Number(1.0)], "partial RoPE"),
+    feature("rotary_pct", &[Number(1.0)], "partial RoPE"),
+    feature("rope_interleave", &[Bool(false)], "interleaved RoPE"),
+    feature("rope_local_base_freq", &[], "a second base of RoPE"),
+    feature("rope_scaling", &[], "scaled RoPE"),
+    feature("rope_theta", &[], "the base of RoPE"),
+    feature("rotary_emb_base", &[], "the base of RoPE"),
+    feature("use_mrope", &[Bool(false)], "multimodal RoPE"),
+    feature("parallel_attn", &[Bool(false)], "parallel residuals"),
+    feature("use_parallel_residual", &[Bool(false)], "parallel residuals"),
+    feature("apply_residual_connection_post_layernorm", &[Bool(false)], "residuals taken after the norm"),
+    feature("do_layer_norm_before", &[Bool(true)], "post-norm"),
+    feature("n_routed_experts", &[Number(0.0)], "routed experts"),
+    feature("num_experts", &[Number(0.0)], "routed experts"),
+    feature("num_local_experts", &[Number(0.0)], "routed experts"),
+    feature("n_shared_experts", &[Number(0.0)], "shared experts"),
+    feature("num_kv_shared_layers", &[Number(0.0)], "layers that share a cache"),
+    feature("kv_lora_rank", &[], "latent attention"),
+    feature("is_encoder_decoder", &[Bool(false)], "an encoder"),
+    feature("add_cross_attention", &[Bool(false)], "cross-attention"),
+    feature("quantization_config", &[], "quantised weights"),
+    feature("text_config", &[], "a model within a model"),
+    feature("vision_config", &[], "a vision tower"),
+];
+
+const fn feature(key: &'static str, harmless: &'static [Harmless], what: &'static str) -> Feature {
+    Feature { key, harmless, what }
+}
+
+/// What `key` stands for, where `value` asks for something that a description must honour.
+pub(super) fn asked(key: &str, value: &Value) -> Option<&'static str> {
+    let feature = FEATURES.iter().find(|feature| feature.key == key)?;
+    let all = |item: &dyn Fn(&Value) -> bool| matches!(value, Value::List(items) if items.iter().all(item));
+    let harmless = *value == Value::Null
+        || feature.harmless.iter().any(|harmless| match harmless {
+            Bool(expected) => *value == Value::Bool(*expected),
+            Number(expected) => value.number() == Some(*expected),
+            Text(expected) => value.text() == Some(expected),
+            All(expected) => all(&|item| item.text() == Some(expected)),
+            Ones => all(&|item| item.number() == Some(1.0)),
+        });
+    (!harmless).then_some(feature.what)
+}
+
+/// Whether the key is one that a configuration may have though no expression reads it.
+pub(super) fn is_known(key: &str) -> bool {
+    FACTS.contains(&key)
+        || INERT.contains(&key)
+        || key == "rope_parameters"
+        || FEATURES.iter().any(|feature| feature.key == key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_feature_stands_once() {
+        for (index, feature) in FEATURES.iter().enumerate() {
+            assert_eq!(FEATURES.iter().position(|other| other.key == feature.key), Some(index), "{}", feature.key);
+        }
+    }
+
+    #[test]
+    fn defaults_are_harmless() {
+        let layers = |kind: &str| Value::List([Value::from(kind), Value::from("full_attention")].into());
+        assert_eq!(asked("layer_types", &layers("full_attention")), None);
+        assert!(asked("layer_types", &layers("sliding_attention")).is_some());
+        assert_eq!(asked("residual_multiplier", &Value::Int(1)), None);
+        assert!(asked("residual_multiplier", &Value::Float(0.22)).is_some());
+        assert_eq!(asked("attention_dropout", &Value::Float(0.5)), None);
+    }
+}

@@ -1,0 +1,411 @@
+//! TOML to [`Description`]: every key is known, every value has its type, every expression can be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
+use super::expr::{Expr, Locator};
+use super::signature::Default;
+use super::value::Value;
+use super::{Description, Expectation, Line, Place, Section, features, flow, line};
+
+/// The schema that this version reads.
+const SCHEMA: i64 = 1;
+
+pub(super) fn read(text: &str, file_name: &str) -> Result<Description, Diagnostics> {
+    let source = Arc::new(Source { name: file_name.to_owned(), text: text.to_owned() });
+    let mut reader = Reader { source: source.clone(), diagnostics: Diagnostics::new(source.clone()) };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    let mut lines = BTreeSet::new();
+    for error in errors {
+        let diagnostic = Diagnostic::new(Code::TomlSyntax, format!("not valid TOML: {}", error.message()));
+        match error.span() {
+            // A second error on a line is an echo of the first.
+            Some(span) if !lines.insert(text[..span.start].matches('\n').count()) => {}
+            Some(span) => reader.push(diagnostic.at(span, "")),
+            None => reader.push(diagnostic),
+        }
+    }
+    reader.diagnostics.sort();
+    // What was recovered from a broken file would only make echoes of the first errors.
+    if !reader.diagnostics.is_empty() {
+        return Err(reader.diagnostics);
+    }
+    let description = reader.description(document.get_ref());
+    reader.diagnostics.sort();
+    match description {
+        Some(description) => reader.diagnostics.into_result(description),
+        None => Err(reader.diagnostics),
+    }
+}
+
+/// Reads values of known types and collects what is wrong.
+pub(super) struct Reader {
+    source: Arc<Source>,
+    diagnostics: Diagnostics,
+}
+
+const TOP_KEYS: &[&str] = &["schema", "name", "serves", "config", "derive", "expect", "embed", "layer", "head"];
+
+impl Reader {
+    fn description(&mut self, top: &DeTable<'_>) -> Option<Description> {
+        let source = self.source.clone();
+        let file = source.name.as_str();
+        self.schema(top)?;
+        self.known_keys(top, TOP_KEYS, "a description");
+        let name = self.needed(top, "name", 0..0, file).and_then(|value| self.identifier(value, "a name"));
+        let serves = self.needed(top, "serves", 0..0, file).and_then(|value| self.identifiers(value));
+        let preset = top.get("config").and_then(|value| self.table(value)).map(|table| self.preset(table));
+        let derive = top.get("derive").and_then(|value| self.table(value)).map(|table| self.derive(table));
+        let expect = top.get("expect").and_then(|value| self.table(value)).map(|table| self.expect(table, &[]));
+        let mut count = None;
+        let sections: Vec<Option<Section>> = [Place::Embed, Place::Layer, Place::Head]
+            .into_iter()
+            .map(|place| {
+                let value = self.needed(top, place.name(), 0..0, file)?;
+                let table = self.table(value)?;
+                if place == Place::Layer {
+                    count = self.needed(table, "count", value.span(), "[layer]").and_then(|v| self.expression(v));
+                }
+                self.section(place, table, self.header(value))
+            })
+            .collect();
+        let sections: Vec<Section> = sections.into_iter().collect::<Option<_>>()?;
+        flow::check(&sections, &mut self.diagnostics);
+        let mut description = Description {
+            name: name?,
+            serves: serves?,
+            source: self.source.clone(),
+            preset,
+            derive: BTreeMap::new(),
+            expect: expect.unwrap_or_default(),
+            count: count?,
+            sections,
+            mentioned: BTreeSet::new(),
+        };
+        let mut spans = BTreeMap::new();
+        for (key, span, expr) in derive.unwrap_or_default() {
+            spans.insert(key.clone(), span);
+            description.derive.insert(key, expr);
+        }
+        description.mentioned = mentioned(&description);
+        self.cycles(&description, &spans);
+        for (key, span) in spans.iter().filter(|(key, _)| !description.mentioned.contains(*key)) {
+            self.push(
+                Diagnostic::new(Code::UnusedDerive, format!("nothing reads the derived key `{key}`"))
+                    .at(span.clone(), "")
+                    .suggest(key, description.mentioned.iter().map(String::as_str)),
+            );
+        }
+        Some(description)
+    }
+
+    fn schema(&mut self, top: &DeTable<'_>) -> Option<()> {
+        let file = self.source.name.clone();
+        let value = self.needed(top, "schema", 0..0, &file)?;
+        match self.plain(value)? {
+            Value::Int(SCHEMA) => Some(()),
+            other => {
+                let message = format!("schema {other} is not known: this version reads schema {SCHEMA}");
+                self.push(Diagnostic::new(Code::UnknownSchema, message).at(value.span(), ""));
+                None
+            }
+        }
+    }
+
+    fn section(&mut self, place: Place, table: &DeTable<'_>, span: Span) -> Option<Section> {
+        let known: &[&str] = if place == Place::Layer { &["count", "weights", "ops"] } else { &["weights", "ops"] };
+        self.known_keys(table, known, &format!("[{}]", place.name()));
+        let prefix = match table.get("weights") {
+            Some(value) => line::weight_name(self, value, place)?,
+            None => String::new(),
+        };
+        let ops = self.needed(table, "ops", span.clone(), &format!("[{}]", place.name()))?;
+        let Some(ops) = ops.get_ref().as_array() else {
+            self.wrong_type(ops, "a list of operations");
+            return None;
+        };
+        let lines: Vec<Option<Line>> = ops.iter().map(|op| line::read(self, op, place)).collect();
+        Some(Section { place, prefix, lines: lines.into_iter().collect::<Option<_>>()?, span })
+    }
+
+    fn preset(&mut self, table: &DeTable<'_>) -> BTreeMap<String, (Value, Span)> {
+        let mut preset = BTreeMap::new();
+        for (key, value) in in_file_order(table) {
+            if let (true, Some(plain)) = (self.is_identifier(key, "a configuration key"), self.plain(value)) {
+                preset.insert(key.get_ref().to_string(), (plain, key.span()));
+            }
+        }
+        preset
+    }
+
+    fn derive(&mut self, table: &DeTable<'_>) -> Vec<(String, Span, Expr)> {
+        let mut derived = Vec::new();
+        for (key, value) in in_file_order(table) {
+            if let (true, Some(expr)) = (self.is_identifier(key, "a derived key"), self.expression(value)) {
+                derived.push((key.get_ref().to_string(), key.span(), expr));
+            }
+        }
+        derived
+    }
+
+    fn expect(&mut self, table: &DeTable<'_>, path: &[String]) -> Vec<Expectation> {
+        let mut expectations = Vec::new();
+        for (key, value) in in_file_order(table) {
+            let mut path = path.to_vec();
+            path.push(key.get_ref().to_string());
+            if let Some(inner) = value.get_ref().as_table() {
+                expectations.extend(self.expect(inner, &path));
+            } else if let Some(plain) = self.plain(value) {
+                let allowed = match plain {
+                    Value::List(items) => items.to_vec(),
+                    one => vec![one],
+                };
+                expectations.push(Expectation { path, allowed, span: key.span().start..value.span().end });
+            }
+        }
+        expectations
+    }
+
+    /// Follows each derived key through those it names.
+    fn cycles(&mut self, description: &Description, spans: &BTreeMap<String, Span>) {
+        let mut cleared: BTreeSet<&str> = BTreeSet::new();
+        for start in description.derive.keys() {
+            let mut path: Vec<&str> = Vec::new();
+            if let Some(cycle) = find_cycle(&description.derive, start, &mut path, &mut cleared) {
+                let shown: Vec<_> = cycle.iter().map(|key| format!("`{key}`")).collect();
+                let message = format!("derived keys need each other in a circle: {}", shown.join(" → "));
+                self.push(Diagnostic::new(Code::CyclicDerive, message).at(spans[cycle[0]].clone(), ""));
+                cleared.extend(&cycle);
+            }
+        }
+    }
+
+    /// The section's header line, `[layer]`, rather than all of its body.
+    fn header(&self, table: &Spanned<DeValue<'_>>) -> Span {
+        let span = table.span();
+        let text = &self.source.text[span.clone()];
+        span.start..span.start + text.find('\n').unwrap_or(text.len())
+    }
+
+    /// The expression in a string, or a plain number or flag.
+    pub(super) fn expression(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Expr> {
+        match value.get_ref() {
+            DeValue::String(text) => {
+                let locator = Locator::of_string(&self.source.text, value.span(), text);
+                match Expr::parse(text, &locator) {
+                    Ok(expr) => Some(expr),
+                    Err(diagnostic) => {
+                        self.push(diagnostic);
+                        None
+                    }
+                }
+            }
+            DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) => {
+                Some(Expr::literal(self.plain(value)?, value.span()))
+            }
+            _ => {
+                self.wrong_type(value, "an expression, a number or a flag");
+                None
+            }
+        }
+    }
+
+    /// A TOML value with no expressions in it.
+    pub(super) fn plain(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Value> {
+        let number = |reader: &mut Self| {
+            reader.push(Diagnostic::new(Code::WrongType, "the number is out of range").at(value.span(), ""));
+        };
+        match value.get_ref() {
+            DeValue::String(text) => Some(Value::from(&**text)),
+            DeValue::Boolean(flag) => Some(Value::Bool(*flag)),
+            DeValue::Integer(digits) => match i64::from_str_radix(digits.as_str(), digits.radix()) {
+                Ok(number) => Some(Value::Int(number)),
+                Err(_) => {
+                    number(self);
+                    None
+                }
+            },
+            DeValue::Float(digits) => match digits.as_str().parse::<f64>().ok().filter(|number| number.is_finite()) {
+                Some(number) => Some(Value::Float(number)),
+                None => {
+                    number(self);
+                    None
+                }
+            },
+            DeValue::Array(items) => {
+                let items: Vec<Option<Value>> = items.iter().map(|item| self.plain(item)).collect();
+                Some(Value::List(items.into_iter().collect::<Option<_>>()?))
+            }
+            DeValue::Table(items) => {
+                let mut table = BTreeMap::new();
+                for (key, item) in in_file_order(items) {
+                    table.insert(key.get_ref().to_string(), self.plain(item)?);
+                }
+                Some(Value::Table(Arc::new(table)))
+            }
+            DeValue::Datetime(_) => {
+                self.wrong_type(value, "a number, a flag, a string, a list or a table");
+                None
+            }
+        }
+    }
+
+    pub(super) fn string(&mut self, value: &Spanned<DeValue<'_>>, what: &str) -> Option<String> {
+        let text = value.get_ref().as_str().map(str::to_owned);
+        if text.is_none() {
+            self.wrong_type(value, what);
+        }
+        text
+    }
+
+    pub(super) fn identifier(&mut self, value: &Spanned<DeValue<'_>>, what: &str) -> Option<String> {
+        let text = self.string(value, &format!("{what}, a string"))?;
+        self.is_identifier(&Spanned::new(value.span(), text.as_str().into()), what).then_some(text)
+    }
+
+    fn identifiers(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Vec<String>> {
+        let Some(items) = value.get_ref().as_array() else {
+            self.wrong_type(value, "a list of architecture names");
+            return None;
+        };
+        items.iter().map(|item| self.identifier(item, "an architecture's name")).collect()
+    }
+
+    fn is_identifier(&mut self, text: &Spanned<std::borrow::Cow<'_, str>>, what: &str) -> bool {
+        let name = text.get_ref();
+        let start = |c: char| c.is_ascii_alphabetic() || c == '_';
+        let good = name.starts_with(start) && name.chars().all(|c| start(c) || c.is_ascii_digit());
+        if !good {
+            let message = format!("{what} has letters, digits and `_`, and begins with no digit");
+            self.push(Diagnostic::new(Code::BadName, message).at(text.span(), ""));
+        } else if &**name == "layer" && what.ends_with("key") {
+            self.push(Diagnostic::new(Code::BadName, "`layer` is the index of the layer").at(text.span(), ""));
+        }
+        good
+    }
+
+    fn table<'a, 'i>(&mut self, value: &'a Spanned<DeValue<'i>>) -> Option<&'a DeTable<'i>> {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.wrong_type(value, "a table");
+        }
+        table
+    }
+
+    pub(super) fn needed<'a, 'i>(
+        &mut self,
+        table: &'a DeTable<'i>,
+        key: &str,
+        span: Span,
+        what: &str,
+    ) -> Option<&'a Spanned<DeValue<'i>>> {
+        let found = table.get(key);
+        if found.is_none() {
+            let diagnostic = Diagnostic::new(Code::MissingKey, format!("{what} has no `{key}`"));
+            // What the file as a whole lacks has no place in it.
+            let diagnostic = if span.is_empty() { diagnostic } else { diagnostic.at(span, "") };
+            self.push(diagnostic.suggest(key, table.iter().map(|(key, _)| &**key.get_ref())));
+        }
+        found
+    }
+
+    pub(super) fn known_keys(&mut self, table: &DeTable<'_>, known: &[&str], what: &str) {
+        for (key, _) in in_file_order(table).into_iter().filter(|(key, _)| !known.contains(&&**key.get_ref())) {
+            let name = key.get_ref();
+            let shown: Vec<_> = known.iter().map(|known| format!("`{known}`")).collect();
+            self.push(
+                Diagnostic::new(Code::UnknownKey, format!("{what} has no key `{name}`"))
+                    .at(key.span(), "unknown key")
+                    .suggest(name, known.iter().copied())
+                    .help(format!("it can have {}", shown.join(", "))),
+            );
+        }
+    }
+
+    pub(super) fn wrong_type(&mut self, value: &Spanned<DeValue<'_>>, needed: &str) {
+        let found = match value.get_ref().type_str() {
+            kind @ ("integer" | "array") => format!("an {kind}"),
+            kind => format!("a {kind}"),
+        };
+        self.push(
+            Diagnostic::new(Code::WrongType, format!("{needed} is needed here"))
+                .at(value.span(), format!("this is {found}")),
+        );
+    }
+
+    pub(super) fn push(&mut self, diagnostic: Diagnostic) {
+        self.diagnostics.push(diagnostic);
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.source.text
+    }
+}
+
+/// A table's entries as the file has them: `DeTable` sorts by key.
+pub(super) fn in_file_order<'a, 'i>(
+    table: &'a DeTable<'i>,
+) -> Vec<(&'a Spanned<std::borrow::Cow<'i, str>>, &'a Spanned<DeValue<'i>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+fn find_cycle<'a>(
+    derive: &'a BTreeMap<String, Expr>,
+    key: &'a str,
+    path: &mut Vec<&'a str>,
+    cleared: &mut BTreeSet<&'a str>,
+) -> Option<Vec<&'a str>> {
+    let Some(expr) = derive.get(key).filter(|_| !cleared.contains(key)) else { return None };
+    if let Some(start) = path.iter().position(|other| *other == key) {
+        let mut cycle = path[start..].to_vec();
+        cycle.push(key);
+        return Some(cycle);
+    }
+    path.push(key);
+    let mut named = Vec::new();
+    expr.visit_keys(&mut |key| named.push(key));
+    let cycle = named.into_iter().find_map(|key| find_cycle(derive, key, path, cleared));
+    path.pop();
+    if cycle.is_none() {
+        cleared.insert(key);
+    }
+    cycle
+}
+
+/// Every configuration key that the description names or that the facts of a model need.
+fn mentioned(description: &Description) -> BTreeSet<String> {
+    let mut keys: BTreeSet<String> = features::FACTS.iter().map(|key| (*key).to_owned()).collect();
+    keys.extend(description.expect.iter().map(|expectation| expectation.path[0].clone()));
+    let mut add = |expr: &Expr| {
+        expr.visit_keys(&mut |key| {
+            keys.insert(key.to_owned());
+        });
+    };
+    add(&description.count);
+    description.derive.values().for_each(&mut add);
+    let lines = || description.sections.iter().flat_map(|section| &section.lines);
+    for line in lines() {
+        line.when.iter().for_each(&mut add);
+        for (_, given) in &line.attributes {
+            let mut exprs = Vec::new();
+            let mut conditions = Vec::new();
+            given.visit(&mut |expr| conditions.push(expr), &mut |expr| exprs.push(expr));
+            exprs.into_iter().chain(conditions).for_each(&mut add);
+        }
+        for (_, given) in &line.weights {
+            given.visit(&mut add, &mut |_| {});
+        }
+    }
+    for attribute in lines().flat_map(|line| line.signature.attributes) {
+        if let Default::Key(key) | Default::KeyWith(_, key) = attribute.default {
+            keys.insert(key.to_owned());
+        }
+    }
+    keys
+}

@@ -1,0 +1,19 @@
+//! The descriptions inside the binary.
+
+/// Name and text of each shipped description, by name.
+pub fn shipped() -> &'static [(&'static str, &'static str)] {
+    &[
+        ("llama.toml", include_str!("../../../models/llama.toml")),
+        ("qwen2.toml", include_str!("../../../models/qwen2.toml")),
+        ("qwen3.toml", include_str!("../../../models/qwen3.toml")),
+    ]
+}
+
+/// Name and text of the shipped description that serves one of these architectures (`architectures` of a config.json).
+pub fn find_for<S: AsRef<str>>(architectures: &[S]) -> Option<(&'static str, &'static str)> {
+    let serves = |file: &str, text: &str| {
+        let description = super::Description::parse(text, file).expect("shipped descriptions are read by the tests");
+        architectures.iter().any(|name| description.serves.iter().any(|served| served == name.as_ref()))
+    };
+    shipped().iter().copied().find(|(file, text)| serves(file, text))
+}

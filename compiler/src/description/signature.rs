@@ -1,0 +1,300 @@
+//! The operations of the language, as one table: reading, checking, messages and documentation all come from it.
+
+/// Every operation, in the order the documentation lists them.
+pub const SIGNATURES: &[Signature] = &[
+    Signature {
+        op: OpName::Embedding,
+        doc: "Rows of a table, one for each id.",
+        values: &[value("ids", "`tokens` or `positions`")],
+        weights: &[weight("weight", "[rows, features]")],
+        attributes: &[
+            attribute("rows", Kind::Count, Default::Key("vocab_size"), "rows of the table"),
+            attribute("features", Kind::Count, Default::Key("hidden_size"), "size of a row"),
+        ],
+        one_of: &[],
+    },
+    Signature {
+        op: OpName::Linear,
+        doc: "W x + b over all that `x` has for a token.",
+        values: &[value("x", "input")],
+        weights: &[weight("weight", "[out, in], or [in, out] where transposed"), optional_weight("bias", "[out]")],
+        attributes: &[
+            attribute("features", Kind::Count, Default::Absent, "size of the result, in one piece"),
+            attribute("heads", Kind::Count, Default::Absent, "the result is split into so many heads"),
+            attribute("head_dim", Kind::Count, Default::KeyWith("heads", "head_dim"), "size of a head"),
+            attribute("transposed", Kind::Bool, Default::Bool(false), "the weight is stored [in, out]"),
+        ],
+        one_of: &["features", "heads"],
+    },
+    Signature {
+        op: OpName::RmsNorm,
+        doc: "x / sqrt(mean(x²) + eps) · (w + offset), over the last axis: the whole row, or each head of a value that has heads.",
+        values: &[value("x", "input")],
+        weights: &[optional_weight("weight", "[size of the last axis]")],
+        attributes: &[
+            attribute("eps", Kind::Float, Default::Required, "added to the mean square"),
+            attribute("offset", Kind::Float, Default::Float(0.0), "added to the weight"),
+        ],
+        one_of: &[],
+    },
+    Signature {
+        op: OpName::LayerNorm,
+        doc: "(x - mean(x)) / sqrt(var(x) + eps) · w + b, over the last axis.",
+        values: &[value("x", "input")],
+        weights: &[
+            optional_weight("weight", "[size of the last axis]"),
+            optional_weight("bias", "[size of the last axis]"),
+        ],
+        attributes: &[attribute("eps", Kind::Float, Default::Required, "added to the variance")],
+        one_of: &[],
+    },
+    Signature {
+        op: OpName::Rope,
+        doc: "Rotary position embedding of each head.",
+        values: &[value("x", "a value with heads")],
+        weights: &[],
+        attributes: &[
+            attribute("theta", Kind::Float, Default::Required, "base of the frequencies"),
+            attribute("scaling", Kind::RopeScaling, Default::Absent, "a rope_scaling table, or null"),
+            attribute("dim", Kind::Count, Default::Absent, "how much of a head rotates; all of it unless given"),
+            attribute("interleaved", Kind::Bool, Default::Bool(false), "pairs are neighbours, not halves"),
+        ],
+        one_of: &[],
+    },
+    Signature {
+        op: OpName::Attention,
+        doc: "Causal attention over this layer's cache, to which k and v are appended first. Query heads share key heads in consecutive groups.",
+        values: &[value("q", "queries, with heads"), value("k", "keys, with heads"), value("v", "values, with heads")],
+        weights: &[],
+        attributes: &[
+            attribute("scale", Kind::Float, Default::Required, "multiplies q · k"),
+            attribute("window", Kind::Count, Default::Absent, "each token sees itself and the window - 1 before it"),
+            attribute("softcap", Kind::Float, Default::Absent, "cap · tanh(score / cap)"),
+        ],
+        one_of: &[],
+    },
+    Signature { op: OpName::Add, doc: "a + b.", values: PAIR, ..PLAIN },
+    Signature { op: OpName::Mul, doc: "a · b, element by element.", values: PAIR, ..PLAIN },
+    Signature { op: OpName::Silu, doc: "x · sigmoid(x).", ..PLAIN },
+    Signature { op: OpName::Gelu, doc: "x · Φ(x), exact.", ..PLAIN },
+    Signature { op: OpName::GeluTanh, doc: "The tanh approximation of gelu.", ..PLAIN },
+    Signature { op: OpName::Relu, doc: "max(x, 0).", ..PLAIN },
+    Signature { op: OpName::Relu2, doc: "max(x, 0)².", ..PLAIN },
+    Signature {
+        op: OpName::Activation,
+        doc: "The activation function that a configuration names.",
+        attributes: &[attribute("kind", Kind::Activation, Default::Required, "a Hugging Face name: `hidden_act`")],
+        ..PLAIN
+    },
+    Signature {
+        op: OpName::Scale,
+        doc: "factor · x.",
+        attributes: &[attribute("factor", Kind::Float, Default::Required, "the factor")],
+        ..PLAIN
+    },
+    Signature {
+        op: OpName::Softcap,
+        doc: "cap · tanh(x / cap).",
+        attributes: &[attribute("cap", Kind::Float, Default::Required, "the bound")],
+        ..PLAIN
+    },
+];
+
+/// Values that exist before the first operation.
+pub const INPUTS: &[&str] = &["tokens", "positions"];
+
+/// The value that [head] must define.
+pub const RESULT: &str = "logits";
+
+/// What one operation takes.
+#[derive(Debug)]
+pub struct Signature {
+    /// Which operation.
+    pub op: OpName,
+    /// One line for the documentation.
+    pub doc: &'static str,
+    /// Values it reads.
+    pub values: &'static [Role],
+    /// Tensors of the checkpoint it reads.
+    pub weights: &'static [Role],
+    /// Numbers and flags.
+    pub attributes: &'static [Attribute],
+    /// Exactly one of these attributes must be given; empty where there is no such rule.
+    pub one_of: &'static [&'static str],
+}
+
+/// A value or a weight that an operation reads.
+#[derive(Debug)]
+pub struct Role {
+    /// The key.
+    pub name: &'static str,
+    /// Whether it must be given.
+    pub required: bool,
+    /// What it is; a weight's shape.
+    pub doc: &'static str,
+}
+
+/// A number or a flag of an operation.
+#[derive(Debug)]
+pub struct Attribute {
+    /// The key.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// What holds where it is not given or yields null.
+    pub default: Default,
+    /// What it is.
+    pub doc: &'static str,
+}
+
+/// The type of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An int of at least 1.
+    Count,
+    /// A finite number.
+    Float,
+    /// True or false.
+    Bool,
+    /// The name of an activation function.
+    Activation,
+    /// A `rope_scaling` table.
+    RopeScaling,
+}
+
+/// What holds where an attribute is not given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Default {
+    /// It must be given.
+    Required,
+    /// Nothing.
+    Absent,
+    /// A flag.
+    Bool(bool),
+    /// A number.
+    Float(f64),
+    /// The value of a configuration key.
+    Key(&'static str),
+    /// The value of a configuration key (second) where another attribute (first) is given; else nothing.
+    KeyWith(&'static str, &'static str),
+}
+
+macro_rules! ops {
+    ($($(#[$doc:meta])+ $variant:ident = $name:literal;)*) => {
+        /// An operation of the language.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum OpName { $($(#[$doc])+ $variant,)* }
+
+        impl OpName {
+            /// The name in a description.
+            pub fn name(self) -> &'static str {
+                match self { $(OpName::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+ops! {
+    /// Rows of a table.
+    Embedding = "embedding";
+    /// A matrix product.
+    Linear = "linear";
+    /// RMSNorm.
+    RmsNorm = "rms_norm";
+    /// LayerNorm.
+    LayerNorm = "layer_norm";
+    /// Rotary position embedding.
+    Rope = "rope";
+    /// Causal attention over a cache.
+    Attention = "attention";
+    /// Sum.
+    Add = "add";
+    /// Product.
+    Mul = "mul";
+    /// SiLU.
+    Silu = "silu";
+    /// GELU.
+    Gelu = "gelu";
+    /// GELU by tanh.
+    GeluTanh = "gelu_tanh";
+    /// ReLU.
+    Relu = "relu";
+    /// Squared ReLU.
+    Relu2 = "relu2";
+    /// An activation that the configuration names.
+    Activation = "activation";
+    /// A constant factor.
+    Scale = "scale";
+    /// A soft bound.
+    Softcap = "softcap";
+}
+
+impl Signature {
+    /// The signature of the operation of that name.
+    pub fn find(name: &str) -> Option<&'static Signature> {
+        SIGNATURES.iter().find(|signature| signature.op.name() == name)
+    }
+
+    /// The attribute of that name.
+    pub fn attribute(&self, name: &str) -> Option<&'static Attribute> {
+        self.attributes.iter().find(|attribute| attribute.name == name)
+    }
+
+    /// Every key that a line of this operation may have.
+    pub fn keys(&self) -> impl Iterator<Item = &'static str> {
+        let roles = self.values.iter().chain(self.weights).map(|role| role.name);
+        ["out", "op", "when"].into_iter().chain(roles).chain(self.attributes.iter().map(|attribute| attribute.name))
+    }
+}
+
+impl Kind {
+    /// What a message says an attribute of this kind needs.
+    pub fn needs(self) -> &'static str {
+        match self {
+            Kind::Count => "an int of at least 1",
+            Kind::Float => "a number",
+            Kind::Bool => "true or false",
+            Kind::Activation => "the name of an activation function",
+            Kind::RopeScaling => "a rope_scaling table",
+        }
+    }
+}
+
+const PAIR: &[Role] = &[value("a", "left"), value("b", "right")];
+
+/// One value in, one out.
+const PLAIN: Signature =
+    Signature { op: OpName::Silu, doc: "", values: &[value("x", "input")], weights: &[], attributes: &[], one_of: &[] };
+
+const fn value(name: &'static str, doc: &'static str) -> Role {
+    Role { name, required: true, doc }
+}
+
+const fn weight(name: &'static str, doc: &'static str) -> Role {
+    Role { name, required: true, doc }
+}
+
+const fn optional_weight(name: &'static str, doc: &'static str) -> Role {
+    Role { name, required: false, doc }
+}
+
+const fn attribute(name: &'static str, kind: Kind, default: Default, doc: &'static str) -> Attribute {
+    Attribute { name, kind, default, doc }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_operation_has_one_signature_and_distinct_keys() {
+        for (index, signature) in SIGNATURES.iter().enumerate() {
+            assert!(!signature.doc.is_empty());
+            assert_eq!(SIGNATURES.iter().position(|other| other.op == signature.op), Some(index));
+            let keys: Vec<_> = signature.keys().collect();
+            let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
+            assert_eq!(keys.len(), distinct.len(), "{}", signature.op.name());
+            assert!(signature.one_of.iter().all(|name| signature.attribute(name).is_some()));
+        }
+    }
+}

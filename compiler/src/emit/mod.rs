@@ -1,0 +1,157 @@
+//! From a kernel's spec to its CUDA: fills the struct of its template.
+
+use anyhow::{Context, Result};
+use askama::Template;
+use fuse_templates as templates;
+use fuse_templates::Float;
+
+use crate::ir::{Activation, NormKind};
+use crate::plan::spec::{SAMPLE_WARPS, norm_warps};
+use crate::plan::{ElementKind, Kernel, KernelSpec, RING, RopeTable, Splits, Storage, Tiles};
+
+/// The source of a kernel, whole: it includes nothing.
+///
+/// # Errors
+/// Only if a template fails to render, which no spec causes.
+pub fn emit(kernel: &Kernel) -> Result<String> {
+    let name = kernel.name.clone();
+    let rendered = match &kernel.spec {
+        KernelSpec::Matvec(spec) => {
+            let (heads, head_dim, split) = spec.combine.unwrap_or((1, 1, Splits { max: 1, keys: 1, window: 0 }));
+            templates::Matvec {
+                name,
+                tiles: tiles(&spec.tiles),
+                splits: splits(&split),
+                batch: spec.batch,
+                warps: spec.warps,
+                chunk: spec.chunk,
+                norm: match spec.norm {
+                    None => 0,
+                    Some((NormKind::Rms, _)) => 1,
+                    Some((NormKind::Layer, _)) => 2,
+                },
+                eps: Float(spec.norm.map_or(0.0, |(_, eps)| eps)),
+                combine: spec.combine.is_some(),
+                heads,
+                head_dim,
+                activation: activation(spec.activation),
+                argmax: spec.argmax,
+            }
+            .render()
+        }
+        KernelSpec::Matmul(spec) => templates::Matmul {
+            name,
+            tiles: tiles(&spec.tiles),
+            row_tiles: spec.row_tiles,
+            columns: spec.columns,
+            warps: spec.warps,
+            activation: activation(spec.activation),
+        }
+        .render(),
+        KernelSpec::Attention(spec) => templates::Attention {
+            name,
+            splits: splits(&spec.splits),
+            rope: spec.rope.as_ref().map_or_else(templates::Rope::none, rope),
+            heads: spec.heads,
+            key_heads: spec.key_heads,
+            head_dim: spec.head_dim,
+            group: spec.group,
+            warps: spec.warps,
+            scale: Float(spec.scale),
+            softcap: Float(spec.softcap.unwrap_or(0.0)),
+            append: spec.append,
+            norm: spec.norm.is_some(),
+            eps_q: Float(spec.norm.map_or(0.0, |(eps, _)| eps)),
+            eps_k: Float(spec.norm.map_or(0.0, |(_, eps_k)| eps_k)),
+            sinks: spec.sinks,
+            out_type: storage(spec.out),
+        }
+        .render(),
+        KernelSpec::Embedding(spec) => {
+            templates::Embedding { name, tiles: tiles(spec), threads: kernel.spec.threads() }.render()
+        }
+        KernelSpec::Norm(spec) => templates::Norm {
+            name,
+            size: spec.size,
+            layer: spec.kind == NormKind::Layer,
+            eps: Float(spec.eps),
+            warps: norm_warps(spec.size),
+            out_type: storage(spec.out),
+        }
+        .render(),
+        KernelSpec::Rope(spec) => templates::RopeKernel {
+            name,
+            rope: rope(&spec.table),
+            heads: spec.heads,
+            head_dim: spec.head_dim,
+            threads: kernel.spec.threads(),
+        }
+        .render(),
+        KernelSpec::KvAppend { key_heads, head_dim } => {
+            templates::KvAppend { name, key_heads: *key_heads, head_dim: *head_dim, threads: kernel.spec.threads() }
+                .render()
+        }
+        KernelSpec::Elementwise { kind, size, out } => {
+            let (code, factor, function) = match *kind {
+                ElementKind::Add => (0, 0.0, None),
+                ElementKind::Mul => (1, 0.0, None),
+                ElementKind::Scale(factor) => (2, factor, None),
+                ElementKind::Softcap(cap) => (3, cap, None),
+                ElementKind::Activate(function) => (4, 0.0, Some(function)),
+            };
+            templates::Elementwise {
+                name,
+                kind: code,
+                activation: activation(function),
+                factor: Float(factor),
+                size: *size,
+                threads: kernel.spec.threads(),
+                out_type: storage(*out),
+            }
+            .render()
+        }
+        KernelSpec::Sample { vocabulary, maxima } => {
+            templates::Sample { name, vocabulary: *vocabulary, maxima: *maxima, warps: SAMPLE_WARPS, ring: RING }
+                .render()
+        }
+    };
+    rendered.with_context(|| format!("the template of {} does not render", kernel.name))
+}
+
+fn tiles(spec: &Tiles) -> templates::Tiles {
+    let row = |output: usize| spec.rows.get(output).copied().unwrap_or(0);
+    templates::Tiles {
+        k: spec.k,
+        outputs: spec.rows.len(),
+        rows: [row(0), row(1), row(2)],
+        gated: spec.gated,
+        out_type: storage(spec.out),
+    }
+}
+
+fn splits(spec: &Splits) -> templates::Splits {
+    templates::Splits { max: spec.max, keys: spec.keys, window: spec.window }
+}
+
+fn rope(table: &RopeTable) -> templates::Rope {
+    templates::Rope::new(&table.frequencies, table.dim, table.interleaved, table.magnitude)
+}
+
+fn storage(storage: Storage) -> templates::Storage {
+    match storage {
+        Storage::F32 => templates::Storage::F32,
+        Storage::BF16 => templates::Storage::BF16,
+    }
+}
+
+/// The number by which `device.cuh` knows an activation.
+fn activation(activation: Option<Activation>) -> usize {
+    match activation {
+        Some(Activation::Silu) => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::GeluTanh) => 2,
+        Some(Activation::Relu) => 3,
+        Some(Activation::Relu2) => 4,
+        None => 5,
+    }
+}

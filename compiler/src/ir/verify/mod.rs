@@ -1,0 +1,150 @@
+//! What a graph must keep to, whoever built or rewrote it.
+
+mod fused;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::fmt;
+
+use super::text::Names;
+use super::{Graph, NodeId, Role, Type};
+
+/// What is wrong with a graph, and at which node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyError {
+    /// The node, or `None` where the graph as a whole is wrong.
+    pub node: Option<NodeId>,
+    /// The node's line of the text form.
+    pub line: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Checks operands, types and attributes of every node, and the outputs.
+///
+/// # Errors
+/// The first thing that is wrong, in the order of the text form.
+pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
+    verify_all(graph).into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Everything that is wrong: at most one error a node, in the order of the text form.
+pub fn verify_all(graph: &Graph) -> Vec<VerifyError> {
+    let whole = |message: String| vec![VerifyError { node: None, line: String::new(), message }];
+    for (i, output) in graph.outputs.iter().enumerate() {
+        if !graph.contains(output.node) {
+            return whole(format!("output {i} is of a node that the graph lacks"));
+        }
+        if output.result >= graph.node(output.node).results.len() {
+            let node = graph.node(output.node);
+            return whole(format!(
+                "output {i} is result {} of {}, which has {}",
+                output.result,
+                node.op,
+                node.results.len()
+            ));
+        }
+    }
+    if graph.has_cycle() {
+        return whole("the graph is cyclic: a node depends on itself".into());
+    }
+    let mut order = graph.ordered();
+    let live: HashSet<NodeId> = order.iter().copied().collect();
+    order.extend(graph.node_ids().into_iter().filter(|node| !live.contains(node)));
+    let failed = order.into_iter().filter_map(|node| Some((node, check(graph, node).err()?)));
+    let failed: Vec<(NodeId, String)> = failed.collect();
+    if failed.is_empty() {
+        return Vec::new();
+    }
+    let names = Names::of(graph);
+    let error = |(node, message)| VerifyError { node: Some(node), line: names.line(graph, node), message };
+    failed.into_iter().map(error).collect()
+}
+
+/// A node's operands by role, and its results.
+struct Checked<'g> {
+    name: String,
+    operands: Vec<(Role, &'g Type)>,
+    results: &'g [Type],
+}
+
+/// What is wrong with a node, in words.
+type Check = Result<(), String>;
+
+fn check(graph: &Graph, id: NodeId) -> Check {
+    let node = graph.node(id);
+    let (name, roles, values) = (node.op.name(), node.op.roles(), graph.operands(id));
+    if roles.len() != values.len() {
+        let words: Vec<String> = roles.iter().map(|role| role_words(*role)).collect();
+        let list = if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) };
+        return Err(format!("{name} takes {}{list}, but has {}", operands(roles.len()), values.len()));
+    }
+    let mut operands = Vec::new();
+    for (role, value) in roles.into_iter().zip(values) {
+        let known = graph.node(value.node).results.get(value.result);
+        let lacking = || format!("{} is a result that {} lacks", role_words(role), graph.op(value.node));
+        operands.push((role, known.ok_or_else(lacking)?));
+    }
+    for (result, ty) in node.results.iter().enumerate() {
+        if ty.fixed_sizes().any(|size| size == 0) {
+            return Err(format!("result {result} is {ty}: a size of zero"));
+        }
+    }
+    rules::check(&node.op, &Checked { name, operands, results: &node.results })
+}
+
+impl<'g> Checked<'g> {
+    fn find(&self, role: Role) -> Option<&'g Type> {
+        self.operands.iter().find(|(known, _)| *known == role).map(|(_, ty)| *ty)
+    }
+
+    /// The type of an operand that the op has.
+    fn get(&self, role: Role) -> &'g Type {
+        self.find(role).expect("the operands follow the op's roles")
+    }
+}
+
+fn operands(count: usize) -> String {
+    super::parse::counted(count, "operand")
+}
+
+/// What an operand is called in messages.
+pub(super) fn role_words(role: Role) -> String {
+    match role {
+        Role::X => "x".into(),
+        Role::A => "a".into(),
+        Role::B => "b".into(),
+        Role::Ids => "ids".into(),
+        Role::Table => "table".into(),
+        Role::Positions => "positions".into(),
+        Role::Weight(i) => format!("weight {i}"),
+        Role::Bias(i) => format!("bias {i}"),
+        Role::NormWeight => "norm weight".into(),
+        Role::NormBias => "norm bias".into(),
+        Role::Residual => "residual".into(),
+        Role::Q => "q".into(),
+        Role::K => "k".into(),
+        Role::V => "v".into(),
+        Role::KeyCache => "key cache".into(),
+        Role::ValueCache => "value cache".into(),
+        Role::Cache => "cache".into(),
+        Role::QNormWeight => "q norm weight".into(),
+        Role::KNormWeight => "k norm weight".into(),
+        Role::Sinks => "sinks".into(),
+        Role::ProjWeight => "projection weight".into(),
+        Role::ProjBias => "projection bias".into(),
+    }
+}
+
+impl fmt::Display for VerifyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line.as_str() {
+            "" => write!(f, "the graph is not sound: {}", self.message),
+            line => write!(f, "the graph is not sound: {}\n  {line}", self.message),
+        }
+    }
+}
+
+impl std::error::Error for VerifyError {}

@@ -1,0 +1,308 @@
+//! A resolved description to a graph: one call, one or a few nodes. What does not fit together is an error on the call's line.
+
+mod shapes;
+
+use std::collections::BTreeMap;
+
+use crate::description::RopeScaling as DescribedScaling;
+use crate::description::{AttrValue, Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
+use crate::ir::{Activation, Attention, DType, Graph, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Type, Value};
+
+use shapes::{Heads, words};
+
+/// The graph of a model. Weights and caches are of type `dtype`; activations are `f32`.
+///
+/// Inputs are `tokens` and `positions`. Outputs, in order: the logits `f32[T, vocabulary]`, the sampled token `i32[T]`, and each layer's caches after the
+/// step, keys before values (`keys.N`, `values.N`). Attention appends to its layer's caches before it reads them. A weight that is named twice is one
+/// node.
+///
+/// # Errors
+/// Shapes that do not fit together, on the lines at fault.
+pub fn lower(resolved: &Resolved, dtype: DType) -> Result<Graph, Diagnostics> {
+    let mut lowering = Lowering {
+        graph: Graph::new(&resolved.name),
+        dtype,
+        values: BTreeMap::new(),
+        weights: BTreeMap::new(),
+        caches: BTreeMap::new(),
+    };
+    for input in ["tokens", "positions"] {
+        let value = lowering.graph.value(Op::Input(input.to_owned()), &[], Type::tokens(), None);
+        lowering.values.insert(input.to_owned(), value);
+    }
+    let mut diagnostics = Diagnostics::new(resolved.source.clone());
+    for call in &resolved.calls {
+        // What depends on a wrong value would only echo its error.
+        if let Err(diagnostic) = lowering.call(call) {
+            diagnostics.push(diagnostic);
+            return Err(diagnostics);
+        }
+    }
+    if let Err(diagnostic) = lowering.finish(resolved) {
+        diagnostics.push(diagnostic);
+    }
+    diagnostics.into_result(lowering.graph)
+}
+
+struct Lowering {
+    graph: Graph,
+    dtype: DType,
+    /// The node that each name stands for at this point.
+    values: BTreeMap<String, Value>,
+    weights: BTreeMap<String, Value>,
+    /// Keys and values of each layer after the step.
+    caches: BTreeMap<usize, [Value; 2]>,
+}
+
+type Lowered = Result<Value, Diagnostic>;
+
+impl Lowering {
+    fn call(&mut self, call: &Call) -> Result<(), Diagnostic> {
+        let value = match call.op {
+            OpName::Embedding => self.embedding(call),
+            OpName::Linear => self.linear(call),
+            OpName::RmsNorm => self.norm(call, NormKind::Rms),
+            OpName::LayerNorm => self.norm(call, NormKind::Layer),
+            OpName::Rope => self.rope(call),
+            OpName::Attention => self.attention(call),
+            OpName::Add => self.pair(call, Op::Add),
+            OpName::Mul => self.pair(call, Op::Mul),
+            OpName::Silu => self.plain(call, Op::Activation(Activation::Silu)),
+            OpName::Gelu => self.plain(call, Op::Activation(Activation::Gelu)),
+            OpName::GeluTanh => self.plain(call, Op::Activation(Activation::GeluTanh)),
+            OpName::Relu => self.plain(call, Op::Activation(Activation::Relu)),
+            OpName::Relu2 => self.plain(call, Op::Activation(Activation::Relu2)),
+            OpName::Activation => unreachable!("resolving names the activation"),
+            OpName::Scale => self.plain(call, Op::Scale(number(call, "factor"))),
+            OpName::Softcap => {
+                let cap = positive(call, "cap")?;
+                self.plain(call, Op::Softcap(cap))
+            }
+        }?;
+        self.values.insert(call.outs[0].clone(), value);
+        Ok(())
+    }
+
+    fn embedding(&mut self, call: &Call) -> Lowered {
+        let ids = self.operand(call, "ids");
+        if *self.graph.type_of(ids) != Type::tokens() {
+            let name = &call.values["ids"];
+            return Err(mismatch(call, format!("`ids` is `tokens` or `positions`; `{name}` is an activation")));
+        }
+        let (rows, features) = (count(call, "rows"), count(call, "features"));
+        let table = self.weight(call, "weight", &[rows, features])?;
+        Ok(self.node(call, Op::Embedding, &[ids, table], Type::activation(&[features])))
+    }
+
+    fn linear(&mut self, call: &Call) -> Lowered {
+        let x = self.activation(call, "x")?;
+        let inputs = self.graph.type_of(x).row_size();
+        let sizes = match (call.count("heads"), call.count("head_dim")) {
+            (Some(heads), Some(head_dim)) => vec![heads, head_dim],
+            _ => vec![count(call, "features")],
+        };
+        let outputs = sizes.iter().product();
+        let transposed = call.flag("transposed");
+        let shape = if transposed { [inputs, outputs] } else { [outputs, inputs] };
+        let mut operands = vec![x, self.weight(call, "weight", &shape)?];
+        let bias = call.weights.contains_key("bias");
+        if bias {
+            operands.push(self.weight(call, "bias", &[outputs])?);
+        }
+        let matmul = Matmul { transposed, ..Matmul::plain(bias) };
+        Ok(self.node(call, Op::Matmul(matmul), &operands, Type::activation(&sizes)))
+    }
+
+    fn norm(&mut self, call: &Call, kind: NormKind) -> Lowered {
+        let x = self.activation(call, "x")?;
+        let result = self.graph.type_of(x).clone();
+        let size = result.last_size().expect("an activation has a last axis");
+        let mut operands = vec![x];
+        for role in ["weight", "bias"] {
+            if call.weights.contains_key(role) {
+                operands.push(self.weight(call, role, &[size])?);
+            }
+        }
+        let eps = number(call, "eps");
+        if eps < 0.0 {
+            return Err(mismatch(call, format!("`eps` is {eps}, and must be at least 0")));
+        }
+        let norm = Norm {
+            kind,
+            eps,
+            offset: call.float("offset").unwrap_or(0.0) as f32,
+            weight: call.weights.contains_key("weight"),
+            bias: call.weights.contains_key("bias"),
+        };
+        Ok(self.node(call, Op::Norm(norm), &operands, result))
+    }
+
+    fn rope(&mut self, call: &Call) -> Lowered {
+        let x = self.activation(call, "x")?;
+        let heads = self.heads(call, "x")?;
+        let dim = call.count("dim").unwrap_or(heads.size);
+        if dim > heads.size || !dim.is_multiple_of(2) {
+            let message = format!("`x` has {heads}: RoPE cannot turn {dim} values of each");
+            return Err(mismatch(call, message).help("`dim` is even and at most the size of a head"));
+        }
+        positive(call, "theta")?;
+        let theta = call.float("theta").expect("the signature requires it");
+        let rope = Rope { theta, dim, interleaved: call.flag("interleaved"), scaling: scaling(call) };
+        let result = self.graph.type_of(x).clone();
+        let positions = self.values["positions"];
+        Ok(self.node(call, Op::Rope(rope), &[x, positions], result))
+    }
+
+    /// Caches of the layer, appended to, and attention over them.
+    fn attention(&mut self, call: &Call) -> Lowered {
+        let [q, k, v] = [self.heads(call, "q")?, self.heads(call, "k")?, self.heads(call, "v")?];
+        let differ = |message: String| Err(mismatch(call, message));
+        if k != v {
+            return differ(format!("`k` has {k}, `v` has {v}: they must be alike"));
+        }
+        if q.size != k.size {
+            return differ(format!("`q` has {q}, `k` has {k}: heads must be of one size"));
+        }
+        if !q.count.is_multiple_of(k.count) {
+            return differ(format!("`q` has {q}, `k` has {k}: the heads of `q` cannot share those of `k` evenly"));
+        }
+        let Some(layer) = call.layer else {
+            return differ("attention needs its layer's cache, and [embed] and [head] have none".to_owned());
+        };
+        if self.caches.contains_key(&layer) {
+            return differ("a layer has one attention: its cache is the layer's".to_owned());
+        }
+        let positions = self.values["positions"];
+        let cache = Type::cache(self.dtype, k.count, k.size);
+        let caches = [("keys", "k"), ("values", "v")].map(|(state, role)| {
+            let before = self.node(call, Op::State(format!("{state}.{layer}")), &[], cache.clone());
+            let step = self.operand(call, role);
+            self.node(call, Op::KvAppend, &[before, step, positions], cache.clone())
+        });
+        self.caches.insert(layer, caches);
+        let softcap = match call.float("softcap") {
+            Some(_) => Some(positive(call, "softcap")?),
+            None => None,
+        };
+        let attention = Attention { window: call.count("window"), softcap, ..Attention::plain(number(call, "scale")) };
+        let q = self.operand(call, "q");
+        let result = self.graph.type_of(q).clone();
+        Ok(self.node(call, Op::Attention(attention), &[q, caches[0], caches[1], positions], result))
+    }
+
+    fn pair(&mut self, call: &Call, op: Op) -> Lowered {
+        let [a, b] = [self.activation(call, "a")?, self.activation(call, "b")?];
+        let [left, right] = [a, b].map(|value| self.graph.type_of(value).clone());
+        if left != right {
+            let (left, right) = (words(&left), words(&right));
+            let message = format!("`a` (`{}`) is {left}, `b` (`{}`) is {right}", call.values["a"], call.values["b"]);
+            return Err(mismatch(call, message));
+        }
+        Ok(self.node(call, op, &[a, b], left))
+    }
+
+    fn plain(&mut self, call: &Call, op: Op) -> Lowered {
+        let x = self.activation(call, "x")?;
+        let result = self.graph.type_of(x).clone();
+        Ok(self.node(call, op, &[x], result))
+    }
+
+    /// Samples from the logits and names the outputs.
+    fn finish(&mut self, resolved: &Resolved) -> Result<(), Diagnostic> {
+        let logits = self.values[RESULT];
+        let ty = self.graph.type_of(logits).clone();
+        let vocabulary = resolved.facts.vocab_size;
+        if ty != Type::activation(&[vocabulary]) {
+            let message = format!("`{RESULT}` is {}, and the vocabulary has {vocabulary} tokens", words(&ty));
+            let call = resolved.calls.iter().rev().find(|call| call.outs.iter().any(|out| out == RESULT));
+            let diagnostic = Diagnostic::new(Code::ShapeMismatch, message);
+            return Err(match call {
+                Some(call) => diagnostic.at(call.span.clone(), ""),
+                None => diagnostic,
+            });
+        }
+        let token = self.graph.value(Op::Sample, &[logits], Type::tokens(), None);
+        self.graph.outputs = vec![logits, token];
+        self.graph.outputs.extend(self.caches.values().flatten());
+        Ok(())
+    }
+
+    fn node(&mut self, call: &Call, op: Op, operands: &[Value], result: Type) -> Value {
+        self.graph.value(op, operands, result, call.layer)
+    }
+
+    fn operand(&self, call: &Call, role: &str) -> Value {
+        // Resolving has made sure that each value that is read is defined.
+        self.values[&call.values[role]]
+    }
+
+    /// An operand that is not token ids or positions.
+    fn activation(&self, call: &Call, role: &str) -> Lowered {
+        let value = self.operand(call, role);
+        if *self.graph.type_of(value) == Type::tokens() {
+            let name = &call.values[role];
+            let message = format!("`{role}` must be an activation; `{name}` is one int a token");
+            return Err(mismatch(call, message).help("only `embedding` reads `tokens` and `positions`"));
+        }
+        Ok(value)
+    }
+
+    fn heads(&self, call: &Call, role: &str) -> Result<Heads, Diagnostic> {
+        let value = self.activation(call, role)?;
+        let ty = self.graph.type_of(value);
+        Heads::of(ty).ok_or_else(|| {
+            let message = format!("`{role}` (`{}`) must have heads, and is {}", call.values[role], words(ty));
+            mismatch(call, message).help("the `linear` that makes it has `heads` in place of `features`")
+        })
+    }
+
+    fn weight(&mut self, call: &Call, role: &str, shape: &[usize]) -> Lowered {
+        let name = &call.weights[role];
+        let ty = Type::weight(self.dtype, shape);
+        if let Some(known) = self.weights.get(name) {
+            let before = self.graph.type_of(*known);
+            if *before == ty {
+                return Ok(*known);
+            }
+            let message = format!("`{name}` is {} here and {} where it was used before", words(&ty), words(before));
+            return Err(mismatch(call, message));
+        }
+        let value = self.graph.value(Op::Weight(name.clone()), &[], ty, call.layer);
+        self.weights.insert(name.clone(), value);
+        Ok(value)
+    }
+}
+
+fn scaling(call: &Call) -> RopeScaling {
+    let Some(AttrValue::RopeScaling(scaling)) = call.attributes.get("scaling") else { return RopeScaling::None };
+    match *scaling {
+        DescribedScaling::Linear { factor } => RopeScaling::Linear { factor },
+        DescribedScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original }
+        }
+        DescribedScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate } => {
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate }
+        }
+    }
+}
+
+fn mismatch(call: &Call, message: impl Into<String>) -> Diagnostic {
+    Diagnostic::new(Code::ShapeMismatch, message).at(call.span.clone(), "")
+}
+
+/// An attribute that the signature requires or gives a default.
+fn count(call: &Call, name: &str) -> usize {
+    call.count(name).expect("the signature requires it")
+}
+
+fn number(call: &Call, name: &str) -> f32 {
+    call.float(name).expect("the signature requires it") as f32
+}
+
+fn positive(call: &Call, name: &str) -> Result<f32, Diagnostic> {
+    let value = number(call, name);
+    if value > 0.0 && value.is_finite() {
+        return Ok(value);
+    }
+    Err(mismatch(call, format!("`{name}` is {value}, and must be above 0")))
+}

@@ -1,0 +1,51 @@
+use super::matching::{fuse, guard, operand};
+use super::{Miss, Rewrite};
+use crate::ir::{DType, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
+
+/// `(W₀ x, W₁ x, …) = [W₀; W₁; …] x`
+///
+/// q, k and v, or gate and up, become one product. Saves a kernel and its edge for each further weight, and the reads
+/// of `x`. Weights keep the order in which their products are used. Must not join what belongs to different layers,
+/// or weights that lie differently in memory: one kernel walks them all.
+pub const PACK_PROJECTIONS: Rewrite =
+    Rewrite { name: "pack-projections", doc: "matmul(x, w0), matmul(x, w1), … => matmul(x, w0, w1, …)", find };
+
+fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
+    let (first, x) = projection(graph, root).ok_or(Miss::NotThis)?;
+    let mut siblings = graph.users(x);
+    siblings.dedup();
+    siblings.retain(|&node| projection(graph, node).is_some_and(|(_, sibling_x)| sibling_x == x));
+    if siblings.len() < 2 {
+        return Err(Miss::NotThis);
+    }
+    let (layer, dtype) = (graph.node(root).layer, weight_type(graph, root)?);
+    siblings.retain(|&node| graph.node(node).layer == layer);
+    guard(siblings.len() > 1, "the other products of the same vector belong to other layers")?;
+    siblings.retain(|&node| projection(graph, node).is_some_and(|(matmul, _)| matmul.transposed == first.transposed));
+    guard(siblings.len() > 1, "the other weights are stored the other way round")?;
+    siblings.retain(|&node| weight_type(graph, node) == Ok(dtype));
+    guard(siblings.len() > 1, "the other weights are of another element type")?;
+
+    let members: Vec<NodeId> = graph.ordered().into_iter().filter(|node| siblings.contains(node)).collect();
+    let biases: Vec<Option<Value>> = members.iter().map(|&node| graph.operand(node, Role::Bias(0))).collect();
+    let packed = Matmul { biases: biases.iter().map(Option::is_some).collect(), ..first.clone() };
+    let mut operands = vec![x];
+    for &member in &members {
+        operands.push(operand(graph, member, Role::Weight(0))?);
+    }
+    operands.extend(biases.into_iter().flatten());
+
+    let products: Vec<Value> = members.into_iter().map(|member| member.result(0)).collect();
+    Ok(fuse(graph, Op::Matmul(packed), operands, &products, layer))
+}
+
+/// A bare, un-normed product with one weight, and what it reads.
+fn projection(graph: &Graph, node: NodeId) -> Option<(&Matmul, Value)> {
+    let Op::Matmul(matmul) = graph.op(node) else { return None };
+    let alone = matmul.is_bare() && matmul.norm.is_none() && matmul.biases.len() == 1;
+    alone.then_some((matmul, graph.operand(node, Role::X)?))
+}
+
+fn weight_type(graph: &Graph, node: NodeId) -> Result<DType, Miss> {
+    Ok(graph.type_of(operand(graph, node, Role::Weight(0))?).dtype)
+}

@@ -1,0 +1,190 @@
+//! The plan: which kernels run in which order, where every value lives, and how weights are packed. The runtime knows nothing else.
+
+mod arena;
+mod schedule;
+pub(crate) mod spec;
+mod weights;
+
+use serde::{Deserialize, Serialize};
+
+pub use schedule::{PlanOptions, plan};
+pub use spec::{
+    AttentionSpec, ElementKind, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage,
+    Tiles,
+};
+pub use weights::{Part, Recipe, WeightBuffer};
+
+/// Tokens of a sequence that may wait for the host to read them.
+pub const RING: usize = 1024;
+
+/// Everything the runtime needs to run a model, for one set of packed weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The model's name.
+    pub name: String,
+    /// Logits a row.
+    pub vocabulary: usize,
+    /// Layers of the model.
+    pub layers: usize,
+    /// Kernels a layer when decoding, from the layer that has the most.
+    pub kernels_per_layer: usize,
+    /// Grid-wide dependencies a layer when decoding. Launches form one chain, so each is one.
+    pub edges_per_layer: usize,
+    /// Bytes of activations, all steps together.
+    pub arena_bytes: usize,
+    /// Packed weights, in order of first use.
+    pub weights: Vec<WeightBuffer>,
+    /// Key and value caches.
+    pub caches: Vec<Cache>,
+    /// Distinct kernels, in order of first use.
+    pub kernels: Vec<Kernel>,
+    /// The steps the runtime can take.
+    pub steps: Vec<Step>,
+}
+
+/// The keys or the values of one layer: bfloat16 `[sequence][heads][context][padded]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cache {
+    /// The state's name in the graph.
+    pub name: String,
+    /// Key heads.
+    pub heads: usize,
+    /// Values a head, rounded up to 8.
+    pub padded: usize,
+}
+
+/// A kernel: its source is emitted from `spec`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The name of the function, made from the spec.
+    pub name: String,
+    /// What specialises it.
+    pub spec: KernelSpec,
+    /// Threads a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory a block.
+    pub shared_bytes: u32,
+}
+
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepKind {
+    /// One token for each of `batch` sequences: embedding to sampled token.
+    Decode {
+        /// Sequences.
+        batch: usize,
+    },
+    /// Up to `rows` tokens of a prompt, all but the head. Shorter chunks sit at the end, rows before them are at position -1.
+    Prompt {
+        /// Rows.
+        rows: usize,
+    },
+    /// The head and the sampled token for the last row of a `Prompt` step of as many rows.
+    Last {
+        /// Rows.
+        rows: usize,
+    },
+    /// The logits of every row of a `Prompt` step of as many rows.
+    Score {
+        /// Rows.
+        rows: usize,
+    },
+}
+
+/// An ordered list of launches; each depends on the one before it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// What it does.
+    pub kind: StepKind,
+    /// In order.
+    pub launches: Vec<Launch>,
+    /// Where the logits are, as a byte offset into the arena: fp32, `[rows][vocabulary]`. A `Prompt` step has none.
+    pub logits: Option<usize>,
+}
+
+/// One kernel launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Index into [`Plan::kernels`].
+    pub kernel: usize,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// One 64-bit value an argument.
+    pub args: Vec<Arg>,
+    /// The graph node it computes (or a part of it).
+    pub node: String,
+    /// The layer of that node.
+    pub layer: Option<usize>,
+    /// Bytes of weights it reads.
+    pub weight_bytes: usize,
+}
+
+/// An argument of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arg {
+    /// A null pointer: an operand this kernel does not have.
+    Null,
+    /// A number.
+    Number(u64),
+    /// The number of positions a cache holds a sequence.
+    Context,
+    /// A packed weight, by index.
+    Weight(usize),
+    /// A cache, by index.
+    Cache(usize),
+    /// A byte offset into the arena.
+    Arena(usize),
+    /// A buffer shared with the host, from row `.1` on.
+    Io(Io, usize),
+}
+
+/// Buffers through which host and device talk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Io {
+    /// `i32[sequences]`: the next token of each sequence.
+    Tokens,
+    /// `i32[sequences]`: its position; -1 stops a sequence.
+    Positions,
+    /// `i32[sequences]`: 0, 1, 2, …
+    Sequences,
+    /// `i32[rows]`: a chunk of a prompt.
+    PromptTokens,
+    /// `i32[rows]`: its positions.
+    PromptPositions,
+    /// `i32[rows]`: its sequence, in every row.
+    PromptSequences,
+    /// Sampling parameters, one record a sequence.
+    Parameters,
+    /// `u32[sequences][RING]` in host memory: the sampled tokens, by position.
+    Ring,
+}
+
+impl Plan {
+    /// The step of that kind.
+    pub fn step(&self, kind: StepKind) -> Option<&Step> {
+        self.steps.iter().find(|step| step.kind == kind)
+    }
+
+    /// Bytes of packed weights that one decode step reads.
+    pub fn decode_weight_bytes(&self) -> usize {
+        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
+        decode.map_or(0, |step| step.launches.iter().map(|launch| launch.weight_bytes).sum())
+    }
+
+    /// One line: name, kernels and edges a layer, kernels in all, bytes a step.
+    pub fn summary(&self) -> String {
+        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
+        format!(
+            "plan {}: {} kernels and {} edges a layer, {} layers, {} launches a decode step, {:.3} GB of weights a step",
+            self.name,
+            self.kernels_per_layer,
+            self.edges_per_layer,
+            self.layers,
+            decode.map_or(0, |step| step.launches.len()),
+            self.decode_weight_bytes() as f64 / 1e9,
+        )
+    }
+}

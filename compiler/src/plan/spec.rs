@@ -1,0 +1,268 @@
+//! What specialises a kernel, and all that follows from it: its name, its threads, its shared memory.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ir::{Activation, NormKind, Rope};
+
+/// What specialises a kernel: one variant a template.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum KernelSpec {
+    Matvec(MatvecSpec),
+    Matmul(MatmulSpec),
+    Attention(AttentionSpec),
+    Embedding(Tiles),
+    Norm(NormSpec),
+    Rope(RopeSpec),
+    KvAppend { key_heads: usize, head_dim: usize },
+    Elementwise { kind: ElementKind, size: usize, out: Storage },
+    Sample { vocabulary: usize, maxima: usize },
+}
+
+/// How a value is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Storage {
+    F32,
+    BF16,
+}
+
+/// The packed weight of a product.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tiles {
+    /// Columns.
+    pub k: usize,
+    /// Rows of each output, one to three of them.
+    pub rows: Vec<usize>,
+    /// Two weights of `rows[0]` rows make one output.
+    pub gated: bool,
+    /// Storage of the outputs.
+    pub out: Storage,
+}
+
+/// `y = W f(x)` for up to eight rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MatvecSpec {
+    pub tiles: Tiles,
+    pub batch: usize,
+    pub warps: usize,
+    pub chunk: usize,
+    pub norm: Option<(NormKind, f32)>,
+    /// Heads, head size and splits of the attention whose parts x is.
+    pub combine: Option<(usize, usize, Splits)>,
+    pub activation: Option<Activation>,
+    pub residual: bool,
+    pub argmax: bool,
+}
+
+/// `y = W x` for many rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct MatmulSpec {
+    pub tiles: Tiles,
+    pub row_tiles: usize,
+    pub columns: usize,
+    pub warps: usize,
+    pub activation: Option<Activation>,
+}
+
+/// Attention of one row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct AttentionSpec {
+    pub heads: usize,
+    pub key_heads: usize,
+    pub head_dim: usize,
+    pub group: usize,
+    pub warps: usize,
+    pub splits: Splits,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+    pub append: bool,
+    pub norm: Option<(f32, f32)>,
+    pub rope: Option<RopeTable>,
+    pub sinks: bool,
+    pub out: Storage,
+}
+
+/// How many blocks share the keys of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Splits {
+    pub max: usize,
+    pub keys: usize,
+    pub window: usize,
+}
+
+/// A norm over rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct NormSpec {
+    pub kind: NormKind,
+    pub size: usize,
+    pub eps: f32,
+    pub out: Storage,
+}
+
+/// RoPE over rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RopeSpec {
+    pub table: RopeTable,
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+/// The angles of a [`Rope`], worked out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RopeTable {
+    pub dim: usize,
+    pub interleaved: bool,
+    pub frequencies: Vec<f32>,
+    pub magnitude: f32,
+}
+
+/// An element-wise expression; bits of the factor, so that specs compare.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum ElementKind {
+    Add,
+    Mul,
+    Scale(f32),
+    Softcap(f32),
+    Activate(Activation),
+}
+
+/// Threads of the kernels that give a block to a row.
+const ROW_THREADS: usize = 256;
+
+impl KernelSpec {
+    /// The kernel's name: its chain, then its sizes.
+    pub fn name(&self) -> String {
+        match self {
+            KernelSpec::Matvec(spec) => {
+                let source = match (&spec.norm, &spec.combine) {
+                    (Some(_), _) => "norm_",
+                    (None, Some(_)) => "attention_",
+                    (None, None) => "",
+                };
+                let gated = if spec.tiles.gated { "_gated" } else { "" };
+                let residual = if spec.residual { "_add" } else { "" };
+                let argmax = if spec.argmax { "_sample" } else { "" };
+                let noun = if spec.combine.is_some() { "proj" } else { "matvec" };
+                format!("{source}{noun}{gated}{residual}{argmax}_{}_b{}", spec.tiles.suffix(), spec.batch)
+            }
+            KernelSpec::Matmul(spec) => {
+                let gated = if spec.tiles.gated { "_gated" } else { "" };
+                format!("matmul{gated}_{}", spec.tiles.suffix())
+            }
+            KernelSpec::Attention(spec) => {
+                let norm = if spec.norm.is_some() { "norm_" } else { "" };
+                let rope = if spec.rope.is_some() { "rope_" } else { "" };
+                let append = if spec.append { "append_" } else { "" };
+                let splits = spec.splits.max;
+                let window = if spec.splits.window > 0 { format!("_w{}", spec.splits.window) } else { String::new() };
+                format!(
+                    "{norm}{rope}{append}attention_bf16_h{}_kv{}_d{}_s{splits}{window}",
+                    spec.heads, spec.key_heads, spec.head_dim
+                )
+            }
+            KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),
+            KernelSpec::Norm(spec) => {
+                format!("{}_{}_k{}", spec.kind.name(), spec.out.name(), spec.size)
+            }
+            KernelSpec::Rope(spec) => format!("rope_h{}_d{}", spec.heads, spec.head_dim),
+            KernelSpec::KvAppend { key_heads, head_dim } => format!("kv_append_bf16_h{key_heads}_d{head_dim}"),
+            KernelSpec::Elementwise { kind, size, out } => format!("{}_{}_k{size}", kind.name(), out.name()),
+            KernelSpec::Sample { vocabulary, .. } => format!("sample_v{vocabulary}"),
+        }
+    }
+
+    /// Threads a block.
+    pub fn threads(&self) -> usize {
+        match self {
+            KernelSpec::Matvec(spec) => 32 * spec.warps,
+            KernelSpec::Matmul(spec) => 32 * spec.warps,
+            KernelSpec::Attention(spec) => 32 * spec.warps,
+            KernelSpec::Norm(spec) => 32 * norm_warps(spec.size),
+            KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
+            KernelSpec::Embedding(_)
+            | KernelSpec::Rope(_)
+            | KernelSpec::KvAppend { .. }
+            | KernelSpec::Elementwise { .. } => ROW_THREADS,
+        }
+    }
+
+    /// Bytes of dynamic shared memory a block.
+    pub fn shared_bytes(&self) -> usize {
+        match self {
+            KernelSpec::Matvec(spec) if spec.norm.is_some() || spec.combine.is_some() => {
+                spec.batch * (spec.tiles.k.div_ceil(32) * 32 + 32) * 2
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Warps of the sampling kernel: one block a row.
+pub const SAMPLE_WARPS: usize = 32;
+
+/// Warps of a norm over rows of this size.
+pub fn norm_warps(size: usize) -> usize {
+    (size / 128).clamp(1, 8)
+}
+
+impl Tiles {
+    /// Row tiles in all.
+    pub fn count(&self) -> usize {
+        let rows_per_tile = if self.gated { 8 } else { 16 };
+        self.rows.iter().map(|rows| rows.div_ceil(rows_per_tile)).sum()
+    }
+
+    fn suffix(&self) -> String {
+        let rows: Vec<String> = self.rows.iter().map(usize::to_string).collect();
+        format!("{}_k{}_n{}", self.out.name(), self.k, rows.join("_"))
+    }
+}
+
+impl Storage {
+    /// Bytes a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Storage::F32 => 4,
+            Storage::BF16 => 2,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Storage::F32 => "f32",
+            Storage::BF16 => "bf16",
+        }
+    }
+}
+
+impl ElementKind {
+    fn name(self) -> &'static str {
+        match self {
+            ElementKind::Add => "add",
+            ElementKind::Mul => "mul",
+            ElementKind::Scale(_) => "scale",
+            ElementKind::Softcap(_) => "softcap",
+            ElementKind::Activate(activation) => activation.name(),
+        }
+    }
+}
+
+impl RopeTable {
+    /// The angles of `rope`.
+    pub fn new(rope: &Rope) -> RopeTable {
+        let (frequencies, magnitude) = rope.frequencies();
+        RopeTable { dim: rope.dim, interleaved: rope.interleaved, frequencies, magnitude }
+    }
+}

@@ -1,0 +1,109 @@
+//! How checkpoint tensors become the buffers that kernels read.
+
+use serde::{Deserialize, Serialize};
+
+/// A buffer of weights on the device, made once at load.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightBuffer {
+    /// The tensors it is made from, joined by `+`.
+    pub name: String,
+    /// How.
+    pub recipe: Recipe,
+    /// Its size.
+    pub bytes: usize,
+}
+
+/// How a buffer is made.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recipe {
+    /// bfloat16 tiles in mma.m16n8k16 A-fragment order (`tiles.cuh` describes it), `k` columns, parts one behind the other.
+    Tiles {
+        /// The weights.
+        parts: Vec<Part>,
+        /// Columns.
+        k: usize,
+        /// Two parts: 8 rows of the first above 8 rows of the second in every tile.
+        gated: bool,
+        /// Parts are stored `[in, out]`.
+        transposed: bool,
+    },
+    /// fp32 biases in the row order of a [`Recipe::Tiles`] of the same parts; zeros where a part has none.
+    Biases {
+        /// The biases; `None` where a weight has none.
+        parts: Vec<(Option<String>, usize)>,
+        /// As in the tiles.
+        gated: bool,
+    },
+    /// fp32 values, `offset` added.
+    Vector {
+        /// The tensor.
+        tensor: String,
+        /// Values.
+        size: usize,
+        /// The bits of the fp32 number to add.
+        offset_bits: u32,
+    },
+}
+
+/// One weight of a [`Recipe::Tiles`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Part {
+    /// The tensor.
+    pub tensor: String,
+    /// Its rows: results of the product.
+    pub rows: usize,
+}
+
+impl Recipe {
+    /// Bytes of the buffer.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Recipe::Tiles { parts, k, gated, .. } => {
+                let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
+                row_tiles(&rows, *gated) * k.div_ceil(32) * 1024
+            }
+            Recipe::Biases { parts, gated } => {
+                let rows: Vec<usize> = parts.iter().map(|(_, rows)| *rows).collect();
+                row_tiles(&rows, *gated) * 16 * 4
+            }
+            Recipe::Vector { size, .. } => size * 4,
+        }
+    }
+
+    /// The tensors it reads.
+    pub fn tensors(&self) -> Vec<&str> {
+        match self {
+            Recipe::Tiles { parts, .. } => parts.iter().map(|part| part.tensor.as_str()).collect(),
+            Recipe::Biases { parts, .. } => parts.iter().filter_map(|(tensor, _)| tensor.as_deref()).collect(),
+            Recipe::Vector { tensor, .. } => vec![tensor],
+        }
+    }
+
+    /// For each row of the packed order, the part and the row of it that stands there; `None` for padding. Empty for a vector.
+    pub fn packed_rows(&self) -> Vec<Option<(usize, usize)>> {
+        let (rows, gated): (Vec<usize>, bool) = match self {
+            Recipe::Tiles { parts, gated, .. } => (parts.iter().map(|part| part.rows).collect(), *gated),
+            Recipe::Biases { parts, gated } => (parts.iter().map(|(_, rows)| *rows).collect(), *gated),
+            Recipe::Vector { .. } => return Vec::new(),
+        };
+        let mut packed = Vec::with_capacity(row_tiles(&rows, gated) * 16);
+        if gated {
+            for tile in 0..rows[0].div_ceil(8) {
+                for (part, &count) in rows.iter().enumerate() {
+                    packed.extend((8 * tile..8 * tile + 8).map(|row| (row < count).then_some((part, row))));
+                }
+            }
+        } else {
+            for (part, &count) in rows.iter().enumerate() {
+                packed.extend((0..count.div_ceil(16) * 16).map(|row| (row < count).then_some((part, row))));
+            }
+        }
+        packed
+    }
+}
+
+/// Row tiles of 16 that parts of these rows take.
+fn row_tiles(rows: &[usize], gated: bool) -> usize {
+    if gated { rows[0].div_ceil(8) } else { rows.iter().map(|rows| rows.div_ceil(16)).sum() }
+}

@@ -1,0 +1,256 @@
+//! The CPU executor: any graph, fused or not, on threads and SIMD.
+//!
+//! Weights keep the graph's storage type (bf16 as a rule) and are packed once; activations, caches and sums are `f32`. The order of each sum
+//! depends on its length alone, so the same rows give the same bits whatever the threads, the batch, or the cut of the prompt.
+
+mod attention;
+mod bandwidth;
+mod lower;
+mod math;
+mod memory;
+mod pack;
+mod plan;
+mod pool;
+mod step;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+pub use bandwidth::{ReadBandwidth, measure_read_bandwidth};
+pub use pack::WeightSource;
+
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Result, ensure};
+use fusec::ir::Graph;
+
+use math::Isa;
+use memory::SharedFloats;
+use pack::Weights;
+use plan::Plan;
+use pool::Pool;
+use step::{Execution, GROUP_PANELS, Rows, Scratch, Step};
+use tile::PANEL_ROWS;
+
+/// A graph with its weights and caches, ready to run.
+pub struct CpuModel {
+    plan: Plan,
+    weights: Weights,
+    pool: Pool,
+    memory: SharedFloats,
+    caches: Vec<SharedFloats>,
+    scratch: Vec<Mutex<Scratch>>,
+    options: CpuOptions,
+    rows: Rows,
+    logits: Vec<f32>,
+    isa: Isa,
+}
+
+/// How much of the machine a [`CpuModel`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads, the caller's included. At least 1.
+    pub threads: usize,
+    /// Positions that each sequence's caches hold.
+    pub context: usize,
+    /// Sequences that have caches of their own.
+    pub sequences: usize,
+}
+
+/// One token to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The token's id.
+    pub token: u32,
+    /// Its place in its sequence, from 0. All places before it have been run, in this call or in earlier ones.
+    pub position: u32,
+    /// The sequence whose caches it reads and appends to, from 0.
+    pub sequence: u32,
+}
+
+/// The rows whose logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None: a part of a prompt that only fills the caches.
+    None,
+    /// The last row's.
+    Last,
+    /// Every row's.
+    All,
+}
+
+/// Rows that pass through the body together.
+const CHUNK: usize = 128;
+/// Rows that pass through the tail together: a row of logits is large.
+const TAIL_CHUNK: usize = 32;
+
+impl CpuModel {
+    /// Plans the graph, packs its weights and reserves its caches.
+    ///
+    /// The graph takes `tokens` and `positions` and returns the logits first. What else it returns is not looked at: the caches are kept, and
+    /// sampling is the caller's.
+    ///
+    /// # Errors
+    /// A weight that is missing or of another shape, a context beyond the positions that the model has learned, more memory than the machine has
+    /// to give, or an op in a place where the CPU cannot run it.
+    pub fn load(graph: &Graph, weights: &dyn WeightSource, options: CpuOptions) -> Result<CpuModel> {
+        let CpuOptions { threads, context, sequences } = options;
+        ensure!(threads > 0, "the CPU needs at least one thread");
+        ensure!(context > 0 && sequences > 0, "the caches need at least one position and one sequence");
+        let plan = Plan::new(graph, weights, context, CHUNK, TAIL_CHUNK)?;
+        let cache_floats = |cache: &plan::CacheShape| sequences * context * cache.heads * cache.dim;
+        let weight_bytes: usize = plan.recipes.iter().map(pack::Recipe::bytes).sum();
+        let cache_bytes: usize = plan.caches.iter().map(|cache| 4 * cache_floats(cache)).sum();
+        check_memory(weight_bytes, cache_bytes, 4 * plan.floats, options)?;
+        let pool = Pool::new(threads)?;
+        let weights = Weights::pack(plan.recipes.clone(), weights, threads)?;
+        let scratch = || {
+            let gated = vec![0.0; CHUNK * GROUP_PANELS * PANEL_ROWS];
+            Mutex::new(Scratch { gated, scores: vec![0.0; context] })
+        };
+        Ok(CpuModel {
+            memory: SharedFloats::new(plan.floats),
+            caches: plan.caches.iter().map(|cache| SharedFloats::new(cache_floats(cache))).collect(),
+            scratch: (0..threads).map(|_| scratch()).collect(),
+            plan,
+            weights,
+            pool,
+            options,
+            rows: Rows::default(),
+            logits: Vec::new(),
+            isa: Isa::detect(),
+        })
+    }
+
+    /// Runs the rows in their order and returns the logits asked for, `[rows, vocabulary]`, rows in order.
+    ///
+    /// Does not allocate once it has run as many rows before.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary, a position beyond the context, a sequence that has no caches, or two rows at one place. Nothing has run then.
+    pub fn forward(&mut self, rows: &[Row], logits: Logits) -> Result<&[f32]> {
+        self.check(rows)?;
+        let width = self.vocabulary();
+        self.logits.clear();
+        let mut done = 0;
+        for chunk in rows.chunks(CHUNK) {
+            let last = done + chunk.len() == rows.len();
+            self.rows.take(chunk, logits, last);
+            done += chunk.len();
+            let wanted = self.rows.selected.len();
+            // The first rows of the tail come in the body's run: a decode step is one run.
+            let mut part = 0..wanted.min(TAIL_CHUNK);
+            self.run(part.clone(), true);
+            while !part.is_empty() {
+                let start = self.plan.places[self.plan.logits].start;
+                self.logits.extend_from_slice(self.memory.read_alone(start, part.len() * width));
+                part = part.end..wanted.min(part.end + TAIL_CHUNK);
+                if !part.is_empty() {
+                    self.run(part.clone(), false);
+                }
+            }
+        }
+        Ok(&self.logits)
+    }
+
+    /// Runs the body where `body` is set, then the tail for some of the selected rows.
+    fn run(&mut self, selected: std::ops::Range<usize>, body: bool) {
+        let Self { plan, weights, memory, caches, scratch, rows, .. } = self;
+        let selected = &rows.selected[selected];
+        let execution = Execution { plan, weights, memory, caches, context: self.options.context, rows, isa: self.isa };
+        self.pool.run(&|worker| {
+            // A thread that panicked left only what the next step overwrites.
+            let mut scratch = scratch[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
+            if body {
+                execution.run_body(worker, &mut scratch);
+            }
+            if !selected.is_empty() {
+                execution.run_tail(selected, worker, &mut scratch);
+            }
+        });
+    }
+
+    /// The width of a row of logits.
+    pub fn vocabulary(&self) -> usize {
+        self.plan.places[self.plan.logits].size
+    }
+
+    /// What the model was loaded with.
+    pub fn options(&self) -> CpuOptions {
+        self.options
+    }
+
+    /// Bytes of weights that one decode step reads: every matrix that is multiplied. Rows looked up, norms and biases are not counted.
+    pub fn weight_bytes_per_step(&self) -> usize {
+        let products = self.plan.body.iter().chain(&self.plan.tail).filter_map(|scheduled| match &scheduled.step {
+            Step::Matmul(step) => Some(self.weights.recipe(step.matrix)),
+            _ => None,
+        });
+        products.map(|recipe| recipe.rows.iter().sum::<usize>() * recipe.columns * recipe.dtype.bytes()).sum()
+    }
+
+    /// Bytes of caches that a decode step at this position reads, for one sequence, windows left aside.
+    pub fn cache_bytes_per_step(&self, position: usize) -> usize {
+        self.plan.caches.iter().map(|cache| 4 * cache.heads * cache.dim * (position + 1)).sum()
+    }
+
+    fn check(&self, rows: &[Row]) -> Result<()> {
+        let CpuOptions { context, sequences, .. } = self.options;
+        for (i, row) in rows.iter().enumerate() {
+            let Row { token, position, sequence } = *row;
+            if let Some(vocabulary) = self.plan.vocabulary {
+                ensure!((token as usize) < vocabulary, "token {token} is beyond the vocabulary of {vocabulary}");
+            }
+            ensure!(
+                (position as usize) < context,
+                "position {position} is beyond the context of {context}: ask for a larger one, or for less text"
+            );
+            ensure!((sequence as usize) < sequences, "sequence {sequence} is beyond the {sequences} that have caches");
+            // Rows of one chunk are appended at once, by several threads.
+            let chunk = &rows[i / CHUNK * CHUNK..i];
+            let twice = chunk.iter().any(|other| (other.position, other.sequence) == (position, sequence));
+            ensure!(!twice, "two rows are at position {position} of sequence {sequence}");
+        }
+        Ok(())
+    }
+}
+
+impl Rows {
+    fn take(&mut self, chunk: &[Row], logits: Logits, last_chunk: bool) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.selected.clear();
+        self.tokens.extend(chunk.iter().map(|row| row.token));
+        self.positions.extend(chunk.iter().map(|row| row.position));
+        self.sequences.extend(chunk.iter().map(|row| row.sequence));
+        self.selected.extend(match logits {
+            Logits::None => 0..0,
+            Logits::Last if last_chunk => chunk.len() - 1..chunk.len(),
+            Logits::Last => 0..0,
+            Logits::All => 0..chunk.len(),
+        });
+    }
+}
+
+/// Refuses what the machine cannot hold, where the system says what it can.
+fn check_memory(weights: usize, caches: usize, activations: usize, options: CpuOptions) -> Result<()> {
+    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
+    let available = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<usize>().ok());
+    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+    let needed = weights + caches + activations;
+    ensure!(
+        available.is_none_or(|kib| needed / 1024 <= kib),
+        "{:.1} GiB are needed ({:.1} of weights, {:.1} of caches for {} sequences of {} positions) and {:.1} are free: \
+         ask for a smaller context or batch",
+        gib(needed),
+        gib(weights),
+        gib(caches),
+        options.sequences,
+        options.context,
+        gib(available.unwrap_or(0) * 1024)
+    );
+    Ok(())
+}

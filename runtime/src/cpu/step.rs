@@ -1,0 +1,468 @@
+//! The steps of a plan and how a thread does its part of each.
+#![allow(unsafe_code)]
+
+use fusec::ir::{Activation, Epilogue, NormKind};
+
+use super::attention::{scores, weighted_sum};
+use super::math::{self, Isa};
+use super::memory::SharedFloats;
+use super::pack::Weights;
+use super::plan::{Buffer, Plan, Scheduled};
+use super::pool::Worker;
+use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
+
+/// One thing to do for all rows, split over the threads.
+pub(crate) enum Step {
+    /// Cosines and sines of each row's position.
+    Angles { rope: RopeStep, out: Buffer },
+    /// Rows of a table.
+    Embed { ids: Ids, table: usize, out: Buffer },
+    /// Norm and rotation of each head.
+    Heads(HeadsStep),
+    /// Matrix products against one operand, and what is fused behind them.
+    Matmul(MatmulStep),
+    /// Attention over the caches.
+    Attention(AttentionStep),
+    /// `a + b` or `a · b`.
+    Combine { multiply: bool, a: Operand, b: Operand, out: Buffer },
+    /// A function of each element.
+    Map { map: Map, x: Buffer, out: Buffer },
+    /// The selected rows of a buffer.
+    Gather { x: Buffer, out: Buffer },
+}
+
+/// What rows of a table are looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ids {
+    Tokens,
+    Positions,
+}
+
+/// See [`Step::Heads`].
+pub(crate) struct HeadsStep {
+    pub x: Buffer,
+    pub heads: usize,
+    pub dim: usize,
+    pub norm: Option<NormStep>,
+    pub angles: Option<Angles>,
+    pub to: Destination,
+}
+
+/// How far each pair of a head is turned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Angles {
+    /// Cosines, then sines.
+    pub buffer: Buffer,
+    /// Pairs are neighbours.
+    pub interleaved: bool,
+}
+
+/// The frequencies of a rotation.
+pub(crate) struct RopeStep {
+    pub frequencies: Vec<f32>,
+    pub magnitude: f32,
+}
+
+/// A norm with its constants; an absent weight or bias is empty.
+pub(crate) struct NormStep {
+    pub kind: NormKind,
+    pub eps: f32,
+    pub weight: Box<[f32]>,
+    pub bias: Box<[f32]>,
+}
+
+/// Where heads go.
+pub(crate) enum Destination {
+    Buffer(Buffer),
+    Cache(usize),
+}
+
+/// See [`Step::Matmul`]. Absent biases are empty.
+pub(crate) struct MatmulStep {
+    pub x: Buffer,
+    pub matrix: usize,
+    pub outs: Vec<Buffer>,
+    pub biases: Vec<Box<[f32]>>,
+    pub epilogue: Epilogue,
+    pub residual: Option<Buffer>,
+}
+
+/// See [`Step::Attention`]. Absent sinks are empty.
+pub(crate) struct AttentionStep {
+    pub q: Buffer,
+    pub keys: usize,
+    pub values: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub value_dim: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    pub sinks: Box<[f32]>,
+    pub out: Buffer,
+}
+
+/// An operand of [`Step::Combine`].
+#[derive(Debug)]
+pub(crate) enum Operand {
+    Buffer(Buffer),
+    Constant(Box<[f32]>),
+}
+
+/// A function of one element.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Map {
+    Activation(Activation),
+    Scale(f32),
+    Softcap(f32),
+}
+
+/// What a step touches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Access {
+    Read(Buffer),
+    Write(Buffer),
+    ReadCache(usize),
+    WriteCache(usize),
+}
+
+impl Step {
+    /// Names everything the step touches.
+    pub fn accesses(&self, mut touch: impl FnMut(Access)) {
+        match self {
+            Step::Angles { out, .. } | Step::Embed { out, .. } => touch(Access::Write(*out)),
+            Step::Heads(step) => {
+                touch(Access::Read(step.x));
+                step.angles.into_iter().for_each(|angles| touch(Access::Read(angles.buffer)));
+                match step.to {
+                    Destination::Buffer(out) => touch(Access::Write(out)),
+                    Destination::Cache(cache) => touch(Access::WriteCache(cache)),
+                }
+            }
+            Step::Matmul(step) => {
+                touch(Access::Read(step.x));
+                step.residual.into_iter().for_each(|residual| touch(Access::Read(residual)));
+                step.outs.iter().for_each(|&out| touch(Access::Write(out)));
+            }
+            Step::Attention(step) => {
+                touch(Access::Read(step.q));
+                touch(Access::ReadCache(step.keys));
+                touch(Access::ReadCache(step.values));
+                touch(Access::Write(step.out));
+            }
+            Step::Combine { a, b, out, .. } => {
+                for operand in [a, b] {
+                    if let Operand::Buffer(buffer) = operand {
+                        touch(Access::Read(*buffer));
+                    }
+                }
+                touch(Access::Write(*out));
+            }
+            Step::Map { x, out, .. } | Step::Gather { x, out } => {
+                touch(Access::Read(*x));
+                touch(Access::Write(*out));
+            }
+        }
+    }
+}
+
+/// The rows of one chunk.
+#[derive(Default)]
+pub(crate) struct Rows {
+    pub tokens: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub sequences: Vec<u32>,
+    /// Rows of the chunk whose logits are wanted.
+    pub selected: Vec<usize>,
+}
+
+/// What a thread keeps between steps.
+pub(crate) struct Scratch {
+    /// The second product of a gate: [`GROUP_PANELS`] panels for each row of a chunk.
+    pub gated: Vec<f32>,
+    /// One a position.
+    pub scores: Vec<f32>,
+}
+
+/// Panels that a thread multiplies before it does their epilogue.
+pub(crate) const GROUP_PANELS: usize = 32;
+/// Panels in a group stay in the first level cache while the rows of a prompt pass by.
+const GROUP_BYTES: usize = 16 << 10;
+
+/// One pass over a plan, as all threads see it.
+///
+/// Soundness of every access below: a thread writes only the rows, columns or heads that [`Worker::share`] gives it in this step, and the
+/// plan puts a barrier between a step that writes a buffer or a cache and every other that touches it.
+pub(crate) struct Execution<'a> {
+    pub plan: &'a Plan,
+    pub weights: &'a Weights,
+    pub memory: &'a SharedFloats,
+    pub caches: &'a [SharedFloats],
+    pub context: usize,
+    pub rows: &'a Rows,
+    pub isa: Isa,
+}
+
+impl Execution<'_> {
+    /// The body, for all rows.
+    pub fn run_body(&self, worker: &Worker<'_>, scratch: &mut Scratch) {
+        self.run(&self.plan.body, self.rows.tokens.len(), &[], worker, scratch);
+    }
+
+    /// The tail, for some of the rows.
+    pub fn run_tail(&self, selected: &[usize], worker: &Worker<'_>, scratch: &mut Scratch) {
+        worker.barrier();
+        self.run(&self.plan.tail, selected.len(), selected, worker, scratch);
+    }
+
+    fn run(&self, steps: &[Scheduled], count: usize, selected: &[usize], worker: &Worker<'_>, scratch: &mut Scratch) {
+        for Scheduled { step, barrier } in steps {
+            if *barrier {
+                worker.barrier();
+            }
+            match step {
+                Step::Angles { rope, out } => self.angles(rope, *out, worker.share(count)),
+                Step::Embed { ids, table, out } => self.embed(*ids, *table, *out, worker.share(count)),
+                Step::Heads(step) => self.heads(step, worker.share(count * step.heads)),
+                Step::Matmul(step) => self.matmul(step, count, worker, scratch),
+                Step::Attention(step) => self.attention(step, count, worker, scratch),
+                Step::Combine { multiply, a, b, out } => {
+                    for row in 0..count {
+                        self.combine(*multiply, a, b, *out, row, worker.share(self.size(*out)));
+                    }
+                }
+                Step::Map { map, x, out } => {
+                    for row in 0..count {
+                        self.map(*map, *x, *out, row, worker.share(self.size(*out)));
+                    }
+                }
+                Step::Gather { x, out } => {
+                    for row in worker.share(count) {
+                        self.write(*out, row, 0, self.size(*out)).copy_from_slice(self.row(*x, selected[row]));
+                    }
+                }
+            }
+        }
+    }
+
+    fn size(&self, buffer: Buffer) -> usize {
+        self.plan.places[buffer].size
+    }
+
+    fn row(&self, buffer: Buffer, row: usize) -> &[f32] {
+        let place = self.plan.places[buffer];
+        // SAFETY: the barriers of the plan, see `Execution`: nobody writes a buffer while a step reads it.
+        unsafe { self.memory.read(place.start + row * place.size, place.size) }
+    }
+
+    /// Part of a row, which this thread alone touches in this step.
+    #[allow(clippy::mut_from_ref)]
+    fn write(&self, buffer: Buffer, row: usize, from: usize, length: usize) -> &mut [f32] {
+        let place = self.plan.places[buffer];
+        // SAFETY: the shares of the threads do not overlap, and the barriers of the plan keep other steps away, see `Execution`.
+        unsafe { self.memory.write(place.start + row * place.size + from, length) }
+    }
+
+    fn angles(&self, rope: &RopeStep, out: Buffer, rows: std::ops::Range<usize>) {
+        for row in rows {
+            let position = self.rows.positions[row] as f32;
+            let out = self.write(out, row, 0, rope.frequencies.len() * 2);
+            let (cosines, sines) = out.split_at_mut(rope.frequencies.len());
+            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&rope.frequencies) {
+                let (s, c) = (position * frequency).sin_cos();
+                (*cosine, *sine) = (c * rope.magnitude, s * rope.magnitude);
+            }
+        }
+    }
+
+    fn embed(&self, ids: Ids, table: usize, out: Buffer, rows: std::ops::Range<usize>) {
+        let ids = match ids {
+            Ids::Tokens => &self.rows.tokens,
+            Ids::Positions => &self.rows.positions,
+        };
+        for row in rows {
+            self.weights.row(table, ids[row] as usize, self.write(out, row, 0, self.size(out)));
+        }
+    }
+
+    fn heads(&self, step: &HeadsStep, items: std::ops::Range<usize>) {
+        for item in items {
+            let (row, head) = (item / step.heads, item % step.heads);
+            let x = &self.row(step.x, row)[head * step.dim..][..step.dim];
+            let out = match step.to {
+                Destination::Buffer(out) => self.write(out, row, head * step.dim, step.dim),
+                Destination::Cache(cache) => {
+                    let start = self.cache_start(cache, row, head) + self.rows.positions[row] as usize * step.dim;
+                    // SAFETY: as `write`; two rows never have the same sequence and position.
+                    unsafe { self.caches[cache].write(start, step.dim) }
+                }
+            };
+            match &step.norm {
+                Some(norm) => math::normalise(self.isa, norm.kind, norm.eps, x, &norm.weight, &norm.bias, out),
+                None => out.copy_from_slice(x),
+            }
+            if let Some(angles) = step.angles {
+                rotate(out, self.row(angles.buffer, row), angles.interleaved);
+            }
+        }
+    }
+
+    /// The first float of a row's sequence and a head in a cache.
+    fn cache_start(&self, cache: usize, row: usize, head: usize) -> usize {
+        let shape = &self.plan.caches[cache];
+        (self.rows.sequences[row] as usize * shape.heads + head) * self.context * shape.dim
+    }
+
+    fn matmul(&self, step: &MatmulStep, count: usize, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let recipe = self.weights.recipe(step.matrix);
+        let gated = matches!(step.epilogue, Epilogue::Gate(_));
+        let group = if count <= TILE_TOKENS {
+            GROUP_PANELS
+        } else {
+            (GROUP_BYTES / tile::panel_bytes(recipe.dtype, recipe.columns)).clamp(1, GROUP_PANELS)
+        };
+        let panels = |out: usize| recipe.panels(out);
+        let mut share = worker.share((0..step.outs.len()).map(panels).sum());
+        let mut before = 0;
+        for out in 0..step.outs.len() {
+            let end = (before + panels(out)).min(share.end);
+            while share.start < end {
+                let first = share.start - before;
+                let last = (first + group).min(end - before);
+                self.multiply_group(step, out, first..last, gated, count, scratch);
+                share.start = before + last;
+            }
+            before += panels(out);
+        }
+    }
+
+    /// Some panels of one product for all rows, and their epilogue.
+    fn multiply_group(
+        &self,
+        step: &MatmulStep,
+        out: usize,
+        panels: std::ops::Range<usize>,
+        gated: bool,
+        count: usize,
+        scratch: &mut Scratch,
+    ) {
+        let recipe = self.weights.recipe(step.matrix);
+        let rows = recipe.rows[out];
+        let start = panels.start * PANEL_ROWS;
+        let width = rows.min(panels.end * PANEL_ROWS) - start;
+        let stride = GROUP_PANELS * PANEL_ROWS;
+        let mut sums = [[0.0; PANEL_ROWS]; TILE_TOKENS];
+        for first in (0..count).step_by(TILE_TOKENS) {
+            let tokens = (count - first).min(TILE_TOKENS);
+            let mut x: [&[f32]; TILE_TOKENS] = [&[]; TILE_TOKENS];
+            for (m, x) in x.iter_mut().enumerate().take(tokens) {
+                *x = self.row(step.x, first + m);
+            }
+            for panel in panels.clone() {
+                let from = panel * PANEL_ROWS;
+                let valid = (rows - from).min(PANEL_ROWS);
+                let bytes = self.weights.panel(step.matrix, recipe.place(out, panel));
+                tile::multiply(self.isa, recipe.dtype, bytes, &x[..tokens], &mut sums);
+                for (m, sums) in sums.iter().enumerate().take(tokens) {
+                    self.write(step.outs[out], first + m, from, valid).copy_from_slice(&sums[..valid]);
+                }
+                if gated {
+                    let bytes = self.weights.panel(step.matrix, recipe.place(1, panel));
+                    tile::multiply(self.isa, recipe.dtype, bytes, &x[..tokens], &mut sums);
+                    for (m, sums) in sums.iter().enumerate().take(tokens) {
+                        scratch.gated[(first + m) * stride + from - start..][..valid].copy_from_slice(&sums[..valid]);
+                    }
+                }
+            }
+        }
+        for token in 0..count {
+            let y = self.write(step.outs[out], token, start, width);
+            if let Some(bias) = step.biases[out].get(start..start + width) {
+                math::add(self.isa, y, bias);
+            }
+            match step.epilogue {
+                Epilogue::None => {}
+                Epilogue::Activate(activation) => math::activate(self.isa, activation, y),
+                Epilogue::Gate(activation) => {
+                    let other = &mut scratch.gated[token * stride..][..width];
+                    if let Some(bias) = step.biases[1].get(start..start + width) {
+                        math::add(self.isa, other, bias);
+                    }
+                    math::activate(self.isa, activation, y);
+                    math::multiply(self.isa, y, other);
+                }
+            }
+            if let Some(residual) = step.residual {
+                math::add(self.isa, y, &self.row(residual, token)[start..start + width]);
+            }
+        }
+    }
+
+    fn attention(&self, step: &AttentionStep, count: usize, worker: &Worker<'_>, scratch: &mut Scratch) {
+        let group = step.heads / step.kv_heads;
+        for row in 0..count {
+            // Each thread takes another part of the heads in the next row: parts differ by one head.
+            let turned = (worker.index + row) % worker.count;
+            let end = self.rows.positions[row] as usize + 1;
+            let first = step.window.map_or(0, |window| end.saturating_sub(window));
+            let length = end - first;
+            for head in step.heads * turned / worker.count..step.heads * (turned + 1) / worker.count {
+                let q = &self.row(step.q, row)[head * step.dim..][..step.dim];
+                let cached = |cache: usize, dim: usize| {
+                    let start = self.cache_start(cache, row, head / group) + first * dim;
+                    // SAFETY: the barriers of the plan: the step that appends is over.
+                    unsafe { self.caches[cache].read(start, length * dim) }
+                };
+                let weights = &mut scratch.scores[..length];
+                scores(self.isa, q, cached(step.keys, step.dim), step.scale, weights);
+                if let Some(cap) = step.softcap {
+                    math::softcap(self.isa, cap, weights);
+                }
+                let sum = math::exponentials(self.isa, weights, step.sinks.get(head).copied());
+                let out = self.write(step.out, row, head * step.value_dim, step.value_dim);
+                weighted_sum(self.isa, weights, cached(step.values, step.value_dim), 1.0 / sum, out);
+            }
+        }
+    }
+
+    fn combine(&self, multiply: bool, a: &Operand, b: &Operand, out: Buffer, row: usize, part: std::ops::Range<usize>) {
+        let read = |operand| match operand {
+            &Operand::Buffer(buffer) => &self.row(buffer, row)[part.clone()],
+            Operand::Constant(values) => &values[part.clone()],
+        };
+        let out = self.write(out, row, part.start, part.len());
+        out.copy_from_slice(read(a));
+        if multiply { math::multiply(self.isa, out, read(b)) } else { math::add(self.isa, out, read(b)) }
+    }
+
+    fn map(&self, map: Map, x: Buffer, out: Buffer, row: usize, part: std::ops::Range<usize>) {
+        let out = self.write(out, row, part.start, part.len());
+        out.copy_from_slice(&self.row(x, row)[part]);
+        match map {
+            Map::Activation(activation) => math::activate(self.isa, activation, out),
+            Map::Scale(factor) => math::scale(self.isa, factor, out),
+            Map::Softcap(cap) => math::softcap(self.isa, cap, out),
+        }
+    }
+}
+
+/// Turns the pairs of a head by their angles; what is beyond them passes.
+fn rotate(head: &mut [f32], angles: &[f32], interleaved: bool) {
+    let pairs = angles.len() / 2;
+    let (cosines, sines) = angles.split_at(pairs);
+    let turn = |a: &mut f32, b: &mut f32, i: usize| {
+        (*a, *b) = (*a * cosines[i] - *b * sines[i], *b * cosines[i] + *a * sines[i]);
+    };
+    if interleaved {
+        for (i, pair) in head[..2 * pairs].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let [a, b] = pair;
+            turn(a, b, i);
+        }
+    } else {
+        let (low, high) = head[..2 * pairs].split_at_mut(pairs);
+        for (i, (a, b)) in low.iter_mut().zip(high).enumerate() {
+            turn(a, b, i);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The inner kernel: four weight rows against one to three activation rows.
+//!
+//! A panel is four rows of a matrix, sixteen columns of each in turn, so that reading it is one stream. Each product is one chain of
+//! sums in eight lanes, whatever the number of activation rows: a prompt and a decode step give the same bits.
+#![allow(unsafe_code)]
+
+use fusec::ir::DType;
+
+use super::math::{Isa, LANES, sum_lanes};
+
+/// Rows of a panel.
+pub(crate) const PANEL_ROWS: usize = 4;
+/// Columns of one row that lie together in a panel.
+pub(crate) const GROUP: usize = 16;
+/// The most activation rows that one call takes.
+pub(crate) const TILE_TOKENS: usize = 3;
+
+/// Bytes of a panel of matrices with `columns` columns.
+pub(crate) fn panel_bytes(dtype: DType, columns: usize) -> usize {
+    columns.div_ceil(GROUP) * GROUP * PANEL_ROWS * dtype.bytes()
+}
+
+/// Where in its group of sixteen a column is stored. bf16 pairs column `i` with column `i + 8`, so that widening the lower and the
+/// upper half of each 32-bit word gives eight consecutive columns each.
+pub(crate) fn slot(dtype: DType, column: usize) -> usize {
+    match dtype {
+        DType::BF16 => column % LANES * 2 + column / LANES,
+        _ => column,
+    }
+}
+
+/// `out[m][r] = panel row r · x[m]` for each of `x`, which are one to [`TILE_TOKENS`] rows of equal length.
+///
+/// `panel` is as long as [`panel_bytes`] says for that length.
+pub(crate) fn multiply(isa: Isa, dtype: DType, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
+    assert_eq!(panel.len(), panel_bytes(dtype, x[0].len()));
+    assert!(x.iter().all(|row| row.len() == x[0].len()));
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `Isa::detect` found AVX2, FMA and F16C; the panel's length was checked above.
+        unsafe {
+            match (dtype, x) {
+                (DType::BF16, &[a]) => avx2::tile::<{ avx2::BF16 }, 1>(panel, [a], out),
+                (DType::BF16, &[a, b]) => avx2::tile::<{ avx2::BF16 }, 2>(panel, [a, b], out),
+                (DType::BF16, &[a, b, c]) => avx2::tile::<{ avx2::BF16 }, 3>(panel, [a, b, c], out),
+                (DType::F16, &[a]) => avx2::tile::<{ avx2::F16 }, 1>(panel, [a], out),
+                (DType::F16, &[a, b]) => avx2::tile::<{ avx2::F16 }, 2>(panel, [a, b], out),
+                (DType::F16, &[a, b, c]) => avx2::tile::<{ avx2::F16 }, 3>(panel, [a, b, c], out),
+                (_, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
+                (_, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
+                (_, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
+                _ => unreachable!("a tile has one to {TILE_TOKENS} rows"),
+            }
+        }
+        return;
+    }
+    let _ = isa;
+    portable(dtype, panel, x, out);
+}
+
+/// The elements of one row's group, in order of their columns. `bytes` is that group.
+pub(crate) fn widen_group(dtype: DType, bytes: &[u8]) -> [f32; GROUP] {
+    let half_word = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+    std::array::from_fn(|column| match dtype {
+        DType::BF16 => f32::from_bits((half_word(slot(dtype, column)) as u32) << 16),
+        DType::F16 => half::f16::from_bits(half_word(column)).to_f32(),
+        _ => f32::from_le_bytes(std::array::from_fn(|i| bytes[4 * column + i])),
+    })
+}
+
+fn portable(dtype: DType, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
+    let group_bytes = GROUP * dtype.bytes();
+    let mut lanes = [[[0.0f32; LANES]; PANEL_ROWS]; TILE_TOKENS];
+    for (group, bytes) in panel.chunks_exact(PANEL_ROWS * group_bytes).enumerate() {
+        let weights: [[f32; GROUP]; PANEL_ROWS] =
+            std::array::from_fn(|row| widen_group(dtype, &bytes[row * group_bytes..][..group_bytes]));
+        for (row_of_x, lanes) in x.iter().zip(&mut lanes) {
+            let rest = &row_of_x[group * GROUP..];
+            let mut columns = [0.0; GROUP];
+            let count = rest.len().min(GROUP);
+            columns[..count].copy_from_slice(&rest[..count]);
+            for (weights, lanes) in weights.iter().zip(lanes) {
+                for lane in 0..LANES {
+                    lanes[lane] += weights[lane] * columns[lane];
+                    lanes[lane] += weights[lane + LANES] * columns[lane + LANES];
+                }
+            }
+        }
+    }
+    for (out, lanes) in out.iter_mut().zip(&lanes).take(x.len()) {
+        for (out, lanes) in out.iter_mut().zip(lanes) {
+            *out = sum_lanes(*lanes);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{GROUP, LANES, PANEL_ROWS, TILE_TOKENS};
+
+    pub const BF16: u8 = 0;
+    pub const F16: u8 = 1;
+    pub const F32: u8 = 2;
+
+    /// How far ahead of its reads a tile prefetches: the panels of a thread follow each other in memory.
+    const PREFETCH_BYTES: usize = 4096;
+
+    const fn group_bytes(kind: u8) -> usize {
+        if kind == F32 { GROUP * 4 } else { GROUP * 2 }
+    }
+
+    /// # Safety
+    /// The CPU has AVX2, FMA and F16C; `panel` holds `x[0].len()` columns, rounded up to whole groups; all of `x` are of one length.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub unsafe fn tile<const KIND: u8, const M: usize>(
+        panel: &[u8],
+        x: [&[f32]; M],
+        out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS],
+    ) {
+        let columns = x[0].len();
+        let whole = columns / GROUP;
+        let mut sums = [[_mm256_setzero_ps(); PANEL_ROWS]; M];
+        let mut weights = panel.as_ptr();
+        let mut starts: [*const f32; M] = std::array::from_fn(|m| x[m].as_ptr());
+        for _ in 0..whole {
+            // SAFETY: `whole` groups are in the panel and in each row of `x`; a prefetch may name any address.
+            unsafe {
+                if M == 1 {
+                    let ahead = weights.wrapping_add(PREFETCH_BYTES).cast::<i8>();
+                    for line in 0..PANEL_ROWS * group_bytes(KIND) / 64 {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line));
+                    }
+                }
+                group::<KIND, M>(weights, starts, &mut sums);
+                weights = weights.add(PANEL_ROWS * group_bytes(KIND));
+                starts = starts.map(|start| start.add(GROUP));
+            }
+        }
+        let rest = columns % GROUP;
+        if rest > 0 {
+            let mut tails = [[0.0f32; GROUP]; M];
+            for (tail, x) in tails.iter_mut().zip(x) {
+                tail[..rest].copy_from_slice(&x[columns - rest..]);
+            }
+            // SAFETY: the panel's last group is whole, filled up with zeros, and so are the tails.
+            unsafe { group::<KIND, M>(weights, std::array::from_fn(|m| tails[m].as_ptr()), &mut sums) };
+        }
+        for m in 0..M {
+            out[m] = sum_rows(sums[m]);
+        }
+    }
+
+    /// One group of all four rows against each of `x`.
+    ///
+    /// # Safety
+    /// A panel's group can be read at `weights` and [`GROUP`] values at each of `x`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn group<const KIND: u8, const M: usize>(
+        weights: *const u8,
+        x: [*const f32; M],
+        sums: &mut [[__m256; PANEL_ROWS]; M],
+    ) {
+        // SAFETY: as this function asks.
+        unsafe {
+            for row in 0..PANEL_ROWS {
+                let (low, high) = widen::<KIND>(weights.add(row * group_bytes(KIND)));
+                for m in 0..M {
+                    let sum = _mm256_fmadd_ps(low, _mm256_loadu_ps(x[m]), sums[m][row]);
+                    sums[m][row] = _mm256_fmadd_ps(high, _mm256_loadu_ps(x[m].add(LANES)), sum);
+                }
+            }
+        }
+    }
+
+    /// The first and the second eight columns of a row's group.
+    ///
+    /// # Safety
+    /// A group can be read at `weights`.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn widen<const KIND: u8>(weights: *const u8) -> (__m256, __m256) {
+        // SAFETY: as this function asks; the loads need no alignment.
+        unsafe {
+            match KIND {
+                BF16 => {
+                    let pairs = _mm256_loadu_si256(weights.cast());
+                    let low = _mm256_slli_epi32::<16>(pairs);
+                    let high = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000u32 as i32));
+                    (_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+                }
+                F16 => {
+                    let low = _mm_loadu_si128(weights.cast());
+                    let high = _mm_loadu_si128(weights.add(16).cast());
+                    (_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+                }
+                _ => (_mm256_loadu_ps(weights.cast()), _mm256_loadu_ps(weights.add(32).cast())),
+            }
+        }
+    }
+
+    /// The sum of the lanes of each row.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn sum_rows(rows: [__m256; PANEL_ROWS]) -> [f32; PANEL_ROWS] {
+        let pairs = _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
+        let mut out = [0.0; PANEL_ROWS];
+        // SAFETY: `out` holds four values.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+        out
+    }
+}

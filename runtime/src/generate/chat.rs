@@ -1,0 +1,179 @@
+//! Chat templates: messages to the text that the model was trained on, by the Jinja template that comes with it.
+//!
+//! The environment is the one that transformers makes: blocks trimmed and left-stripped, Python's methods and spelling of constants, `raise_exception`,
+//! `strftime_now`, a `tojson` that writes as Python's json does, and `{% generation %}` blocks that change nothing.
+
+mod python;
+
+use super::tokenizer::{read_optional_json, special_text};
+use crate::weights::{Checkpoint, gguf};
+use anyhow::{Context, Result, anyhow, bail};
+use minijinja::Environment;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// "system", "user" or "assistant", or whatever else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of a role.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+}
+
+/// A model's chat template, ready to render.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token`, `eos_token` and the like, as the template may write them.
+    specials: Map<String, Value>,
+}
+
+const NAME: &str = "chat_template";
+const SPECIALS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
+
+impl ChatTemplate {
+    /// The template of a Hugging Face directory (chat_template.jinja, else `chat_template` of tokenizer_config.json) or of a GGUF file; `None` where
+    /// the model has none.
+    pub fn open(path: &Path) -> Result<Option<ChatTemplate>> {
+        if path.is_dir() {
+            ChatTemplate::from_directory(path)
+        } else {
+            ChatTemplate::from_checkpoint(&Checkpoint::open(path)?)
+        }
+    }
+
+    /// The template that lies with a checkpoint; `None` where it has none.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Option<ChatTemplate>> {
+        match (checkpoint.gguf_metadata(), checkpoint.path()) {
+            (Some(metadata), _) => ChatTemplate::from_gguf(metadata),
+            (None, Some(directory)) => ChatTemplate::from_directory(directory),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The template of a GGUF file's metadata; `None` where it has none.
+    pub fn from_gguf(metadata: &gguf::Metadata) -> Result<Option<ChatTemplate>> {
+        let Some(source) = metadata.text("tokenizer.chat_template") else {
+            return Ok(None);
+        };
+        let mut specials = Map::new();
+        for (key, id) in SPECIALS.into_iter().zip(["bos", "eos", "unknown", "padding"]) {
+            let id =
+                metadata.unsigned(&format!("tokenizer.ggml.{id}_token_id")).and_then(|id| usize::try_from(id).ok());
+            let tokens = metadata.list("tokenizer.ggml.tokens").unwrap_or_default();
+            if let Some(gguf::Value::Text(token)) = id.and_then(|id| tokens.get(id)) {
+                specials.insert(key.to_owned(), json!(token));
+            }
+        }
+        ChatTemplate::new(source, specials).map(Some)
+    }
+
+    /// A template from its source. `specials` are variables that it may use, `bos_token` and `eos_token` above all.
+    pub fn new(source: &str, specials: Map<String, Value>) -> Result<ChatTemplate> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.expect("the usual delimiters are valid"));
+        python::imitate(&mut environment);
+        environment
+            .add_template_owned(NAME, without_generation_blocks(source))
+            .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
+        Ok(ChatTemplate { environment, specials })
+    }
+
+    /// The text of a conversation. `add_generation_prompt` ends it with the start of the assistant's turn.
+    ///
+    /// Fails with the template's own words where it refuses the messages (roles that do not alternate, say).
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_json(json!(messages), add_generation_prompt, Map::new())
+    }
+
+    /// As [`ChatTemplate::render`], from messages as JSON (with tool calls, say) and further variables such as `tools` or `enable_thinking`.
+    pub fn render_json(
+        &self,
+        messages: Value,
+        add_generation_prompt: bool,
+        variables: Map<String, Value>,
+    ) -> Result<String> {
+        let mut context = self.specials.clone();
+        context.insert("tools".to_owned(), Value::Null);
+        context.insert("documents".to_owned(), Value::Null);
+        context.extend(variables);
+        context.insert("messages".to_owned(), messages);
+        context.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
+        let template = self.environment.get_template(NAME).expect("the constructor adds the template");
+        template.render(Serde(&context)).map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
+    }
+
+    fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {
+        let config_path = directory.join("tokenizer_config.json");
+        let config = read_optional_json(&config_path)?;
+        let file = directory.join("chat_template.jinja");
+        let source = if file.exists() {
+            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
+        } else {
+            match config.get("chat_template") {
+                None | Some(Value::Null) => return Ok(None),
+                Some(Value::String(source)) => source.clone(),
+                Some(Value::Array(named)) => default_of(named).with_context(|| config_path.display().to_string())?,
+                Some(_) => bail!("{}: chat_template is neither text nor a list", config_path.display()),
+            }
+        };
+        let text = |key: &str| Some((key.to_owned(), json!(special_text(&config, key)?)));
+        ChatTemplate::new(&source, SPECIALS.into_iter().filter_map(text).collect())
+            .with_context(|| directory.display().to_string())
+            .map(Some)
+    }
+}
+
+/// The template called "default" of a list of named ones.
+fn default_of(named: &[Value]) -> Result<String> {
+    let template = named.iter().find(|template| template.get("name").is_some_and(|name| name == "default"));
+    let source = template.and_then(|template| template.get("template")?.as_str());
+    Ok(source.context("chat_template has no template called 'default'")?.to_owned())
+}
+
+/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's words for training, by a condition that always holds; the marks
+/// for white space stay as they are.
+fn without_generation_blocks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(length) = rest[start..].find("%}") else {
+            break;
+        };
+        let inside = &rest[start + 2..start + length];
+        let trimmed = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
+        let replacement = match trimmed.trim() {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        out.push_str(&rest[..start + 2]);
+        match replacement {
+            Some(text) => out.push_str(&inside.replace(trimmed.trim(), text)),
+            None => out.push_str(inside),
+        }
+        rest = &rest[start + length..];
+    }
+    out + rest
+}
+
+/// A template error as one line: what, and the line of the template.
+fn explain(error: &minijinja::Error) -> String {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    error.line().map_or(detail.clone(), |line| format!("{detail} (line {line} of the template)"))
+}
+
+#[cfg(test)]
+mod tests;

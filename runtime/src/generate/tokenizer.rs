@@ -1,0 +1,204 @@
+//! Text to token ids and back, from a Hugging Face directory, a GGUF file or bytes.
+
+mod from_gguf;
+
+use crate::weights::{Checkpoint, gguf};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A model's tokenizer with the tokens that start and end its texts.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: BTreeSet<u32>,
+    /// Put before a text that is encoded with special tokens.
+    bos_prefix: Option<u32>,
+    /// Whether the pipeline's own special tokens are added then too.
+    pipeline_specials: bool,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a Hugging Face directory (tokenizer.json, and the special tokens of tokenizer_config.json, generation_config.json and config.json)
+    /// or of a GGUF file.
+    pub fn open(path: &Path) -> Result<Tokenizer> {
+        if path.is_dir() {
+            Tokenizer::from_directory(path)
+        } else {
+            Tokenizer::from_checkpoint(&Checkpoint::open(path)?)
+        }
+    }
+
+    /// The tokenizer that lies with a checkpoint. Fails for a checkpoint in memory, which has none.
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+        match (checkpoint.gguf_metadata(), checkpoint.path()) {
+            (Some(metadata), path) => Tokenizer::from_gguf(metadata)
+                .with_context(|| format!("the tokenizer of {}", path.unwrap_or(Path::new("the GGUF file")).display())),
+            (None, Some(directory)) => Tokenizer::from_directory(directory),
+            (None, None) => bail!("a checkpoint in memory has no tokenizer"),
+        }
+    }
+
+    /// The tokenizer of a GGUF file's metadata: kinds "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE).
+    pub fn from_gguf(metadata: &gguf::Metadata) -> Result<Tokenizer> {
+        from_gguf::build(metadata)
+    }
+
+    /// A tokenizer from the bytes of a tokenizer.json, with what its model's other files say: `tokenizer_config` is tokenizer_config.json (null where
+    /// there is none), `configs` are those that may hold `bos_token_id` and `eos_token_id` (generation_config.json, config.json).
+    pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config: &Value, configs: &[&Value]) -> Result<Tokenizer> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
+            .map_err(|error| anyhow!("not a usable tokenizer.json: {error}"))?;
+        inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
+        inner.with_padding(None);
+
+        let named = |key: &str| special_text(tokenizer_config, key).and_then(|text| inner.token_to_id(text));
+        let bos = named("bos_token").or_else(|| configs.iter().find_map(|config| ids(config, "bos_token_id").next()));
+        let mut eos: BTreeSet<u32> = configs.iter().flat_map(|config| ids(config, "eos_token_id")).collect();
+        eos.extend(named("eos_token"));
+
+        let mut tokenizer = Tokenizer { inner, bos, eos, bos_prefix: None, pipeline_specials: true };
+        let pipeline_adds_bos = bos.is_some() && tokenizer.encode("", true)?.first().copied() == bos;
+        match tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
+            Some(true) if !pipeline_adds_bos => tokenizer.bos_prefix = bos,
+            Some(false) if pipeline_adds_bos => tokenizer.pipeline_specials = false,
+            _ => {}
+        }
+        Ok(tokenizer)
+    }
+
+    /// The ids of a text. Special tokens written out in the text (`<|im_start|>`) become their ids in either case; `add_special` also puts the
+    /// tokens around it that the model expects of a plain text, such as bos. A rendered chat has its own: encode it with `false`.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special && self.pipeline_specials);
+        let encoding = encoding.map_err(|error| anyhow!("cannot tokenize the text: {error}"))?;
+        let prefix = self.bos_prefix.filter(|_| add_special);
+        Ok(prefix.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    }
+
+    /// The text of some ids; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out. Ids beyond the vocabulary are left out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|error| anyhow!("cannot turn the tokens into text: {error}"))
+    }
+
+    /// A decoder that takes one id at a time and gives text as soon as it is whole.
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0 }
+    }
+
+    /// The token that starts a text, where the model has one (whether or not `encode` adds it).
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The tokens that end a text or a turn, in order; empty where the files name none.
+    pub fn eos(&self) -> impl Iterator<Item = u32> + '_ {
+        self.eos.iter().copied()
+    }
+
+    /// Whether a token ends a text or a turn.
+    pub fn is_eos(&self, id: u32) -> bool {
+        self.eos.contains(&id)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The vocabulary's spelling of an id.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The number of tokens, added ones included. A model's embedding may have more rows.
+    pub fn vocabulary_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    fn from_directory(directory: &Path) -> Result<Tokenizer> {
+        let path = directory.join("tokenizer.json");
+        ensure!(
+            path.exists(),
+            "{}: there is no tokenizer.json; save the model's tokenizer with transformers (AutoTokenizer.save_pretrained), which writes it",
+            directory.display()
+        );
+        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let tokenizer_config = read_optional_json(&directory.join("tokenizer_config.json"))?;
+        let generation = read_optional_json(&directory.join("generation_config.json"))?;
+        let config = read_optional_json(&directory.join("config.json"))?;
+        Tokenizer::from_bytes(&bytes, &tokenizer_config, &[&generation, &config])
+            .with_context(|| path.display().to_string())
+    }
+}
+
+/// Turns ids into text one at a time; see [`Tokenizer::decode_stream`].
+///
+/// Text comes out once its last character is whole: a character's bytes may be spread over several tokens.
+pub struct DecodeStream<'a> {
+    tokenizer: &'a Tokenizer,
+    skip_special: bool,
+    /// The ids whose text was given last, as context, then those whose text is still held back.
+    ids: Vec<u32>,
+    /// How many of them were given.
+    given: usize,
+}
+
+impl DecodeStream<'_> {
+    /// Tokens that may be held back. A character has at most four bytes, so more than these are no UTF-8, and the replacement character is right.
+    const HELD: usize = 8;
+
+    /// Takes the next id; returns the text that it completes, which may be empty.
+    pub fn step(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let (before, after) = (self.decoded(self.given)?, self.decoded(self.ids.len())?);
+        if after == before {
+            self.ids.pop();
+            return Ok(String::new());
+        }
+        let whole = !after.ends_with(char::REPLACEMENT_CHARACTER) || self.ids.len() - self.given >= Self::HELD;
+        Ok(if whole { self.give(&before, &after) } else { String::new() })
+    }
+
+    /// The text still held back when no id follows: incomplete bytes as U+FFFD.
+    pub fn finish(mut self) -> Result<String> {
+        let (before, after) = (self.decoded(self.given)?, self.decoded(self.ids.len())?);
+        Ok(self.give(&before, &after))
+    }
+
+    fn decoded(&self, end: usize) -> Result<String> {
+        self.tokenizer.decode(&self.ids[..end], self.skip_special)
+    }
+
+    fn give(&mut self, before: &str, after: &str) -> String {
+        self.ids.drain(..self.given);
+        self.given = self.ids.len();
+        after.get(before.len()..).unwrap_or_default().to_owned()
+    }
+}
+
+/// The text of a special token in tokenizer_config.json: a string, or an object with `content`.
+pub(super) fn special_text<'a>(tokenizer_config: &'a Value, key: &str) -> Option<&'a str> {
+    let token = tokenizer_config.get(key)?;
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// The id or the list of ids under a key.
+fn ids<'a>(config: &'a Value, key: &str) -> impl Iterator<Item = u32> + 'a {
+    let value = config.get(key);
+    let list = value.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    value.into_iter().chain(list).filter_map(|id| u32::try_from(id.as_u64()?).ok())
+}
+
+/// The JSON of a file, null where there is no such file.
+pub(super) fn read_optional_json(path: &Path) -> Result<Value> {
+    if !path.exists() {
+        return Ok(Value::Null);
+    }
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{}: not valid JSON", path.display()))
+}
+
+#[cfg(test)]
+mod tests;

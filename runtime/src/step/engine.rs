@@ -1,0 +1,504 @@
+//! The captured steps of a plan, and the loop that keeps the GPU ahead of the host.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use fusec::plan::{Plan, RING, Recipe, Step, StepKind};
+
+use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
+use super::chunks::chunks;
+use super::parameters::record;
+use crate::device::{
+    DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream,
+};
+use crate::generate::sampling::SamplingParameters;
+use crate::weights::{Checkpoint, dummy_pattern, pack};
+
+/// A ring slot that holds no token.
+const EMPTY: u32 = u32::MAX;
+
+/// Decode steps in the stream that the host has not read a token of.
+const AHEAD: usize = 8;
+
+/// How long the host waits for a token before it asks the driver whether something went wrong.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum WeightSource<'a> {
+    /// A checkpoint's tensors, packed.
+    Checkpoint(&'a Checkpoint),
+    /// Random weights of the true sizes.
+    Dummy,
+}
+
+/// How large caches are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Positions a sequence.
+    pub context: usize,
+    /// Sequences that are decoded together, at most.
+    pub sequences: usize,
+}
+
+/// A model on a GPU. Everything is allocated and captured when it is made; a step then is one graph launch.
+pub struct GpuEngine {
+    plan: Plan,
+    options: EngineOptions,
+    stream: Stream,
+    graphs: BTreeMap<StepKind, (GraphExec, GraphShape)>,
+    kernels: Vec<Kernel>,
+    addresses: Addresses,
+    // Dropped after the graphs that use them.
+    arena: DeviceBuffer,
+    io: IoBuffers,
+    _weights: Vec<DeviceBuffer>,
+    _caches: Vec<DeviceBuffer>,
+    gpu: Gpu,
+}
+
+struct IoBuffers {
+    tokens: DeviceBuffer,
+    positions: DeviceBuffer,
+    sequences: DeviceBuffer,
+    prompt_tokens: DeviceBuffer,
+    prompt_positions: DeviceBuffer,
+    prompt_sequences: DeviceBuffer,
+    parameters: DeviceBuffer,
+    ring: PinnedBuffer,
+}
+
+impl GpuEngine {
+    /// Loads `plan` with the device code of its kernels (by name), packs the weights, allocates the caches and captures every step.
+    ///
+    /// # Errors
+    /// When something does not fit into the GPU's memory (what, how much, how much is free), a kernel's code is missing, or a tensor is.
+    pub fn load(
+        gpu: Gpu,
+        plan: Plan,
+        cubins: &BTreeMap<&str, &[u8]>,
+        weights: WeightSource<'_>,
+        options: EngineOptions,
+    ) -> Result<GpuEngine> {
+        ensure!(
+            options.sequences > 0 && options.context > 0,
+            "a context of {} for {} sequences",
+            options.context,
+            options.sequences
+        );
+        let stream = gpu.stream()?;
+        let kernels = plan
+            .kernels
+            .iter()
+            .map(|kernel| {
+                let cubin =
+                    cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
+                Module::load(&gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)
+            })
+            .collect::<Result<Vec<Kernel>>>()?;
+        let cache_sizes: Vec<usize> =
+            (0..plan.caches.len()).map(|index| cache_bytes(&plan, index, options.context, options.sequences)).collect();
+        check_fit(&gpu, &plan, &cache_sizes, options)?;
+        let weights = load_weights(&gpu, &plan, weights)?;
+        let caches = cache_sizes
+            .iter()
+            .map(|&bytes| gpu.alloc_zeroed(bytes, "the KV cache"))
+            .collect::<Result<Vec<DeviceBuffer>>>()?;
+        let arena = gpu.alloc_zeroed(plan.arena_bytes, "activations")?;
+        let io = IoBuffers::new(&gpu, &plan, options.sequences)?;
+        let addresses = Addresses {
+            weights: weights.iter().map(DeviceBuffer::pointer).collect(),
+            caches: caches.iter().map(DeviceBuffer::pointer).collect(),
+            arena: arena.pointer(),
+            context: options.context,
+            io: io.addresses(),
+        };
+        let mut engine = GpuEngine {
+            plan,
+            options,
+            stream,
+            graphs: BTreeMap::new(),
+            kernels,
+            addresses,
+            arena,
+            io,
+            _weights: weights,
+            _caches: caches,
+            gpu,
+        };
+        for step in &engine.plan.steps {
+            if matches!(step.kind, StepKind::Decode { batch } if batch > options.sequences) {
+                continue;
+            }
+            let graph = engine.stream.capture(|stream| engine.enqueue(stream, step, true))?;
+            let entry = (graph.instantiate(&engine.stream)?, graph.shape()?);
+            engine.graphs.insert(step.kind, entry);
+        }
+        Ok(engine)
+    }
+
+    /// The plan that is loaded.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The GPU it is loaded on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Positions a sequence.
+    pub fn context(&self) -> usize {
+        self.options.context
+    }
+
+    /// Nodes and edges of a captured step.
+    pub fn graph_shape(&self, kind: StepKind) -> Option<GraphShape> {
+        self.graphs.get(&kind).map(|(_, shape)| *shape)
+    }
+
+    /// Generates up to `limit` tokens after each prompt. `take` is given each token with its sequence, in order, as soon as it is made;
+    /// a sequence ends at one of the `stops`, at its limit, or when `take` returns false.
+    ///
+    /// # Errors
+    /// A prompt that is empty or leaves no room in the context, more prompts than sequences, or a fault on the device.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        sampling: &SamplingParameters,
+        limit: usize,
+        stops: &[u32],
+        take: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<()> {
+        let batch = self.start(prompts, sampling, limit, stops)?;
+        let mut live: Vec<Option<usize>> = prompts.iter().map(|prompt| Some(prompt.len())).collect();
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let steps = limit.min(self.options.context + 1 - longest.min(self.options.context)).saturating_sub(1);
+        let (mut launched, mut read) = (0, 0);
+        loop {
+            while launched < steps && launched < read + AHEAD {
+                self.replay(StepKind::Decode { batch })?;
+                launched += 1;
+            }
+            for sequence in 0..live.len() {
+                let Some(position) = live[sequence] else { continue };
+                let token = self.await_token(sequence, position)?;
+                let more =
+                    take(sequence, token) && !stops.contains(&token) && position + 1 < prompts[sequence].len() + limit;
+                live[sequence] = (more && position < self.options.context).then_some(position + 1);
+            }
+            if live.iter().all(Option::is_none) || read >= steps {
+                break;
+            }
+            read += 1;
+        }
+        self.stream.synchronize()
+    }
+
+    /// The logits of each token of one sequence, `[tokens, vocabulary]`, through the prompt steps, or through decode steps.
+    ///
+    /// # Errors
+    /// No tokens, more than the context holds, or a fault on the device.
+    pub fn logits(&mut self, tokens: &[u32], by_step: bool) -> Result<Vec<f32>> {
+        self.check_prompt(tokens)?;
+        let vocabulary = self.plan.vocabulary;
+        let mut logits = vec![0f32; tokens.len() * vocabulary];
+        self.set_parameters(0, &SamplingParameters::default(), usize::MAX, &[])?;
+        if by_step {
+            let kind = StepKind::Decode { batch: 1 };
+            let offset = self.step(kind)?.logits.context("a decode step has logits")?;
+            for (position, (&token, row)) in tokens.iter().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
+                self.set_rows(&[(token, Some(position))])?;
+                self.replay(kind)?;
+                self.stream.synchronize()?;
+                self.arena.download(offset, bytemuck::cast_slice_mut(row))?;
+            }
+            return Ok(logits);
+        }
+        for chunk in chunks(tokens.len(), &self.prompt_sizes()) {
+            self.upload_chunk(0, tokens, &chunk)?;
+            self.replay(StepKind::Prompt { rows: chunk.rows })?;
+            let score = StepKind::Score { rows: chunk.rows };
+            self.replay(score)?;
+            self.stream.synchronize()?;
+            let offset = self.step(score)?.logits.context("a score step has logits")?;
+            let skipped = (chunk.rows - chunk.tokens.len()) * vocabulary * 4;
+            let rows = &mut logits[chunk.tokens.start * vocabulary..chunk.tokens.end * vocabulary];
+            self.arena.download(offset + skipped, bytemuck::cast_slice_mut(rows))?;
+        }
+        Ok(logits)
+    }
+
+    /// Runs the prompts and puts their first tokens into the ring; returns the batch of the decode steps that follow.
+    fn start(
+        &mut self,
+        prompts: &[Vec<u32>],
+        sampling: &SamplingParameters,
+        limit: usize,
+        stops: &[u32],
+    ) -> Result<usize> {
+        let batch = self.batch_for(prompts.len())?;
+        ensure!(limit > 0, "nothing to generate: the limit is 0 tokens");
+        self.stream.synchronize()?;
+        for slot in 0..self.options.sequences * RING {
+            self.io.ring.store_u32(4 * slot, EMPTY);
+        }
+        self.set_rows(&vec![(0, None); self.options.sequences])?;
+        for (sequence, prompt) in prompts.iter().enumerate() {
+            self.check_prompt(prompt)?;
+            self.set_parameters(sequence, sampling, self.options.context.min(prompt.len() + limit - 1), stops)?;
+            self.run_prompt(sequence, prompt)?;
+        }
+        Ok(batch)
+    }
+
+    /// Puts a prompt into the cache of `sequence` and samples its next token.
+    pub fn run_prompt(&mut self, sequence: usize, prompt: &[u32]) -> Result<()> {
+        for chunk in chunks(prompt.len(), &self.prompt_sizes()) {
+            self.upload_chunk(sequence, prompt, &chunk)?;
+            self.replay(StepKind::Prompt { rows: chunk.rows })?;
+            if chunk.tokens.end == prompt.len() {
+                self.replay(StepKind::Last { rows: chunk.rows })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Microseconds of each of `count` decode steps, each run by itself, the sequences at `depth` when they begin.
+    pub fn time_decode(&mut self, batch: usize, depth: usize, count: usize) -> Result<Vec<f64>> {
+        ensure!(
+            depth + count < self.options.context,
+            "{count} steps from depth {depth} on need a context of more than {}",
+            self.options.context
+        );
+        for sequence in 0..batch {
+            self.set_parameters(sequence, &SamplingParameters::default(), usize::MAX, &[])?;
+        }
+        let rows: Vec<(u32, Option<usize>)> = (0..batch).map(|row| (row as u32 + 1, Some(depth))).collect();
+        self.set_rows(&rows)?;
+        let (begin, end) = (self.gpu.event()?, self.gpu.event()?);
+        (0..count).map(|_| self.time_one(StepKind::Decode { batch }, &begin, &end)).collect()
+    }
+
+    /// Microseconds of `count` runs of a prompt of `length` tokens and its first token, each from an empty cache.
+    pub fn time_prompt(&mut self, length: usize, count: usize) -> Result<Vec<f64>> {
+        let prompt: Vec<u32> = (0..length as u32).map(|i| 1 + i % 97 % self.plan.vocabulary as u32).collect();
+        self.check_prompt(&prompt)?;
+        self.set_parameters(0, &SamplingParameters::default(), usize::MAX, &[])?;
+        (0..count)
+            .map(|_| {
+                self.stream.synchronize()?;
+                let begin = Instant::now();
+                self.run_prompt(0, &prompt)?;
+                self.stream.synchronize()?;
+                Ok(begin.elapsed().as_secs_f64() * 1e6)
+            })
+            .collect()
+    }
+
+    fn time_one(&self, kind: StepKind, begin: &Event, end: &Event) -> Result<f64> {
+        self.stream.synchronize()?;
+        self.stream.record(begin)?;
+        self.replay(kind)?;
+        self.stream.record(end)?;
+        end.synchronize()?;
+        Ok(f64::from(end.elapsed_ms_since(begin)?) * 1e3)
+    }
+
+    /// Runs a step launch by launch, without its graph: the judge of capture.
+    pub fn run_uncaptured(&self, kind: StepKind) -> Result<()> {
+        self.enqueue(&self.stream, self.step(kind)?, false)?;
+        self.stream.synchronize()
+    }
+
+    /// Sets the next token and position of the first sequences; those without a position are idle.
+    pub fn set_rows(&self, rows: &[(u32, Option<usize>)]) -> Result<()> {
+        let tokens: Vec<i32> = rows.iter().map(|&(token, _)| token as i32).collect();
+        let positions: Vec<i32> =
+            rows.iter().map(|&(_, position)| position.map_or(-1, |position| position as i32)).collect();
+        self.stream.synchronize()?;
+        self.io.tokens.upload(0, bytemuck::cast_slice(&tokens))?;
+        self.io.positions.upload(0, bytemuck::cast_slice(&positions))
+    }
+
+    fn set_parameters(
+        &self,
+        sequence: usize,
+        sampling: &SamplingParameters,
+        limit: usize,
+        stops: &[u32],
+    ) -> Result<()> {
+        self.io.parameters.upload(sequence * PARAMETER_BYTES, &record(sampling, limit, stops))
+    }
+
+    fn upload_chunk(&self, sequence: usize, prompt: &[u32], chunk: &super::Chunk) -> Result<()> {
+        let idle = chunk.rows - chunk.tokens.len();
+        let mut tokens = vec![-1i32; idle];
+        let mut positions = vec![-1i32; idle];
+        tokens.extend(prompt[chunk.tokens.clone()].iter().map(|&token| token as i32));
+        positions.extend(chunk.tokens.clone().map(|position| position as i32));
+        let sequences = vec![sequence as i32; chunk.rows];
+        // The chunk before may still be read.
+        self.stream.synchronize()?;
+        self.io.prompt_tokens.upload(0, bytemuck::cast_slice(&tokens))?;
+        self.io.prompt_positions.upload(0, bytemuck::cast_slice(&positions))?;
+        self.io.prompt_sequences.upload(0, bytemuck::cast_slice(&sequences))
+    }
+
+    fn replay(&self, kind: StepKind) -> Result<()> {
+        let (graph, _) = self.graphs.get(&kind).with_context(|| format!("the plan has no {kind:?} step"))?;
+        self.stream.replay(graph)
+    }
+
+    fn enqueue(&self, stream: &Stream, step: &Step, overlapped: bool) -> Result<()> {
+        for (index, launch) in step.launches.iter().enumerate() {
+            let args: Vec<u64> = launch.args.iter().map(|&arg| self.addresses.resolve(arg)).collect();
+            let kernel = &self.plan.kernels[launch.kernel];
+            let options = LaunchOptions { programmatic: overlapped && index > 0, ..LaunchOptions::default() };
+            let block = [kernel.threads, 1, 1];
+            stream.launch(&self.kernels[launch.kernel], launch.grid, block, kernel.shared_bytes, &args, options)?;
+        }
+        Ok(())
+    }
+
+    fn await_token(&self, sequence: usize, position: usize) -> Result<u32> {
+        let slot = 4 * (sequence * RING + position % RING);
+        let mut asked = Instant::now();
+        loop {
+            let token = self.io.ring.load_u32(slot);
+            if token != EMPTY {
+                self.io.ring.store_u32(slot, EMPTY);
+                return Ok(token);
+            }
+            if asked.elapsed() > PATIENCE {
+                let idle = self.stream.query()?;
+                if idle && self.io.ring.load_u32(slot) == EMPTY {
+                    bail!("the device is idle and made no token for sequence {sequence} at position {position}");
+                }
+                asked = Instant::now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn step(&self, kind: StepKind) -> Result<&Step> {
+        self.plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))
+    }
+
+    fn prompt_sizes(&self) -> Vec<usize> {
+        let rows = |step: &Step| if let StepKind::Prompt { rows } = step.kind { Some(rows) } else { None };
+        self.plan.steps.iter().filter_map(rows).collect()
+    }
+
+    fn batch_for(&self, sequences: usize) -> Result<usize> {
+        let batches = self
+            .graphs
+            .keys()
+            .filter_map(|kind| if let StepKind::Decode { batch } = kind { Some(*batch) } else { None });
+        batches.filter(|&batch| batch >= sequences).min().filter(|_| sequences > 0).with_context(|| {
+            format!(
+                "{sequences} prompts at once; this model was compiled and loaded for up to {}",
+                self.options.sequences
+            )
+        })
+    }
+
+    fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
+        let context = self.options.context;
+        ensure!(!prompt.is_empty(), "the prompt is empty");
+        ensure!(
+            prompt.len() <= context,
+            "the prompt has {} tokens and the context holds {context}; raise --max-context or shorten it",
+            prompt.len()
+        );
+        if let Some(token) = prompt.iter().find(|&&token| token as usize >= self.plan.vocabulary) {
+            bail!("token {token} is not below the vocabulary's size, {}", self.plan.vocabulary);
+        }
+        Ok(())
+    }
+}
+
+impl IoBuffers {
+    fn new(gpu: &Gpu, plan: &Plan, sequences: usize) -> Result<IoBuffers> {
+        let rows = plan
+            .steps
+            .iter()
+            .map(|step| if let StepKind::Prompt { rows } = step.kind { rows } else { 0 })
+            .max()
+            .unwrap_or(0);
+        let words = |count: usize| gpu.alloc_zeroed(4 * count, "step state");
+        let sequence_numbers: Vec<i32> = (0..sequences as i32).collect();
+        Ok(IoBuffers {
+            tokens: words(sequences)?,
+            positions: words(sequences)?,
+            sequences: gpu.upload(bytemuck::cast_slice(&sequence_numbers), "step state")?,
+            prompt_tokens: words(rows)?,
+            prompt_positions: words(rows)?,
+            prompt_sequences: words(rows)?,
+            parameters: gpu.alloc_zeroed(PARAMETER_BYTES * sequences, "sampling parameters")?,
+            ring: gpu.alloc_pinned(4 * RING * sequences, "the token ring")?,
+        })
+    }
+
+    fn addresses(&self) -> IoAddresses {
+        IoAddresses {
+            tokens: self.tokens.pointer(),
+            positions: self.positions.pointer(),
+            sequences: self.sequences.pointer(),
+            prompt_tokens: self.prompt_tokens.pointer(),
+            prompt_positions: self.prompt_positions.pointer(),
+            prompt_sequences: self.prompt_sequences.pointer(),
+            parameters: self.parameters.pointer(),
+            ring: self.ring.pointer(),
+        }
+    }
+}
+
+/// One clear error before anything is loaded, rather than a late one.
+fn check_fit(gpu: &Gpu, plan: &Plan, caches: &[usize], options: EngineOptions) -> Result<()> {
+    let weights: usize = plan.weights.iter().map(|weight| weight.bytes).sum();
+    let caches: usize = caches.iter().sum();
+    let wanted = weights + caches + plan.arena_bytes;
+    let (free, _) = gpu.memory()?;
+    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
+    ensure!(
+        wanted <= free,
+        "{} does not fit: {:.2} GiB of weights, {:.2} GiB of KV cache ({} sequences of {} positions) and {:.2} GiB of activations, \
+         {:.2} GiB free on {}; lower --max-context",
+        plan.name,
+        gib(weights),
+        gib(caches),
+        options.sequences,
+        options.context,
+        gib(plan.arena_bytes),
+        gib(free),
+        gpu.name()?
+    );
+    Ok(())
+}
+
+fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<DeviceBuffer>> {
+    let pattern = match source {
+        WeightSource::Dummy => dummy_pattern(64 << 20),
+        WeightSource::Checkpoint(_) => Vec::new(),
+    };
+    plan.weights
+        .iter()
+        .map(|weight| match source {
+            WeightSource::Checkpoint(checkpoint) => gpu.upload(&pack(&weight.recipe, checkpoint)?, &weight.name),
+            WeightSource::Dummy => {
+                let buffer = gpu.alloc(weight.bytes, &weight.name)?;
+                if matches!(weight.recipe, Recipe::Tiles { .. }) {
+                    for offset in (0..weight.bytes).step_by(pattern.len()) {
+                        buffer.upload(offset, &pattern[..pattern.len().min(weight.bytes - offset)])?;
+                    }
+                } else {
+                    let ones = vec![1f32; weight.bytes / 4];
+                    buffer.upload(0, bytemuck::cast_slice(&ones))?;
+                }
+                Ok(buffer)
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,25 @@
+//! What the sampling kernel is told of a sequence.
+
+use super::addresses::PARAMETER_BYTES;
+use crate::generate::sampling::SamplingParameters;
+
+/// Tokens that may end a sequence on the device; the host watches for any more.
+pub const MAX_STOPS: usize = 8;
+
+/// The record of `struct Parameters` in sample.cu: `limit` is the first position that takes no further step.
+pub fn record(sampling: &SamplingParameters, limit: usize, stops: &[u32]) -> [u8; PARAMETER_BYTES] {
+    let stops = &stops[..stops.len().min(MAX_STOPS)];
+    let mut words = [0u32; PARAMETER_BYTES / 4];
+    words[0] = sampling.temperature.to_bits();
+    words[1] = u32::try_from(sampling.top_k).unwrap_or(u32::MAX);
+    words[2] = sampling.top_p.to_bits();
+    words[3] = sampling.min_p.to_bits();
+    words[4] = sampling.seed as u32;
+    words[5] = (sampling.seed >> 32) as u32;
+    words[6] = u32::try_from(limit).unwrap_or(u32::MAX);
+    words[7] = stops.len() as u32;
+    words[8..8 + stops.len()].copy_from_slice(stops);
+    let mut bytes = [0; PARAMETER_BYTES];
+    bytes.copy_from_slice(bytemuck::cast_slice(&words));
+    bytes
+}

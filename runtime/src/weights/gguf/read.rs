@@ -1,0 +1,305 @@
+//! The reader: bytes to [`Contents`], with every count, length and offset checked against the file before it is used.
+
+use super::{Contents, Dtype, Entry, MAGIC, Metadata, Value};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
+
+/// Elements of the longest metadata list that is read: several times the largest vocabulary, and little memory for a corrupt count.
+const LONGEST_LIST: usize = 1 << 22;
+
+/// Parses a whole file of version 2 or 3.
+pub(super) fn read(file: &[u8]) -> Result<Contents> {
+    let mut cursor = Cursor { file, at: 0 };
+    ensure!(cursor.take(4, "the magic")? == MAGIC, "it does not start with the letters GGUF");
+    let version = cursor.u32("the version")?;
+    ensure!(version.swap_bytes() > 3, "it is big-endian; only little-endian files are read");
+    ensure!(version == 2 || version == 3, "it is version {version}; versions 2 and 3 are read");
+    let tensor_count = cursor.count("the tensor count", 24)?;
+    let metadata_count = cursor.count("the metadata count", 13)?;
+
+    let mut metadata = Metadata::default();
+    for index in 0..metadata_count {
+        let key = cursor.text(&format!("the key of metadata entry {index}"))?;
+        let kind = cursor.u32(&format!("the type of {key}"))?;
+        let value = cursor.value(kind, &key, 0)?;
+        ensure!(metadata.values.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
+    }
+    if let Some(count) = metadata.unsigned("split.count").filter(|&count| count > 1) {
+        bail!("it is one of {count} parts; merge them into one file first (llama-gguf-split --merge)");
+    }
+
+    let listed = (0..tensor_count).map(|index| cursor.listed(index)).collect::<Result<Vec<_>>>()?;
+    let alignment = match metadata.get("general.alignment") {
+        None => 32,
+        Some(_) => metadata
+            .unsigned("general.alignment")
+            .filter(|a| a.is_power_of_two())
+            .context("general.alignment is not a power of two")?,
+    };
+    let data = (cursor.at as u64).checked_next_multiple_of(alignment).context("general.alignment is too large")?;
+
+    let mut tensors = BTreeMap::new();
+    for Listed { name, shape, dtype, offset } in listed {
+        let bytes = place(&name, &shape, dtype, data, offset, alignment, file.len())?;
+        ensure!(
+            tensors.insert(name.clone(), Entry { shape, dtype, bytes }).is_none(),
+            "the tensor {name} appears twice"
+        );
+    }
+    Ok(Contents { metadata, tensors })
+}
+
+/// A tensor as listed, before its bytes are placed.
+struct Listed {
+    name: String,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    offset: u64,
+}
+
+/// The bytes of a tensor in the file; empty for a type that is not read, whose size is not known.
+fn place(
+    name: &str,
+    shape: &[usize],
+    dtype: Dtype,
+    data: u64,
+    offset: u64,
+    alignment: u64,
+    file_len: usize,
+) -> Result<std::ops::Range<usize>> {
+    ensure!(
+        offset.is_multiple_of(alignment),
+        "tensor {name} lies at offset {offset}, which is not aligned to {alignment}"
+    );
+    let start = data
+        .checked_add(offset)
+        .and_then(|start| usize::try_from(start).ok())
+        .with_context(|| format!("the offset of tensor {name} overflows"))?;
+    if dtype.block().is_none() {
+        return Ok(0..0);
+    }
+    let columns = shape.last().copied().unwrap_or(1);
+    dtype.bytes(columns).with_context(|| format!("a row of tensor {name}"))?;
+    let values = shape
+        .iter()
+        .try_fold(1usize, |product, &dim| product.checked_mul(dim))
+        .with_context(|| format!("the size of tensor {name} overflows"))?;
+    let end = start.checked_add(dtype.bytes(values)?).with_context(|| format!("the end of tensor {name} overflows"))?;
+    ensure!(
+        end <= file_len,
+        "tensor {name} ends at byte {end} but the file has {file_len}: it is truncated, get it again"
+    );
+    Ok(start..end)
+}
+
+/// A position in the file that only moves over bytes that are there.
+struct Cursor<'a> {
+    file: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8]> {
+        let left = self.file.len() - self.at;
+        ensure!(
+            length <= left,
+            "{what} needs {length} bytes at byte {}, but {left} are left: the file is truncated or corrupt, get it again",
+            self.at
+        );
+        let bytes = &self.file[self.at..self.at + length];
+        self.at += length;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        Ok(self.take(N, what)?.try_into().expect("take returns the length asked for"))
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    /// A count of things that take at least `least` bytes each, refused where the rest of the file cannot hold them.
+    fn count(&mut self, what: &str, least: usize) -> Result<usize> {
+        let (count, left) = (self.u64(what)?, self.file.len() - self.at);
+        let fits =
+            usize::try_from(count).ok().filter(|count| count.checked_mul(least).is_some_and(|bytes| bytes <= left));
+        fits.with_context(|| format!("{what} is {count}, which the {left} bytes left cannot hold: the file is truncated or corrupt, get it again"))
+    }
+
+    fn text(&mut self, what: &str) -> Result<String> {
+        let length = self.count(what, 1)?;
+        let bytes = self.take(length, what)?;
+        Ok(std::str::from_utf8(bytes).with_context(|| format!("{what} is not UTF-8"))?.to_owned())
+    }
+
+    fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Value> {
+        Ok(match kind {
+            0 => Value::Unsigned(self.array::<1>(key)?[0].into()),
+            1 => Value::Signed(i8::from_le_bytes(self.array(key)?).into()),
+            2 => Value::Unsigned(u16::from_le_bytes(self.array(key)?).into()),
+            3 => Value::Signed(i16::from_le_bytes(self.array(key)?).into()),
+            4 => Value::Unsigned(self.u32(key)?.into()),
+            5 => Value::Signed(i32::from_le_bytes(self.array(key)?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.array(key)?).into()),
+            7 => Value::Bool(self.array::<1>(key)?[0] != 0),
+            8 => Value::Text(self.text(key)?),
+            9 => {
+                ensure!(depth < 4, "{key} nests lists more than four deep");
+                let element = self.u32(key)?;
+                let least = match element {
+                    0 | 1 | 7 => 1,
+                    2 | 3 => 2,
+                    4..=6 => 4,
+                    8 | 10..=12 => 8,
+                    9 => 12,
+                    _ => bail!("{key} has elements of unknown type {element}"),
+                };
+                let count = self.count(key, least)?;
+                ensure!(count <= LONGEST_LIST, "{key} has {count} elements; at most {LONGEST_LIST} are read");
+                Value::List((0..count).map(|_| self.value(element, key, depth + 1)).collect::<Result<_>>()?)
+            }
+            10 => Value::Unsigned(self.u64(key)?),
+            11 => Value::Signed(i64::from_le_bytes(self.array(key)?)),
+            12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
+            _ => bail!("{key} has unknown type {kind}"),
+        })
+    }
+
+    fn listed(&mut self, index: usize) -> Result<Listed> {
+        let name = self.text(&format!("the name of tensor {index}"))?;
+        let dims = self.u32(&name)?;
+        ensure!((1..=4).contains(&dims), "tensor {name} has {dims} dimensions; 1 to 4 are possible");
+        let mut shape = Vec::new();
+        for _ in 0..dims {
+            let dim = self.u64(&name)?;
+            shape.insert(0, usize::try_from(dim).with_context(|| format!("a dimension of tensor {name} overflows"))?);
+        }
+        Ok(Listed { dtype: dtype_of(self.u32(&name)?), offset: self.u64(&name)?, name, shape })
+    }
+}
+
+/// The type behind GGUF's number for it.
+fn dtype_of(number: u32) -> Dtype {
+    match number {
+        0 => Dtype::F32,
+        1 => Dtype::F16,
+        2 => Dtype::Q4_0,
+        3 => Dtype::Q4_1,
+        6 => Dtype::Q5_0,
+        7 => Dtype::Q5_1,
+        8 => Dtype::Q8_0,
+        12 => Dtype::Q4K,
+        13 => Dtype::Q5K,
+        14 => Dtype::Q6K,
+        30 => Dtype::Bf16,
+        9 => Dtype::Unsupported("Q8_1"),
+        10 => Dtype::Unsupported("Q2_K"),
+        11 => Dtype::Unsupported("Q3_K"),
+        15 => Dtype::Unsupported("Q8_K"),
+        16 => Dtype::Unsupported("IQ2_XXS"),
+        17 => Dtype::Unsupported("IQ2_XS"),
+        18 => Dtype::Unsupported("IQ3_XXS"),
+        19 => Dtype::Unsupported("IQ1_S"),
+        20 => Dtype::Unsupported("IQ4_NL"),
+        21 => Dtype::Unsupported("IQ3_S"),
+        22 => Dtype::Unsupported("IQ2_S"),
+        23 => Dtype::Unsupported("IQ4_XS"),
+        24 => Dtype::Unsupported("I8"),
+        25 => Dtype::Unsupported("I16"),
+        26 => Dtype::Unsupported("I32"),
+        27 => Dtype::Unsupported("I64"),
+        28 => Dtype::Unsupported("F64"),
+        29 => Dtype::Unsupported("IQ1_M"),
+        34 => Dtype::Unsupported("TQ1_0"),
+        35 => Dtype::Unsupported("TQ2_0"),
+        39 => Dtype::Unsupported("MXFP4"),
+        _ => Dtype::Unsupported("a type of unknown number"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_file::{Builder, text};
+    use super::*;
+
+    fn small() -> Vec<u8> {
+        Builder::new(3)
+            .metadata("general.architecture", 8, &text("llama"))
+            .metadata(
+                "a.list",
+                9,
+                &[&4u32.to_le_bytes()[..], &2u64.to_le_bytes(), &7u32.to_le_bytes(), &9u32.to_le_bytes()].concat(),
+            )
+            .metadata("a.float", 6, &0.5f32.to_le_bytes())
+            .tensor("w", &[2, 3], 0, &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0].map(f32::to_le_bytes).concat())
+            .tensor("v", &[2], 1, &[0, 0x3C, 0, 0xC0])
+            .build()
+    }
+
+    #[test]
+    fn reads_metadata_and_places_tensors() {
+        let file = small();
+        let contents = read(&file).unwrap();
+        assert_eq!(contents.metadata.text("general.architecture"), Some("llama"));
+        assert_eq!(contents.metadata.list("a.list"), Some(&[Value::Unsigned(7), Value::Unsigned(9)][..]));
+        assert_eq!(contents.metadata.float("a.float"), Some(0.5));
+        let w = &contents.tensors["w"];
+        assert_eq!((w.shape.as_slice(), w.dtype), (&[3, 2][..], Dtype::F32));
+        assert_eq!(&file[w.bytes.clone()][20..], 6f32.to_le_bytes());
+        assert_eq!(file[contents.tensors["v"].bytes.clone()], [0, 0x3C, 0, 0xC0]);
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_with_the_bytes_in_it() {
+        let file = small();
+        let end = read(&file).unwrap().tensors["v"].bytes.end;
+        for length in 0..end {
+            let message = format!(
+                "{:#}",
+                read(&file[..length]).err().unwrap_or_else(|| panic!("{length} of {end} bytes were accepted"))
+            );
+            assert!(message.contains("truncated"), "{length}: {message}");
+        }
+        let cut = format!("{:#}", read(&file[..end - 1]).err().unwrap());
+        assert_eq!(
+            cut,
+            format!("tensor v ends at byte {end} but the file has {}: it is truncated, get it again", end - 1)
+        );
+    }
+
+    #[test]
+    fn every_changed_byte_is_an_error_or_a_file_but_never_a_panic() {
+        let file = small();
+        for at in 0..file.len() {
+            for bit in 0..8 {
+                let mut changed = file.clone();
+                changed[at] ^= 1 << bit;
+                if let Ok(contents) = read(&changed) {
+                    assert!(contents.tensors.values().all(|tensor| tensor.bytes.end <= changed.len()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_versions_and_parts_are_refused_by_name() {
+        let refused = |file: Vec<u8>| format!("{:#}", read(&file).err().unwrap());
+        assert_eq!(refused(Builder::new(1).build()), "it is version 1; versions 2 and 3 are read");
+        assert_eq!(
+            refused(Builder::new(3u32.swap_bytes()).build()),
+            "it is big-endian; only little-endian files are read"
+        );
+        assert!(
+            refused(Builder::new(3).metadata("split.count", 2, &4u16.to_le_bytes()).build())
+                .starts_with("it is one of 4 parts")
+        );
+        assert_eq!(refused(b"PK\x03\x04".to_vec()), "it does not start with the letters GGUF");
+        let odd = Builder::new(3).tensor("w", &[48, 1], 2, &[0; 27]).build();
+        assert_eq!(refused(odd), "a row of tensor w: 48 values are no whole number of Q4_0 blocks of 32");
+    }
+}

@@ -1,0 +1,278 @@
+//! Checkpoints: what a model's files say about it, and their tensors as f32 under transformers' names, whatever the format.
+
+mod account;
+mod blocks;
+mod dtype;
+pub mod gguf;
+mod hugging_face;
+mod pack;
+
+pub use dtype::Dtype;
+pub use pack::{dummy_pattern, lane_share, pack};
+
+use crate::device::host_map::map_file;
+use anyhow::{Context, Result, bail, ensure};
+use memmap2::Mmap;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A model's weights and configuration: a Hugging Face directory, a GGUF file, or tensors in memory.
+///
+/// Files are mapped, not read: opening costs the headers only, and the bytes of a tensor come in when its rows are asked for. Reading needs no lock,
+/// so several threads may read at once.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// What messages call it.
+    origin: String,
+    path: Option<PathBuf>,
+    config: Value,
+    metadata: Option<gguf::Metadata>,
+    tensors: BTreeMap<String, Tensor>,
+    sources: Vec<Source>,
+}
+
+/// Where a tensor lies and how to read it.
+#[derive(Debug)]
+struct Tensor {
+    /// Slowest dimension first.
+    shape: Vec<usize>,
+    dtype: Dtype,
+    /// Index into the checkpoint's sources.
+    file: usize,
+    /// Within that source; empty where the dtype is not read.
+    bytes: Range<usize>,
+    /// The number of heads that the rows fall into, where each head's rows are stored in rotation pairs (row 2j + c for row j + c · half).
+    paired_heads: Option<usize>,
+}
+
+/// What holds the bytes of tensors.
+enum Source {
+    Mapped(Mmap),
+    Floats(Vec<f32>),
+    /// No bytes: values made from the seed and their index when they are read.
+    Noise(u64),
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face directory (config.json with model.safetensors, with model.safetensors.index.json and its shards, or with any other set of
+    /// .safetensors files) or a GGUF file.
+    ///
+    /// Fails with one message that names the file where something is missing, truncated or malformed.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        if path.is_dir() {
+            return hugging_face::open(path);
+        }
+        ensure!(
+            path.exists(),
+            "{}: no such file or directory; give a Hugging Face model directory or a .gguf file",
+            path.display()
+        );
+        let file = map_file(path)?;
+        if file.starts_with(gguf::MAGIC) || path.extension().is_some_and(|extension| extension == "gguf") {
+            let gguf::Opened { config, metadata, tensors } = gguf::open(path, &file)?;
+            let origin = path.display().to_string();
+            return Ok(Checkpoint {
+                origin,
+                path: Some(path.into()),
+                config,
+                metadata: Some(metadata),
+                tensors,
+                sources: vec![Source::Mapped(file)],
+            });
+        }
+        bail!(
+            "{}: not a GGUF file; give a .gguf file, or the directory that holds config.json and the .safetensors files",
+            path.display()
+        );
+    }
+
+    /// A checkpoint of tensors in memory: (shape, values in row-major order) by name.
+    ///
+    /// Fails where a tensor has another number of values than its shape says.
+    pub fn from_memory(config: Value, tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint::empty("the checkpoint in memory", config);
+        for (name, (shape, values)) in tensors {
+            let expected = shape.iter().product::<usize>();
+            ensure!(
+                values.len() == expected,
+                "tensor {name} of shape {shape:?} needs {expected} values and has {}",
+                values.len()
+            );
+            let file = checkpoint.sources.len();
+            let bytes = 0..4 * values.len();
+            checkpoint.sources.push(Source::Floats(values));
+            checkpoint.tensors.insert(name, Tensor { shape, dtype: Dtype::F32, file, bytes, paired_heads: None });
+        }
+        Ok(checkpoint)
+    }
+
+    /// A checkpoint of made-up weights that takes no memory: the same values for the same seed, name and shape, made as they are read.
+    ///
+    /// A weight of one dimension with "norm" in its name is all ones; every other tensor is uniform noise of standard deviation 0.02.
+    pub fn dummy(config: Value, tensors: &[(String, Vec<usize>)], seed: u64) -> Checkpoint {
+        let mut checkpoint = Checkpoint::empty("the made-up checkpoint", config);
+        for (name, shape) in tensors {
+            let file = checkpoint.sources.len();
+            let ones = shape.len() == 1 && name.contains("norm") && name.ends_with("weight");
+            checkpoint.sources.push(if ones {
+                Source::Floats(vec![1.0; shape[0]])
+            } else {
+                Source::Noise(noise::seed(seed, name))
+            });
+            let bytes = 0..if ones { 4 * shape[0] } else { 0 };
+            checkpoint.tensors.insert(
+                name.clone(),
+                Tensor { shape: shape.clone(), dtype: Dtype::F32, file, bytes, paired_heads: None },
+            );
+        }
+        checkpoint
+    }
+
+    /// config.json; for a GGUF file, made from its metadata in the form that transformers writes.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The metadata of a GGUF file; `None` for other checkpoints.
+    pub fn gguf_metadata(&self) -> Option<&gguf::Metadata> {
+        self.metadata.as_ref()
+    }
+
+    /// The directory or file that was opened; `None` for a checkpoint in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The names of all tensors in order, as transformers calls them.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor's dimensions, slowest first: `[out_features, in_features]` of a linear layer. Fails where there is no such tensor.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        Ok(&self.tensor(name)?.shape)
+    }
+
+    /// How a tensor is stored. Fails where there is no such tensor.
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.tensor(name)?.dtype)
+    }
+
+    /// A whole tensor in row-major order, each value widened exactly. Fails where there is no such tensor or its type is not read.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let rows = self.tensor(name)?.rows_and_columns().0;
+        let mut values = Vec::new();
+        self.read_rows_f32(name, 0..rows, &mut values)?;
+        Ok(values)
+    }
+
+    /// Replaces the contents of `out` by some rows of a tensor: `rows.len()` × (the product of all dimensions but the first) values. A tensor of one
+    /// dimension has rows of one value.
+    ///
+    /// Fails where there is no such tensor, its type is not read, or it has fewer rows.
+    pub fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let tensor = self.tensor(name)?;
+        let (count, columns) = tensor.rows_and_columns();
+        ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of tensor {name}, which has {count}");
+        out.clear();
+        out.reserve(rows.len() * columns);
+        let source = &self.sources[tensor.file];
+        let bytes = match source {
+            Source::Mapped(map) => &map[..],
+            Source::Floats(values) => bytemuck::cast_slice(values),
+            Source::Noise(seed) => {
+                out.extend((rows.start * columns..rows.end * columns).map(|index| noise::value(*seed, index as u64)));
+                return Ok(());
+            }
+        };
+        let row_bytes = tensor
+            .dtype
+            .bytes(columns)
+            .with_context(|| format!("{}: tensor {name} {:?}", self.origin, tensor.shape))?;
+        let bytes = &bytes[tensor.bytes.clone()];
+        match tensor.paired_heads {
+            None => tensor.dtype.widen(&bytes[rows.start * row_bytes..rows.end * row_bytes], out),
+            Some(heads) => {
+                for row in rows {
+                    let stored = paired_row(row, count / heads);
+                    tensor.dtype.widen(&bytes[stored * row_bytes..(stored + 1) * row_bytes], out);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).with_context(|| {
+            let near =
+                account::nearest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            format!("{}: there is no tensor {name}{near}", self.origin)
+        })
+    }
+
+    fn empty(origin: &str, config: Value) -> Checkpoint {
+        Checkpoint {
+            origin: origin.to_owned(),
+            path: None,
+            config,
+            metadata: None,
+            tensors: BTreeMap::new(),
+            sources: Vec::new(),
+        }
+    }
+}
+
+impl Tensor {
+    fn rows_and_columns(&self) -> (usize, usize) {
+        let (rows, inner) = self.shape.split_first().map_or((1, &[][..]), |(rows, inner)| (*rows, inner));
+        (rows, inner.iter().product())
+    }
+}
+
+/// Where row `row` of half-split heads of `head_dim` rows lies among rows stored in rotation pairs.
+///
+/// Half-split RoPE turns row j of a head with row j + half; GGUF's llama stores the two of a pair side by side, at 2j and 2j + 1.
+fn paired_row(row: usize, head_dim: usize) -> usize {
+    let (head, within, half) = (row / head_dim, row % head_dim, head_dim / 2);
+    head * head_dim + 2 * (within % half) + within / half
+}
+
+/// Counter-based noise: each value depends on the seed and its index alone.
+mod noise {
+    /// Folds a tensor's name into the seed (FNV-1a).
+    pub(super) fn seed(seed: u64, name: &str) -> u64 {
+        name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
+    }
+
+    /// Uniform with standard deviation 0.02 (splitmix64's finaliser on the counter).
+    pub(super) fn value(seed: u64, index: u64) -> f32 {
+        let mut bits = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^= bits >> 31;
+        let unit = (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        unit * 0.034_641_016
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Mapped(map) => write!(f, "{} mapped bytes", map.len()),
+            Source::Floats(values) => write!(f, "{} floats", values.len()),
+            Source::Noise(seed) => write!(f, "noise of seed {seed}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

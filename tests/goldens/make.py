@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Makes the golden checkpoints: tiny random models and their fp32 logits from Hugging Face transformers.
+
+    pip install torch==2.11.0 transformers==5.17.0 safetensors
+    python3 tests/goldens/make.py [NAME…]        # all by default; no GPU needed; `demo` reads models/demo
+
+A folder each: config.json and weights as transformers writes them, `config-v4.json` (the same configuration as transformers 4 wrote
+it), and `expected.safetensors`: "tokens" i32 [T], "logits" f32 [T, vocab]. Prints one table row a golden.
+"""
+
+import copy
+import json
+import pathlib
+import shutil
+import sys
+import zlib
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+HERE = pathlib.Path(__file__).resolve().parent
+DEMO = HERE.parent.parent / "models" / "demo"
+TOKENS = 40
+SIZE_LIMIT = 500_000
+
+
+def shape(hidden, heads, kv_heads, head_dim, intermediate, vocab, tied, layers=2, theta=10000.0, **more):
+    rope = dict(rope_type="default", rope_theta=theta) | more.pop("rope", {})
+    return dict(
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate,
+        vocab_size=vocab,
+        tie_word_embeddings=tied,
+        num_hidden_layers=layers,
+        rope_parameters=rope,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+
+
+LLAMA3_ROPE = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
+LLAMA = (LlamaConfig, LlamaForCausalLM)
+
+# name: (classes, configuration, dtype stored, largest shard, changes of the configuration that must change the logits)
+GOLDENS = {
+    "llama-tied": (LLAMA, shape(128, 4, 2, 32, 96, 304, True), "bfloat16", None, []),
+    "llama-untied": (
+        LLAMA,
+        shape(96, 3, 3, 32, 136, 317, False, rms_norm_eps=1e-2),
+        "bfloat16",
+        None,
+        [dict(rms_norm_eps=1e-6)],
+    ),
+    "llama-odd": (LLAMA, shape(72, 3, 1, 24, 100, 331, False, layers=3), "bfloat16", None, []),
+    "llama-mqa": (
+        LLAMA,
+        shape(128, 2, 1, 64, 96, 300, True, theta=500000.0),
+        "bfloat16",
+        None,
+        [dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0))],
+    ),
+    "llama-bias": (
+        LLAMA,
+        shape(64, 4, 2, 16, 160, 352, False, attention_bias=True, mlp_bias=True),
+        "bfloat16",
+        None,
+        [],
+    ),
+    "llama-rope3": (
+        LLAMA,
+        shape(64, 2, 1, 32, 160, 320, True, rope=LLAMA3_ROPE),
+        "bfloat16",
+        None,
+        [dict(rope_parameters=dict(rope_type="default", rope_theta=10000.0))],
+    ),
+    "llama-sharded-f32": (LLAMA, shape(64, 4, 2, 16, 96, 300, True), "float32", "100KB", []),
+    "llama-sharded-f16": (LLAMA, shape(64, 4, 4, 16, 112, 309, False), "float16", "80KB", []),
+    "mistral": (
+        (MistralConfig, MistralForCausalLM),
+        shape(64, 4, 2, 16, 160, 320, False, sliding_window=12),
+        "bfloat16",
+        None,
+        [dict(sliding_window=None), dict(sliding_window=11), dict(sliding_window=13)],
+    ),
+    "qwen2": ((Qwen2Config, Qwen2ForCausalLM), shape(112, 7, 1, 16, 152, 304, True, theta=1e6), "bfloat16", None, []),
+    "qwen3": ((Qwen3Config, Qwen3ForCausalLM), shape(64, 4, 2, 32, 128, 320, True, theta=1e6), "bfloat16", None, []),
+}
+
+
+@torch.no_grad()
+def randomise(model, generator, dtype) -> None:
+    """Weights that every dropped or misplaced tensor shows with, rounded to bf16 (and to f16 where that is stored)."""
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if "norm" in name:
+            value = 1.0 + 0.25 * noise
+        elif name.endswith(".bias"):
+            # RoPE turns slowly in most of a head, so a key's bias shows in the softmax only when it is large.
+            value = (1.5 if "k_proj" in name else 0.3) * noise
+        elif "embed_tokens" in name:
+            value = 0.25 * noise
+        elif "lm_head" in name:
+            value = 2.5 / weight.shape[1] ** 0.5 * noise
+        elif "q_proj" in name or "k_proj" in name:
+            value = 1.0 / weight.shape[1] ** 0.5 * noise
+        else:
+            value = 0.7 / weight.shape[1] ** 0.5 * noise
+        # What fits both formats reads the same through either.
+        weight.copy_(value.to(torch.bfloat16).to(torch.float16 if dtype == "float16" else torch.bfloat16))
+
+
+def nmse(found, expected) -> float:
+    found, expected = found.double(), expected.double()
+    return ((found - expected).square().sum() / expected.square().sum()).item()
+
+
+@torch.no_grad()
+def logits_of(folder, tokens, dtype=torch.float32, config=None):
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="eager")
+    return model.eval()(tokens[None].long()).logits[0].float()
+
+
+@torch.no_grad()
+def smallest_effect(folder, tokens, expected) -> tuple:
+    """The one-dimensional weight whose loss (norm to ones, bias to zeros) changes the logits least: (NMSE, name)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    effects = []
+    for name, weight in model.named_parameters():
+        if weight.dim() == 1:
+            kept = weight.clone()
+            weight.fill_(0.0 if name.endswith(".bias") else 1.0)
+            effects.append((nmse(model(tokens[None].long()).logits[0], expected), name))
+            weight.copy_(kept)
+    return min(effects)
+
+
+def v4_form(config: dict) -> dict:
+    """config.json as transformers 4 wrote it: RoPE keys at the top level, `torch_dtype`, no head_dim where it follows."""
+    old = copy.deepcopy(config)
+    rope = old.pop("rope_parameters")
+    old["rope_theta"] = rope.pop("rope_theta")
+    old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    old["torch_dtype"] = old.pop("dtype")
+    old["transformers_version"] = "4.57.1"
+    if old["head_dim"] * old["num_attention_heads"] == old["hidden_size"] and old["model_type"] != "qwen3":
+        del old["head_dim"]
+    return dict(sorted(old.items()))
+
+
+def write_expected(folder, source, tokens) -> torch.Tensor:
+    expected = logits_of(source, tokens)
+    save_file({"tokens": tokens.to(torch.int32), "logits": expected.contiguous()}, folder / "expected.safetensors")
+    return expected
+
+
+def row(name, folder, source, tokens, expected) -> str:
+    """A table row: sizes, share of positions whose top two differ by more than 0.1, NMSE of transformers in bf16."""
+    top = expected.topk(2, dim=-1).values
+    clear = (top[:, 0] - top[:, 1] > 0.1).float().mean().item()
+    bf16 = nmse(logits_of(source, tokens, torch.bfloat16), expected)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size < SIZE_LIMIT, f"{name}: {size} bytes"
+    return f"| {name} | {size // 1000} kB | {expected.std():.2f} | {clear:.0%} | {bf16:.1e} |"
+
+
+def make(name: str) -> str:
+    (config_class, model_class), options, dtype, shard, changes = GOLDENS[name]
+    folder = HERE / name
+    shutil.rmtree(folder, ignore_errors=True)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    model = model_class(config_class(**options))
+    randomise(model, generator, dtype)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, **(dict(max_shard_size=shard) if shard else {}))
+    (folder / "generation_config.json").unlink()
+    tokens = torch.randint(options["vocab_size"], (TOKENS,), generator=generator)
+    expected = write_expected(folder, folder, tokens)
+
+    old = v4_form(json.loads((folder / "config.json").read_text()))
+    (folder / "config-v4.json").write_text(json.dumps(old, indent=2) + "\n")
+    read_old = config_class.from_pretrained(folder / "config-v4.json")
+    assert torch.equal(logits_of(folder, tokens, config=read_old), expected), f"{name}: config-v4.json reads otherwise"
+    for change in changes:
+        effect = nmse(logits_of(folder, tokens, config=config_class(**(options | change))), expected)
+        assert effect > 1e-3, f"{name}: {change} changes the logits by {effect} only"
+    effect, weight = smallest_effect(folder, tokens, expected)
+    assert effect > 5e-4, f"{name}: losing {weight} changes the logits by {effect} only"
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    return row(name, folder, folder, tokens, expected)
+
+
+@torch.no_grad()
+def make_demo() -> str:
+    """Logits of the demo model over 24 tokens, and its greedy continuation of "Call me" with the top-two gap a step."""
+    from transformers import AutoTokenizer
+
+    folder = HERE / "demo"
+    folder.mkdir(exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    text = "Call me Ishmael. Some years ago, when the ship lay at anchor, the captain came upon the deck."
+    tokens = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids[:24])
+    expected = write_expected(folder, DEMO, tokens)
+
+    model = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32, attn_implementation="eager").eval()
+    prompt = tokenizer("Call me", add_special_tokens=False).input_ids
+    ids, gaps = list(prompt), []
+    for _ in range(64):
+        top = model(torch.tensor([ids])).logits[0, -1].topk(2)
+        gaps.append(round((top.values[0] - top.values[1]).item(), 5))
+        ids.append(top.indices[0].item())
+    continuation = ids[len(prompt) :]
+    record = dict(
+        prompt="Call me", prompt_tokens=prompt, tokens=continuation, gaps=gaps, text=tokenizer.decode(continuation)
+    )
+    (folder / "greedy.json").write_text(json.dumps(record, ensure_ascii=False) + "\n")
+    return row("demo", folder, DEMO, tokens, expected)
+
+
+def main() -> None:
+    transformers.utils.logging.disable_progress_bar()
+    names = sys.argv[1:] or [*GOLDENS, *(["demo"] if (DEMO / "model.safetensors").exists() else [])]
+    unknown = [name for name in names if name not in GOLDENS and name != "demo"]
+    if unknown:
+        sys.exit(f"no golden is called {', '.join(unknown)}; there are {', '.join([*GOLDENS, 'demo'])}")
+    print("| golden | size | logits' deviation | top-two gap > 0.1 | NMSE of transformers in bf16 |\n| --- | --- | --- | --- | --- |")
+    for name in names:
+        print(make_demo() if name == "demo" else make(name), flush=True)
+
+
+if __name__ == "__main__":
+    main()

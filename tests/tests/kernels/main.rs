@@ -1,4 +1,8 @@
-//! Every kernel family on the host, on tiny odd shapes, against plain Rust. No GPU needed.
+//! Every kernel family on the host, on tiny odd shapes, against plain Rust and against the interpreter. No GPU needed.
 
+mod attention;
 mod matvec;
+mod mutations;
+mod sample;
+mod small;
 mod support;

@@ -222,7 +222,7 @@ impl Problem {
         problem
     }
 
-    /// Row `b` of what the weights multiply. Under combine it also makes up what the blocks left.
+    /// Row `b` of what the weights multiply, rounded as the kernel rounds it. Under combine it also makes up what the blocks left.
     fn prepared(&mut self, case: &Case, b: usize, random: &mut Random) -> Vec<f64> {
         let k = case.k;
         if let Some((heads, splits)) = &case.combine {
@@ -246,7 +246,8 @@ impl Problem {
                     }
                 }
             }
-            return x.iter().enumerate().map(|(i, x)| if active > 0 { x / total[i / head_dim] } else { 0.0 }).collect();
+            let mean = |(i, x): (usize, &f64)| if active > 0 { x / total[i / head_dim] } else { 0.0 };
+            return x.iter().enumerate().map(mean).map(|x| f64::from(round(x as f32))).collect();
         }
         let x: Vec<f64> = self.given[b * k..][..k].iter().map(|&value| f64::from(value)).collect();
         if case.norm == 0 {
@@ -257,7 +258,13 @@ impl Problem {
         let scale = 1.0 / (variance + 1e-5).sqrt();
         let weight = |i: usize| if case.norm_weight { f64::from(self.norm_weight[i]) } else { 1.0 };
         let bias = |i: usize| if case.norm_bias { f64::from(self.norm_bias[i]) } else { 0.0 };
-        x.iter().enumerate().map(|(i, value)| (value - mean) * scale * weight(i) + bias(i)).collect()
+        // What goes through shared memory is rounded: under rms_norm before the division, under layer_norm after all.
+        let staged = |value: f64| f64::from(round(value as f32));
+        let normed = |(i, value): (usize, &f64)| match case.norm {
+            1 => staged(value * weight(i)) * scale,
+            _ => staged((value - mean) * scale * weight(i) + bias(i)),
+        };
+        x.iter().enumerate().map(normed).collect()
     }
 }
 

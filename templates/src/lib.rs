@@ -217,3 +217,13 @@ pub struct Sample {
     pub warps: usize,
     pub ring: usize,
 }
+
+/// A read of memory and nothing else.
+#[derive(Clone, Debug, Template)]
+#[template(path = "read.cu")]
+#[allow(missing_docs)]
+pub struct Read {
+    pub name: String,
+    pub threads: usize,
+    pub unroll: usize,
+}

@@ -174,7 +174,8 @@ impl HostBuffer {
     }
 
     fn layout(bytes: usize) -> std::alloc::Layout {
-        std::alloc::Layout::from_size_align(bytes.next_multiple_of(256) + 2 * MARGIN, 256).expect("a buffer below 2^63 bytes")
+        std::alloc::Layout::from_size_align(bytes.next_multiple_of(256) + 2 * MARGIN, 256)
+            .expect("a buffer below 2^63 bytes")
     }
 
     /// Where it begins, as a kernel's argument. Offsets into it are fine.
@@ -299,7 +300,8 @@ impl Library {
         // SAFETY: these symbols are in the tail that `Compiler::build` appends, with these types.
         let (entry, parameters) = unsafe {
             let entry: Entry = *library.get::<Entry>(b"fuse_host_launch\0").with_context(failure)?;
-            let parameters = library.get::<extern "C" fn() -> c_int>(b"fuse_host_parameters\0").with_context(failure)?;
+            let parameters =
+                library.get::<extern "C" fn() -> c_int>(b"fuse_host_parameters\0").with_context(failure)?;
             (entry, parameters() as usize)
         };
         let library = Arc::new(Library { entry, parameters, turn: Mutex::new(()), _library: library });
@@ -345,7 +347,8 @@ impl Compiler {
         let wanted = std::env::var("CXX").ok().filter(|program| !program.is_empty());
         let candidates = wanted.map_or(vec!["g++".to_owned(), "c++".to_owned()], |program| vec![program]);
         let found = candidates.iter().find_map(|program| {
-            let answer = Command::new(program).arg("--version").output().ok().filter(|answer| answer.status.success())?;
+            let answer =
+                Command::new(program).arg("--version").output().ok().filter(|answer| answer.status.success())?;
             Some((program.clone(), String::from_utf8_lossy(&answer.stdout).into_owned()))
         });
         let Some((program, identity)) = found else {
@@ -390,7 +393,10 @@ impl Compiler {
             std::fs::write(&unit, format!("{source}\n{}", TAIL.replace("KERNEL_NAME", name)))?;
             let object = at.join("kernel.o");
             let flags: Vec<&str> = FLAGS.iter().chain(&CHECKS).copied().collect();
-            self.run(&flags, &["-I".as_ref(), at.as_ref(), "-c".as_ref(), unit.as_ref(), "-o".as_ref(), object.as_ref()])?;
+            self.run(
+                &flags,
+                &["-I".as_ref(), at.as_ref(), "-c".as_ref(), unit.as_ref(), "-o".as_ref(), object.as_ref()],
+            )?;
             // Linked without the sanitisers: their hooks are the engine's.
             let result = at.join("result");
             self.run(

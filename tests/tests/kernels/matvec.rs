@@ -49,7 +49,7 @@ impl Case {
             activation: 5,
             argmax: false,
             out_type: Storage::F32,
-            grid: 3,
+            grid: 2,
         }
     }
 
@@ -340,7 +340,13 @@ fn leaves_maxima() -> Result<()> {
 }
 
 /// One matmul on random values.
-pub fn check_matmul(case: &Case, tokens: usize, row_tiles_a_warp: usize, columns: usize, mutation: Option<Mutation>) -> Result<()> {
+pub fn check_matmul(
+    case: &Case,
+    tokens: usize,
+    row_tiles_a_warp: usize,
+    columns: usize,
+    mutation: Option<Mutation>,
+) -> Result<()> {
     let source = Matmul {
         name: "kernel".into(),
         tiles: case.tiles(),

@@ -23,8 +23,16 @@ struct Parameters {
     stop: [i32; 8],
 }
 
-const GREEDY: Parameters =
-    Parameters { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: [7, 9], limit: 1000, stops: 0, stop: [-5; 8] };
+const GREEDY: Parameters = Parameters {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    seed: [7, 9],
+    limit: 1000,
+    stops: 0,
+    stop: [-5; 8],
+};
 
 /// First word of Philox4x32-10 with the counter (position, sequence, 0, 0).
 fn philox(seed: [u32; 2], position: u32, sequence: u32) -> u32 {
@@ -55,7 +63,10 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
     if p.top_p < 1.0 {
         let wanted = ((f64::from(p.top_p) * sum(least) as f64) as u64).max(1);
         // The largest logit such that all at or above it weigh enough. Equal ones stay together.
-        least = *sorted.iter().find(|&&logit| logit == *sorted.last().expect("logits") || sum(logit) >= wanted).expect("the last");
+        least = *sorted
+            .iter()
+            .find(|&&logit| logit == *sorted.last().expect("logits") || sum(logit) >= wanted)
+            .expect("the last");
     }
     if p.min_p > 0.0 {
         least = least.max(largest + p.temperature * p.min_p.ln());
@@ -73,7 +84,13 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
 }
 
 /// Runs rows of logits; row r is of sequence `sequences[r]` with its own parameters.
-pub fn check(vocabulary: usize, warps: usize, rows: &[(i32, i32)], parameters: &[Parameters], mutation: Option<Mutation>) -> Result<()> {
+pub fn check(
+    vocabulary: usize,
+    warps: usize,
+    rows: &[(i32, i32)],
+    parameters: &[Parameters],
+    mutation: Option<Mutation>,
+) -> Result<()> {
     let kernel = Sample { name: "kernel".into(), vocabulary, maxima: 0, warps, ring: RING };
     let kernel = build(kernel.render()?, mutation)?;
     let mut random = Random(vocabulary as u64);
@@ -112,7 +129,11 @@ pub fn check(vocabulary: usize, warps: usize, rows: &[(i32, i32)], parameters: &
         slots[sequence as usize * RING + (position as usize + 1) % RING] = token as u32;
     }
     ensure!(next_tokens.values::<i32>()? == tokens, "tokens {:?}, expected {tokens:?}", next_tokens.values::<i32>()?);
-    ensure!(next_positions.values::<i32>()? == places, "positions {:?}, expected {places:?}", next_positions.values::<i32>()?);
+    ensure!(
+        next_positions.values::<i32>()? == places,
+        "positions {:?}, expected {places:?}",
+        next_positions.values::<i32>()?
+    );
     ensure!(ring.values::<u32>()? == slots, "ring {:?}, expected {slots:?}", ring.values::<u32>()?);
     Ok(())
 }
@@ -161,12 +182,25 @@ fn draws_as_the_rule_says() -> Result<()> {
 fn greedy_from_the_maxima_of_a_head() -> Result<()> {
     let kernel = Sample { name: "kernel".into(), vocabulary: 100, maxima: 5, warps: 1, ring: RING };
     let kernel = build(kernel.render()?, None)?;
-    let maxima = [(1.0f32, 9), (2.5, 80), (2.5, 33), (-1.0, 2), (0.0, 4), (-3.0, 7), (-2.0, 99), (-9.0, 1), (-2.5, 0), (-2.0, 98)];
+    let maxima = [
+        (1.0f32, 9),
+        (2.5, 80),
+        (2.5, 33),
+        (-1.0, 2),
+        (0.0, 4),
+        (-3.0, 7),
+        (-2.0, 99),
+        (-9.0, 1),
+        (-2.5, 0),
+        (-2.0, 98),
+    ];
     let maxima: Vec<u32> = maxima.iter().flat_map(|&(value, row)| [value.to_bits(), row]).collect();
     let logits = HostBuffer::input(&vec![f32::NAN; 200]);
-    let (maxima, positions, sequences) = (HostBuffer::input(&maxima), HostBuffer::input(&[4, 4]), HostBuffer::input(&[1, 0]));
+    let (maxima, positions, sequences) =
+        (HostBuffer::input(&maxima), HostBuffer::input(&[4, 4]), HostBuffer::input(&[1, 0]));
     let parameters = HostBuffer::input(&[GREEDY; 2]);
-    let (tokens, places, ring) = (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u32>(2 * RING));
+    let (tokens, places, ring) =
+        (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u32>(2 * RING));
     let arguments = [&logits, &maxima, &positions, &sequences, &parameters, &tokens, &places, &ring];
     kernel.launch([2, 1, 1], 32, 0, &arguments.map(HostBuffer::address))?;
     ensure!(tokens.written::<i32>()? == [98, 33], "tokens {:?}", tokens.written::<i32>()?);

@@ -118,8 +118,7 @@ fn kv_append() -> Result<()> {
         let positions = HostBuffer::input(&rows.map(|row| row.0));
         let sequences = HostBuffer::input(&rows.map(|row| row.1 as i32));
         let (x, cache) = (HostBuffer::input(&x), HostBuffer::output::<u16>(expected.len()));
-        let arguments =
-            [x.address(), positions.address(), sequences.address(), cache.address(), context as u64];
+        let arguments = [x.address(), positions.address(), sequences.address(), cache.address(), context as u64];
         kernel.launch([3, 1, 1], 64, 0, &arguments)?;
         ensure!(cache.values::<u16>()? == expected, "heads of {head_dim}: the cache differs");
     }

@@ -8,7 +8,7 @@
 #define DEVICE static inline
 #define SHARED static __attribute__((section("fuse_shared")))
 #define CONSTANT static const
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 // What engine.cc offers. A thread that fails a check never returns from the call.
 extern "C" {

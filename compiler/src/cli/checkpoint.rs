@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use super::model::read_json;
@@ -117,13 +117,14 @@ fn shapes(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
     let mut prefix = [0; 8];
     file.read_exact(&mut prefix).context(AGAIN)?;
     let header = u64::from_le_bytes(prefix);
-    ensure!(header <= LARGEST_HEADER && header + 8 <= length, "its header would have {header} bytes: {AGAIN}");
-    let mut bytes = prefix.to_vec();
+    ensure!(header <= LARGEST_HEADER.min(length.saturating_sub(8)), "its header would have {header} bytes: {AGAIN}");
+    let mut bytes = Vec::new();
     file.take(header).read_to_end(&mut bytes)?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).context(AGAIN)?;
+    let metadata: Metadata = serde_json::from_slice(&bytes).context(AGAIN)?;
     let tensors = metadata.tensors();
-    let data = tensors.values().map(|info| info.data_offsets.1).max().unwrap_or(0) as u64;
-    ensure!(8 + header + data == length, "it has {length} bytes and its header says {}: {AGAIN}", 8 + header + data);
+    let data = tensors.values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+    let told = data.saturating_add(header + 8);
+    ensure!(told == length, "it has {length} bytes and its header says {told}: {AGAIN}");
     Ok(tensors.into_iter().map(|(name, info)| (name, info.shape.clone())).collect())
 }
 

@@ -904,7 +904,9 @@ fn activation_of(epilogue: Epilogue) -> Option<crate::ir::Activation> {
 fn matvec_shape(k: usize) -> (usize, usize) {
     let pairs = k.div_ceil(32);
     let warps = if pairs >= 96 { 16 } else { 8 };
-    (warps, pairs.div_ceil(warps).clamp(1, 4))
+    // Sixteen warps leave 128 registers a thread: too few for four pairs where the last round is ragged.
+    let most = if warps == 16 && !pairs.is_multiple_of(4 * warps) { 3 } else { 4 };
+    (warps, pairs.div_ceil(warps).clamp(1, most))
 }
 
 /// Blocks for this many row tiles: each takes the same number of turns, or one fewer.

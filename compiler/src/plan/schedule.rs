@@ -494,7 +494,7 @@ impl<'p, 'g> Builder<'p, 'g> {
         let x = if matmul.norm.is_some() { x.arg } else { self.rounded(x, k) };
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
-        let (warps, chunk) = matvec_shape(k);
+        let (warps, depth) = matvec_shape(k);
         let blocks = spread(tiles.count());
         let argmax = matmul.sample && sample;
         let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
@@ -502,7 +502,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             tiles,
             batch: self.rows.count,
             warps,
-            chunk,
+            depth,
             norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
             combine: None,
             activation: activation_of(matmul.epilogue),
@@ -824,13 +824,13 @@ impl<'p, 'g> Builder<'p, 'g> {
         let null = Source::Ready(Arg::Null);
         let bytes = rows * k * 2;
         if self.few() {
-            let (warps, chunk) = matvec_shape(k);
+            let (warps, depth) = matvec_shape(k);
             let blocks = spread(tiles.count());
             let spec = MatvecSpec {
                 tiles,
                 batch: self.rows.count,
                 warps,
-                chunk,
+                depth,
                 norm: None,
                 combine: combine.map(|splits| (heads, head_dim, splits)),
                 activation: None,
@@ -900,16 +900,17 @@ fn activation_of(epilogue: Epilogue) -> Option<crate::ir::Activation> {
     }
 }
 
-/// Warps that share the columns of a row tile, and the pairs of tiles each holds while the next are on their way.
+/// Warps that share the columns of a row tile, and the pairs of tiles each has in flight.
 fn matvec_shape(k: usize) -> (usize, usize) {
-    let pairs = k.div_ceil(32);
-    let warps = if pairs >= 96 { 16 } else { 8 };
-    (warps, pairs.div_ceil(warps).clamp(1, 4))
+    let lab = |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let _ = k;
+    (lab("LAB_WARPS", 8), lab("LAB_DEPTH", 8))
 }
 
 /// Blocks for this many row tiles: each takes the same number of turns, or one fewer.
 fn spread(tiles: usize) -> usize {
-    let turns = tiles.div_ceil(2 * MULTIPROCESSORS);
+    let lab = |name: &str, default: usize| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
+    let turns = tiles.div_ceil(lab("LAB_BLOCKS", MULTIPROCESSORS));
     tiles.div_ceil(turns)
 }
 

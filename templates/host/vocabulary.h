@@ -1,14 +1,20 @@
 // The device vocabulary in plain C++. It compiles a kernel's source for the host, where engine.cc runs a block's threads as fibers.
 // Compiled with -fsanitize=thread,bounds,alignment: the hooks those call are engine.cc's, which checks each access.
 #pragma once
-#include <math.h>
-#include <string.h>
 
 #define KERNEL extern "C"
 #define DEVICE static inline
 #define SHARED static __attribute__((section("fuse_shared")))
 #define CONSTANT static const
 #define __launch_bounds__(threads)
+
+// What kernels use of the C library. Its headers would take most of the time of a compilation.
+extern "C" {
+float expf(float), exp2f(float), logf(float), erff(float), tanhf(float), rintf(float), sinf(float), cosf(float);
+float fmaxf(float, float), fminf(float, float), fabsf(float), sqrtf(float), fmaf(float, float, float);
+double sqrt(double);
+void* memcpy(void*, const void*, decltype(sizeof 0));
+}
 
 // What engine.cc offers. A thread that fails a check never returns from the call.
 extern "C" {

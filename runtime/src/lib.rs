@@ -1,7 +1,12 @@
 //! Loads a compiled model and runs each decode step as one captured CUDA graph, or the same graph on the CPU.
 
+pub mod backend;
+pub mod cache;
+pub mod cli;
 pub mod cpu;
+pub mod demo;
 pub mod device;
 pub mod generate;
+pub mod model;
 pub mod step;
 pub mod weights;

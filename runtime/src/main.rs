@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The command `fuserun`.
+
+fn main() -> std::process::ExitCode {
+    fuserun::cli::main()
+}

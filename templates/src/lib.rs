@@ -7,6 +7,9 @@ use askama::Template;
 /// `vocabulary.h`: the device vocabulary in plain C++, for the host build.
 pub const HOST_VOCABULARY: &str = include_str!("../host/vocabulary.h");
 
+/// `engine.cc`: what runs a host build, compiled once and linked to each kernel.
+pub const HOST_ENGINE: &str = include_str!("../host/engine.cc");
+
 /// How the results of a kernel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -213,4 +216,14 @@ pub struct Sample {
     pub maxima: usize,
     pub warps: usize,
     pub ring: usize,
+}
+
+/// A read of memory and nothing else.
+#[derive(Clone, Debug, Template)]
+#[template(path = "read.cu")]
+#[allow(missing_docs)]
+pub struct Read {
+    pub name: String,
+    pub threads: usize,
+    pub unroll: usize,
 }

@@ -1,1 +1,23 @@
-//! tests
+//! What the tests of both sides share.
+
+pub mod host_build;
+mod nvrtc;
+
+pub use nvrtc::nvrtc;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The SmolLM2-135M-Instruct GGUF that `tests/fetch` gets; fetched on first use, however many tests ask at once.
+///
+/// Panics with fetch's own message where the file cannot be had: a test that needs it fails, it does not pass by skipping.
+pub fn smollm2_gguf() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace");
+    let path = root.join(".cache/models/SmolLM2-135M-Instruct.gguf");
+    if !path.exists() {
+        let done = Command::new("python3").arg(root.join("tests/fetch")).output();
+        let done = done.unwrap_or_else(|error| panic!("tests/fetch needs python3: {error}"));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim_end());
+    }
+    path
+}

@@ -82,12 +82,13 @@ impl Diagnostics {
         Self { source, list: Vec::new() }
     }
 
-    /// Adds an error, unless the same one is there already (a layer's line is read once for each layer).
+    /// Adds an error, unless it is there already: a layer's line is read once for each layer, and a key that is missing is missing everywhere.
     pub fn push(&mut self, diagnostic: Diagnostic) {
+        let place = |diagnostic: &Diagnostic| diagnostic.labels.first().map(|(span, _)| span.clone());
         let same = |other: &Diagnostic| {
-            other.code == diagnostic.code
-                && other.labels.first().map(|label| &label.0) == diagnostic.labels.first().map(|label| &label.0)
-                && (!other.labels.is_empty() || other.message == diagnostic.message)
+            let somewhere = diagnostic.code == Code::MissingConfigKey || diagnostic.labels.is_empty();
+            let same = if somewhere { other.message == diagnostic.message } else { place(other) == place(&diagnostic) };
+            same && other.code == diagnostic.code
         };
         if !self.list.iter().any(same) {
             self.list.push(diagnostic);

@@ -82,6 +82,7 @@ const FEATURES: &[Feature] = &[
     feature("partial_rotary_factor", &[Number(1.0)], "partial RoPE"),
     feature("rotary_pct", &[Number(1.0)], "partial RoPE"),
     feature("rope_interleave", &[Bool(false)], "interleaved RoPE"),
+    feature("rope_interleaved", &[Bool(false)], "interleaved RoPE"),
     feature("rope_local_base_freq", &[], "a second base of RoPE"),
     feature("rope_scaling", &[], "scaled RoPE"),
     feature("rope_theta", &[], "the base of RoPE"),

@@ -1,6 +1,6 @@
 //! Which values a description defines, reads and forgets, told from the file alone.
 //!
-//! Values of [embed] are seen by every layer and by [head], and a layer that assigns one of them carries it on; other values of a layer are its own.
+//! Values of `[embed]` are seen by every layer and by `[head]`, and a layer that assigns one of them carries it on; other values of a layer are its own.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use super::diagnostics::{Code, Diagnostic, Diagnostics};
 use super::signature::{INPUTS, RESULT};
 use super::{Line, Place, Section};
 
-/// Reports reads of undefined values and values that are never read. `sections` are [embed], [layer] and [head], in this order.
+/// Reports reads of undefined values and values that are never read. `sections` are `[embed]`, `[layer]` and `[head]`, in this order.
 pub(super) fn check(sections: &[Section], diagnostics: &mut Diagnostics) {
     let inputs: BTreeSet<&str> = INPUTS.iter().copied().collect();
     let carried: BTreeSet<&str> = sections[0].lines.iter().map(|line| line.out.0.as_str()).collect();

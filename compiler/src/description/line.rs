@@ -68,7 +68,7 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
     Some(Line { signature, out: out?, values: values?, weights, attributes, when, span })
 }
 
-/// A weight's name: the characters that checkpoints use, and `{layer}` inside [layer].
+/// A weight's name: the characters that checkpoints use, and `{layer}` inside `[layer]`.
 pub(super) fn weight_name(reader: &mut Reader, value: &Spanned<DeValue<'_>>, place: Place) -> Option<String> {
     let name = reader.string(value, "a weight's name")?;
     let rest = if place == Place::Layer { name.replace("{layer}", "0") } else { name.clone() };

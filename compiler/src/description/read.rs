@@ -361,7 +361,7 @@ fn find_cycle<'a>(
     path: &mut Vec<&'a str>,
     cleared: &mut BTreeSet<&'a str>,
 ) -> Option<Vec<&'a str>> {
-    let Some(expr) = derive.get(key).filter(|_| !cleared.contains(key)) else { return None };
+    let expr = derive.get(key).filter(|_| !cleared.contains(key))?;
     if let Some(start) = path.iter().position(|other| *other == key) {
         let mut cycle = path[start..].to_vec();
         cycle.push(key);

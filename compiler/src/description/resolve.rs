@@ -1,153 +1,20 @@
 //! A description and a configuration to a flat list of operations.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
+use super::call::{ACTIVATIONS, AttrValue, Call, Resolved};
 use super::config::Config;
-use super::diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
+use super::diagnostics::{Code, Diagnostic, Diagnostics, Span};
 use super::expr::{Environment, Expr, Failure};
+use super::facts::count_of;
 use super::features;
 use super::rope::{Refusal, RopeScaling};
-use super::signature::{Attribute, Default, INPUTS, Kind, OpName};
+use super::signature::{Attribute, Default, INPUTS, Kind};
 use super::value::Value;
 use super::{Description, Given, Line, Place};
 
 /// A model's layers beyond this are a mistake in a configuration.
 const MAX_LAYERS: i64 = 4096;
-
-/// A description with nothing left to evaluate: the operations of one model, in order, layers unrolled.
-#[derive(Clone, Debug)]
-pub struct Resolved {
-    /// The description's name.
-    pub name: String,
-    /// What the configuration says about the whole model.
-    pub facts: Facts,
-    /// The operations in order. Names of values may be assigned again and again.
-    pub calls: Vec<Call>,
-    /// Keys of config.json that nothing read and that are not known to matter, sorted.
-    pub unread: Vec<String>,
-    /// The description's file, for errors about calls.
-    pub source: Arc<Source>,
-}
-
-/// What the configuration says about the whole model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Facts {
-    /// Tokens in the vocabulary.
-    pub vocab_size: usize,
-    /// Layers.
-    pub num_layers: usize,
-    /// The longest context, in tokens, where it is given.
-    pub max_position_embeddings: Option<usize>,
-    /// The checkpoint's element type as the configuration names it, such as `bfloat16`.
-    pub dtype: Option<String>,
-    /// The architecture in the configuration, where it is given.
-    pub architecture: Option<String>,
-    /// Whether the head shares the embedding's weight, told from the weights' names.
-    pub tied_head: bool,
-    /// The token that begins a text.
-    pub bos_token_id: Option<u32>,
-    /// Tokens that end a text.
-    pub eos_token_ids: Vec<u32>,
-}
-
-/// One operation of one layer.
-#[derive(Clone, Debug)]
-pub struct Call {
-    /// What it computes; never [`OpName::Activation`], which becomes the activation it names.
-    pub op: OpName,
-    /// The values it defines.
-    pub outs: Vec<String>,
-    /// The values it reads, by role.
-    pub values: BTreeMap<&'static str, String>,
-    /// The checkpoint's tensors it reads, by role, under their whole names.
-    pub weights: BTreeMap<&'static str, String>,
-    /// Its numbers and flags. Defaults are filled in; what is absent is not there.
-    pub attributes: BTreeMap<&'static str, AttrValue>,
-    /// The layer; `None` outside layers.
-    pub layer: Option<usize>,
-    /// The line in the description.
-    pub span: Span,
-}
-
-/// The value of an attribute.
-#[derive(Clone, Debug, PartialEq)]
-pub enum AttrValue {
-    /// At least 1.
-    Count(usize),
-    /// A finite number.
-    Float(f64),
-    /// A flag.
-    Bool(bool),
-    /// An activation function.
-    Activation(Activation),
-    /// A scaling of RoPE.
-    RopeScaling(RopeScaling),
-}
-
-/// An activation function, by torch's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// The tanh approximation of gelu.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)²`.
-    Relu2,
-}
-
-/// The names that Hugging Face configurations use for activation functions.
-const ACTIVATIONS: &[(&str, Activation)] = &[
-    ("silu", Activation::Silu),
-    ("swish", Activation::Silu),
-    ("gelu", Activation::Gelu),
-    ("gelu_python", Activation::Gelu),
-    ("gelu_new", Activation::GeluTanh),
-    ("gelu_fast", Activation::GeluTanh),
-    ("gelu_pytorch_tanh", Activation::GeluTanh),
-    ("gelu_python_tanh", Activation::GeluTanh),
-    ("relu", Activation::Relu),
-    ("relu2", Activation::Relu2),
-];
-
-impl Call {
-    /// The attribute of that name, where it is a count.
-    pub fn count(&self, name: &str) -> Option<usize> {
-        match self.attributes.get(name)? {
-            AttrValue::Count(count) => Some(*count),
-            _ => None,
-        }
-    }
-
-    /// The attribute of that name, where it is a number.
-    pub fn float(&self, name: &str) -> Option<f64> {
-        match self.attributes.get(name)? {
-            AttrValue::Float(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    /// Whether the flag of that name is set.
-    pub fn flag(&self, name: &str) -> bool {
-        self.attributes.get(name) == Some(&AttrValue::Bool(true))
-    }
-}
-
-impl Activation {
-    fn op(self) -> OpName {
-        match self {
-            Activation::Silu => OpName::Silu,
-            Activation::Gelu => OpName::Gelu,
-            Activation::GeluTanh => OpName::GeluTanh,
-            Activation::Relu => OpName::Relu,
-            Activation::Relu2 => OpName::Relu2,
-        }
-    }
-}
 
 pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value>) -> Result<Resolved, Diagnostics> {
     let mut diagnostics = Diagnostics::new(description.source.clone());
@@ -191,16 +58,17 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
     Ok(Resolved { name: description.name.clone(), facts, calls, unread, source: description.source.clone() })
 }
 
-struct Resolver<'a> {
-    description: &'a Description,
+/// A description, a configuration, and what is wrong with the two.
+pub(super) struct Resolver<'a> {
+    pub(super) description: &'a Description,
     config: Config,
     /// What messages call the configuration.
-    origin: String,
-    diagnostics: Diagnostics,
+    pub(super) origin: String,
+    pub(super) diagnostics: Diagnostics,
 }
 
 /// Names within one layer, or outside layers.
-struct Names<'a> {
+pub(super) struct Names<'a> {
     config: &'a Config,
     derive: &'a BTreeMap<String, Expr>,
     layer: Option<usize>,
@@ -223,6 +91,10 @@ impl Environment for Names<'_> {
 }
 
 impl Resolver<'_> {
+    pub(super) fn names(&self, layer: Option<usize>) -> Names<'_> {
+        Names { config: &self.config, derive: &self.description.derive, layer }
+    }
+
     fn architecture(&mut self) -> Option<String> {
         let given = match self.config.get("architectures") {
             None => return None,
@@ -249,7 +121,7 @@ impl Resolver<'_> {
         None
     }
 
-    /// [expect]: a key that is there has one of the values.
+    /// `[expect]`: a key that is there has one of the values.
     fn expectations(&mut self) {
         for expectation in &self.description.expect {
             let mut value = self.config.get(&expectation.path[0]);
@@ -307,8 +179,8 @@ impl Resolver<'_> {
             if !self.is_mentioned(key) && !features::is_known(key) {
                 let message = format!("nothing reads the key `{key}` of [config]");
                 let known = self.description.mentioned.iter().map(String::as_str);
-                self.diagnostics
-                    .push(Diagnostic::new(Code::UnusedPreset, message).at(span.clone(), "").suggest(key, known));
+                let diagnostic = Diagnostic::new(Code::UnusedPreset, message).at(span.clone(), "");
+                self.diagnostics.push(diagnostic.suggest(key, known).help("remove it, or let an expression read it"));
             }
         }
     }
@@ -424,7 +296,7 @@ impl Resolver<'_> {
         if let Some(expr) = chosen {
             let value = self.evaluate(expr, layer)?;
             if value != Value::Null {
-                return self.typed(&value, attribute.kind, &expr.span);
+                return self.typed(&value, attribute.kind, &expr.span, "");
             }
         }
         let key = match attribute.default {
@@ -441,9 +313,12 @@ impl Resolver<'_> {
                 return None;
             }
         };
-        let names = Names { config: &self.config, derive: &self.description.derive, layer };
+        let names = self.names(layer);
         match names.key(key) {
-            Ok(Some(value)) => self.typed(&value, attribute.kind, &line.span),
+            Ok(Some(value)) => {
+                let label = format!("`{}` is `{key}` unless given", attribute.name);
+                self.typed(&value, attribute.kind, &line.span, &label)
+            }
             Ok(None) => {
                 let failure = Failure::Missing { key: key.to_owned(), span: line.span.clone() };
                 self.fail(failure, Some(format!("the default of `{}`", attribute.name)));
@@ -456,10 +331,10 @@ impl Resolver<'_> {
         }
     }
 
-    fn typed(&mut self, value: &Value, kind: Kind, span: &Span) -> Option<AttrValue> {
+    fn typed(&mut self, value: &Value, kind: Kind, span: &Span, label: &str) -> Option<AttrValue> {
         let typed = match (kind, value) {
-            (Kind::Count, Value::Int(count)) if *count >= 1 => usize::try_from(*count).ok().map(AttrValue::Count),
-            (Kind::Float, value) => value.number().filter(|number| number.is_finite()).map(AttrValue::Float),
+            (Kind::Count, value) => count_of(value).map(AttrValue::Count),
+            (Kind::Float, value) => value.number().filter(|number| (*number as f32).is_finite()).map(AttrValue::Float),
             (Kind::Bool, Value::Bool(flag)) => Some(AttrValue::Bool(*flag)),
             (Kind::Activation, Value::Str(name)) => match ACTIVATIONS.iter().find(|(known, _)| **known == **name) {
                 Some((_, activation)) => Some(AttrValue::Activation(*activation)),
@@ -488,7 +363,7 @@ impl Resolver<'_> {
         };
         if typed.is_none() {
             let message = format!("{} is needed here, this is {}: {value}", kind.needs(), value.kind());
-            self.diagnostics.push(Diagnostic::new(Code::WrongType, message).at(span.clone(), ""));
+            self.diagnostics.push(Diagnostic::new(Code::WrongType, message).at(span.clone(), label));
         }
         typed
     }
@@ -537,7 +412,7 @@ impl Resolver<'_> {
     }
 
     fn evaluate(&mut self, expr: &Expr, layer: Option<usize>) -> Option<Value> {
-        let names = Names { config: &self.config, derive: &self.description.derive, layer };
+        let names = self.names(layer);
         match expr.evaluate(&names) {
             Ok(value) => Some(value),
             Err(failure) => {
@@ -547,7 +422,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn fail(&mut self, failure: Failure, label: Option<String>) {
+    pub(super) fn fail(&mut self, failure: Failure, label: Option<String>) {
         let diagnostic = match failure {
             Failure::Wrong(diagnostic) => *diagnostic,
             Failure::Missing { key, span } => {
@@ -566,60 +441,5 @@ impl Resolver<'_> {
             }
         };
         self.diagnostics.push(diagnostic);
-    }
-
-    fn facts(&mut self, num_layers: usize, architecture: Option<String>, calls: &[Call]) -> Option<Facts> {
-        let vocab_size = self.fact("vocab_size")?;
-        let Some(vocab_size) = count_of(&vocab_size) else {
-            let message = format!("`vocab_size` in {} is not an int of at least 1: {vocab_size}", self.origin);
-            self.diagnostics.push(Diagnostic::new(Code::BadConfig, message));
-            return None;
-        };
-        let tables = calls.iter().filter(|call| call.op == OpName::Embedding);
-        let tables: BTreeSet<&String> = tables.filter_map(|call| call.weights.get("weight")).collect();
-        let head = calls.iter().filter(|call| call.op == OpName::Linear && call.layer.is_none());
-        let tied_head = head.filter_map(|call| call.weights.get("weight")).any(|name| tables.contains(name));
-        let context = self.optional_fact("max_position_embeddings");
-        let token = |value: &Value| match value {
-            Value::Int(id) => u32::try_from(*id).ok(),
-            _ => None,
-        };
-        let ends = match self.optional_fact("eos_token_id") {
-            Some(Value::List(items)) => items.iter().filter_map(token).collect(),
-            one => one.iter().filter_map(token).collect(),
-        };
-        Some(Facts {
-            vocab_size,
-            num_layers,
-            max_position_embeddings: context.as_ref().and_then(count_of),
-            dtype: self.optional_fact("dtype").and_then(|value| value.text().map(str::to_owned)),
-            architecture,
-            tied_head,
-            bos_token_id: self.optional_fact("bos_token_id").as_ref().and_then(token),
-            eos_token_ids: ends,
-        })
-    }
-
-    fn optional_fact(&self, key: &str) -> Option<Value> {
-        Names { config: &self.config, derive: &self.description.derive, layer: None }.key(key).ok().flatten()
-    }
-
-    fn fact(&mut self, key: &str) -> Option<Value> {
-        let found = self.optional_fact(key);
-        if found.is_none() {
-            let span = self.description.count.span.clone();
-            // The embedding reports the same key at its own line.
-            if !self.diagnostics.list().iter().any(|diagnostic| diagnostic.message.contains(&format!("`{key}`"))) {
-                self.fail(Failure::Missing { key: key.to_owned(), span }, Some("every model needs it".to_owned()));
-            }
-        }
-        found
-    }
-}
-
-fn count_of(value: &Value) -> Option<usize> {
-    match value {
-        Value::Int(count) if *count >= 1 => usize::try_from(*count).ok(),
-        _ => None,
     }
 }

@@ -103,7 +103,7 @@ pub const SIGNATURES: &[Signature] = &[
 /// Values that exist before the first operation.
 pub const INPUTS: &[&str] = &["tokens", "positions"];
 
-/// The value that [head] must define.
+/// The value that `[head]` must define.
 pub const RESULT: &str = "logits";
 
 /// What one operation takes.
@@ -150,7 +150,7 @@ pub struct Attribute {
 /// The type of an attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// An int of at least 1.
+    /// An int from 1 to 2^30.
     Count,
     /// A finite number.
     Float,
@@ -251,8 +251,8 @@ impl Kind {
     /// What a message says an attribute of this kind needs.
     pub fn needs(self) -> &'static str {
         match self {
-            Kind::Count => "an int of at least 1",
-            Kind::Float => "a number",
+            Kind::Count => "an int from 1 to 2^30",
+            Kind::Float => "a number that fits f32",
             Kind::Bool => "true or false",
             Kind::Activation => "the name of an activation function",
             Kind::RopeScaling => "a rope_scaling table",

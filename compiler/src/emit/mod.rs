@@ -118,6 +118,15 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
     rendered.with_context(|| format!("the template of {} does not render", kernel.name))
 }
 
+/// Threads a block of [`read_kernel`], and 16-byte loads a thread has in flight.
+pub const READ_SHAPE: (usize, usize) = (512, 8);
+
+/// The source of a kernel `read` that reads memory and nothing else.
+pub fn read_kernel() -> Result<String> {
+    let (threads, unroll) = READ_SHAPE;
+    templates::Read { name: "read".into(), threads, unroll }.render().context("the template of read does not render")
+}
+
 fn tiles(spec: &Tiles) -> templates::Tiles {
     let row = |output: usize| spec.rows.get(output).copied().unwrap_or(0);
     templates::Tiles {

@@ -1,5 +1,6 @@
 //! The graph a description becomes: ops, types, text form, verifier, patches and the reference interpreter.
 
+mod dot;
 mod graph;
 mod interpret;
 mod op;

@@ -23,7 +23,7 @@ impl fmt::Display for Graph {
         if !self.name.is_empty() {
             writeln!(f, "graph {}", quoted(&self.name))?;
         }
-        for &node in &names.order[..names.live] {
+        for &node in names.live() {
             writeln!(f, "{}", names.line(self, node))?;
         }
         f.write_str("return")?;
@@ -56,6 +56,11 @@ impl Names {
             }
         }
         Names { order, live, numbers }
+    }
+
+    /// The nodes that the text form shows, in its order.
+    pub(super) fn live(&self) -> &[NodeId] {
+        &self.order[..self.live]
     }
 
     /// `%7`, or `%?` for a value that the graph lacks.

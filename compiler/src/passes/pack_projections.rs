@@ -11,17 +11,18 @@ pub const PACK_PROJECTIONS: Rewrite =
     Rewrite { name: "pack-projections", doc: "matmul(x, w0), matmul(x, w1), … => matmul(x, w0, w1, …)", find };
 
 fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
-    let (first, x) = projection(graph, root).ok_or(Miss::NotThis)?;
+    let first = projection(graph, root).ok_or(Miss::NotThis)?;
+    let x = operand(graph, root, Role::X)?;
     let mut siblings = graph.users(x);
     siblings.dedup();
-    siblings.retain(|&node| projection(graph, node).is_some_and(|(_, sibling_x)| sibling_x == x));
+    siblings.retain(|&node| projection(graph, node).is_some());
     if siblings.len() < 2 {
         return Err(Miss::NotThis);
     }
     let (layer, dtype) = (graph.node(root).layer, weight_type(graph, root)?);
     siblings.retain(|&node| graph.node(node).layer == layer);
     guard(siblings.len() > 1, "the other products of the same vector belong to other layers")?;
-    siblings.retain(|&node| projection(graph, node).is_some_and(|(matmul, _)| matmul.transposed == first.transposed));
+    siblings.retain(|&node| projection(graph, node).is_some_and(|other| other.transposed == first.transposed));
     guard(siblings.len() > 1, "the other weights are stored the other way round")?;
     siblings.retain(|&node| weight_type(graph, node) == Ok(dtype));
     guard(siblings.len() > 1, "the other weights are of another element type")?;
@@ -39,11 +40,10 @@ fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
     Ok(fuse(graph, Op::Matmul(packed), operands, &products, layer))
 }
 
-/// A bare, un-normed product with one weight, and what it reads.
-fn projection(graph: &Graph, node: NodeId) -> Option<(&Matmul, Value)> {
+/// A bare, un-normed product with one weight. It uses a vector as its x or not at all.
+fn projection(graph: &Graph, node: NodeId) -> Option<&Matmul> {
     let Op::Matmul(matmul) = graph.op(node) else { return None };
-    let alone = matmul.is_bare() && matmul.norm.is_none() && matmul.biases.len() == 1;
-    alone.then_some((matmul, graph.operand(node, Role::X)?))
+    (matmul.is_bare() && matmul.norm.is_none() && matmul.biases.len() == 1).then_some(matmul)
 }
 
 fn weight_type(graph: &Graph, node: NodeId) -> Result<DType, Miss> {

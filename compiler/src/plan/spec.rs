@@ -159,7 +159,7 @@ impl KernelSpec {
             }
             KernelSpec::Matmul(spec) => {
                 let gated = if spec.tiles.gated { "_gated" } else { "" };
-                format!("matmul{gated}_{}", spec.tiles.suffix())
+                format!("matmul{gated}_{}_m{}", spec.tiles.suffix(), 8 * spec.columns)
             }
             KernelSpec::Attention(spec) => {
                 let norm = if spec.norm.is_some() { "norm_" } else { "" };
@@ -210,7 +210,7 @@ impl KernelSpec {
 }
 
 /// Warps of the sampling kernel: one block a row.
-pub const SAMPLE_WARPS: usize = 32;
+pub const SAMPLE_WARPS: usize = 16;
 
 /// Warps of a norm over rows of this size.
 pub fn norm_warps(size: usize) -> usize {

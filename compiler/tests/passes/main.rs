@@ -106,6 +106,23 @@ fn passes_are_counted_observed_and_limited() {
     assert_ne!(limited, plain);
 }
 
+#[test]
+fn explain_tells_equal_reasons_once() {
+    let text = decoder("qwen3", 3, Family { qk_norm: true, ..Family::default() });
+    let mut graph = Graph::parse(&text.replace("%x3 %norm", "%x2 %norm")).expect("the text is a graph");
+    let selection = Selection::parse("-fuse-mlp,-fuse-sample").expect("the passes exist");
+    run(&mut graph, &selection, &mut |_, _, _| {}).expect("the passes run");
+    let lines: Vec<String> = explain(&graph).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "fuse-mlp: layers 0-1: mul: the pass did not run",
+            "fuse-activation: layers 0-1: silu: the product is packed with others",
+            "fuse-sample: outside the layers: sample: the pass did not run",
+        ]
+    );
+}
+
 fn check(path: &Path, bless: bool) -> Result<()> {
     let text = fs::read_to_string(path)?;
     let list = text.strip_prefix("; passes: ").and_then(|rest| rest.lines().next());

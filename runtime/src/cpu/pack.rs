@@ -133,7 +133,7 @@ impl Weights {
 pub(crate) fn vector(name: &str, shape: &[usize], source: &dyn WeightSource) -> Result<Box<[f32]>> {
     check(name, &source.shape(name)?, shape)?;
     let values = source.read_f32(name)?;
-    let length = shape.iter().product();
+    let length: usize = shape.iter().product();
     ensure!(values.len() == length, "weight {name:?} gave {} values of {length}", values.len());
     Ok(values.into())
 }

@@ -1,7 +1,8 @@
 //! The GPU: memory, modules, launches, captured graphs. Every `unsafe` line of the runtime but the CPU's SIMD is in this room.
 //!
 //! Builds and starts where no CUDA is installed: [`Gpu::count`] is zero there. Calls are checked, and a failure is an error that names the
-//! driver's call and its reason. Nothing uses the default stream, and nothing here allocates, copies or waits unless its name says so.
+//! driver's call and its reason. Nothing uses the default stream. A [`Stream`]'s methods neither allocate nor wait, `synchronize` apart; a
+//! [`DeviceBuffer`]'s copies wait for all work before them and are done on return.
 //!
 //! A kernel's arguments are addresses, which the driver does not check: as with a shared library, whoever loads a [`Module`] vouches that its
 //! kernels keep to the buffers they are given. The plan's kernels do; device code from elsewhere has no way in.

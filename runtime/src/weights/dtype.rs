@@ -126,7 +126,7 @@ mod tests {
         // 0x3C01 = 1 + 2^-10, 0x0001 = 2^-24 (the smallest subnormal), 0xFC00 = -infinity
         assert_eq!(
             widened(Dtype::F16, &[0x01, 0x3C, 0x01, 0x00, 0x00, 0xFC]),
-            [1.0009765625, 2f32.powi(-24), f32::NEG_INFINITY]
+            [1.0 + 2f32.powi(-10), 2f32.powi(-24), f32::NEG_INFINITY]
         );
         // 0x3F81 = 1 + 2^-7, 0xC000 = -2
         assert_eq!(widened(Dtype::Bf16, &[0x81, 0x3F, 0x00, 0xC0]), [1.0078125, -2.0]);

@@ -107,7 +107,7 @@ fn activations_follow_their_definitions() {
     let cases: [(Activation, [f32; 4]); 5] = [
         (Activation::Silu, [-0.142_277_62, -0.188_770_34, 0.0, 1.761_594_2]),
         (Activation::Gelu, [-0.004_049_694, -0.154_268_77, 0.0, 1.954_499_7]),
-        (Activation::GeluTanh, [-0.003_637_392, -0.154_285_99, 0.0, 1.954_597_7]),
+        (Activation::GeluTanh, [-0.003_637_392, -0.154_286, 0.0, 1.954_597_7]),
         (Activation::Relu, [0.0, 0.0, 0.0, 2.0]),
         (Activation::Relu2, [0.0, 0.0, 0.0, 4.0]),
     ];

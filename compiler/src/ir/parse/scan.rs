@@ -7,7 +7,11 @@ pub(super) struct Scan {
     line: usize,
     chars: Vec<char>,
     next: usize,
+    depth: usize,
 }
+
+/// How deep attributes nest at most: a scaling within a rope within an attention, and room.
+const DEPTH: usize = 8;
 
 /// An attribute: `name=value`, or `name` alone for a flag that is set.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ pub(super) enum Form {
 impl Scan {
     /// Starts at the beginning of line `line`, counted from one.
     pub(super) fn new(line: usize, text: &str) -> Scan {
-        Scan { line, chars: text.chars().collect(), next: 0 }
+        Scan { line, chars: text.chars().collect(), next: 0, depth: 0 }
     }
 
     /// The column of the next thing, counted from one.
@@ -143,12 +147,23 @@ impl Scan {
             let column = self.column();
             let name = self.word("an attribute")?;
             let value = match self.eat('=') {
-                true => self.attribute_value()?,
+                true => self.nested_value()?,
                 false => AttributeValue { column, form: Form::Flag },
             };
             attributes.push(Attribute { name, column, value });
         }
         Ok(attributes)
+    }
+
+    fn nested_value(&mut self) -> Result<AttributeValue, ParseError> {
+        if self.depth == DEPTH {
+            let column = self.column();
+            return Err(self.error_at(column, format!("attributes nest more than {DEPTH} deep")));
+        }
+        self.depth += 1;
+        let value = self.attribute_value();
+        self.depth -= 1;
+        value
     }
 
     fn attribute_value(&mut self) -> Result<AttributeValue, ParseError> {
@@ -159,7 +174,7 @@ impl Scan {
                 if !values.is_empty() {
                     self.expect(',').map_err(|_| self.expected("`,` or `]`"))?;
                 }
-                values.push(self.attribute_value()?);
+                values.push(self.nested_value()?);
             }
             return Ok(AttributeValue { column, form: Form::List(values) });
         }

@@ -145,17 +145,34 @@ return %2, %1
     );
 }
 
-#[test]
-fn the_readable_shape_of_fused_ops() {
-    let text = r#"graph "llama"
+const FUSED: &str = r#"graph "llama"
 %0 = input "x" : f32[T, 64]
 %1 = weight "n" : bf16[64]
 %2, %3, %4 = norm_matmul %0 %1 %1 %1 %1 %1 %1 {norm=rms_norm(eps=1e-5), biases=[0, 1, 1]} : f32[T, 4, 16], f32[T, 2, 16], f32[T, 2, 16] @0
-%5 = norm_matmul_gated %0 %1 %1 %1 {norm=rms_norm(eps=1e-6, offset=1), activation=silu} : f32[T, 128]
-%6, %7, %8 = norm_rope_append_attention_proj_add %2 %3 %4 %1 %1 %1 %1 %1 %1 %0 {scale=0.25, window=8, q_norm=rms_norm(eps=1e-5), k_norm=rms_norm(eps=1e-5), rope=rope(theta=500000, dim=16, scaling=llama3(factor=32, low_freq_factor=1, high_freq_factor=4, original=8192))} : f32[T, 64], bf16[C, 2, 16], bf16[C, 2, 16] @0
-return %6, %7, %5
+%5, %6, %7 = norm_rope_append_attention_proj_add %2 %3 %4 %1 %1 %1 %1 %1 %1 %0 {scale=0.25, window=8, q_norm=rms_norm(eps=1e-5), k_norm=rms_norm(eps=1e-5), rope=rope(theta=500000, dim=16, scaling=llama3(factor=32, low_freq_factor=1, high_freq_factor=4, original=8192))} : f32[T, 64], bf16[C, 2, 16], bf16[C, 2, 16] @0
+%8 = norm_matmul_gated %0 %1 %1 %1 {norm=rms_norm(eps=1e-6, offset=1), activation=silu} : f32[T, 128]
+return %5, %6, %8
 "#;
-    assert_eq!(Graph::parse(text).expect("it is a graph").to_string(), text);
+
+#[test]
+fn the_readable_shape_of_fused_ops() {
+    assert_eq!(Graph::parse(FUSED).expect("it is a graph").to_string(), FUSED);
+}
+
+#[test]
+fn damaged_text_is_read_or_refused_without_a_panic() {
+    for at in 0..FUSED.len() {
+        for damage in ["", "%", "\"", "0", "-", "T", "(", "[", "}", "é", "\n", "18446744073709551616"] {
+            let text = format!("{}{damage}{}", &FUSED[..at], &FUSED[at + 1..]);
+            if let Ok(graph) = Graph::parse(&text) {
+                verify_all(&graph);
+                assert_eq!(
+                    Graph::parse(&graph.to_string()).expect("what is printed reads").to_string(),
+                    graph.to_string()
+                );
+            }
+        }
+    }
 }
 
 #[test]
@@ -200,6 +217,7 @@ fn errors_say_where_and_what() {
         ("X\n%1 = matmul %0 {biases=1} : f32[T]", 2, 24, "expected a list in square brackets"),
         ("X\n%1 = matmul_activated %0 {activation=elu} : f32[T]", 2, 38, "unknown activation `elu`"),
         ("X\n%1 = rope %0 {theta=1, dim=2, scaling=linear()} : f32[T]", 2, 39, "linear needs the attribute `factor`"),
+        ("X\n%1 = matmul %0 {biases=[[[[[[[[[[]]]]]]]]]]} : f32[T]", 2, 32, "attributes nest more than 8 deep"),
         (
             "X\n%1 = attention %0 {scale=1, proj_bias} : f32[T]",
             2,

@@ -91,6 +91,10 @@ fn check(graph: &Graph, id: NodeId) -> Check {
         if ty.fixed_sizes().any(|size| size == 0) {
             return Err(format!("result {result} is {ty}: a size of zero"));
         }
+        // Products of sizes are taken without further care from here on.
+        if ty.fixed_sizes().try_fold(ty.dtype.bytes(), usize::checked_mul).is_none() {
+            return Err(format!("result {result} is {ty}: more bytes than can be counted"));
+        }
     }
     rules::check(&node.op, &Checked { name, operands, results: &node.results })
 }

@@ -55,7 +55,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             if a != b {
                 return Err(format!("a is {a}, but b is {b}; they must be equal"));
             }
-            must(result, a, || "a and b".into())
+            must(result, a, || "a".into())
         }
         Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) => {
             let x = node.get(Role::X);
@@ -149,7 +149,7 @@ pub(super) fn result_count(node: &Checked<'_>, count: usize) -> Check {
     if node.results.len() == count {
         return Ok(());
     }
-    Err(format!("{} gives {}, but {} are written", node.name, results(count), node.results.len()))
+    Err(format!("{} gives {}, but the node has {}", node.name, results(count), node.results.len()))
 }
 
 /// `result` is what the op makes of `of`.

@@ -1,0 +1,322 @@
+//! A compiled model on a device: the GPU's captured steps, the CPU's threads, or the reference interpreter.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fusec::artifact::Artifact;
+use fusec::build::{Arch, Nvrtc, Options, compile_all};
+use fusec::ir::{Graph, Interpreter, Op, Results, Tensor};
+use fusec::plan::{Plan, PlanOptions};
+
+use crate::cache;
+use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
+use crate::device::Gpu;
+use crate::generate::sampling::{SamplingParameters, sample};
+use crate::step::{EngineOptions, GpuEngine, WeightSource};
+use crate::weights::Checkpoint;
+
+/// Where a model runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A GPU if there is one that can be used, else the CPU.
+    Auto,
+    /// Threads and SIMD.
+    Cpu,
+    /// A GPU, by its number.
+    Cuda(usize),
+    /// The compiler's reference interpreter: fp32 throughout, and slow.
+    Interpreter,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Positions a sequence.
+    pub context: usize,
+    /// Sequences decoded together: the largest batch.
+    pub sequences: usize,
+    /// Batches that get a step of their own.
+    pub batches: Vec<usize>,
+    /// CPU threads; none: as many as there are cores.
+    pub threads: Option<usize>,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// A checkpoint.
+    Checkpoint(&'a Checkpoint),
+    /// Random, of the true sizes.
+    Dummy,
+}
+
+/// What is to be loaded: made by the compiler, or read from an artifact.
+pub struct Program {
+    /// The fused graph.
+    pub graph: Graph,
+    /// Launches and buffers.
+    pub plan: Plan,
+    /// CUDA text by kernel name.
+    pub sources: BTreeMap<String, String>,
+    /// The artifact it was read from, with its device code.
+    pub artifact: Option<Artifact>,
+}
+
+/// A model, loaded.
+pub enum Backend {
+    /// On a GPU.
+    Gpu(Box<GpuEngine>),
+    /// On the CPU.
+    Cpu(Box<CpuModel>),
+    /// In the interpreter.
+    Interpreter(Box<Interpreter>),
+}
+
+impl FromStr for Device {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Device> {
+        match text {
+            "auto" => Ok(Device::Auto),
+            "cpu" => Ok(Device::Cpu),
+            "cuda" => Ok(Device::Cuda(0)),
+            "interpreter" => Ok(Device::Interpreter),
+            _ => match text.strip_prefix("cuda:").and_then(|number| number.parse().ok()) {
+                Some(number) => Ok(Device::Cuda(number)),
+                None => bail!("`{text}` is no device: auto, cpu, cuda:N or interpreter"),
+            },
+        }
+    }
+}
+
+impl Device {
+    /// What `auto` comes to here, and why, in one line.
+    pub fn resolve(&self) -> (Device, Option<String>) {
+        if *self != Device::Auto {
+            return (self.clone(), None);
+        }
+        match Gpu::count() {
+            0 => (Device::Cpu, Some("no NVIDIA GPU found: running on the CPU".into())),
+            _ => match Nvrtc::find() {
+                Ok(_) => (Device::Cuda(0), None),
+                Err(missing) => (Device::Cpu, Some(format!("a GPU is here, but {missing}: running on the CPU"))),
+            },
+        }
+    }
+}
+
+impl LoadOptions {
+    /// What a plan for this must serve.
+    pub fn plan(&self) -> PlanOptions {
+        PlanOptions { batches: self.batches.clone(), ..PlanOptions::default() }
+    }
+}
+
+impl Backend {
+    /// Loads a program on a device (`auto` is to be resolved before).
+    ///
+    /// # Errors
+    /// No such device, device code that is missing or does not compile, weights or caches that do not fit.
+    pub fn load(program: Program, weights: Weights<'_>, device: &Device, options: &LoadOptions) -> Result<Backend> {
+        match device {
+            Device::Auto => Backend::load(program, weights, &device.resolve().0, options),
+            Device::Cuda(ordinal) => {
+                let gpu = Gpu::open(*ordinal)?;
+                let cubins = device_code(&gpu, &program)?;
+                let cubins = cubins.iter().map(|(name, cubin)| (name.as_str(), cubin.as_slice())).collect();
+                let weights = match weights {
+                    Weights::Checkpoint(checkpoint) => WeightSource::Checkpoint(checkpoint),
+                    Weights::Dummy => WeightSource::Dummy,
+                };
+                let sizes = EngineOptions { context: options.context, sequences: options.sequences };
+                Ok(Backend::Gpu(Box::new(GpuEngine::load(gpu, program.plan, &cubins, weights, sizes)?)))
+            }
+            Device::Cpu => {
+                let threads =
+                    options.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+                let sizes = CpuOptions { threads, context: options.context, sequences: options.sequences };
+                let dummy;
+                let checkpoint = match weights {
+                    Weights::Checkpoint(checkpoint) => checkpoint,
+                    Weights::Dummy => {
+                        dummy = Checkpoint::dummy(serde_json::Value::Null, &required_tensors(&program.graph), 1);
+                        &dummy
+                    }
+                };
+                Ok(Backend::Cpu(Box::new(CpuModel::load(&program.graph, checkpoint, sizes)?)))
+            }
+            Device::Interpreter => {
+                let Weights::Checkpoint(checkpoint) = weights else { bail!("the interpreter needs a checkpoint") };
+                let tensor = |name: &str| Ok(Tensor::new(checkpoint.shape(name)?.to_vec(), checkpoint.read_f32(name)?));
+                Ok(Backend::Interpreter(Box::new(Interpreter::new(&program.graph, tensor, options.context)?)))
+            }
+        }
+    }
+
+    /// One line: what it runs on.
+    pub fn describe(&self) -> String {
+        match self {
+            Backend::Gpu(engine) => engine.gpu().name().unwrap_or_else(|_| "a GPU".into()),
+            Backend::Cpu(model) => format!("CPU, {} threads", model.options().threads),
+            Backend::Interpreter(_) => "the interpreter".into(),
+        }
+    }
+
+    /// The logits of each token, `[tokens, vocabulary]`, in one go or (`by_step`) token after token.
+    ///
+    /// # Errors
+    /// No tokens, more than the context holds, a token beyond the vocabulary, or a fault of the device.
+    pub fn logits(&mut self, tokens: &[u32], by_step: bool) -> Result<Vec<f32>> {
+        match self {
+            Backend::Gpu(engine) => engine.logits(tokens, by_step),
+            Backend::Cpu(model) => {
+                check_tokens(tokens, model.vocabulary(), model.options().context)?;
+                let rows: Vec<Row> = rows(tokens, 0);
+                let mut logits = Vec::with_capacity(tokens.len() * model.vocabulary());
+                for part in rows.chunks(if by_step { 1 } else { CPU_CHUNK }) {
+                    logits.extend_from_slice(model.forward(part, Logits::All)?);
+                }
+                Ok(logits)
+            }
+            Backend::Interpreter(interpreter) => {
+                let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+                let positions: Vec<i32> = (0..tokens.len() as i32).collect();
+                let mut logits = Vec::new();
+                let step = if by_step { 1 } else { tokens.len().max(1) };
+                for (tokens, positions) in tokens.chunks(step).zip(positions.chunks(step)) {
+                    let outputs = interpreter.run(tokens, positions)?;
+                    logits.extend_from_slice(&outputs.first().context("the graph returns no logits")?.data);
+                }
+                Ok(logits)
+            }
+        }
+    }
+
+    /// Generates up to `limit` tokens after each prompt; see [`GpuEngine::generate`].
+    ///
+    /// # Errors
+    /// As [`GpuEngine::generate`].
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        sampling: &SamplingParameters,
+        limit: usize,
+        stops: &[u32],
+        take: &mut dyn FnMut(usize, u32) -> bool,
+    ) -> Result<()> {
+        match self {
+            Backend::Gpu(engine) => engine.generate(prompts, sampling, limit, stops, take),
+            Backend::Cpu(model) => generate_on_cpu(model, prompts, sampling, limit, stops, take),
+            Backend::Interpreter(_) => bail!("the interpreter computes logits only: use `fuserun logits`"),
+        }
+    }
+}
+
+/// Rows of a prompt that the CPU takes at once.
+const CPU_CHUNK: usize = 128;
+
+fn generate_on_cpu(
+    model: &mut CpuModel,
+    prompts: &[Vec<u32>],
+    sampling: &SamplingParameters,
+    limit: usize,
+    stops: &[u32],
+    take: &mut dyn FnMut(usize, u32) -> bool,
+) -> Result<()> {
+    let (vocabulary, options) = (model.vocabulary(), model.options());
+    ensure!(limit > 0, "nothing to generate: the limit is 0 tokens");
+    ensure!(
+        !prompts.is_empty() && prompts.len() <= options.sequences,
+        "{} prompts at once; the model was loaded for {}",
+        prompts.len(),
+        options.sequences
+    );
+    // The next token of each live sequence, with its position.
+    let mut live: Vec<(usize, u32, usize)> = Vec::new();
+    for (sequence, prompt) in prompts.iter().enumerate() {
+        check_tokens(prompt, vocabulary, options.context)?;
+        let mut token = 0;
+        let parts = prompt.len().div_ceil(CPU_CHUNK);
+        for (part, rows) in rows(prompt, sequence).chunks(CPU_CHUNK).enumerate() {
+            let last = part + 1 == parts;
+            let logits = model.forward(rows, if last { Logits::Last } else { Logits::None })?;
+            if last {
+                token = sample(logits, sampling, prompt.len() as u32 - 1, sequence as u32);
+            }
+        }
+        live.push((sequence, token, prompt.len()));
+    }
+    loop {
+        live.retain(|&(sequence, token, position)| {
+            let made = position + 1 - prompts[sequence].len();
+            take(sequence, token) && !stops.contains(&token) && made < limit && position < options.context
+        });
+        if live.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<Row> = live
+            .iter()
+            .map(|&(sequence, token, position)| Row { token, position: position as u32, sequence: sequence as u32 })
+            .collect();
+        let logits = model.forward(&rows, Logits::All)?;
+        for ((sequence, token, position), logits) in live.iter_mut().zip(logits.chunks_exact(vocabulary)) {
+            *token = sample(logits, sampling, *position as u32, *sequence as u32);
+            *position += 1;
+        }
+    }
+}
+
+fn rows(tokens: &[u32], sequence: usize) -> Vec<Row> {
+    let row = |(position, &token): (usize, &u32)| Row { token, position: position as u32, sequence: sequence as u32 };
+    tokens.iter().enumerate().map(row).collect()
+}
+
+fn check_tokens(tokens: &[u32], vocabulary: usize, context: usize) -> Result<()> {
+    ensure!(!tokens.is_empty(), "the prompt is empty");
+    ensure!(
+        tokens.len() <= context,
+        "the prompt has {} tokens and the context holds {context}; raise --max-context or shorten it",
+        tokens.len()
+    );
+    if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+        bail!("token {token} is not below the vocabulary's size, {vocabulary}");
+    }
+    Ok(())
+}
+
+/// The device code of a program's kernels for this GPU: the artifact's, or compiled here, each kernel once for all times.
+fn device_code(gpu: &Gpu, program: &Program) -> Result<BTreeMap<String, Vec<u8>>> {
+    let (major, minor) = gpu.compute_capability()?;
+    if let Some(artifact) = program.artifact.as_ref().filter(|artifact| !artifact.manifest.archs.is_empty()) {
+        let (_, cubins) = artifact.cubins_for(major, minor)?;
+        return Ok(cubins.into_iter().map(|(name, cubin)| (name.to_string(), cubin.to_vec())).collect());
+    }
+    let nvrtc = Nvrtc::find().map_err(|missing| anyhow!("{missing}"))?;
+    let options = Options { cache: cache::folder("kernels"), ..Options::default() };
+    let compiled = compile_all(nvrtc, &program.sources, Arch::for_device(major, minor)?, &options)?;
+    Ok(compiled.into_iter().map(|(name, kernel)| (name, kernel.cubin)).collect())
+}
+
+/// The tensors that a graph reads, with their shapes, in the graph's order.
+pub fn required_tensors(graph: &Graph) -> Vec<(String, Vec<usize>)> {
+    let weight = |node: &fusec::ir::NodeId| match graph.op(*node) {
+        Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
+        _ => None,
+    };
+    graph.ordered().iter().filter_map(weight).collect()
+}
+
+impl crate::cpu::WeightSource for Checkpoint {
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(Checkpoint::shape(self, name)?.to_vec())
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        Checkpoint::read_f32(self, name)
+    }
+
+    fn read_rows_f32(&self, name: &str, rows: std::ops::Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        Checkpoint::read_rows_f32(self, name, rows, out)
+    }
+}

@@ -1,0 +1,200 @@
+//! `fuserun generate` and `fuserun tokenize`.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde_json::json;
+
+use super::ModelArgs;
+use crate::generate::chat::Message;
+use crate::generate::sampling::SamplingParameters;
+use crate::generate::stops::StopTexts;
+use crate::generate::tokenizer::Tokenizer;
+use crate::model::OpenModel;
+
+#[derive(Args, Debug)]
+pub struct GenerateArgs {
+    /// The text to continue, or with --chat the message to answer. `-` reads it from stdin.
+    prompt: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens to generate at most.
+    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value_t = 128)]
+    max_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, env = "FUSE_TEMPERATURE", default_value_t = 0.0)]
+    temperature: f32,
+    /// Keep the K most likely tokens; 0 keeps all.
+    #[arg(long, env = "FUSE_TOP_K", default_value_t = 0)]
+    top_k: usize,
+    /// Keep the most likely tokens that have this probability together.
+    #[arg(long, env = "FUSE_TOP_P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Keep tokens of at least this share of the most likely one's probability.
+    #[arg(long, env = "FUSE_MIN_P", default_value_t = 0.0)]
+    min_p: f32,
+    /// The same seed gives the same text.
+    #[arg(long, env = "FUSE_SEED", default_value_t = 0)]
+    seed: u64,
+    /// End before this text appears; may be given several times.
+    #[arg(long, env = "FUSE_STOP", value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on past the token that ends a text.
+    #[arg(long, env = "FUSE_IGNORE_EOS")]
+    ignore_eos: bool,
+    /// Put the prompt through the model's chat template.
+    #[arg(long, env = "FUSE_CHAT")]
+    chat: bool,
+    /// Print one JSON object instead of text.
+    #[arg(long, env = "FUSE_JSON")]
+    json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TokenizeArgs {
+    /// The text.
+    text: String,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let sampling = SamplingParameters {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.seed,
+    };
+    sampling.validate()?;
+    ensure!(args.max_tokens > 0, "--max-tokens 0 generates nothing");
+    let model = args.model.open(false)?;
+    let tokenizer = model.tokenizer()?;
+    let text = prompt_text(args)?;
+    let tokens = prompt_tokens(args, &model, &tokenizer, &text)?;
+    let options = args.model.load_options(&model, &[1], 4096)?;
+    ensure!(
+        tokens.len() < options.context,
+        "the prompt has {} tokens and the context holds {}; shorten it or raise --max-context",
+        tokens.len(),
+        options.context
+    );
+    let begin = Instant::now();
+    let mut backend = model.load(&args.model.device(), &options)?;
+    let loaded = begin.elapsed();
+
+    let stops: Vec<u32> = if args.ignore_eos { Vec::new() } else { tokenizer.eos().collect() };
+    let mut stream = tokenizer.decode_stream(true);
+    let mut watched = StopTexts::new(&args.stop);
+    let mut out = Output { json: args.json, text: String::new(), broken: None };
+    if !args.json && !args.chat {
+        out.print(&text);
+    }
+    let mut produced: Vec<u32> = Vec::new();
+    let mut failure = None;
+    let mut finish = "length";
+    let begin = Instant::now();
+    let mut first = None;
+    backend.generate(std::slice::from_ref(&tokens), &sampling, args.max_tokens, &stops, &mut |_, token| {
+        first.get_or_insert_with(|| begin.elapsed());
+        produced.push(token);
+        if stops.contains(&token) {
+            finish = "stop";
+            return false;
+        }
+        match stream.step(token) {
+            Ok(piece) => {
+                out.print(&watched.pass(&piece));
+                if watched.reached() {
+                    finish = "stop";
+                }
+                !watched.reached() && out.broken.is_none()
+            }
+            Err(error) => {
+                failure = Some(error);
+                false
+            }
+        }
+    })?;
+    let elapsed = begin.elapsed();
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    if !watched.reached() {
+        let rest = stream.finish()?;
+        out.print(&watched.pass(&rest));
+        out.print(&watched.rest());
+    }
+    let first = first.unwrap_or(elapsed);
+    let decode = (elapsed - first).as_secs_f64();
+    let rate = if produced.len() > 1 && decode > 0.0 { (produced.len() - 1) as f64 / decode } else { 0.0 };
+    if args.json {
+        let object = json!({
+            "model": model.name(), "device": backend.describe(), "prompt": text, "text": out.text, "finish_reason": finish,
+            "prompt_tokens": tokens, "tokens": produced, "load_seconds": loaded.as_secs_f64(),
+            "first_token_seconds": first.as_secs_f64(), "decode_tokens_per_second": rate,
+        });
+        println!("{object}");
+    } else {
+        println!();
+        eprintln!(
+            "{} on {}: {} prompt tokens, first token in {:.1} ms, then {} tokens at {rate:.1} tok/s",
+            model.name(),
+            backend.describe(),
+            tokens.len(),
+            first.as_secs_f64() * 1e3,
+            produced.len().saturating_sub(1),
+        );
+    }
+    match out.broken {
+        Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+pub fn tokenize(args: &TokenizeArgs) -> Result<()> {
+    let tokens = args.model.open(false)?.tokenizer()?.encode(&args.text, true)?;
+    let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
+    println!("{}", list.join(","));
+    Ok(())
+}
+
+fn prompt_text(args: &GenerateArgs) -> Result<String> {
+    match args.prompt.as_deref() {
+        Some("-") => std::io::read_to_string(std::io::stdin()).context("cannot read the prompt from stdin"),
+        Some(text) => Ok(text.to_string()),
+        None if args.model.model.is_none() => Ok("Call me".to_string()),
+        None => bail!("give a PROMPT, or - to read it from stdin"),
+    }
+}
+
+fn prompt_tokens(args: &GenerateArgs, model: &OpenModel, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    if !args.chat {
+        return tokenizer.encode(text, true);
+    }
+    let template =
+        model.chat_template()?.with_context(|| format!("{} has no chat template; leave out --chat", model.name()))?;
+    // The template writes the special tokens itself.
+    tokenizer.encode(&template.render(&[Message::new("user", text)], true)?, false)
+}
+
+struct Output {
+    json: bool,
+    text: String,
+    broken: Option<std::io::Error>,
+}
+
+impl Output {
+    fn print(&mut self, piece: &str) {
+        if self.json {
+            self.text.push_str(piece);
+        } else if !piece.is_empty() {
+            let mut stdout = std::io::stdout();
+            if let Err(error) = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()) {
+                self.broken = Some(error);
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! `fuserun logits`: the logits of given tokens, for judges.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use super::ModelArgs;
+
+#[derive(Args, Debug)]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Token ids, separated by commas.
+    #[arg(long, env = "FUSE_TOKENS", value_delimiter = ',', required = true)]
+    tokens: Vec<u32>,
+    /// Through the decode path, token by token; otherwise through the prompt path.
+    #[arg(long, env = "FUSE_STEP")]
+    step: bool,
+    /// The file to write: tensor "logits", f32 [tokens, vocabulary].
+    #[arg(short, long, value_name = "FILE.safetensors")]
+    output: PathBuf,
+}
+
+pub fn run(args: &LogitsArgs) -> Result<()> {
+    let model = args.model.open(false)?;
+    let options = args.model.load_options(&model, &[1], 4096.max(args.tokens.len()))?;
+    let mut backend = model.load(&args.model.device(), &options)?;
+    let logits = backend.logits(&args.tokens, args.step)?;
+    let shape = vec![args.tokens.len(), logits.len() / args.tokens.len()];
+    let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&logits))?;
+    safetensors::serialize_to_file(HashMap::from([("logits", view)]), None, &args.output)
+        .with_context(|| format!("cannot write {}", args.output.display()))?;
+    eprintln!("{}: logits f32 {shape:?}, {}", args.output.display(), backend.describe());
+    Ok(())
+}

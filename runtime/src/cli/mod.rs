@@ -1,0 +1,112 @@
+//! The command line. Text goes to stdout, everything else to stderr; `--json` prints one object.
+
+mod bench;
+mod generate;
+mod logits;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use fusec::passes::Selection;
+
+use crate::backend::{Device, LoadOptions};
+use crate::model::{ModelName, OpenModel};
+
+#[derive(Parser)]
+#[command(
+    name = "fuserun",
+    version,
+    about = "Runs compiled language models: one captured CUDA graph a token, or the CPU"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continues a prompt.
+    Generate(generate::GenerateArgs),
+    /// Measures prompt and decode speed.
+    Bench(bench::BenchArgs),
+    /// Writes the logits of given tokens to a safetensors file.
+    Logits(logits::LogitsArgs),
+    /// Prints the token ids of a text.
+    Tokenize(generate::TokenizeArgs),
+}
+
+/// Which model, and where it runs.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file; nothing: the demo model in this binary.
+    #[arg(short, long, env = "FUSE_MODEL")]
+    model: Option<PathBuf>,
+    /// The folder or .gguf file with the weights of a .fuse or .toml file.
+    #[arg(long, env = "FUSE_CHECKPOINT")]
+    checkpoint: Option<PathBuf>,
+    /// A description to use instead of the one that serves the checkpoint.
+    #[arg(long, env = "FUSE_DESCRIPTION", value_name = "FILE.toml")]
+    description: Option<PathBuf>,
+    /// Where it runs: auto, cpu, cuda:N, or interpreter (slow, exact).
+    #[arg(long, env = "FUSE_DEVICE", default_value = "auto")]
+    device: Device,
+    /// Positions a sequence may have; the default is the model's, up to 4096.
+    #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N")]
+    max_context: Option<usize>,
+    /// Passes to leave out (-name,…), or -all.
+    #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-name,…")]
+    passes: Option<String>,
+    /// CPU threads; the default is every core.
+    #[arg(long, env = "FUSE_THREADS", value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl ModelArgs {
+    fn open(&self, dummy_weights: bool) -> Result<OpenModel> {
+        OpenModel::open(&ModelName {
+            model: self.model.clone(),
+            checkpoint: self.checkpoint.clone(),
+            description: self.description.clone(),
+            dummy_weights,
+            passes: self.passes.as_deref().map(Selection::parse).transpose()?,
+        })
+    }
+
+    fn load_options(&self, model: &OpenModel, batches: &[usize], most: usize) -> Result<LoadOptions> {
+        let context = match self.max_context {
+            Some(context) => context,
+            None => model.default_context(most)?,
+        };
+        let sequences = batches.iter().copied().max().unwrap_or(1);
+        Ok(LoadOptions { context, sequences, batches: batches.to_vec(), threads: self.threads })
+    }
+
+    /// The device to use; says on stderr why, where `auto` did not find a GPU.
+    fn device(&self) -> Device {
+        let (device, reason) = self.device.resolve();
+        if let Some(reason) = reason {
+            eprintln!("{reason}");
+        }
+        device
+    }
+}
+
+/// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Tokenize(args) => generate::tokenize(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! From what a user names (a folder, a .gguf, a .toml, nothing) to a model that runs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use fusec::artifact::Artifact;
+use fusec::compile::{CompileOptions, Model, compile};
+use fusec::description::{Description, Facts, find_for};
+use fusec::ir::{DType, Graph};
+use fusec::passes::Selection;
+use fusec::plan::{PlanOptions, StepKind};
+use serde_json::Value;
+
+use crate::backend::{Backend, Device, LoadOptions, Program, Weights, required_tensors};
+use crate::demo;
+use crate::generate::chat::ChatTemplate;
+use crate::generate::tokenizer::Tokenizer;
+use crate::weights::Checkpoint;
+
+/// What a user names.
+#[derive(Clone, Debug, Default)]
+pub struct ModelName {
+    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file; none: the demo model.
+    pub model: Option<PathBuf>,
+    /// The folder or .gguf file of a .fuse or .toml file's weights.
+    pub checkpoint: Option<PathBuf>,
+    /// A description to use in the place of the one that serves the checkpoint.
+    pub description: Option<PathBuf>,
+    /// Random weights of the true sizes.
+    pub dummy_weights: bool,
+    /// Passes that run; none: all.
+    pub passes: Option<Selection>,
+}
+
+/// A description that is matched with its checkpoint, before anything is compiled.
+pub struct OpenModel {
+    description: Description,
+    /// The description's text.
+    pub description_text: String,
+    config: Option<Value>,
+    checkpoint: Option<Checkpoint>,
+    artifact: Option<Artifact>,
+    passes: Selection,
+    embedded: bool,
+    name: String,
+}
+
+impl OpenModel {
+    /// Opens what `name` names.
+    ///
+    /// # Errors
+    /// A path that is nothing a model can be read from, a checkpoint that no description serves, a broken file.
+    pub fn open(name: &ModelName) -> Result<OpenModel> {
+        let passes = name.passes.clone().unwrap_or_else(Selection::all);
+        let path = name.model.as_deref();
+        let extension = path.and_then(Path::extension).and_then(|extension| extension.to_str());
+        let mut described = name.description.clone();
+        let mut artifact = None;
+        let mut checkpoint_path = name.checkpoint.clone();
+        match (path, extension) {
+            (Some(path), Some("toml")) => described = Some(path.to_path_buf()),
+            (Some(path), Some("fuse")) => artifact = Some(Artifact::read(path)?),
+            (Some(path), _) => checkpoint_path = Some(path.to_path_buf()),
+            (None, _) => {}
+        }
+        let embedded = checkpoint_path.is_none() && described.is_none() && artifact.is_none();
+        let checkpoint = match &checkpoint_path {
+            _ if embedded => Some(demo::checkpoint()?),
+            Some(path) if !name.dummy_weights => Some(Checkpoint::open(path)?),
+            Some(_) | None => None,
+        };
+        ensure!(
+            checkpoint.is_some() || name.dummy_weights,
+            "a description has no weights of its own: add --checkpoint DIR, or --dummy-weights to measure speed"
+        );
+        let mut config = checkpoint.as_ref().map(|checkpoint| checkpoint.config().clone());
+        if let (None, Some(path)) = (&config, &checkpoint_path) {
+            let text = std::fs::read_to_string(path.join("config.json"))
+                .with_context(|| format!("{}: no config.json", path.display()))?;
+            config = Some(serde_json::from_str(&text).with_context(|| format!("{}: config.json", path.display()))?);
+        }
+        let (file, text) = match (&described, &artifact) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the description {}", path.display()))?;
+                (path.display().to_string(), text)
+            }
+            (None, Some(artifact)) => {
+                let own: Value = serde_json::from_str(&artifact.config_json).unwrap_or(Value::Null);
+                if config.is_none() && !own.is_null() {
+                    config = Some(own);
+                }
+                ("description.toml".to_string(), artifact.description_toml.clone())
+            }
+            (None, None) => {
+                let config = config.as_ref().context("a checkpoint has a config")?;
+                let architectures = architectures(config);
+                let (file, text) = find_for(&architectures).with_context(|| unserved(&architectures))?;
+                (file.to_string(), text.to_string())
+            }
+        };
+        let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        let name = path.map_or_else(|| "the demo model".to_string(), |path| path.display().to_string());
+        Ok(OpenModel { description, description_text: text, config, checkpoint, artifact, passes, embedded, name })
+    }
+
+    /// What the user called it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The checkpoint; none with dummy weights.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// A checkpoint without one.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        if self.embedded {
+            return demo::tokenizer();
+        }
+        Tokenizer::from_checkpoint(self.checkpoint.as_ref().context("dummy weights have no tokenizer; give token ids")?)
+    }
+
+    /// Its chat template, if it has one.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        match &self.checkpoint {
+            Some(checkpoint) if !self.embedded => ChatTemplate::from_checkpoint(checkpoint),
+            _ => Ok(None),
+        }
+    }
+
+    /// Compiles it for these batches, up to the text of its kernels, and checks the checkpoint against it.
+    ///
+    /// # Errors
+    /// A description that does not fit the configuration, or tensors that are missing, unexpected or of another shape.
+    pub fn compile(&self, plan: PlanOptions) -> Result<Model> {
+        let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16 };
+        let model = compile(&self.description, self.config.as_ref(), &options)?;
+        if let Some(checkpoint) = &self.checkpoint {
+            let required = required_tensors(&model.described);
+            let tied = model.facts.tied_head;
+            let ignorable = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
+            checkpoint
+                .account(&required, ignorable)
+                .with_context(|| format!("{} does not fit {}", self.name, model.plan.name))?;
+        }
+        Ok(model)
+    }
+
+    /// Compiles it, or takes it from its artifact, and loads it.
+    ///
+    /// # Errors
+    /// As [`OpenModel::compile`]; an artifact that was not compiled for these batches; a device that cannot hold or run it.
+    pub fn load(&self, device: &Device, options: &LoadOptions) -> Result<Backend> {
+        let program = match &self.artifact {
+            Some(artifact) => self.program(artifact, options)?,
+            None => {
+                let model = self.compile(options.plan())?;
+                Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
+            }
+        };
+        let weights = match &self.checkpoint {
+            Some(checkpoint) => Weights::Checkpoint(checkpoint),
+            None => Weights::Dummy,
+        };
+        if let (Some(limit), true) = (self.facts()?.max_position_embeddings, self.checkpoint.is_some()) {
+            ensure!(
+                options.context <= limit,
+                "--max-context {} is more than the model's max_position_embeddings, {limit}",
+                options.context
+            );
+        }
+        Backend::load(program, weights, device, options)
+    }
+
+    fn program(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Program> {
+        let graph = Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
+        let plan: fusec::plan::Plan =
+            serde_json::from_str(&artifact.plan_json).with_context(|| format!("{}: plan.json", self.name))?;
+        for &batch in &options.batches {
+            ensure!(
+                plan.step(StepKind::Decode { batch }).is_some(),
+                "{} was not compiled for batch {batch}: compile it with --batch {batch}",
+                self.name
+            );
+        }
+        if let Some(checkpoint) = &self.checkpoint {
+            checkpoint
+                .account(&required_tensors(&graph), |_| false)
+                .with_context(|| format!("the checkpoint is not {}'s", self.name))?;
+        }
+        Ok(Program { graph, plan, sources: artifact.sources.clone(), artifact: Some(artifact.clone()) })
+    }
+
+    /// What the configuration says of the whole model.
+    ///
+    /// # Errors
+    /// A description that does not fit the configuration.
+    pub fn facts(&self) -> Result<Facts> {
+        Ok(self.description.resolve(self.config.as_ref()).map_err(|diagnostics| anyhow!("{diagnostics}"))?.facts)
+    }
+
+    /// The context to use where the user names none: what the model was trained for, up to `most`.
+    pub fn default_context(&self, most: usize) -> Result<usize> {
+        Ok(self.facts()?.max_position_embeddings.unwrap_or(most).min(most))
+    }
+}
+
+fn architectures(config: &Value) -> Vec<String> {
+    let list = config.get("architectures").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
+}
+
+fn unserved(architectures: &[String]) -> String {
+    match architectures {
+        [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
+        names => format!(
+            "no description serves {}; the shipped ones serve {}. Write one TOML file and name it with --description",
+            names.join(", "),
+            served().join(", ")
+        ),
+    }
+}
+
+fn served() -> Vec<String> {
+    let parse = |(file, text): &(&str, &str)| Description::parse(text, file).ok();
+    fusec::description::shipped().iter().filter_map(parse).flat_map(|description| description.serves.clone()).collect()
+}

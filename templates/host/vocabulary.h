@@ -48,7 +48,11 @@ DEVICE void warp_barrier() { fuse_warp_barrier(); }
 DEVICE void launch_dependents() { fuse_launch_dependents(); }
 DEVICE void wait_for_dependencies() { fuse_wait_for_dependencies(); }
 
-// The one read of global memory that may come before the wait.
+// The reads of global memory that may come before the wait.
+__attribute__((no_sanitize_thread)) DEVICE int load_early(const int* p) {
+  fuse_stream(p, sizeof *p);
+  return *p;
+}
 __attribute__((no_sanitize_thread)) DEVICE Vec4 load_stream(const Vec4* p) {
   fuse_stream(p, sizeof *p);
   return *p;

@@ -60,8 +60,9 @@ DEVICE void load_keys(Vec4 (&key)[2], Vec4 (&value)[2], const u16* keys_at, cons
     const int at = base + u * STREAMS + stream;
     key[u] = value[u] = {0, 0, 0, 0};
     if (at < end && 8 * part < PADDED && !(APPEND && at == position)) {
-      key[u] = *(const Vec4*)(keys_at + (u64)at * PADDED + 8 * part);
-      value[u] = *(const Vec4*)(values_at + (u64)at * PADDED + 8 * part);
+      const u64 offset = (u64)at * PADDED + 8 * part;
+      key[u] = APPEND ? load_stream((const Vec4*)(keys_at + offset)) : *(const Vec4*)(keys_at + offset);
+      value[u] = APPEND ? load_stream((const Vec4*)(values_at + offset)) : *(const Vec4*)(values_at + offset);
     }
   }
 }
@@ -84,13 +85,13 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k
 
   // Positions and, under APPEND, all keys but the newest are from steps before: they are on their way before q is.
   launch_dependents();
-  const int position = positions[row];
+  const int position = load_early(positions + row);
   const int splits = active_splits(position);
   const int first = first_key(position), keys = position + 1 - first;
   const int share = splits > 0 ? (keys + splits - 1) / splits : 0;
   const int begin = first + split * share;
   const int end = split >= splits ? begin : begin + share < position + 1 ? begin + share : position + 1;
-  const u64 cache_row = ((u64)sequences[row] * KEY_HEADS + key_head) * context * PADDED;
+  const u64 cache_row = ((u64)load_early(sequences + row) * KEY_HEADS + key_head) * context * PADDED;
   u16* keys_at = key_cache + cache_row;
   u16* values_at = value_cache + cache_row;
   Vec4 key[2], value[2];

@@ -45,18 +45,20 @@ DEVICE void load_pair(Vec4 (&pair)[2], Cursor& cursor, const Vec4* weights, int 
   }
 }
 
-// Eight consecutive floats, zeros beyond K.
+// Eight consecutive floats, zeros beyond K. EARLY: of a weight, before the wait.
+template <bool EARLY>
 DEVICE void load_floats(float (&v)[8], const float* row, int k) {
   if (K % 4 == 0) {
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < 8; h += 4) {
+      const Vec4* at = (const Vec4*)(row + k + h);
       Vec4 four = {0, 0, 0, 0};
-      if (k + 4 * h < K) four = *(const Vec4*)(row + k + 4 * h);
-      v[4 * h] = float_of(four.x), v[4 * h + 1] = float_of(four.y), v[4 * h + 2] = float_of(four.z), v[4 * h + 3] = float_of(four.w);
+      if (k + h < K) four = EARLY ? load_stream(at) : *at;
+      v[h] = float_of(four.x), v[h + 1] = float_of(four.y), v[h + 2] = float_of(four.z), v[h + 3] = float_of(four.w);
     }
   } else {
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = k + i < K ? row[k + i] : 0.0f;
+    for (int i = 0; i < 8; i++) v[i] = k + i >= K ? 0.0f : EARLY ? float_of((u32)load_early((const int*)row + k + i)) : row[k + i];
   }
 }
 
@@ -94,7 +96,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
       const int k = 8 * (threadIdx.x + THREADS * pass);
       if (k >= PAIRS * 32) break;
       float v[8];
-      load_floats(v, row, k);
+      load_floats<false>(v, row, k);
 #pragma unroll
       for (int i = 0; i < 8; i++) {
         square += v[i] * v[i];
@@ -165,12 +167,12 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const Vec4* weights, const voi
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll
       for (int i = 0; i < 8; i++) w[pass][i] = 1.0f;
-      if (norm_weight) load_floats(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
+      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
     }
   }
   {% if combine %}int splits_of[BATCH];
 #pragma unroll
-  for (int i = 0; i < BATCH; i++) splits_of[i] = active_splits(positions[i]);
+  for (int i = 0; i < BATCH; i++) splits_of[i] = active_splits(load_early(positions + i));
   {% endif %}
   wait_for_dependencies();
 

@@ -1,5 +1,6 @@
 //! What the tests of both sides share.
 
+pub mod binary;
 pub mod host_build;
 mod nvrtc;
 

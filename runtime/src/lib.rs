@@ -1,5 +1,4 @@
 //! Loads a compiled model and runs each decode step as one captured CUDA graph, or the same graph on the CPU.
-//! runtime
 
 pub mod backend;
 pub mod cache;

@@ -1,7 +1,6 @@
 //! What memory gives: the ceiling that a decode step is held against.
 
 use std::hint::black_box;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -9,7 +8,7 @@ use memmap2::MmapMut;
 
 use super::math::{Isa, for_each_isa};
 use super::pack::huge_pages;
-use super::pool::Pool;
+use super::pool::{Pool, share};
 
 /// A buffer far larger than any cache, and threads that read it.
 pub struct ReadBandwidth {
@@ -20,6 +19,8 @@ pub struct ReadBandwidth {
 
 /// Twice the largest last-level cache in common use, and some.
 const BUFFER_BYTES: usize = 512 << 20;
+/// Parts of it that threads claim, as those of a step are.
+const CHUNKS: usize = 512;
 
 /// The read bandwidth of memory in GB/s (10⁹ bytes): the best of five passes over 512 MiB, each of `threads` threads reading one part.
 ///
@@ -37,15 +38,8 @@ impl ReadBandwidth {
     /// No memory, or no threads.
     pub fn new(threads: usize) -> Result<ReadBandwidth> {
         let mut buffer = huge_pages(BUFFER_BYTES)?;
-        let mut pool = Pool::new(threads)?;
-        let parts: Vec<Mutex<&mut [u8]>> =
-            buffer.chunks_mut(BUFFER_BYTES.div_ceil(pool.threads())).map(Mutex::new).collect();
-        pool.run(&|worker| {
-            if let Some(part) = parts.get(worker.index) {
-                part.lock().expect("one thread a part").fill(1);
-            }
-        });
-        drop(parts);
+        let pool = Pool::new(threads, 1)?;
+        buffer.fill(1);
         Ok(ReadBandwidth { pool, buffer, isa: Isa::detect() })
     }
 
@@ -55,7 +49,10 @@ impl ReadBandwidth {
         let isa = self.isa;
         let start = Instant::now();
         self.pool.run(&|worker| {
-            black_box(read(isa, &words[worker.share(words.len())]));
+            worker.for_each_chunk(0, CHUNKS, |chunk| {
+                black_box(read(isa, &words[share(words.len(), chunk, CHUNKS)]));
+            });
+            worker.wait_for(0, CHUNKS);
         });
         BUFFER_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
     }

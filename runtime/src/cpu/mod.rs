@@ -102,7 +102,7 @@ impl CpuModel {
         let weight_bytes: usize = plan.recipes.iter().map(pack::Recipe::bytes).sum();
         let cache_bytes: usize = plan.caches.iter().map(|cache| 4 * cache_floats(cache)).sum();
         check_memory(weight_bytes, cache_bytes, 4 * plan.floats, options)?;
-        let pool = Pool::new(threads)?;
+        let pool = Pool::new(threads, plan.body.len() + plan.tail.len())?;
         let weights = Weights::pack(plan.recipes.clone(), weights, threads)?;
         let scratch = || {
             let gated = vec![0.0; CHUNK * GROUP_PANELS * PANEL_ROWS];

@@ -1,9 +1,13 @@
-//! Threads that stay, and a barrier between the steps they run together.
+//! Threads that stay, and how they share the steps of a job without waiting for one another.
+//!
+//! Each step is cut into chunks that threads claim. A step is over when its chunks are done, not when all threads have come by: a thread that the
+//! system holds back on a busy machine, holding no chunk, keeps nobody waiting.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -15,12 +19,13 @@ pub(crate) struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// What a job is told: which thread it is on, of how many, and where they meet.
+/// What a job is told: which thread it is on, of how many, and what is done.
 pub(crate) struct Worker<'a> {
     /// This thread's number, from 0.
     pub index: usize,
-    /// How many threads run the job.
+    /// How many threads the pool has. Not all of them need take part in a job.
     pub count: usize,
+    job: u32,
     shared: &'a Shared,
 }
 
@@ -28,49 +33,57 @@ type Job = *const (dyn Fn(&Worker<'_>) + Sync);
 
 struct Shared {
     threads: usize,
-    /// Grows by one a job. Read by waiting workers.
-    job_number: Padded<AtomicUsize>,
+    /// The number of the job, and how many workers are in it. The lowest bit says that it takes more.
+    gate: Padded<AtomicU64>,
     job: UnsafeCell<Option<Job>>,
-    /// Workers that have not finished the job.
-    running: Padded<AtomicUsize>,
-    /// Threads that reached the barrier, and how often it has opened.
-    arrived: Padded<AtomicUsize>,
-    opened: Padded<AtomicUsize>,
+    steps: Vec<StepCounters>,
     panicked: AtomicBool,
     stop: AtomicBool,
     sleepers: Mutex<usize>,
     wake: Condvar,
 }
 
+/// Each a [`tagged`] count.
+struct StepCounters {
+    /// Chunks claimed of each thread's own part.
+    claimed: Vec<Padded<AtomicU64>>,
+    /// Chunks done.
+    done: Padded<AtomicU64>,
+}
+
 /// Alone on its pair of cache lines, so that waiting on one does not slow another.
 #[repr(align(128))]
 struct Padded<T>(T);
 
-// SAFETY: `job` is written by the caller of `run` while no worker runs (`running` is 0) and read by workers only after they see
-// the `job_number` that was stored, with Release, after the write. `Pool::run` takes `&mut self`, so there is one caller.
+// SAFETY: `job` is written by the caller of `run` while the gate is shut and no worker is in; workers read it after they came through the gate,
+// which was opened, with Release, after the write. `Pool::run` takes `&mut self`, so there is one caller.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is only followed while `run` keeps what it points at alive.
 unsafe impl Send for Shared {}
 
 /// Rounds of spinning before a waiting thread offers its core to others.
-const SPINS: usize = 4000;
+const SPINS: usize = 2000;
 /// Offers of the core before a worker without a job goes to sleep.
-const YIELDS: usize = 200;
+const YIELDS: usize = 100;
+
+const OPEN: u64 = 1;
+const ONE_WORKER: u64 = 2;
+const NUMBER_SHIFT: u32 = 32;
 
 impl Pool {
-    /// Starts `threads - 1` threads.
+    /// Starts `threads - 1` threads, for jobs of at most `steps` steps.
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn new(threads: usize) -> Result<Pool> {
+    pub fn new(threads: usize, steps: usize) -> Result<Pool> {
         let threads = threads.max(1);
+        let counter = || Padded(AtomicU64::new(0));
+        let counters = || StepCounters { claimed: (0..threads).map(|_| counter()).collect(), done: counter() };
         let shared = Arc::new(Shared {
             threads,
-            job_number: Padded(AtomicUsize::new(0)),
+            gate: counter(),
             job: UnsafeCell::new(None),
-            running: Padded(AtomicUsize::new(0)),
-            arrived: Padded(AtomicUsize::new(0)),
-            opened: Padded(AtomicUsize::new(0)),
+            steps: (0..steps).map(|_| counters()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: Mutex::new(0),
@@ -88,32 +101,31 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The number of threads, the caller's included.
-    pub fn threads(&self) -> usize {
-        self.shared.threads
-    }
-
-    /// Runs the job on every thread and returns when all are done. A panic on any thread is raised again here.
+    /// Runs the job on this thread and on each worker that comes while it lasts. The job waits for all its steps itself; then it is over for
+    /// every thread. A panic on any thread is raised again here.
     pub fn run(&mut self, job: &(dyn Fn(&Worker<'_>) + Sync)) {
         let shared = &*self.shared;
-        shared.arrived.0.store(0, Ordering::Relaxed);
         shared.panicked.store(false, Ordering::Relaxed);
-        shared.running.0.store(shared.threads - 1, Ordering::Relaxed);
-        // SAFETY: no worker runs, so none reads `job`. The lifetime is widened for the time of this call only: the wait below does
-        // not return before every worker has finished with it, and `finish` waits also when this thread panics.
+        // Number 0 tags counters that were never used.
+        let number = ((shared.gate.0.load(Ordering::Relaxed) >> NUMBER_SHIFT) as u32).wrapping_add(1).max(1);
+        // SAFETY: the gate is shut and no worker is in, so none reads `job`. The lifetime is widened for the time of this call only: the wait
+        // below returns when the gate is shut again and every worker has left, also when this thread panics.
         unsafe {
             let job: Job = std::mem::transmute::<&(dyn Fn(&Worker<'_>) + Sync), Job>(job);
             *shared.job.get() = Some(job);
         }
-        shared.job_number.0.fetch_add(1, Ordering::Release);
-        if *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
+        shared.gate.0.store(u64::from(number) << NUMBER_SHIFT | OPEN, Ordering::SeqCst);
+        if shared.threads > 1 && *shared.sleepers.lock().unwrap_or_else(PoisonError::into_inner) > 0 {
             shared.wake.notify_all();
         }
-        let own = catch_unwind(AssertUnwindSafe(|| job(&Worker { index: 0, count: shared.threads, shared })));
+        let own = catch_unwind(AssertUnwindSafe(|| {
+            job(&Worker { index: 0, count: shared.threads, job: number, shared });
+        }));
         if own.is_err() {
             shared.panicked.store(true, Ordering::Release);
         }
-        wait(SPINS, || shared.running.0.load(Ordering::Acquire) == 0);
+        shared.gate.0.fetch_and(!OPEN, Ordering::AcqRel);
+        wait(|| shared.gate.0.load(Ordering::Acquire) == u64::from(number) << NUMBER_SHIFT);
         match own {
             Err(panic) => resume_unwind(panic),
             Ok(()) if shared.panicked.load(Ordering::Acquire) => panic!("a CPU thread panicked"),
@@ -124,8 +136,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.job_number.0.fetch_add(1, Ordering::Release);
+        self.shared.stop.store(true, Ordering::SeqCst);
         drop(self.shared.sleepers.lock());
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
@@ -136,68 +147,113 @@ impl Drop for Pool {
 }
 
 impl Worker<'_> {
-    /// Waits until every thread is here. What they wrote before is visible after.
-    pub fn barrier(&self) {
-        let shared = self.shared;
-        if shared.threads == 1 {
-            return;
+    /// Claims chunks of a step until none is left: first those of this thread's own part, which follow each other, then those of others.
+    /// All threads give the same number of chunks.
+    pub fn for_each_chunk(&self, step: usize, chunks: usize, mut run: impl FnMut(usize)) {
+        let counters = &self.shared.steps[step];
+        for offset in 0..self.count {
+            let owner = (self.index + offset) % self.count;
+            let part = share(chunks, owner, self.count);
+            while let Some(claimed) = self.claim(&counters.claimed[owner].0, part.len()) {
+                run(part.start + claimed);
+                self.finish_one(&counters.done.0);
+            }
         }
-        let opened = shared.opened.0.load(Ordering::Acquire);
-        if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == shared.threads {
-            shared.arrived.0.store(0, Ordering::Relaxed);
-            shared.opened.0.store(opened.wrapping_add(1), Ordering::Release);
-            return;
-        }
-        wait(SPINS, || shared.opened.0.load(Ordering::Acquire) != opened || shared.panicked.load(Ordering::Relaxed));
-        assert!(!shared.panicked.load(Ordering::Acquire), "another CPU thread panicked");
     }
 
-    /// This thread's part of `items`: contiguous, and in order of the threads.
-    pub fn share(&self, items: usize) -> std::ops::Range<usize> {
-        items * self.index / self.count..items * (self.index + 1) / self.count
+    /// Waits until that many chunks of a step are done. What was written in them is visible after.
+    pub fn wait_for(&self, step: usize, chunks: usize) {
+        let done = &self.shared.steps[step].done.0;
+        let goal = tagged(self.job, chunks as u32);
+        if chunks > 0 {
+            wait(|| done.load(Ordering::Acquire) == goal || self.shared.panicked.load(Ordering::Relaxed));
+            assert!(!self.shared.panicked.load(Ordering::Acquire), "another CPU thread panicked");
+        }
     }
+
+    /// The number of a chunk that nobody else has, if fewer than `limit` are taken.
+    fn claim(&self, counter: &AtomicU64, limit: usize) -> Option<usize> {
+        let next = |value: u64| {
+            let count = count_of(self.job, value);
+            ((count as usize) < limit).then(|| tagged(self.job, count + 1))
+        };
+        let before = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        Some(count_of(self.job, before) as usize)
+    }
+
+    fn finish_one(&self, counter: &AtomicU64) {
+        let next = |value: u64| Some(tagged(self.job, count_of(self.job, value) + 1));
+        let _ = counter.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
+    }
+}
+
+/// Part `index` of `count` of some items: contiguous, all parts of nearly one size.
+pub(crate) fn share(items: usize, index: usize, count: usize) -> Range<usize> {
+    items * index / count..items * (index + 1) / count
+}
+
+/// A count that belongs to a job. One of another job counts as 0: nobody has to clear counters between jobs.
+fn tagged(job: u32, count: u32) -> u64 {
+    u64::from(job) << 32 | u64::from(count)
+}
+
+fn count_of(job: u32, value: u64) -> u32 {
+    if (value >> 32) as u32 == job { value as u32 } else { 0 }
 }
 
 impl Shared {
     fn work(&self, index: usize) {
-        let mut seen = 0;
+        let mut last = 0;
         loop {
-            self.wait_for_job(seen);
-            seen += 1;
-            if self.stop.load(Ordering::Acquire) {
-                return;
-            }
-            // SAFETY: `run` stored the job before the number that `wait_for_job` saw, and keeps it alive until `running` is 0.
-            let job = unsafe { &*(*self.job.get()).expect("a job is stored before its number") };
-            let worker = Worker { index, count: self.threads, shared: self };
+            let Some(job_number) = self.enter(last) else { return };
+            last = job_number;
+            // SAFETY: `run` stored the job before it opened the gate, and keeps it alive until this worker has left.
+            let job = unsafe { &*(*self.job.get()).expect("a job is stored before the gate opens") };
+            let worker = Worker { index, count: self.threads, job: job_number, shared: self };
             if catch_unwind(AssertUnwindSafe(|| job(&worker))).is_err() {
                 self.panicked.store(true, Ordering::Release);
             }
-            self.running.0.fetch_sub(1, Ordering::Release);
+            self.gate.0.fetch_sub(ONE_WORKER, Ordering::Release);
         }
     }
 
-    /// Spins, then offers the core, then sleeps, until there is a job after `seen`.
-    fn wait_for_job(&self, seen: usize) {
-        let ready = || self.job_number.0.load(Ordering::Acquire) != seen;
-        for round in 0..SPINS + YIELDS {
-            if ready() {
-                return;
+    /// Waits for an open gate other than the last one and goes through. Spins, then offers the core, then sleeps. `None` when the pool ends.
+    fn enter(&self, last: u32) -> Option<u32> {
+        let number_of = |gate: u64| (gate >> NUMBER_SHIFT) as u32;
+        let ready = || {
+            let gate = self.gate.0.load(Ordering::SeqCst);
+            (gate & OPEN != 0 && number_of(gate) != last) || self.stop.load(Ordering::SeqCst)
+        };
+        let mut rounds = 0;
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                return None;
             }
-            if round < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+            let through = |gate: u64| (gate & OPEN != 0 && number_of(gate) != last).then_some(gate + ONE_WORKER);
+            if let Ok(gate) = self.gate.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, through) {
+                return Some(number_of(gate));
+            }
+            rounds += 1;
+            if rounds < SPINS {
+                std::hint::spin_loop();
+            } else if rounds < SPINS + YIELDS {
+                std::thread::yield_now();
+            } else {
+                let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
+                *sleepers += 1;
+                while !ready() {
+                    sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
+                }
+                *sleepers -= 1;
+                rounds = 0;
+            }
         }
-        let mut sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-        *sleepers += 1;
-        while !ready() {
-            sleepers = self.wake.wait(sleepers).unwrap_or_else(PoisonError::into_inner);
-        }
-        *sleepers -= 1;
     }
 }
 
 /// Spins for a while, then offers the core between looks: on a busy machine the thread that is waited for needs it.
-fn wait(spins: usize, done: impl Fn() -> bool) {
-    for _ in 0..spins {
+fn wait(done: impl Fn() -> bool) {
+    for _ in 0..SPINS {
         if done() {
             return;
         }
@@ -210,67 +266,74 @@ fn wait(spins: usize, done: impl Fn() -> bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
-    fn barriers_order_the_rounds_of_all_threads() {
-        let mut pool = Pool::new(3).unwrap();
-        let counts: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
-        for _ in 0..20 {
+    fn every_chunk_is_run_once_and_before_the_wait_ends() {
+        let mut pool = Pool::new(3, 40).unwrap();
+        let counts: Vec<AtomicUsize> = (0..40 * 7).map(|_| AtomicUsize::new(0)).collect();
+        for round in 1..=50 {
             pool.run(&|worker| {
-                for _ in 0..50 {
-                    let round = counts[worker.index].fetch_add(1, Ordering::Relaxed) + 1;
-                    worker.barrier();
-                    for count in &counts {
-                        assert_eq!(count.load(Ordering::Relaxed), round);
-                    }
-                    worker.barrier();
+                for step in 0..40 {
+                    let chunks = step % 8;
+                    worker.for_each_chunk(step, chunks, |chunk| {
+                        counts[step * 7 + chunk].fetch_add(1, Ordering::Relaxed);
+                    });
+                    worker.wait_for(step, chunks);
+                    assert!(counts[step * 7..][..chunks].iter().all(|count| count.load(Ordering::Relaxed) == round));
                 }
             });
         }
-        assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1000));
     }
 
     #[test]
     fn a_sleeping_pool_wakes() {
-        let mut pool = Pool::new(2).unwrap();
-        let runs = AtomicUsize::new(0);
+        let mut pool = Pool::new(2, 1).unwrap();
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(30));
-            pool.run(&|_| {
-                runs.fetch_add(1, Ordering::Relaxed);
+            let threads = Mutex::new(std::collections::BTreeSet::new());
+            pool.run(&|worker| {
+                threads.lock().unwrap().insert(worker.index);
+                // The caller waits for its worker here, which no real job does.
+                while threads.lock().unwrap().len() < 2 {
+                    std::thread::yield_now();
+                }
             });
+            assert_eq!(threads.into_inner().unwrap().len(), 2);
         }
-        assert_eq!(runs.load(Ordering::Relaxed), 6);
     }
 
     #[test]
-    fn a_panic_on_a_worker_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = Pool::new(2).unwrap();
-        let failed = catch_unwind(AssertUnwindSafe(|| {
+    fn a_panic_on_any_thread_reaches_the_caller_and_the_pool_lives_on() {
+        let mut pool = Pool::new(2, 1).unwrap();
+        for planted in [0, 1] {
+            let failed = catch_unwind(AssertUnwindSafe(|| {
+                pool.run(&|worker| {
+                    worker.for_each_chunk(0, 4, |chunk| {
+                        assert_ne!(chunk, 2 * planted, "planted");
+                    });
+                    worker.wait_for(0, 4);
+                });
+            }));
+            assert!(failed.is_err());
+            let runs = AtomicUsize::new(0);
             pool.run(&|worker| {
-                assert_ne!(worker.index, 1, "planted");
-                worker.barrier();
+                worker.for_each_chunk(0, 5, |_| {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                });
+                worker.wait_for(0, 5);
             });
-        }));
-        assert!(failed.is_err());
-        let runs = AtomicUsize::new(0);
-        pool.run(&|worker| {
-            worker.barrier();
-            runs.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(runs.load(Ordering::Relaxed), 2);
+            assert_eq!(runs.load(Ordering::Relaxed), 5);
+        }
     }
 
     #[test]
     fn shares_cover_everything_once() {
-        let mut pool = Pool::new(3).unwrap();
-        let seen: Vec<AtomicUsize> = (0..10).map(|_| AtomicUsize::new(0)).collect();
-        pool.run(&|worker| {
-            for item in worker.share(10) {
-                seen[item].fetch_add(1, Ordering::Relaxed);
-            }
-        });
-        assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        for (items, count) in [(10, 3), (1, 2), (0, 2), (7, 7)] {
+            let all: Vec<usize> = (0..count).flat_map(|index| share(items, index, count)).collect();
+            assert_eq!(all, (0..items).collect::<Vec<_>>());
+        }
     }
 }

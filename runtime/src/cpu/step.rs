@@ -1,6 +1,8 @@
 //! The steps of a plan and how a thread does its part of each.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use fusec::ir::{Activation, Epilogue, NormKind};
 
 use super::attention::{scores, weighted_sum};
@@ -8,7 +10,7 @@ use super::math::{self, Isa};
 use super::memory::SharedFloats;
 use super::pack::Weights;
 use super::plan::{Buffer, Plan, Scheduled};
-use super::pool::Worker;
+use super::pool::{Worker, share};
 use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
 
 /// One thing to do for all rows, split over the threads.
@@ -185,6 +187,8 @@ pub(crate) struct Scratch {
     pub scores: Vec<f32>,
 }
 
+/// Parts that each thread should find in a large step, so that the last to end is not far behind.
+const CHUNKS_A_THREAD: usize = 4;
 /// Panels that a thread multiplies before it does their epilogue.
 pub(crate) const GROUP_PANELS: usize = 32;
 /// Panels in a group stay in the first level cache while the rows of a prompt pass by.
@@ -192,8 +196,8 @@ const GROUP_BYTES: usize = 16 << 10;
 
 /// One pass over a plan, as all threads see it.
 ///
-/// Soundness of every access below: a thread writes only the rows, columns or heads that [`Worker::share`] gives it in this step, and the
-/// plan puts a barrier between a step that writes a buffer or a cache and every other that touches it.
+/// Soundness of every access below: a thread writes only the rows, columns or heads of a chunk that it alone claimed, and the plan puts a barrier
+/// between a step that writes a buffer or a cache and every other that touches it.
 pub(crate) struct Execution<'a> {
     pub plan: &'a Plan,
     pub weights: &'a Weights,
@@ -207,42 +211,108 @@ pub(crate) struct Execution<'a> {
 impl Execution<'_> {
     /// The body, for all rows.
     pub fn run_body(&self, worker: &Worker<'_>, scratch: &mut Scratch) {
-        self.run(&self.plan.body, self.rows.tokens.len(), &[], worker, scratch);
+        self.run(&self.plan.body, 0, self.rows.tokens.len(), &[], worker, scratch);
     }
 
     /// The tail, for some of the rows.
     pub fn run_tail(&self, selected: &[usize], worker: &Worker<'_>, scratch: &mut Scratch) {
-        worker.barrier();
-        self.run(&self.plan.tail, selected.len(), selected, worker, scratch);
+        self.run(&self.plan.tail, self.plan.body.len(), selected.len(), selected, worker, scratch);
     }
 
-    fn run(&self, steps: &[Scheduled], count: usize, selected: &[usize], worker: &Worker<'_>, scratch: &mut Scratch) {
-        for Scheduled { step, barrier } in steps {
+    /// Steps in their order; `first` is the number of the first of them. Returns when all are done.
+    fn run(
+        &self,
+        steps: &[Scheduled],
+        first: usize,
+        count: usize,
+        selected: &[usize],
+        worker: &Worker<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let threads = worker.count;
+        let mut waited = 0;
+        let wait_until = |number: usize, waited: &mut usize| {
+            for before in *waited..number {
+                worker.wait_for(first + before, self.chunks(&steps[before].step, count, threads));
+            }
+            *waited = number;
+        };
+        for (number, Scheduled { step, barrier }) in steps.iter().enumerate() {
             if *barrier {
-                worker.barrier();
+                wait_until(number, &mut waited);
             }
-            match step {
-                Step::Angles { rope, out } => self.angles(rope, *out, worker.share(count)),
-                Step::Embed { ids, table, out } => self.embed(*ids, *table, *out, worker.share(count)),
-                Step::Heads(step) => self.heads(step, worker.share(count * step.heads)),
-                Step::Matmul(step) => self.matmul(step, count, worker, scratch),
-                Step::Attention(step) => self.attention(step, count, worker, scratch),
-                Step::Combine { multiply, a, b, out } => {
-                    for row in 0..count {
-                        self.combine(*multiply, a, b, *out, row, worker.share(self.size(*out)));
-                    }
-                }
-                Step::Map { map, x, out } => {
-                    for row in 0..count {
-                        self.map(*map, *x, *out, row, worker.share(self.size(*out)));
-                    }
-                }
-                Step::Gather { x, out } => {
-                    for row in worker.share(count) {
-                        self.write(*out, row, 0, self.size(*out)).copy_from_slice(self.row(*x, selected[row]));
-                    }
+            let chunks = self.chunks(step, count, threads);
+            let items = self.items(step, count);
+            worker.for_each_chunk(first + number, chunks, |chunk| {
+                self.run_part(step, count, selected, share(items, chunk, chunks), scratch);
+            });
+        }
+        wait_until(steps.len(), &mut waited);
+    }
+
+    /// What a step is cut along: rows, heads, panels or elements.
+    fn items(&self, step: &Step, count: usize) -> usize {
+        match step {
+            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } => count,
+            Step::Heads(step) => count * step.heads,
+            Step::Attention(step) => count * step.heads,
+            Step::Matmul(step) => {
+                let recipe = self.weights.recipe(step.matrix);
+                (0..step.outs.len()).map(|out| recipe.panels(out)).sum()
+            }
+            Step::Combine { out, .. } | Step::Map { out, .. } => count * self.size(*out),
+        }
+    }
+
+    /// How many parts threads claim: several a thread where a part is work enough to be worth claiming.
+    fn chunks(&self, step: &Step, count: usize, threads: usize) -> usize {
+        let items = self.items(step, count);
+        let least_items = match step {
+            Step::Matmul(_) => 4,
+            Step::Attention(_) => 1,
+            Step::Heads(step) => 256usize.div_ceil(step.dim),
+            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } => 1,
+            Step::Combine { .. } | Step::Map { .. } => 512,
+        };
+        let each = match step {
+            Step::Matmul(_) | Step::Attention(_) => CHUNKS_A_THREAD,
+            _ => 1,
+        };
+        let largest = match step {
+            Step::Matmul(_) => items.div_ceil(4 * GROUP_PANELS),
+            _ => 1,
+        };
+        (threads * each).max(largest).min(items.div_ceil(least_items))
+    }
+
+    fn run_part(&self, step: &Step, count: usize, selected: &[usize], part: Range<usize>, scratch: &mut Scratch) {
+        match step {
+            Step::Angles { rope, out } => self.angles(rope, *out, part),
+            Step::Embed { ids, table, out } => self.embed(*ids, *table, *out, part),
+            Step::Heads(step) => self.heads(step, part),
+            Step::Matmul(step) => self.matmul(step, count, part, scratch),
+            Step::Attention(step) => self.attention(step, part, scratch),
+            Step::Combine { multiply, a, b, out } => {
+                self.by_row(*out, part, |row, part| self.combine(*multiply, a, b, *out, row, part));
+            }
+            Step::Map { map, x, out } => self.by_row(*out, part, |row, part| self.map(*map, *x, *out, row, part)),
+            Step::Gather { x, out } => {
+                for row in part {
+                    self.write(*out, row, 0, self.size(*out)).copy_from_slice(self.row(*x, selected[row]));
                 }
             }
+        }
+    }
+
+    /// Cuts a range of a buffer's elements at its rows.
+    fn by_row(&self, buffer: Buffer, part: Range<usize>, mut run: impl FnMut(usize, Range<usize>)) {
+        let size = self.size(buffer);
+        let mut start = part.start;
+        while start < part.end {
+            let (row, from) = (start / size, start % size);
+            let length = (size - from).min(part.end - start);
+            run(row, from..from + length);
+            start += length;
         }
     }
 
@@ -260,11 +330,11 @@ impl Execution<'_> {
     #[allow(clippy::mut_from_ref)]
     fn write(&self, buffer: Buffer, row: usize, from: usize, length: usize) -> &mut [f32] {
         let place = self.plan.places[buffer];
-        // SAFETY: the shares of the threads do not overlap, and the barriers of the plan keep other steps away, see `Execution`.
+        // SAFETY: the chunks of a step do not overlap, and the barriers of the plan keep other steps away, see `Execution`.
         unsafe { self.memory.write(place.start + row * place.size + from, length) }
     }
 
-    fn angles(&self, rope: &RopeStep, out: Buffer, rows: std::ops::Range<usize>) {
+    fn angles(&self, rope: &RopeStep, out: Buffer, rows: Range<usize>) {
         for row in rows {
             let position = self.rows.positions[row] as f32;
             let out = self.write(out, row, 0, rope.frequencies.len() * 2);
@@ -276,7 +346,7 @@ impl Execution<'_> {
         }
     }
 
-    fn embed(&self, ids: Ids, table: usize, out: Buffer, rows: std::ops::Range<usize>) {
+    fn embed(&self, ids: Ids, table: usize, out: Buffer, rows: Range<usize>) {
         let ids = match ids {
             Ids::Tokens => &self.rows.tokens,
             Ids::Positions => &self.rows.positions,
@@ -286,7 +356,7 @@ impl Execution<'_> {
         }
     }
 
-    fn heads(&self, step: &HeadsStep, items: std::ops::Range<usize>) {
+    fn heads(&self, step: &HeadsStep, items: Range<usize>) {
         for item in items {
             let (row, head) = (item / step.heads, item % step.heads);
             let x = &self.row(step.x, row)[head * step.dim..][..step.dim];
@@ -314,7 +384,7 @@ impl Execution<'_> {
         (self.rows.sequences[row] as usize * shape.heads + head) * self.context * shape.dim
     }
 
-    fn matmul(&self, step: &MatmulStep, count: usize, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn matmul(&self, step: &MatmulStep, count: usize, mut part: Range<usize>, scratch: &mut Scratch) {
         let recipe = self.weights.recipe(step.matrix);
         let gated = matches!(step.epilogue, Epilogue::Gate(_));
         let group = if count <= TILE_TOKENS {
@@ -323,15 +393,14 @@ impl Execution<'_> {
             (GROUP_BYTES / tile::panel_bytes(recipe.dtype, recipe.columns)).clamp(1, GROUP_PANELS)
         };
         let panels = |out: usize| recipe.panels(out);
-        let mut share = worker.share((0..step.outs.len()).map(panels).sum());
         let mut before = 0;
         for out in 0..step.outs.len() {
-            let end = (before + panels(out)).min(share.end);
-            while share.start < end {
-                let first = share.start - before;
+            let end = (before + panels(out)).min(part.end);
+            while part.start < end {
+                let first = part.start - before;
                 let last = (first + group).min(end - before);
                 self.multiply_group(step, out, first..last, gated, count, scratch);
-                share.start = before + last;
+                part.start = before + last;
             }
             before += panels(out);
         }
@@ -342,7 +411,7 @@ impl Execution<'_> {
         &self,
         step: &MatmulStep,
         out: usize,
-        panels: std::ops::Range<usize>,
+        panels: Range<usize>,
         gated: bool,
         count: usize,
         scratch: &mut Scratch,
@@ -399,34 +468,31 @@ impl Execution<'_> {
         }
     }
 
-    fn attention(&self, step: &AttentionStep, count: usize, worker: &Worker<'_>, scratch: &mut Scratch) {
+    fn attention(&self, step: &AttentionStep, items: Range<usize>, scratch: &mut Scratch) {
         let group = step.heads / step.kv_heads;
-        for row in 0..count {
-            // Each thread takes another part of the heads in the next row: parts differ by one head.
-            let turned = (worker.index + row) % worker.count;
+        for item in items {
+            let (row, head) = (item / step.heads, item % step.heads);
             let end = self.rows.positions[row] as usize + 1;
             let first = step.window.map_or(0, |window| end.saturating_sub(window));
             let length = end - first;
-            for head in step.heads * turned / worker.count..step.heads * (turned + 1) / worker.count {
-                let q = &self.row(step.q, row)[head * step.dim..][..step.dim];
-                let cached = |cache: usize, dim: usize| {
-                    let start = self.cache_start(cache, row, head / group) + first * dim;
-                    // SAFETY: the barriers of the plan: the step that appends is over.
-                    unsafe { self.caches[cache].read(start, length * dim) }
-                };
-                let weights = &mut scratch.scores[..length];
-                scores(self.isa, q, cached(step.keys, step.dim), step.scale, weights);
-                if let Some(cap) = step.softcap {
-                    math::softcap(self.isa, cap, weights);
-                }
-                let sum = math::exponentials(self.isa, weights, step.sinks.get(head).copied());
-                let out = self.write(step.out, row, head * step.value_dim, step.value_dim);
-                weighted_sum(self.isa, weights, cached(step.values, step.value_dim), 1.0 / sum, out);
+            let q = &self.row(step.q, row)[head * step.dim..][..step.dim];
+            let cached = |cache: usize, dim: usize| {
+                let start = self.cache_start(cache, row, head / group) + first * dim;
+                // SAFETY: the barriers of the plan: the step that appends is over.
+                unsafe { self.caches[cache].read(start, length * dim) }
+            };
+            let weights = &mut scratch.scores[..length];
+            scores(self.isa, q, cached(step.keys, step.dim), step.scale, weights);
+            if let Some(cap) = step.softcap {
+                math::softcap(self.isa, cap, weights);
             }
+            let sum = math::exponentials(self.isa, weights, step.sinks.get(head).copied());
+            let out = self.write(step.out, row, head * step.value_dim, step.value_dim);
+            weighted_sum(self.isa, weights, cached(step.values, step.value_dim), 1.0 / sum, out);
         }
     }
 
-    fn combine(&self, multiply: bool, a: &Operand, b: &Operand, out: Buffer, row: usize, part: std::ops::Range<usize>) {
+    fn combine(&self, multiply: bool, a: &Operand, b: &Operand, out: Buffer, row: usize, part: Range<usize>) {
         let read = |operand| match operand {
             &Operand::Buffer(buffer) => &self.row(buffer, row)[part.clone()],
             Operand::Constant(values) => &values[part.clone()],
@@ -436,7 +502,7 @@ impl Execution<'_> {
         if multiply { math::multiply(self.isa, out, read(b)) } else { math::add(self.isa, out, read(b)) }
     }
 
-    fn map(&self, map: Map, x: Buffer, out: Buffer, row: usize, part: std::ops::Range<usize>) {
+    fn map(&self, map: Map, x: Buffer, out: Buffer, row: usize, part: Range<usize>) {
         let out = self.write(out, row, part.start, part.len());
         out.copy_from_slice(&self.row(x, row)[part]);
         match map {

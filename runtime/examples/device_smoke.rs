@@ -13,10 +13,14 @@ const THREADS: u32 = 256;
 const VALUES: usize = (BLOCKS * THREADS) as usize;
 
 fn main() -> Result<()> {
-    match Gpu::probe() {
-        Ok(1..) => {}
-        Ok(0) => return Ok(println!("skipped: no GPU")),
-        Err(reason) => return Ok(println!("skipped: no GPU ({reason})")),
+    let reason = match Gpu::probe() {
+        Ok(0) => Some("the driver finds no device".into()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(reason) = reason {
+        println!("skipped: no GPU ({reason})");
+        return Ok(());
     }
     let gpu = Gpu::open(0)?;
     let (free, total) = gpu.memory()?;

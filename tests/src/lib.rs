@@ -1,16 +1,16 @@
 //! What the tests of both sides share.
 
-mod binary;
 mod folder;
 mod golden;
 mod gpu;
 mod nvrtc;
+mod programs;
 
-pub use binary::{Finished, fusec, fuserun};
 pub use folder::TempFolder;
 pub use golden::{Golden, argmax_disagreement, goldens, nmse};
 pub use gpu::gpu;
 pub use nvrtc::nvrtc;
+pub use programs::{Finished, fusec, fuserun};
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -3,6 +3,7 @@
 mod bench;
 mod generate;
 mod logits;
+mod sampling;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,1 +1,100 @@
-// The device vocabulary in plain C++.
+// The device vocabulary in plain C++. It compiles a kernel's source for the host, where engine.cc runs a block's threads as fibers.
+// Compiled with -fsanitize=thread,bounds,alignment: the hooks those call are engine.cc's, which checks each access.
+#pragma once
+
+#define KERNEL extern "C"
+#define DEVICE static inline
+#define SHARED static __attribute__((section("fuse_shared")))
+#define CONSTANT static const
+#define __launch_bounds__(threads)
+
+// What kernels use of the C library. Its headers would take most of the time of a compilation.
+extern "C" {
+float expf(float), exp2f(float), logf(float), erff(float), tanhf(float), rintf(float), sinf(float), cosf(float);
+float fmaxf(float, float), fminf(float, float), fabsf(float), sqrtf(float), fmaf(float, float, float);
+double sqrt(double);
+void* memcpy(void*, const void*, decltype(sizeof 0));
+}
+
+// What engine.cc offers. A thread that fails a check never returns from the call.
+extern "C" {
+struct FuseIndex { u32 x, y, z; };
+struct FuseAccumulators { float d[4]; };
+__attribute__((const)) FuseIndex fuse_thread_index();
+__attribute__((const)) FuseIndex fuse_block_index();
+__attribute__((const)) FuseIndex fuse_block_size();
+__attribute__((const)) FuseIndex fuse_grid_size();
+char* fuse_shared_memory();
+void fuse_block_barrier();
+void fuse_warp_barrier();
+void fuse_launch_dependents();
+void fuse_wait_for_dependencies();
+void fuse_stream(const void* p, u64 bytes);
+FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1);
+u64 fuse_shuffle_xor(u64 value, int mask);
+u64 fuse_shuffle_up(u64 value, int delta);
+void fuse_atomic_add4(u32* p, u32 value);
+void fuse_atomic_add8(u64* p, u64 value);
+}
+
+#define threadIdx fuse_thread_index()
+#define blockIdx fuse_block_index()
+#define blockDim fuse_block_size()
+#define gridDim fuse_grid_size()
+
+DEVICE char* shared_memory() { return fuse_shared_memory(); }
+DEVICE void block_barrier() { fuse_block_barrier(); }
+DEVICE void warp_barrier() { fuse_warp_barrier(); }
+DEVICE void launch_dependents() { fuse_launch_dependents(); }
+DEVICE void wait_for_dependencies() { fuse_wait_for_dependencies(); }
+
+// The reads of global memory that may come before the wait.
+__attribute__((no_sanitize_thread)) DEVICE int load_early(const int* p) {
+  fuse_stream(p, sizeof *p);
+  return *p;
+}
+__attribute__((no_sanitize_thread)) DEVICE Vec4 load_stream(const Vec4* p) {
+  fuse_stream(p, sizeof *p);
+  return *p;
+}
+
+DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
+DEVICE u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
+
+DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  const FuseAccumulators sum = fuse_mma({ {d[0], d[1], d[2], d[3]} }, a, b0, b1);
+  d[0] = sum.d[0], d[1] = sum.d[1], d[2] = sum.d[2], d[3] = sum.d[3];
+}
+
+DEVICE u32 fuse_bf16(float value) {
+  const u32 bits = bits_of(value);
+  if (value != value) return 0x7fff;                        // the NaN that cvt.rn.bf16x2 gives
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+DEVICE u32 pack_bf16(float low, float high) { return fuse_bf16(high) << 16 | fuse_bf16(low); }
+
+DEVICE float shuffle_xor(float value, int mask) { return float_of((u32)fuse_shuffle_xor(bits_of(value), mask)); }
+DEVICE int shuffle_xor(int value, int mask) { return (int)(u32)fuse_shuffle_xor((u32)value, mask); }
+DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
+
+DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }
+DEVICE float sine_of(float angle) { return sinf(angle); }
+DEVICE float cosine_of(float angle) { return cosf(angle); }
+DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+DEVICE void atomic_add_shared(u32* p, u32 value) { fuse_atomic_add4(p, value); }
+DEVICE void atomic_add_shared(u64* p, u64 value) { fuse_atomic_add8(p, value); }
+DEVICE void publish(u32* p, u32 value) { *p = value; }
+
+// The way from an array of 64-bit words to a kernel's parameters. host_build.rs appends the exported entry, which uses it.
+template <int... I> struct FuseSequence {};
+template <int N, int... I> struct FuseCount : FuseCount<N - 1, N - 1, I...> {};
+template <int... I> struct FuseCount<0, I...> { typedef FuseSequence<I...> type; };
+template <typename... P>
+constexpr int fuse_parameters(void (*)(P...)) {
+  static_assert(((sizeof(P) == 8) && ...), "every parameter is a pointer or a 64-bit integer");
+  return sizeof...(P);
+}
+template <typename... P, int... I>
+__attribute__((no_sanitize_thread)) void fuse_call(void (*kernel)(P...), const u64* arguments, FuseSequence<I...>) {
+  kernel((P)arguments[I]...);
+}

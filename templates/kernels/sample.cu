@@ -81,7 +81,7 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* logits, const u32
   const int position = positions[blockIdx.x];
   if (position < 0) return;
   const int sequence = sequences[blockIdx.x], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Parameters p = parameters[sequence];
+  const Parameters& p = parameters[sequence];
   logits += (u64)blockIdx.x * VOCABULARY;
 
   // The first largest.

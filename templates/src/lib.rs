@@ -7,6 +7,9 @@ use askama::Template;
 /// `vocabulary.h`: the device vocabulary in plain C++, for the host build.
 pub const HOST_VOCABULARY: &str = include_str!("../host/vocabulary.h");
 
+/// `engine.cc`: what runs a host build, compiled once and linked to each kernel.
+pub const HOST_ENGINE: &str = include_str!("../host/engine.cc");
+
 /// How the results of a kernel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -97,10 +100,11 @@ pub struct Matvec {
     pub splits: Splits,
     pub batch: usize,
     pub warps: usize,
-    pub chunk: usize,
+    pub depth: usize,
     pub norm: usize,
     pub eps: Float,
     pub combine: bool,
+    pub staged: bool,
     pub heads: usize,
     pub head_dim: usize,
     pub activation: usize,

@@ -3,6 +3,7 @@
 mod folder;
 mod golden;
 mod gpu;
+pub mod host_build;
 mod nvrtc;
 mod programs;
 

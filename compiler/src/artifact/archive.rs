@@ -49,6 +49,10 @@ pub(super) fn unpack(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
 
 /// Writes beside the target, then renames: a reader never sees half a file, and a failure leaves what was there.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.metadata().is_ok_and(|there| !there.is_file()) {
+        // A pipe or a device keeps its place.
+        return Ok(fs::write(path, bytes)?);
+    }
     let name = path.file_name().context("the path names no file")?;
     let mut partial = name.to_owned();
     partial.push(format!(".partial-{}", std::process::id()));

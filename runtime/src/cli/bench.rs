@@ -1,10 +1,312 @@
-//! `fuserun bench`.
-use anyhow::Result;
-#[derive(clap::Args, Debug)]
+//! `fuserun bench`: prompt and decode speed, each beside a check of what was timed.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use fusec::plan::StepKind;
+use serde::Serialize;
+
+use super::ModelArgs;
+use crate::backend::Backend;
+use crate::cpu::{CpuModel, Logits, ReadBandwidth, Row};
+use crate::step::{GpuEngine, read_ceiling};
+
+/// Tokens of the check.
+const CHECK_TOKENS: usize = 12;
+
+/// How far the two paths may differ with random weights: both round to bf16 at the same places and add in another order.
+const CHECK_BOUND: f64 = 1e-3;
+
+#[derive(Args, Debug)]
 pub struct BenchArgs {
     #[command(flatten)]
-    model: super::ModelArgs,
+    model: ModelArgs,
+    /// Random weights of the true sizes; needs no checkpoint.
+    #[arg(long, env = "FUSE_DUMMY_WEIGHTS")]
+    dummy_weights: bool,
+    /// Batches to measure.
+    #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', default_value = "1,2,4")]
+    batch: Vec<usize>,
+    /// Positions at which decoding begins.
+    #[arg(long, env = "FUSE_DEPTHS", value_delimiter = ',', default_value = "32,512,4096")]
+    depths: Vec<usize>,
+    /// Prompt lengths.
+    #[arg(long, env = "FUSE_PROMPTS", value_delimiter = ',', default_value = "32,512")]
+    prompts: Vec<usize>,
+    /// Decode steps a run.
+    #[arg(long, env = "FUSE_BENCH_TOKENS", default_value_t = 128)]
+    tokens: usize,
+    /// Runs of each measurement.
+    #[arg(long, env = "FUSE_BENCH_RUNS", default_value_t = 5)]
+    runs: usize,
+    /// Print one JSON object.
+    #[arg(long, env = "FUSE_JSON")]
+    json: bool,
 }
-pub fn run(_: &BenchArgs) -> Result<()> {
+
+/// All that was measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    device: String,
+    versions: String,
+    /// The plan in one line.
+    plan: String,
+    kernels_per_layer: usize,
+    edges_per_layer: usize,
+    /// Bytes a second.
+    read_ceiling: f64,
+    weight_bytes_per_step: usize,
+    /// Microseconds that the weights alone take at the ceiling.
+    floor_us: f64,
+    check: String,
+    decode: Vec<Decode>,
+    prompt: Vec<Prompt>,
+}
+
+/// Decode steps of one batch from one depth on.
+#[derive(Debug, Serialize)]
+struct Decode {
+    batch: usize,
+    depth: usize,
+    /// Median of the runs' medians, the fastest and the slowest run; each step timed alone.
+    step_us: f64,
+    step_us_min: f64,
+    step_us_max: f64,
+    /// All sequences together.
+    tokens_per_second: f64,
+    gigabytes_per_second: f64,
+    ceiling_percent: f64,
+}
+
+/// A prompt and its first token.
+#[derive(Debug, Serialize)]
+struct Prompt {
+    tokens: usize,
+    microseconds: f64,
+    microseconds_min: f64,
+    microseconds_max: f64,
+    tokens_per_second: f64,
+}
+
+pub fn run(args: &BenchArgs) -> Result<()> {
+    ensure!(args.runs > 0 && args.tokens > 0, "--runs and --tokens must be above 0");
+    let model = args.model.open(args.dummy_weights)?;
+    let deepest = args.depths.iter().copied().max().unwrap_or(0) + args.tokens + 1;
+    let longest = args.prompts.iter().copied().max().unwrap_or(0).max(CHECK_TOKENS);
+    let most = deepest.max(longest);
+    let mut options = args.model.load_options(&model, &args.batch, most)?;
+    options.context = options.context.max(if args.dummy_weights { most } else { 0 });
+    let mut backend = model.load(&args.model.device(), &options)?;
+    let device = backend.describe();
+    let context = options.context;
+    let depths: Vec<usize> = args.depths.iter().copied().filter(|depth| depth + args.tokens < context).collect();
+    let prompts: Vec<usize> = args.prompts.iter().copied().filter(|&length| length <= context).collect();
+    ensure!(depths.len() + prompts.len() > 0, "a context of {context} holds none of the depths and prompts");
+    let mut report = match &mut backend {
+        Backend::Gpu(engine) => on_gpu(engine, args, &depths, &prompts)?,
+        Backend::Cpu(cpu) => on_cpu(cpu, args, &depths, &prompts)?,
+        Backend::Interpreter(_) => anyhow::bail!("the interpreter is not made for speed: use --device cpu or cuda:0"),
+    };
+    (report.model, report.device) = (model.name().to_string(), device);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
     Ok(())
+}
+
+fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
+    let ceiling = read_ceiling(engine.gpu())?;
+    let check = check(engine)?;
+    let plan = engine.plan();
+    let bytes = plan.decode_weight_bytes();
+    let mut report = Report {
+        model: String::new(),
+        device: String::new(),
+        versions: format!("driver CUDA {}, fuserun {}", engine.gpu().driver_version()?, env!("CARGO_PKG_VERSION")),
+        plan: plan.summary(),
+        kernels_per_layer: plan.kernels_per_layer,
+        edges_per_layer: plan.edges_per_layer,
+        read_ceiling: ceiling,
+        weight_bytes_per_step: bytes,
+        floor_us: bytes as f64 / ceiling * 1e6,
+        check,
+        decode: Vec::new(),
+        prompt: Vec::new(),
+    };
+    for &batch in &args.batch {
+        for &depth in depths {
+            engine.time_decode(batch, depth, args.tokens.min(16))?;
+            let medians = (0..args.runs)
+                .map(|_| Ok(median(&mut engine.time_decode(batch, depth, args.tokens)?)))
+                .collect::<Result<Vec<f64>>>()?;
+            report.decode.push(Decode::new(batch, depth, medians, bytes, ceiling));
+        }
+    }
+    for &length in prompts {
+        engine.time_prompt(length, 2)?;
+        report.prompt.push(Prompt::new(length, engine.time_prompt(length, args.runs.max(5))?));
+    }
+    Ok(report)
+}
+
+/// The captured step gives the bits of the uncaptured one, and the prompt path agrees with the decode path.
+fn check(engine: &mut GpuEngine) -> Result<String> {
+    let vocabulary = engine.plan().vocabulary as u32;
+    let tokens: Vec<u32> = (0..CHECK_TOKENS as u32).map(|i| (i * 7919 + 13) % vocabulary).collect();
+    let by_prompt = engine.logits(&tokens, false)?;
+    // Last: the uncaptured step below reads the caches that it leaves.
+    let by_step = engine.logits(&tokens, true)?;
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (&a, &b) in by_step.iter().zip(&by_prompt) {
+        error += f64::from(a - b).powi(2);
+        norm += f64::from(b).powi(2);
+    }
+    let nmse = error / norm;
+    ensure!(nmse < CHECK_BOUND, "the decode path and the prompt path disagree: NMSE {nmse:.1e}");
+    engine.set_rows(&[(tokens[CHECK_TOKENS - 1], Some(CHECK_TOKENS - 1))])?;
+    let uncaptured = engine.uncaptured_logits(StepKind::Decode { batch: 1 })?;
+    let captured = &by_step[by_step.len() - uncaptured.len()..];
+    ensure!(
+        captured.iter().zip(&uncaptured).all(|(a, b)| a.to_bits() == b.to_bits()),
+        "the captured step differs from the uncaptured one"
+    );
+    Ok(format!(
+        "decode path against prompt path over {CHECK_TOKENS} tokens: NMSE {nmse:.1e}; captured step bitwise equal to uncaptured"
+    ))
+}
+
+fn on_cpu(model: &mut CpuModel, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
+    let mut bandwidth = ReadBandwidth::new(model.options().threads)?;
+    let mut ceilings = Vec::new();
+    let bytes = model.weight_bytes_per_step();
+    let mut decode = Vec::new();
+    let steps = args.tokens.min(32);
+    for &batch in &args.batch {
+        for &depth in depths {
+            let mut medians = Vec::new();
+            for _ in 0..args.runs {
+                ceilings.push(bandwidth.measure() * 1e9);
+                let mut times = Vec::new();
+                for step in 0..steps {
+                    let row =
+                        |sequence: usize| Row { token: 1, position: (depth + step) as u32, sequence: sequence as u32 };
+                    let rows: Vec<Row> = (0..batch).map(row).collect();
+                    let begin = Instant::now();
+                    model.forward(&rows, Logits::All)?;
+                    times.push(begin.elapsed().as_secs_f64() * 1e6);
+                }
+                medians.push(median(&mut times));
+            }
+            decode.push((batch, depth, medians));
+        }
+    }
+    let ceiling = median(&mut ceilings);
+    let mut report = Report {
+        model: String::new(),
+        device: String::new(),
+        versions: format!("fuserun {}", env!("CARGO_PKG_VERSION")),
+        plan: "the fused graph on the CPU".into(),
+        kernels_per_layer: 0,
+        edges_per_layer: 0,
+        read_ceiling: ceiling,
+        weight_bytes_per_step: bytes,
+        floor_us: bytes as f64 / ceiling * 1e6,
+        check: "tests/goldens".into(),
+        decode: decode
+            .into_iter()
+            .map(|(batch, depth, medians)| Decode::new(batch, depth, medians, bytes, ceiling))
+            .collect(),
+        prompt: Vec::new(),
+    };
+    for &length in prompts {
+        let rows: Vec<Row> =
+            (0..length).map(|position| Row { token: 1, position: position as u32, sequence: 0 }).collect();
+        let mut times = Vec::new();
+        for _ in 0..args.runs.min(3) {
+            let begin = Instant::now();
+            for rows in rows.chunks(128) {
+                model.forward(rows, Logits::Last)?;
+            }
+            times.push(begin.elapsed().as_secs_f64() * 1e6);
+        }
+        report.prompt.push(Prompt::new(length, times));
+    }
+    Ok(report)
+}
+
+impl Decode {
+    fn new(batch: usize, depth: usize, mut medians: Vec<f64>, bytes: usize, ceiling: f64) -> Decode {
+        let step_us = median(&mut medians);
+        let rate = bytes as f64 / (step_us * 1e-6);
+        Decode {
+            batch,
+            depth,
+            step_us,
+            step_us_min: medians[0],
+            step_us_max: medians[medians.len() - 1],
+            tokens_per_second: batch as f64 * 1e6 / step_us,
+            gigabytes_per_second: rate / 1e9,
+            ceiling_percent: 100.0 * rate / ceiling,
+        }
+    }
+}
+
+impl Prompt {
+    fn new(tokens: usize, mut times: Vec<f64>) -> Prompt {
+        let microseconds = median(&mut times);
+        Prompt {
+            tokens,
+            microseconds,
+            microseconds_min: times[0],
+            microseconds_max: times[times.len() - 1],
+            tokens_per_second: tokens as f64 * 1e6 / microseconds,
+        }
+    }
+}
+
+fn print(report: &Report) {
+    println!("{}", report.plan);
+    println!("{} on {} ({})", report.model, report.device, report.versions);
+    println!(
+        "read ceiling {:.1} GB/s; {:.4} GB of weights a step: floor {:.1} us",
+        report.read_ceiling / 1e9,
+        report.weight_bytes_per_step as f64 / 1e9,
+        report.floor_us
+    );
+    println!("check: {}", report.check);
+    println!(
+        "\n| batch | depth | us a step | fastest to slowest run | tok/s | GB/s | % of ceiling |\n| --- | --- | --- | --- | --- | --- | --- |"
+    );
+    for row in &report.decode {
+        println!(
+            "| {} | {} | {:.1} | {:.1} to {:.1} | {:.1} | {:.1} | {:.1} |",
+            row.batch,
+            row.depth,
+            row.step_us,
+            row.step_us_min,
+            row.step_us_max,
+            row.tokens_per_second,
+            row.gigabytes_per_second,
+            row.ceiling_percent
+        );
+    }
+    if !report.prompt.is_empty() {
+        println!("\n| prompt | us, first token included | fastest to slowest | tok/s |\n| --- | --- | --- | --- |");
+    }
+    for row in &report.prompt {
+        println!(
+            "| {} | {:.0} | {:.0} to {:.0} | {:.0} |",
+            row.tokens, row.microseconds, row.microseconds_min, row.microseconds_max, row.tokens_per_second
+        );
+    }
+}
+
+/// Sorts, and returns the middle.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

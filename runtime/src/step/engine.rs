@@ -306,10 +306,16 @@ impl GpuEngine {
         Ok(f64::from(end.elapsed_ms_since(begin)?) * 1e3)
     }
 
-    /// Runs a step launch by launch, without its graph: the judge of capture.
-    pub fn run_uncaptured(&self, kind: StepKind) -> Result<()> {
-        self.enqueue(&self.stream, self.step(kind)?, false)?;
-        self.stream.synchronize()
+    /// The logits of a step that is run launch by launch, without its graph and without overlap: the judge of capture.
+    pub fn uncaptured_logits(&self, kind: StepKind) -> Result<Vec<f32>> {
+        let step = self.step(kind)?;
+        let offset = step.logits.with_context(|| format!("a {kind:?} step has no logits"))?;
+        self.enqueue(&self.stream, step, false)?;
+        self.stream.synchronize()?;
+        let rows = if let StepKind::Decode { batch: rows } | StepKind::Score { rows } = kind { rows } else { 1 };
+        let mut logits = vec![0f32; rows * self.plan.vocabulary];
+        self.arena.download(offset, bytemuck::cast_slice_mut(&mut logits))?;
+        Ok(logits)
     }
 
     /// Sets the next token and position of the first sequences; those without a position are idle.

@@ -36,6 +36,46 @@ fn pythons_ways_hold() {
     assert_eq!(said("{{ strftime_now('%Y')|length }}"), "4");
 }
 
+/// The turns of phrase that current families' templates lean on, each against what Jinja in Python gives.
+#[test]
+fn current_families_turns_of_phrase_hold() {
+    let messages = json!([
+        { "role": "system", "content": " Be kind. " },
+        { "role": "user", "content": "Why?" },
+        { "role": "assistant", "content": "<think>hm</think>\n\nBecause." },
+    ]);
+    let cases = [
+        ("{{ messages[0]['content']|trim }}{% set messages = messages[1:] %}{{ messages|length }}", "Be kind.2"),
+        ("{{ messages[2].content.split('</think>')[-1].lstrip('\\n') }}", "Because."),
+        ("{{ messages[2].content.split('</think>')[0].rstrip('\\n').split('<think>')[-1] }}", "hm"),
+        (
+            "{% if messages[1]['tool_calls'] %}a{% endif %}{% if messages[1].reasoning_content is string %}b{% endif %}c",
+            "c",
+        ),
+        ("{% for i in range(messages|length - 1, -1, -1) %}{{ messages[i].role[0] }}{% endfor %}", "aus"),
+        (
+            "{% for m in messages[::-1] %}{{ loop.index0 }}{{ m.role.startswith('u') }}{% if not loop.last %} {% endif %}{% endfor %}",
+            "0False 1True 2False",
+        ),
+        ("{% if (messages[1].role == 'user') != (1 % 2 == 0) %}alternate{% endif %}", "alternate"),
+        ("{% if enable_thinking is defined and enable_thinking is false %}quiet{% endif %}", "quiet"),
+        (
+            "{% if tools is not none %}Environment: ipython{% endif %}{{ date_string if date_string is defined else 'today' }}",
+            "today",
+        ),
+        ("{% macro turn(m) %}[{{ m.role }}]{% endmacro %}{{ turn(messages[1]) ~ '!' }}", "[user]!"),
+        (
+            "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ {'a': 1}.items() | list | length }}",
+            "11",
+        ),
+    ];
+    for (source, expected) in cases {
+        let variables = Map::from_iter([("enable_thinking".to_owned(), json!(false))]);
+        let text = template(source).render_json(messages.clone(), true, variables);
+        assert_eq!(text.unwrap_or_else(|error| error.to_string()), expected, "{source}");
+    }
+}
+
 #[test]
 fn json_is_spaced_as_python_spaces_it() {
     assert_eq!(said("{{ messages | tojson }}"), r#"[{"role": "user", "content": "Hi <&>"}]"#);

@@ -1,0 +1,400 @@
+// Runs one launch of a kernel on the host: a fiber a thread, one block after the other. Lanes of a warp run until each waits for the
+// warp, then the exchange happens; warps run until each waits for the block. Whoever is missing by then has diverged, which is an error.
+// So is an access outside registered memory, a race or a read of garbage in shared memory, and global memory touched before the wait.
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef unsigned long long u64;
+struct alignas(16) Vec4 { u32 x, y, z, w; };
+struct FuseIndex { u32 x, y, z; };
+struct FuseAccumulators { float d[4]; };
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// Memory that a launch may touch, sorted by address.
+struct FuseRange { u64 begin, end, writable; };
+struct FuseLaunch {
+  u32 grid[3], threads, shared_bytes, ranges;
+  const u64* arguments;
+  const FuseRange* memory;
+  const char* name;
+  char* error;
+  u64 error_bytes;
+};
+
+// Where SHARED variables lie; null where a kernel has none.
+extern "C" char __start_fuse_shared[] __attribute__((weak, visibility("hidden")));
+extern "C" char __stop_fuse_shared[] __attribute__((weak, visibility("hidden")));
+// This library's own image: constants.
+extern "C" char __ehdr_start[] __attribute__((visibility("hidden")));
+extern "C" char _end[] __attribute__((visibility("hidden")));
+
+namespace {
+
+constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
+constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
+enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP, DONE };
+enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, MMA };
+const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "mma_bf16"};
+
+struct Thread {
+  jmp_buf jump;
+  ucontext_t start;
+  char* stack;
+  bool begun, waited, launched;
+  State state;
+  Kind kind;             // of the exchange it waits in
+  int parameter;         // mask or delta
+  u64 value;             // given, then received
+  FuseAccumulators d;
+  u32 a[4], b[2];
+};
+
+// What is known of two bytes of shared memory. Epochs only grow, so nothing has to be cleared.
+struct Shadow {
+  u64 written, read;             // block epoch
+  u64 written_warp, read_warp;   // epoch of the warp of the last writer, reader
+  u16 writer, reader;            // thread
+  bool atomic;                   // written by an atomic
+  bool lanes, warps;             // several threads, several warps read in that epoch
+};
+
+Thread threads[MAX_THREADS];
+Thread* current;
+jmp_buf scheduler;
+const FuseLaunch* launch;
+void (*body)(const u64*);
+FuseIndex block;
+bool failed;
+u64 epoch = 1, block_begin, warp_epoch[MAX_THREADS / 32];
+alignas(128) char dynamic[MAX_SHARED];
+Shadow dynamic_shadow[MAX_SHARED / 2], static_shadow[MAX_SHARED / 2];
+const FuseRange* last_range;
+
+u32 number(const Thread* thread) { return (u32)(thread - threads); }
+
+[[noreturn]] void fail(const char* format, ...) {
+  if (!failed) {
+    char what[512];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(what, sizeof what, format, list);
+    va_end(list);
+    snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u), thread %u: %s", launch->name, block.x, block.y, block.z,
+             number(current), what);
+  }
+  failed = true;
+  _longjmp(scheduler, 1);
+}
+
+void yield() {
+  if (!_setjmp(current->jump)) _longjmp(scheduler, 1);
+}
+
+void fiber() {
+  for (;;) {
+    body(launch->arguments);
+    if (!current->waited) fail("it ends without wait_for_dependencies: a kernel's end must imply the end of all before it");
+    if (!current->launched) fail("it ends without launch_dependents");
+    current->state = DONE;
+    yield();
+  }
+}
+
+__attribute__((noinline)) void resume(Thread* thread) {
+  current = thread;
+  if (!_setjmp(scheduler)) {
+    if (thread->begun) _longjmp(thread->jump, 1);
+    thread->begun = true;
+    setcontext(&thread->start);
+  }
+}
+
+void prepare(Thread* thread) {
+  if (!thread->stack) {
+    thread->stack = (char*)mmap(nullptr, STACK_BYTES + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (thread->stack == MAP_FAILED) abort();
+    mprotect(thread->stack, 4096, PROT_NONE);
+    thread->stack += 4096;
+  }
+  getcontext(&thread->start);
+  thread->start.uc_stack.ss_sp = thread->stack;
+  thread->start.uc_stack.ss_size = STACK_BYTES;
+  thread->start.uc_link = nullptr;
+  makecontext(&thread->start, fiber, 0);
+  thread->begun = false;
+}
+
+float bf16(u32 bits) {
+  bits <<= 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+float half_of(u32 pair, u32 odd) { return bf16(odd ? pair >> 16 : pair & 0xffff); }
+
+// mma.m16n8k16: A[row][k] is in lane row % 8 * 4 + k % 8 / 2, register row / 8 + 2 (k / 8); B[k][n] in lane n * 4 + k % 8 / 2, register
+// k / 8; D[row][n] in lane row % 8 * 4 + n / 2, register row / 8 * 2 + n % 2.
+void multiply(Thread* lanes) {
+  for (u32 row = 0; row < 16; row++) {
+    for (u32 n = 0; n < 8; n++) {
+      float& d = lanes[row % 8 * 4 + n / 2].d.d[row / 8 * 2 + n % 2];
+      double sum = d;
+      for (u32 k = 0; k < 16; k++) {
+        const float a = half_of(lanes[row % 8 * 4 + k % 8 / 2].a[row / 8 + 2 * (k / 8)], k % 2);
+        const float b = half_of(lanes[n * 4 + k % 8 / 2].b[k / 8], k % 2);
+        sum += (double)a * b;
+      }
+      d = (float)sum;
+    }
+  }
+}
+
+// All 32 lanes wait: exchange, if they wait for the same.
+void exchange(u32 warp) {
+  Thread* lanes = threads + 32 * warp;
+  for (u32 i = 1; i < 32; i++) {
+    if (lanes[i].kind == lanes[0].kind && lanes[i].parameter == lanes[0].parameter) continue;
+    current = lanes + i;
+    if (!failed)
+      snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the warp diverged: thread %u is at %s(%d), thread %u at %s(%d)",
+               launch->name, block.x, block.y, block.z, number(lanes), KIND_NAMES[lanes[0].kind], lanes[0].parameter, number(lanes + i),
+               KIND_NAMES[lanes[i].kind], lanes[i].parameter);
+    failed = true;
+    return;
+  }
+  u64 values[32];
+  for (u32 i = 0; i < 32; i++) values[i] = lanes[i].value;
+  const int by = lanes[0].parameter;
+  switch (lanes[0].kind) {
+    case WARP_BARRIER: warp_epoch[warp]++; break;
+    case SHUFFLE_XOR: for (int i = 0; i < 32; i++) lanes[i].value = values[(i ^ by) & 31]; break;
+    case SHUFFLE_UP: for (int i = 0; i < 32; i++) lanes[i].value = values[i >= by ? i - by : i]; break;
+    case MMA: multiply(lanes); break;
+  }
+  for (u32 i = 0; i < 32; i++) lanes[i].state = RUNNING;
+}
+
+const char* name_of(const Thread& thread) {
+  return thread.state == DONE ? "has ended" : thread.state == AT_BLOCK_BARRIER ? "is at block_barrier" : KIND_NAMES[thread.kind];
+}
+
+void diverged(const char* whom, u32 a, u32 b) {
+  snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the %s diverged: thread %u %s%s, thread %u %s%s", launch->name,
+           block.x, block.y, block.z, whom, a, threads[a].state == AT_WARP ? "is at " : "", name_of(threads[a]), b,
+           threads[b].state == AT_WARP ? "is at " : "", name_of(threads[b]));
+  failed = true;
+}
+
+// Runs a warp until every lane waits for the block or has ended.
+void run_warp(u32 first, u32 last) {
+  for (;;) {
+    u32 waiting = 0;
+    for (u32 i = first; i < last; i++) {
+      if (threads[i].state == RUNNING) resume(threads + i);
+      if (failed) return;
+      if (threads[i].state == AT_WARP) waiting++;
+    }
+    if (waiting == 0) return;
+    if (waiting < last - first || last - first < 32) {
+      u32 one = first, other = first;
+      while (threads[one].state != AT_WARP) one++;
+      while (other < last - 1 && threads[other].state == AT_WARP) other++;
+      return diverged(last - first < 32 ? "warp is not whole and has" : "warp", one, other);
+    }
+    exchange(first / 32);
+    if (failed) return;
+  }
+}
+
+void run_block() {
+  for (u32 i = 0; i < launch->threads; i++) {
+    threads[i].state = RUNNING;
+    threads[i].waited = threads[i].launched = false;
+  }
+  block_begin = ++epoch;
+  for (char* p = __start_fuse_shared; p + 4 <= __stop_fuse_shared; p += 4) memcpy(p, &POISON, 4);
+  for (char* p = dynamic; p < dynamic + launch->shared_bytes; p += 4) memcpy(p, &POISON, 4);
+  for (;;) {
+    for (u32 first = 0; first < launch->threads; first += 32) {
+      run_warp(first, first + 32 < launch->threads ? first + 32 : launch->threads);
+      if (failed) return;
+    }
+    for (u32 i = 1; i < launch->threads; i++)
+      if (threads[i].state != threads[0].state) return diverged("block", 0, i);
+    if (threads[0].state == DONE) return;
+    epoch++;
+    for (u32 i = 0; i < launch->threads; i++) threads[i].state = RUNNING;
+  }
+}
+
+u64 exchange_with(Kind kind, int parameter, u64 value) {
+  current->kind = kind;
+  current->parameter = parameter;
+  current->value = value;
+  current->state = AT_WARP;
+  yield();
+  return current->value;
+}
+
+// Whether an access of `thread` to what another accessed at these epochs is in no order with it.
+bool unordered(u32 other, u64 at, u64 at_warp) {
+  const u32 self = number(current);
+  return other != self && at == epoch && (other / 32 != self / 32 || at_warp == warp_epoch[self / 32]);
+}
+
+void shared_access(Shadow* shadow, u64 offset, u64 bytes, bool write, bool atomic) {
+  const u32 self = number(current);
+  for (u64 i = offset / 2; i <= (offset + bytes - 1) / 2; i++) {
+    Shadow& s = shadow[i];
+    const bool known = s.written >= block_begin;
+    if ((!write || atomic) && !known) fail("reads shared memory that no thread of the block wrote");
+    if (known && !(atomic && s.atomic) && unordered(s.writer, s.written, s.written_warp))
+      fail("race: %s shared memory that thread %u wrote, with no barrier between", write ? "writes" : "reads", s.writer);
+    if (write) {
+      if (s.read >= block_begin && s.read == epoch && (s.warps || unordered(s.reader, s.read, s.read_warp) ||
+          (s.lanes && s.read_warp == warp_epoch[self / 32] && s.reader / 32 == self / 32)))
+        fail("race: writes shared memory that thread %u read, with no barrier between", s.reader);
+      s.written = epoch, s.written_warp = warp_epoch[self / 32], s.writer = self, s.atomic = atomic;
+    } else {
+      const bool same = s.read == epoch;
+      s.warps = same && (s.warps || s.reader / 32 != self / 32);
+      s.lanes = same && s.read_warp == warp_epoch[self / 32] && (s.lanes || s.reader != self);
+      s.read = epoch, s.read_warp = warp_epoch[self / 32], s.reader = self;
+    }
+  }
+}
+
+const FuseRange* range_of(u64 at, u64 bytes) {
+  if (last_range && at >= last_range->begin && at + bytes <= last_range->end) return last_range;
+  u32 low = 0, high = launch->ranges;
+  while (low < high) {
+    const u32 middle = (low + high) / 2;
+    if (launch->memory[middle].end < at + bytes) low = middle + 1; else high = middle;
+  }
+  return low < launch->ranges && launch->memory[low].begin <= at ? last_range = launch->memory + low : nullptr;
+}
+
+[[noreturn]] void outside(u64 at, u64 bytes, bool write) {
+  const FuseRange* near = nullptr;
+  u64 distance = ~0ull;
+  for (u32 i = 0; i < launch->ranges; i++) {
+    const FuseRange* r = launch->memory + i;
+    const u64 d = at < r->begin ? r->begin - at : at >= r->end ? at - r->end : 0;
+    if (d < distance) near = r, distance = d;
+  }
+  const char* verb = write ? "writes" : "reads";
+  if (near && distance < 1 << 16)
+    fail("%s %llu bytes at offset %lld of a buffer of %llu bytes", verb, bytes, (long long)(at - near->begin), near->end - near->begin);
+  fail("%s %llu bytes at %#llx, which no registered buffer holds", verb, bytes, at);
+}
+
+enum Access { READ, WRITE, ATOMIC, STREAM };
+
+void access(const void* p, u64 bytes, Access how) {
+  if (!current) return;
+  const char* at = (const char*)p;
+  if (at >= current->stack && at < current->stack + STACK_BYTES) return;
+  const bool write = how == WRITE || how == ATOMIC;
+  if (at >= __start_fuse_shared && at + bytes <= __stop_fuse_shared)
+    return shared_access(static_shadow, at - __start_fuse_shared, bytes, write, how == ATOMIC);
+  if (at >= dynamic && at < dynamic + sizeof dynamic) {
+    if (at + bytes > dynamic + launch->shared_bytes)
+      fail("%s shared memory at byte %lld of %u", write ? "writes" : "reads", (long long)(at - dynamic), launch->shared_bytes);
+    return shared_access(dynamic_shadow, at - dynamic, bytes, write, how == ATOMIC);
+  }
+  if (!write && at >= __ehdr_start && at + bytes <= _end) return;
+  const FuseRange* range = range_of((u64)at, bytes);
+  if (!range) outside((u64)at, bytes, write);
+  if (how == ATOMIC) fail("a shared atomic on global memory");
+  if (how == WRITE && !range->writable)
+    fail("writes %llu bytes at offset %llu of an input of %llu bytes", bytes, (u64)at - range->begin, range->end - range->begin);
+  if (how != STREAM && !current->waited) fail("touches global memory before wait_for_dependencies; only load_stream may");
+}
+
+}  // namespace
+
+extern "C" {
+FuseIndex fuse_thread_index() { return {number(current), 0, 0}; }
+FuseIndex fuse_block_index() { return block; }
+FuseIndex fuse_block_size() { return {launch->threads, 1, 1}; }
+FuseIndex fuse_grid_size() { return {launch->grid[0], launch->grid[1], launch->grid[2]}; }
+char* fuse_shared_memory() { return dynamic; }
+void fuse_block_barrier() { current->state = AT_BLOCK_BARRIER; yield(); }
+void fuse_warp_barrier() { exchange_with(WARP_BARRIER, 0, 0); }
+void fuse_launch_dependents() { current->launched = true; }
+void fuse_wait_for_dependencies() { current->waited = true; }
+u64 fuse_shuffle_xor(u64 value, int mask) { return exchange_with(SHUFFLE_XOR, mask, value); }
+u64 fuse_shuffle_up(u64 value, int delta) { return exchange_with(SHUFFLE_UP, delta, value); }
+void fuse_stream(const void* p, u64 bytes) {
+  if ((u64)p % bytes) fail("load_stream from an address that is no multiple of %llu", bytes);
+  access(p, bytes, STREAM);
+}
+FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
+  current->d = d;
+  current->a[0] = a.x, current->a[1] = a.y, current->a[2] = a.z, current->a[3] = a.w, current->b[0] = b0, current->b[1] = b1;
+  exchange_with(MMA, 0, 0);
+  return current->d;
+}
+void fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; }
+void fuse_atomic_add8(u64* p, u64 value) { access(p, 8, ATOMIC); *p += value; }
+
+// What -fsanitize=thread calls.
+#define ACCESS(size)                                                                  \
+  void __tsan_read##size(void* p) { access(p, size, READ); }                          \
+  void __tsan_write##size(void* p) { access(p, size, WRITE); }                        \
+  void __tsan_unaligned_read##size(void* p) { access(p, size, READ); }                \
+  void __tsan_unaligned_write##size(void* p) { access(p, size, WRITE); }              \
+  void __tsan_volatile_read##size(void* p) { access(p, size, READ); }                 \
+  void __tsan_volatile_write##size(void* p) { access(p, size, WRITE); }
+ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)
+void __tsan_read_range(void* p, unsigned long bytes) { access(p, bytes, READ); }
+void __tsan_write_range(void* p, unsigned long bytes) { access(p, bytes, WRITE); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void* __tsan_memcpy(void* to, const void* from, unsigned long bytes) {
+  access(from, bytes, READ), access(to, bytes, WRITE);
+  return memcpy(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, unsigned long bytes) {
+  access(to, bytes, WRITE);
+  return memset(to, value, bytes);
+}
+
+// What -fsanitize=bounds,alignment calls.
+struct Place { const char* file; u32 line, column; };
+void __ubsan_handle_out_of_bounds(Place* place, u64 index) {
+  fail("line %u: index %lld is out of the array's bounds", place->line, (long long)index);
+}
+void __ubsan_handle_type_mismatch_v1(Place* place, u64 address) {
+  fail("line %u: address %#llx is null or not aligned for its type", place->line, address);
+}
+}
+
+// Runs every block of a launch. 0, or 1 with a message in launch->error.
+extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*)) {
+  launch = what, body = kernel, failed = false, last_range = nullptr;
+  const u64 fixed = __stop_fuse_shared - __start_fuse_shared;
+  if (what->threads == 0 || what->threads > MAX_THREADS || fixed > MAX_FIXED_SHARED || fixed + what->shared_bytes > MAX_SHARED) {
+    snprintf(what->error, what->error_bytes, "kernel %s: %u threads, %llu bytes of SHARED and %u of shared_memory() are beyond a block (%u, %u, %u)",
+             what->name, what->threads, fixed, what->shared_bytes, MAX_THREADS, MAX_FIXED_SHARED, MAX_SHARED - (u32)fixed);
+    return 1;
+  }
+  for (u32 i = 0; i < what->threads; i++) prepare(threads + i);
+  for (block.z = 0; block.z < what->grid[2] && !failed; block.z++)
+    for (block.y = 0; block.y < what->grid[1] && !failed; block.y++)
+      for (block.x = 0; block.x < what->grid[0] && !failed; block.x++) run_block();
+  current = nullptr;
+  return failed;
+}

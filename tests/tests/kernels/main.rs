@@ -1,0 +1,9 @@
+//! Every kernel family on the host, on tiny odd shapes, against plain Rust and against the interpreter. No GPU needed.
+
+mod attention;
+mod interpreter;
+mod matvec;
+mod mutations;
+mod sample;
+mod small;
+mod support;

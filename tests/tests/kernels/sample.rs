@@ -1,0 +1,209 @@
+//! `sample.cu` against the rule written down plainly: sort, add up, draw.
+
+use anyhow::{Result, ensure};
+use askama::Template;
+use fuse_templates::Sample;
+use fuse_tests::host_build::HostBuffer;
+
+use crate::support::*;
+
+const RING: usize = 8;
+
+/// `Parameters` of sample.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Parameters {
+    pub temperature: f32,
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub seed: [u32; 2],
+    pub limit: u32,
+    pub stops: u32,
+    pub stop: [i32; 8],
+}
+
+pub const GREEDY: Parameters = Parameters {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    seed: [7, 9],
+    limit: 1000,
+    stops: 0,
+    stop: [-5; 8],
+};
+
+/// First word of Philox4x32-10 with the counter (position, sequence, 0, 0).
+fn philox(seed: [u32; 2], position: u32, sequence: u32) -> u32 {
+    let (mut counter, mut key) = ([position, sequence, 0, 0], seed);
+    for _ in 0..10 {
+        let a = u64::from(counter[0]) * 0xD251_1F53;
+        let b = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter[0]
+}
+
+/// The token that the rule gives.
+fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usize {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if p.temperature == 0.0 {
+        return logits.iter().position(|&logit| logit == largest).expect("it is one of them");
+    }
+    let weight = |logit: f32| (((logit - largest) / p.temperature).exp() * (1u64 << 40) as f32) as u64;
+    let mut sorted = logits.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let mut least = f32::NEG_INFINITY;
+    if p.top_k > 0 && (p.top_k as usize) < logits.len() {
+        least = sorted[p.top_k as usize - 1];
+    }
+    let sum = |least: f32| logits.iter().filter(|&&logit| logit >= least).map(|&logit| weight(logit)).sum::<u64>();
+    if p.top_p < 1.0 {
+        let wanted = ((f64::from(p.top_p) * sum(least) as f64) as u64).max(1);
+        // The largest logit such that all at or above it weigh enough. Equal ones stay together.
+        least = *sorted
+            .iter()
+            .find(|&&logit| logit == *sorted.last().expect("logits") || sum(logit) >= wanted)
+            .expect("the last");
+    }
+    if p.min_p > 0.0 {
+        least = least.max(largest + p.temperature * p.min_p.ln());
+    }
+    let bits = philox(p.seed, position, sequence) >> 8;
+    let target = (f64::from(bits) / f64::from(1u32 << 24) * sum(least) as f64) as u64;
+    let mut reached = 0;
+    for (token, &logit) in logits.iter().enumerate().filter(|(_, logit)| **logit >= least) {
+        reached += weight(logit);
+        if reached > target {
+            return token;
+        }
+    }
+    unreachable!("the target is below the sum")
+}
+
+/// Runs rows of logits; row r is of sequence `sequences[r]` with its own parameters.
+pub fn check(
+    vocabulary: usize,
+    warps: usize,
+    rows: &[(i32, i32)],
+    parameters: &[Parameters],
+    mutation: Option<Mutation>,
+) -> Result<()> {
+    let kernel = Sample { name: "kernel".into(), vocabulary, maxima: 0, warps, ring: RING };
+    let kernel = build(kernel.render()?, mutation)?;
+    let mut random = Random(vocabulary as u64);
+    // Coarse values: ties happen.
+    let logits: Vec<f32> = (0..rows.len() * vocabulary).map(|_| (random.value() * 40.0).round() / 8.0).collect();
+    let positions = HostBuffer::input(&rows.iter().map(|row| row.0).collect::<Vec<i32>>());
+    let sequences = HostBuffer::input(&rows.iter().map(|row| row.1).collect::<Vec<i32>>());
+    let logits_buffer = HostBuffer::input(&logits);
+    let parameters_buffer = HostBuffer::input(parameters);
+    let next_tokens = HostBuffer::inout(&vec![-7i32; parameters.len()]);
+    let next_positions = HostBuffer::inout(&vec![-7i32; parameters.len()]);
+    let ring = HostBuffer::inout(&vec![777u32; parameters.len() * RING]);
+    kernel.launch(
+        [rows.len() as u32, 1, 1],
+        32 * warps as u32,
+        0,
+        &[
+            logits_buffer.address(),
+            0,
+            positions.address(),
+            sequences.address(),
+            parameters_buffer.address(),
+            next_tokens.address(),
+            next_positions.address(),
+            ring.address(),
+        ],
+    )?;
+    let (mut tokens, mut places) = (vec![-7i32; parameters.len()], vec![-7i32; parameters.len()]);
+    let mut slots = vec![777u32; parameters.len() * RING];
+    for (row, &(position, sequence)) in rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
+        let p = &parameters[sequence as usize];
+        let token = expected(&logits[row * vocabulary..][..vocabulary], p, position as u32, sequence as u32);
+        let stop = position as u32 + 1 >= p.limit || p.stop[..p.stops as usize].contains(&(token as i32));
+        tokens[sequence as usize] = token as i32;
+        places[sequence as usize] = if stop { -1 } else { position + 1 };
+        slots[sequence as usize * RING + (position as usize + 1) % RING] = token as u32;
+    }
+    ensure!(next_tokens.values::<i32>()? == tokens, "tokens {:?}, expected {tokens:?}", next_tokens.values::<i32>()?);
+    ensure!(
+        next_positions.values::<i32>()? == places,
+        "positions {:?}, expected {places:?}",
+        next_positions.values::<i32>()?
+    );
+    ensure!(ring.values::<u32>()? == slots, "ring {:?}, expected {slots:?}", ring.values::<u32>()?);
+    Ok(())
+}
+
+#[test]
+fn greedy_takes_the_first_largest() -> Result<()> {
+    for (vocabulary, warps) in [(5, 1), (257, 4), (1000, 2)] {
+        let parameters = [GREEDY, Parameters { limit: 13, ..GREEDY }, Parameters { limit: 14, ..GREEDY }, GREEDY];
+        check(vocabulary, warps, &[(3, 0), (12, 1), (-1, 3), (12, 2)], &parameters, None)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn stops_at_a_stop_token() -> Result<()> {
+    // Every token stops.
+    let parameters = Parameters { stops: 5, stop: [0, 1, 2, 3, 4, -5, -5, -5], ..GREEDY };
+    check(5, 1, &[(3, 0)], &[parameters], None)
+}
+
+#[test]
+fn draws_as_the_rule_says() -> Result<()> {
+    let warm = Parameters { temperature: 1.3, ..GREEDY };
+    let kinds = [
+        warm,
+        Parameters { temperature: 0.4, ..warm },
+        Parameters { top_k: 1, ..warm },
+        Parameters { top_k: 7, ..warm },
+        Parameters { top_p: 0.6, ..warm },
+        Parameters { top_p: 0.0, ..warm },
+        Parameters { min_p: 0.2, ..warm },
+        Parameters { top_k: 40, top_p: 0.9, min_p: 0.05, ..warm },
+        Parameters { top_k: 5000, top_p: 0.95, ..warm },
+    ];
+    for (vocabulary, warps) in [(61, 2), (333, 4)] {
+        for seed in 0..4 {
+            let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
+            let rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
+            check(vocabulary, warps, &rows, &parameters, None)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn greedy_from_the_maxima_of_a_head() -> Result<()> {
+    let kernel = Sample { name: "kernel".into(), vocabulary: 100, maxima: 5, warps: 1, ring: RING };
+    let kernel = build(kernel.render()?, None)?;
+    let maxima = [
+        (1.0f32, 9),
+        (2.5, 80),
+        (2.5, 33),
+        (-1.0, 2),
+        (0.0, 4),
+        (-3.0, 7),
+        (-2.0, 99),
+        (-9.0, 1),
+        (-2.5, 0),
+        (-2.0, 98),
+    ];
+    let maxima: Vec<u32> = maxima.iter().flat_map(|&(value, row)| [value.to_bits(), row]).collect();
+    let logits = HostBuffer::input(&vec![f32::NAN; 200]);
+    let (maxima, positions, sequences) =
+        (HostBuffer::input(&maxima), HostBuffer::input(&[4, 4]), HostBuffer::input(&[1, 0]));
+    let parameters = HostBuffer::input(&[GREEDY; 2]);
+    let (tokens, places, ring) =
+        (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u32>(2 * RING));
+    let arguments = [&logits, &maxima, &positions, &sequences, &parameters, &tokens, &places, &ring];
+    kernel.launch([2, 1, 1], 32, 0, &arguments.map(HostBuffer::address))?;
+    ensure!(tokens.written::<i32>()? == [98, 33], "tokens {:?}", tokens.written::<i32>()?);
+    ensure!(places.written::<i32>()? == [5, 5]);
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! Random values, the tile packer, and how results are compared.
+
+use anyhow::{Result, ensure};
+use fuse_tests::host_build::HostKernel;
+use half::bf16;
+
+/// SplitMix64.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Between -1 and 1.
+    pub fn value(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.value()).collect()
+    }
+
+    /// Values that bfloat16 holds exactly.
+    pub fn rounded(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| round(self.value())).collect()
+    }
+}
+
+pub fn round(value: f32) -> f32 {
+    bf16::from_f32(value).to_f32()
+}
+
+pub fn to_bf16(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|&value| bf16::from_f32(value).to_bits()).collect()
+}
+
+pub fn from_bf16(values: &[u16]) -> Vec<f32> {
+    values.iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect()
+}
+
+/// A row-major weight whose values bfloat16 holds exactly.
+pub struct Matrix {
+    pub rows: usize,
+    pub columns: usize,
+    pub values: Vec<f32>,
+}
+
+impl Matrix {
+    pub fn random(random: &mut Random, rows: usize, columns: usize) -> Matrix {
+        Matrix { rows, columns, values: random.rounded(rows * columns) }
+    }
+
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.columns..][..self.columns]
+    }
+}
+
+/// Which weight and row stands in row `row` of row tile `tile`, if any. `gated`: `weights` are the gate and the other.
+fn source(rows: &[usize], gated: bool, tile: usize, row: usize) -> Option<(usize, usize)> {
+    if gated {
+        let at = 8 * tile + row % 8;
+        return (at < rows[0]).then_some((row / 8, at));
+    }
+    let mut first = 0;
+    for (weight, &count) in rows.iter().enumerate() {
+        let tiles = count.div_ceil(16);
+        if tile < first + tiles {
+            let at = 16 * (tile - first) + row;
+            return (at < count).then_some((weight, at));
+        }
+        first += tiles;
+    }
+    None
+}
+
+pub fn row_tiles(rows: &[usize], gated: bool) -> usize {
+    if gated { rows[0].div_ceil(8) } else { rows.iter().map(|rows| rows.div_ceil(16)).sum() }
+}
+
+/// The layout of tiles.cuh. Element by element, from where the mma.m16n8k16 fragment wants it: register r of a lane holds row l / 4 of
+/// the tile, plus 8 if r is odd, and the lower or (r >= 2) upper half of the tile's columns.
+pub fn pack(weights: &[Matrix], gated: bool) -> Vec<u16> {
+    let rows: Vec<usize> = weights.iter().map(|weight| weight.rows).collect();
+    let columns = weights[0].columns;
+    let mut packed = Vec::new();
+    for tile in 0..row_tiles(&rows, gated) {
+        for pair in 0..columns.div_ceil(32) {
+            for half in 0..2 {
+                for lane in 0..32 {
+                    for register in 0..4 {
+                        for odd in 0..2 {
+                            let row = lane / 4 + 8 * (register % 2);
+                            let column = 32 * pair + 8 * (lane % 4) + 4 * half + 2 * (register / 2) + odd;
+                            let value = source(&rows, gated, tile, row)
+                                .filter(|_| column < columns)
+                                .map_or(0.0, |(weight, at)| weights[weight].row(at)[column]);
+                            packed.push(bf16::from_f32(value).to_bits());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    packed
+}
+
+/// A value a packed row: biases in packed row order. Padding is NaN: nobody may look at it.
+pub fn pack_bias(biases: &[Vec<f32>], gated: bool) -> Vec<f32> {
+    let rows: Vec<usize> = biases.iter().map(Vec::len).collect();
+    (0..16 * row_tiles(&rows, gated))
+        .map(|row| source(&rows, gated, row / 16, row % 16).map_or(f32::NAN, |(weight, at)| biases[weight][at]))
+        .collect()
+}
+
+pub fn activate(kind: usize, x: f64) -> f64 {
+    match kind {
+        0 => x / (1.0 + (-x).exp()),
+        1 => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+        2 => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
+        3 => x.max(0.0),
+        4 => x.max(0.0) * x.max(0.0),
+        _ => x,
+    }
+}
+
+/// By its Taylor series: exact for the small arguments of these tests.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / n as f64;
+        sum += term / (2 * n + 1) as f64;
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+/// What separates a result from its reference in arithmetic that the kernel is free to choose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// fp32 throughout, sums in another order: relative errors of about 1e-7, squared. NMSE 1e-11, no value off by 1e-4 of the RMS.
+    Exact,
+    /// Values rounded to bfloat16 on the way or at the end: relative errors up to 2^-9, so an NMSE of 2^-18 / 3 = 1.3e-6 for each
+    /// rounding. NMSE 1e-5, no value off by 4% of the RMS (2^-9 of a value of ten times the RMS, twice).
+    Rounded,
+    /// The reference rounds nothing while the kernel rounds its inputs and its gated product to bfloat16, whose errors a gate
+    /// multiplies: the bound that whole models have, NMSE 1e-4.
+    Unrounded,
+}
+
+/// Fails where `got` is not `expected` within the bound, or not a number.
+pub fn compare(what: &str, expected: &[f64], got: &[f32], bound: Bound) -> Result<()> {
+    ensure!(expected.len() == got.len(), "{what}: {} values, expected {}", got.len(), expected.len());
+    let (nmse_bound, value_bound) = match bound {
+        Bound::Exact => (1e-11, 1e-4),
+        Bound::Rounded => (1e-5, 0.04),
+        Bound::Unrounded => (1e-4, 0.1),
+    };
+    let power = expected.iter().map(|value| value * value).sum::<f64>().max(1e-30);
+    let rms = (power / expected.len() as f64).sqrt();
+    let mut error = 0.0;
+    for (index, (&expected, &got)) in expected.iter().zip(got).enumerate() {
+        let difference = f64::from(got) - expected;
+        ensure!(
+            difference.abs() <= value_bound * rms,
+            "{what}: value {index} is {got}, expected {expected} (RMS {rms:.3e})"
+        );
+        error += difference * difference;
+    }
+    let nmse = error / power;
+    ensure!(nmse <= nmse_bound, "{what}: NMSE {nmse:.3e} above {nmse_bound:.0e}");
+    Ok(())
+}
+
+/// The mutation a test plants in an emitted source: every `from` becomes `to`.
+#[derive(Clone, Copy)]
+pub struct Mutation {
+    pub from: &'static str,
+    pub to: &'static str,
+}
+
+/// Builds a source of one kernel called `kernel`, with the mistake planted if there is one.
+pub fn build(source: String, mutation: Option<Mutation>) -> Result<HostKernel> {
+    let source = match mutation {
+        None => source,
+        Some(Mutation { from, to }) => {
+            let mutated = source.replace(from, to);
+            assert_ne!(mutated, source, "the source has no `{from}` to mutate");
+            mutated
+        }
+    };
+    HostKernel::build(&source, "kernel")
+}

@@ -4,6 +4,7 @@
 
 pub mod artifact;
 pub mod build;
+pub mod cli;
 pub mod compile;
 pub mod description;
 pub mod emit;

@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The command `fusec`.
+
+fn main() -> std::process::ExitCode {
+    fusec::cli::main()
+}

@@ -6,7 +6,7 @@
 #define DEVICE static inline
 #define SHARED static __attribute__((section("fuse_shared")))
 #define CONSTANT static const
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 // What kernels use of the C library. Its headers would take most of the time of a compilation.
 extern "C" {

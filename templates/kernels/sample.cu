@@ -69,7 +69,7 @@ DEVICE u32 threshold(const float* logits, u32 floor, float largest, float temper
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
 // next_tokens, next_positions [sequences]: the rows of the next decode step. ring [sequences][RING]. Grid: rows.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* logits, const u32* maxima, const int* positions, const int* sequences,
+KERNEL void __launch_bounds__(THREADS, 1) {{ name }}(const float* logits, const u32* maxima, const int* positions, const int* sequences,
     const Parameters* parameters, int* next_tokens, int* next_positions, u32* ring) {
   SHARED u64 bins[256];
   SHARED float best_value[WARPS];

@@ -1,5 +1,6 @@
 //! What the tests of both sides share.
 
+pub mod binary;
 mod folder;
 mod golden;
 mod gpu;
@@ -7,19 +8,15 @@ pub mod host_build;
 mod nvrtc;
 mod programs;
 
+pub use binary::root;
 pub use folder::TempFolder;
 pub use golden::{Golden, argmax_disagreement, goldens, nmse};
 pub use gpu::gpu;
 pub use nvrtc::nvrtc;
 pub use programs::{Finished, fusec, fuserun};
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-
-/// The root of the repository.
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
-}
 
 /// The SmolLM2-135M-Instruct GGUF that `tests/fetch` gets; fetched on first use, however many tests ask at once.
 ///

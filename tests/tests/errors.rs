@@ -25,7 +25,8 @@ fn assert_fails(done: &Finished, code: i32, parts: &[&str]) {
     assert_eq!(done.code, code, "{stderr}");
     assert_eq!(stdout, "", "nothing goes to stdout");
     assert!(!stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
-    assert_eq!(stderr.matches("error: ").count(), 1, "one message: {stderr}");
+    let begins = |line: &&str| line.starts_with("error:") || line.starts_with("error[");
+    assert!(stderr.starts_with("error") && stderr.lines().filter(begins).count() == 1, "one message: {stderr}");
     for part in parts {
         assert!(stderr.contains(part), "no `{part}` in: {stderr}");
     }
@@ -96,7 +97,7 @@ fn mistakes_in_a_description() {
     let llama = std::fs::read_to_string(root().join("models/llama.toml")).unwrap();
     let with = |from: &str, to: &str, parts: &[&str]| {
         assert!(llama.contains(from));
-        let path = folder.write("mine.toml", llama.replace(from, to));
+        let path = folder.write("mine.toml", llama.replacen(from, to, 1));
         let path = path.to_str().unwrap();
         assert_fails(&logits(model.path(), "1,2", &["--description", path]), 1, parts);
     };
@@ -112,7 +113,12 @@ fn mistakes_in_a_description() {
 #[test]
 fn a_checkpoint_of_another_family() {
     let folder = golden("qwen3");
-    edit_config(&folder, |config| drop(config.insert("architectures".into(), json!(["LlamaForCausalLM"]))));
+    edit_config(&folder, |config| {
+        config.insert("architectures".into(), json!(["LlamaForCausalLM"]));
+        for key in ["max_window_layers", "use_sliding_window", "sliding_window", "layer_types"] {
+            config.remove(key);
+        }
+    });
     assert_fails(&logits(folder.path(), "1,2", &[]), 1, &["does not fit llama", "q_norm.weight"]);
     let done = logits(
         golden("llama-tied").path(),
@@ -156,7 +162,7 @@ fn a_context_that_does_not_fit() {
     let folder = golden("llama-tied");
     let done = logits(folder.path(), "1,2", &["--max-context", "257"]);
     assert_fails(&done, 1, &["--max-context 257", "max_position_embeddings", "256"]);
-    assert_fails(&logits(folder.path(), "1,2", &["--max-context", "0"]), 1, &["context"]);
+    assert_fails(&logits(folder.path(), "1,2", &["--max-context", "0"]), 2, &["--max-context"]);
     let done =
         fuserun(&["generate", "--device", "cpu", "--max-context", "4", "Call me anything but that, my friend"], "");
     assert_fails(&done, 1, &["the context holds 4", "--max-context"]);
@@ -167,8 +173,10 @@ fn files_that_are_not_there_or_nothing() {
     let folder = TempFolder::new();
     let missing = folder.path().join("nothing-here");
     assert_fails(&logits(&missing, "1,2", &[]), 1, &["nothing-here", "no such file"]);
+    let checkpoint = root().join("tests/goldens/llama-tied");
     for name in ["missing.gguf", "missing.fuse", "missing.toml"] {
-        assert_fails(&logits(&folder.path().join(name), "1,2", &["--checkpoint", "x"]), 1, &[name]);
+        let more = ["--checkpoint", checkpoint.to_str().unwrap()];
+        assert_fails(&logits(&folder.path().join(name), "1,2", &more), 1, &[name]);
     }
     assert_fails(&logits(folder.path(), "1,2", &[]), 1, &["there is no config.json"]);
     let odd = folder.write("odd.bin", "hello");
@@ -235,7 +243,7 @@ fn a_device_that_is_not_there() {
     let folder = folder.path();
     assert_fails(&logits_on(&["--device", "gpu"], folder, "1"), 2, &["gpu", "auto, cpu, cuda:N"]);
     assert_fails(&logits_on(&["--device", "cuda:x"], folder, "1"), 2, &["cuda:x"]);
-    assert_fails(&logits_on(&["--device", "cuda:99"], folder, "1"), 1, &["GPU"]);
+    assert_fails(&logits_on(&["--device", "cuda:99"], folder, "1"), 1, &["cannot open cuda:99"]);
 }
 
 #[test]
@@ -263,10 +271,10 @@ fn sampling_that_has_no_meaning() {
         (["--top-p", "0"], "top-p is 0"),
         (["--top-p", "1.5"], "top-p is 1.5"),
         (["--min-p", "2"], "min-p is 2"),
-        (["-n", "0"], "generates nothing"),
+        (["-n", "0"], "--max-tokens"),
         (["--passes", "-fuse-mpl"], "did you mean `fuse-mlp`?"),
     ] {
-        assert_fails(&fuserun(&[&["generate", "--device", "cpu", "Call me"], &arguments[..]].concat(), ""), 1, &[part]);
+        assert_fails(&fuserun(&[&["generate", "--device", "cpu", "Call me"], &arguments[..]].concat(), ""), 2, &[part]);
     }
     let done = fuserun(&["generate", "--device", "cpu", "--chat", "Hello"], "");
     assert_fails(&done, 1, &["the demo model has no chat template"]);
@@ -278,7 +286,7 @@ fn sampling_that_has_no_meaning() {
 fn what_the_compiler_refuses() {
     let folder = TempFolder::new();
     let llama = std::fs::read_to_string(root().join("models/llama.toml")).unwrap();
-    let broken = folder.write("mine.toml", llama.replace("op = \"rms_norm\"", "op = \"rms_nrom\""));
+    let broken = folder.write("mine.toml", llama.replacen("op = \"rms_norm\"", "op = \"rms_nrom\"", 1));
     let out = folder.path().join("mine.fuse");
     let compile = |more: &[&str]| fusec(&[&["compile"], more, &["-o", out.to_str().unwrap()]].concat());
     assert_fails(&compile(&[broken.to_str().unwrap()]), 1, &["mine.toml", "rms_nrom"]);

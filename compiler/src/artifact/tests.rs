@@ -39,6 +39,19 @@ fn what_was_written_is_read() {
 }
 
 #[test]
+fn a_pipe_is_written_to_and_stays_a_pipe() {
+    let path = scratch("artifact-pipe").join("pipe");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let reader = std::thread::spawn({
+        let path = path.clone();
+        move || std::fs::read(path).unwrap()
+    });
+    sample().write(&path).unwrap();
+    assert_eq!(reader.join().unwrap(), sample().to_bytes().unwrap());
+    assert!(!std::fs::metadata(&path).unwrap().is_file());
+}
+
+#[test]
 fn the_same_contents_give_the_same_bytes_in_sorted_entries() {
     let bytes = sample().to_bytes().unwrap();
     assert_eq!(bytes, sample().to_bytes().unwrap());

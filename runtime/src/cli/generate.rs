@@ -1,6 +1,7 @@
 //! `fuserun generate` and `fuserun tokenize`.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,8 +22,8 @@ pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens to generate at most.
-    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value_t = 128)]
-    max_tokens: usize,
+    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value = "128")]
+    max_tokens: NonZeroUsize,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// End before this text appears; may be given several times.
@@ -48,7 +49,6 @@ pub struct TokenizeArgs {
 }
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    ensure!(args.max_tokens > 0, "--max-tokens 0 generates nothing");
     let model = args.model.open(false)?;
     let sampling = args.sampling.parameters(&model.generation_config()?)?;
     let tokenizer = model.tokenizer()?;
@@ -77,7 +77,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut finish = "length";
     let begin = Instant::now();
     let mut first = None;
-    backend.generate(std::slice::from_ref(&tokens), &sampling, args.max_tokens, &stops, &mut |_, token| {
+    backend.generate(std::slice::from_ref(&tokens), &sampling, args.max_tokens.get(), &stops, &mut |_, token| {
         first.get_or_insert_with(|| begin.elapsed());
         produced.push(token);
         if stops.contains(&token) {

@@ -10,16 +10,16 @@ use crate::generate::sampling::SamplingParameters;
 #[derive(Args, Clone, Debug, Default)]
 pub struct SamplingArgs {
     /// 0 is greedy. The default is what the model's generation_config.json says, else 0, or 1 where a filter below is given.
-    #[arg(long, env = "FUSE_TEMPERATURE")]
+    #[arg(long, env = "FUSE_TEMPERATURE", allow_negative_numbers = true, value_parser = temperature)]
     temperature: Option<f32>,
     /// Keep the K most likely tokens; 0 keeps all.
     #[arg(long, env = "FUSE_TOP_K")]
     top_k: Option<usize>,
     /// Keep the most likely tokens that have this probability together; 1 keeps all.
-    #[arg(long, env = "FUSE_TOP_P")]
+    #[arg(long, env = "FUSE_TOP_P", allow_negative_numbers = true, value_parser = top_p)]
     top_p: Option<f32>,
     /// Keep tokens of at least this share of the most likely one's probability; 0 keeps all.
-    #[arg(long, env = "FUSE_MIN_P")]
+    #[arg(long, env = "FUSE_MIN_P", allow_negative_numbers = true, value_parser = min_p)]
     min_p: Option<f32>,
     /// The same seed gives the same text.
     #[arg(long, env = "FUSE_SEED", default_value_t = 0)]
@@ -32,7 +32,7 @@ impl SamplingArgs {
     /// A model samples by default where it says `do_sample`. What it leaves out is off (temperature 1, no filter).
     ///
     /// # Errors
-    /// A value outside its range, or one of the model's that is no number.
+    /// A value of the model's that is no number, or outside its range; the user's were judged where they were read.
     pub fn parameters(&self, model: &Value) -> Result<SamplingParameters> {
         let off = SamplingParameters::default();
         let samples = model.get("do_sample").and_then(Value::as_bool).unwrap_or(false);
@@ -52,9 +52,27 @@ impl SamplingArgs {
             min_p: self.min_p.or(number("min_p")?.map(|v| v as f32)).unwrap_or(off.min_p),
             seed: self.seed,
         };
-        parameters.validate()?;
+        parameters.validate().context("generation_config.json")?;
         Ok(parameters)
     }
+}
+
+fn temperature(text: &str) -> Result<f32> {
+    checked(text, |temperature| SamplingParameters { temperature, ..SamplingParameters::default() })
+}
+
+fn top_p(text: &str) -> Result<f32> {
+    checked(text, |top_p| SamplingParameters { top_p, ..SamplingParameters::default() })
+}
+
+fn min_p(text: &str) -> Result<f32> {
+    checked(text, |min_p| SamplingParameters { min_p, ..SamplingParameters::default() })
+}
+
+fn checked(text: &str, parameters: impl Fn(f32) -> SamplingParameters) -> Result<f32> {
+    let value = text.parse()?;
+    parameters(value).validate()?;
+    Ok(value)
 }
 
 /// In a few words, for the line that tells what was run.

@@ -1,0 +1,158 @@
+//! A Hugging Face folder as the compiler sees it: its config.json, and the names and shapes of its tensors. No weight is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::Metadata;
+use serde_json::Value;
+
+use super::model::read_json;
+use crate::description::closest;
+
+/// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
+const LARGEST_HEADER: u64 = 100_000_000;
+
+/// Problems listed before "and N more".
+const LISTED: usize = 8;
+
+/// The folder's config.json.
+pub(super) fn config(folder: &Path) -> Result<Value> {
+    ensure!(
+        folder.is_dir(),
+        "{} is no folder: --checkpoint takes one with config.json and .safetensors files",
+        folder.display()
+    );
+    read_json(&folder.join("config.json"))
+}
+
+/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. A folder with a config.json alone passes.
+pub(super) fn account(folder: &Path, required: &[(String, Vec<usize>)], tied: bool) -> Result<()> {
+    let files = weight_files(folder)?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut found = BTreeMap::new();
+    for file in &files {
+        for (name, shape) in shapes(file).with_context(|| format!("cannot read {}", file.display()))? {
+            let twice = found.insert(name.clone(), shape).is_some();
+            ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
+        }
+    }
+    let problems = compare(&found, required, tied);
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(LISTED);
+    let mut lines = problems.into_iter().take(LISTED).collect::<Vec<_>>().join("\n  ");
+    if more > 0 {
+        lines += &format!("\n  and {more} more");
+    }
+    bail!("{}: its tensors are not those of the model\n  {lines}", folder.display())
+}
+
+/// One line for each tensor that is missing, of another shape, or left over.
+fn compare(found: &BTreeMap<String, Vec<usize>>, required: &[(String, Vec<usize>)], tied: bool) -> Vec<String> {
+    let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
+    // Buffers that older files carry, and the copy of a tied head.
+    let harmless = |name: &str| {
+        name.ends_with("rotary_emb.inv_freq")
+            || name.ends_with("attn.masked_bias")
+            || (tied && name == "lm_head.weight")
+    };
+    let mut left: BTreeSet<&str> =
+        found.keys().map(String::as_str).filter(|name| !needed.contains(name) && !harmless(name)).collect();
+    let mut problems = Vec::new();
+    for (name, shape) in required {
+        match found.get(name) {
+            None => {
+                let near = closest(name, left.iter().copied());
+                let hint = near.map_or(String::new(), |near| format!(" (it has {near}: was that meant?)"));
+                problems.push(format!("missing: {name} {shape:?}{hint}"));
+                near.map(|near| left.remove(near));
+            }
+            Some(other) if other != shape => {
+                problems.push(format!("wrong shape: {name} is {other:?} and the model needs {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    problems.extend(left.iter().map(|name| format!("unexpected: {name} {:?}", found[*name])));
+    problems
+}
+
+/// The safetensors files that hold the weights: what the index names, else `model.safetensors`, else all.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if index.exists() {
+        let json = read_json(&index)?;
+        let map = json.get("weight_map").and_then(Value::as_object);
+        let map = map.with_context(|| format!("{} has no object weight_map", index.display()))?;
+        let shards: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+        for shard in &shards {
+            let plain = Path::new(shard).file_name().is_some_and(|file| file == *shard);
+            ensure!(plain, "{}: '{shard}' is not the name of a file beside it", index.display());
+            ensure!(folder.join(shard).exists(), "{}: {shard}, which its index names, is missing", folder.display());
+        }
+        return Ok(shards.into_iter().map(|shard| folder.join(shard)).collect());
+    }
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
+    files.sort();
+    Ok(files)
+}
+
+/// Name and shape of each tensor in one file, from its header; the file must have the length that the header says.
+fn shapes(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
+    const AGAIN: &str = "it is truncated or corrupt, download it again";
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut prefix = [0; 8];
+    file.read_exact(&mut prefix).context(AGAIN)?;
+    let header = u64::from_le_bytes(prefix);
+    ensure!(header <= LARGEST_HEADER.min(length.saturating_sub(8)), "its header would have {header} bytes: {AGAIN}");
+    let mut bytes = Vec::new();
+    file.take(header).read_to_end(&mut bytes)?;
+    let metadata: Metadata = serde_json::from_slice(&bytes).context(AGAIN)?;
+    let tensors = metadata.tensors();
+    let data = tensors.values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
+    let told = data.saturating_add(header + 8);
+    ensure!(told == length, "it has {length} bytes and its header says {told}: {AGAIN}");
+    Ok(tensors.into_iter().map(|(name, info)| (name, info.shape.clone())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensors(list: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
+        list.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect()
+    }
+
+    #[test]
+    fn every_tensor_is_accounted_for() {
+        let found =
+            tensors(&[("norm.weight", &[4]), ("up.weight", &[8, 4]), ("extra", &[1]), ("lm_head.weight", &[9])]);
+        let found = found.into_iter().collect();
+        let required = tensors(&[("norm.wieght", &[4]), ("up.weight", &[4, 8]), ("down.weight", &[1])]);
+        assert_eq!(
+            compare(&found, &required, true),
+            [
+                "missing: norm.wieght [4] (it has norm.weight: was that meant?)",
+                "wrong shape: up.weight is [8, 4] and the model needs [4, 8]",
+                "missing: down.weight [1]",
+                "unexpected: extra [1]",
+            ]
+        );
+        let whole = tensors(&[("norm.weight", &[4]), ("up.weight", &[8, 4]), ("extra", &[1])]);
+        assert_eq!(compare(&found, &whole, true), [""; 0]);
+        assert_eq!(compare(&found, &whole, false), ["unexpected: lm_head.weight [9]"]);
+    }
+}

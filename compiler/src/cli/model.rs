@@ -1,0 +1,142 @@
+//! What the commands that read a description share: which one, for which configuration, with which passes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use super::checkpoint;
+use crate::compile::{CompileOptions, Model, compile};
+use crate::description::{Description, closest, find_for, shipped};
+use crate::ir::{Graph, Op, Results};
+use crate::passes::Selection;
+
+/// Which model, and which passes.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ModelArgs {
+    /// A description, or the name of a shipped one (llama). May be left out where config.json names an architecture that a shipped one serves.
+    #[arg(required_unless_present_any = ["checkpoint", "config"])]
+    pub model: Option<PathBuf>,
+    /// A Hugging Face folder: its config.json is used, and its tensors are compared with the model's by name and shape. No weight is read.
+    #[arg(long, env = "FUSE_CHECKPOINT", value_name = "DIR")]
+    pub checkpoint: Option<PathBuf>,
+    /// A config.json, in the place of the checkpoint's or the description's own.
+    #[arg(long, env = "FUSE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Passes to leave out (-name,…), or to run alone (name,…); all or none.
+    #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-NAME,…", value_parser = pass_list)]
+    pub passes: Option<String>,
+    /// -O0 runs no pass: the unfused reference.
+    #[arg(short = 'O', env = "FUSE_O", value_name = "LEVEL", value_parser = ["0"])]
+    pub level: Option<String>,
+}
+
+/// A description with its configuration.
+pub(super) struct Opened {
+    /// What messages call the description.
+    pub file: String,
+    /// Its text.
+    pub text: String,
+    pub description: Description,
+    /// None: the description's preset.
+    pub config: Option<Value>,
+    /// The checkpoint's folder.
+    checkpoint: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Reads the description and the configuration.
+    pub fn open(&self) -> Result<Opened> {
+        let config = match (&self.config, &self.checkpoint) {
+            (Some(path), _) => Some(read_json(path)?),
+            (None, Some(folder)) => Some(checkpoint::config(folder)?),
+            (None, None) => None,
+        };
+        let (file, text) = match (&self.model, &config) {
+            (Some(model), _) => read_description(model)?,
+            (None, Some(config)) => serving(config)?,
+            (None, None) => bail!("no description is named"),
+        };
+        let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        Ok(Opened { file, text, description, config, checkpoint: self.checkpoint.clone() })
+    }
+
+    /// The passes that run.
+    pub fn selection(&self) -> Result<Selection> {
+        let list = self.passes.as_deref().unwrap_or_default();
+        match self.level {
+            Some(_) => Selection::parse(&format!("none,{list}")),
+            None => Selection::parse(list),
+        }
+    }
+
+    /// Options with these passes and nothing else set.
+    pub fn options(&self) -> Result<CompileOptions> {
+        Ok(CompileOptions { passes: self.selection()?, ..CompileOptions::default() })
+    }
+}
+
+impl Opened {
+    /// The model up to the text of its kernels, its tensors found in the checkpoint where one is named.
+    pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
+        let model = compile(&self.description, self.config.as_ref(), options)?;
+        if let Some(folder) = &self.checkpoint {
+            checkpoint::account(folder, &tensors_of(&model.graph), model.facts.tied_head)?;
+        }
+        Ok(model)
+    }
+}
+
+/// Name and shape of each weight that the graph reads, as the checkpoint has them.
+pub(super) fn tensors_of(graph: &Graph) -> Vec<(String, Vec<usize>)> {
+    let weight = |node: &_| match graph.op(*node) {
+        Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
+        _ => None,
+    };
+    graph.ordered().iter().filter_map(weight).collect()
+}
+
+/// A list that [`Selection`] reads. It stays text: what it means depends on `-O0`.
+fn pass_list(list: &str) -> Result<String> {
+    Selection::parse(list).map(|_| list.to_owned())
+}
+
+/// File name and text: of the file, or of the shipped description of that name.
+fn read_description(model: &Path) -> Result<(String, String)> {
+    if !model.exists() {
+        let named = model.to_str().unwrap_or_default();
+        let families = || shipped().iter().map(|(file, _)| file.trim_end_matches(".toml"));
+        if let Some((file, text)) = shipped().iter().find(|(file, _)| file.trim_end_matches(".toml") == named) {
+            return Ok(((*file).to_owned(), (*text).to_owned()));
+        }
+        let near = closest(named, families()).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+        let families: Vec<&str> = families().collect();
+        bail!("there is no description {}{near} (shipped: {})", model.display(), families.join(", "));
+    }
+    ensure!(
+        !model.is_dir(),
+        "{} is a folder, not a description: a checkpoint's folder goes behind --checkpoint",
+        model.display()
+    );
+    let text =
+        std::fs::read_to_string(model).with_context(|| format!("cannot read the description {}", model.display()))?;
+    Ok((model.display().to_string(), text))
+}
+
+/// The shipped description for the architecture that a config.json names.
+fn serving(config: &Value) -> Result<(String, String)> {
+    let names = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+    let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+    let Some((file, text)) = find_for(&names) else {
+        ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
+        bail!("no shipped description serves {}: name one that does before the flags", names.join(", "));
+    };
+    Ok((file.to_owned(), text.to_owned()))
+}
+
+/// Reads a JSON file.
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}

@@ -1,0 +1,191 @@
+// The device vocabulary: every built-in and every line of PTX that a kernel uses. host/vocabulary.h says the same in plain C++.
+typedef unsigned short u16;  // a bfloat16 in memory
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct alignas(16) Vec4 { u32 x, y, z, w; };  // 16 bytes: eight bfloat16 or four floats
+
+#ifdef FUSE_HOST
+#include "vocabulary.h"
+#else
+#define KERNEL extern "C" __global__
+#define DEVICE __device__ __forceinline__
+#define SHARED __shared__
+#define CONSTANT __constant__
+
+extern __shared__ Vec4 dynamic_shared[];
+DEVICE char* shared_memory() { return (char*)dynamic_shared; }
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+
+// Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
+DEVICE void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// 16 bytes of a weight, read once. Volatile: it stays before the wait it was written before.
+DEVICE Vec4 load_stream(const Vec4* p) {
+  Vec4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
+DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// Two floats rounded to nearest even, `low` in the lower half.
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
+
+DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
+DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
+DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
+DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
+DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
+DEVICE void atomic_add_shared(u64* p, u64 value) { atomicAdd(p, value); }
+// A word that the host polls in pinned memory.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+#endif
+
+#define NEGATIVE_INFINITY float_of(0xff800000u)
+
+DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
+
+DEVICE float load(const float* p) { return *p; }
+DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }
+DEVICE void store(float* p, float value) { *p = value; }
+DEVICE void store(u16* p, float value) { *p = (u16)pack_bf16(value, 0.0f); }
+
+DEVICE float warp_sum(float value) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
+template <int KIND>
+DEVICE float activate(float x) {
+  if (KIND == SILU) return x / (1.0f + expf(-x));
+  if (KIND == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
+  if (KIND == GELU_TANH) return 0.5f * x * (1.0f + tanhf(0.79788456080f * (x + 0.044715f * x * x * x)));
+  if (KIND == RELU) return x > 0.0f ? x : 0.0f;
+  if (KIND == RELU2) return x > 0.0f ? x * x : 0.0f;
+  return x;
+}
+// matmul_gated_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 columns.
+// Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
+// pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
+// of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+constexpr int K = 2048;                          // columns
+constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
+constexpr int OUTPUTS = 1;              // weights packed one behind the other, each in its own row tiles
+constexpr int ROWS[3] = { 8192, 0, 0 };   // rows of each
+constexpr bool GATED = true;                 // a row tile is 8 rows of the gate above 8 rows of the other
+constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
+constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
+typedef u16 Out;                         // storage of the results
+
+DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
+
+// Eight consecutive bfloat16 of an activation row, zeros beyond K.
+DEVICE Vec4 load_activations(const u16* row, int k) {
+  Vec4 v = {0, 0, 0, 0};
+  if (K % 8 == 0) {
+    if (k < K) v = *(const Vec4*)(row + k);
+  } else {
+    u32 e[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) e[i] = k + i < K ? row[k + i] : 0;
+    v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
+  }
+  return v;
+}
+
+// Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
+struct Place { int output, row; };
+DEVICE Place place_of(int tile, int row) {
+  if (OUTPUTS > 2 && tile >= TILES0 + TILES1) return {2, (tile - TILES0 - TILES1) * TILE_ROWS + row};
+  if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};
+  return {0, tile * TILE_ROWS + row};
+}
+constexpr int ROW_TILES = 2;      // row tiles a warp
+constexpr int COLUMNS = 8;          // groups of eight rows of x a warp
+constexpr int WARPS = 4;              // they take neighbouring row tiles
+constexpr int ACTIVATION = 0;
+
+// weights: packed tiles. x: bfloat16 [rows][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
+// Grid: row tiles / (ROW_TILES WARPS), rows / (8 COLUMNS), both rounded up.
+KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_bf16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual,
+    Out* out0, Out* out1, Out* out2, u64 rows) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const int first_tile = (blockIdx.x * WARPS + warp) * ROW_TILES, first_row = blockIdx.y * 8 * COLUMNS;
+  launch_dependents();
+  wait_for_dependencies();
+  if (first_tile >= TILES) return;
+
+  float sum[ROW_TILES][COLUMNS][4] = {};
+#pragma unroll 2
+  for (int pair = 0; pair < PAIRS; pair++) {
+    Vec4 held[ROW_TILES][2];
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
+      const Vec4* tile = tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, pair);
+      held[r][0] = tile[lane];
+      held[r][1] = tile[32 + lane];
+    }
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+      const int row = first_row + 8 * c + group;
+      const Vec4 v = load_activations(x + (u64)(row < (int)rows ? row : 0) * K, 32 * pair + 8 * quad);
+#pragma unroll
+      for (int r = 0; r < ROW_TILES; r++) {
+        mma_bf16(sum[r][c], held[r][0], v.x, v.y);
+        mma_bf16(sum[r][c], held[r][1], v.z, v.w);
+      }
+    }
+  }
+
+#pragma unroll
+  for (int r = 0; r < ROW_TILES; r++) {
+    const int tile = first_tile + r;
+    if (tile >= TILES) break;
+    const float bias_low = bias ? bias[tile * 16 + group] : 0.0f, bias_high = bias ? bias[tile * 16 + group + 8] : 0.0f;
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c++) {
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        if (GATED && i >= 2) continue;
+        const int row = first_row + 8 * c + 2 * quad + i % 2;
+        const Place place = place_of(tile, group + (i < 2 ? 0 : 8));
+        if (row >= (int)rows || place.row >= ROWS[place.output]) continue;
+        const u64 at = (u64)row * ROWS[place.output] + place.row;
+        float y = activate<ACTIVATION>(sum[r][c][i] + (i < 2 ? bias_low : bias_high));
+        if (GATED) y *= sum[r][c][i % 2 + 2] + bias_high;
+        if (residual) y += residual[at];
+        store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
+      }
+    }
+  }
+}

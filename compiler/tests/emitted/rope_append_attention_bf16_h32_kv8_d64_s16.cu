@@ -1,0 +1,309 @@
+// The device vocabulary: every built-in and every line of PTX that a kernel uses. host/vocabulary.h says the same in plain C++.
+typedef unsigned short u16;  // a bfloat16 in memory
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct alignas(16) Vec4 { u32 x, y, z, w; };  // 16 bytes: eight bfloat16 or four floats
+
+#ifdef FUSE_HOST
+#include "vocabulary.h"
+#else
+#define KERNEL extern "C" __global__
+#define DEVICE __device__ __forceinline__
+#define SHARED __shared__
+#define CONSTANT __constant__
+
+extern __shared__ Vec4 dynamic_shared[];
+DEVICE char* shared_memory() { return (char*)dynamic_shared; }
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+
+// Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
+DEVICE void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// 16 bytes of a weight, read once. Volatile: it stays before the wait it was written before.
+DEVICE Vec4 load_stream(const Vec4* p) {
+  Vec4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
+DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// Two floats rounded to nearest even, `low` in the lower half.
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
+
+DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
+DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
+DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
+DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
+DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
+DEVICE void atomic_add_shared(u64* p, u64 value) { atomicAdd(p, value); }
+// A word that the host polls in pinned memory.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+#endif
+
+#define NEGATIVE_INFINITY float_of(0xff800000u)
+
+DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
+
+DEVICE float load(const float* p) { return *p; }
+DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }
+DEVICE void store(float* p, float value) { *p = value; }
+DEVICE void store(u16* p, float value) { *p = (u16)pack_bf16(value, 0.0f); }
+
+DEVICE float warp_sum(float value) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
+template <int KIND>
+DEVICE float activate(float x) {
+  if (KIND == SILU) return x / (1.0f + expf(-x));
+  if (KIND == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
+  if (KIND == GELU_TANH) return 0.5f * x * (1.0f + tanhf(0.79788456080f * (x + 0.044715f * x * x * x)));
+  if (KIND == RELU) return x > 0.0f ? x : 0.0f;
+  if (KIND == RELU2) return x > 0.0f ? x * x : 0.0f;
+  return x;
+}
+// rope_append_attention_bf16_h32_kv8_d64_s16: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+// How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
+constexpr int SPLITS = 16;          // blocks a key head at most
+constexpr int SPLIT_KEYS = 64;     // keys that make a further block worth its while
+constexpr int WINDOW = 0;       // keys a token sees; 0: all
+
+DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
+DEVICE int active_splits(int position) {
+  int splits = (position + 1 - first_key(position) + SPLIT_KEYS - 1) / SPLIT_KEYS;
+  return splits < SPLITS ? splits : SPLITS;
+}
+// Rotary position embedding of one head. Needs ROPE_DIM, ROPE_INTERLEAVED, ROPE_MAGNITUDE, and ROPE_FREQUENCIES.
+CONSTANT float ROPE_FREQUENCIES[] = { 1.0f, 0.6636012f, 0.4403666f, 0.29222783f, 0.19392274f, 0.12868737f, 0.0853971f, 0.056669623f, 0.03760603f, 0.024955409f, 0.01656044f, 0.010989528f, 0.0072926646f, 0.0048394212f, 0.003211446f, 0.0012905479f, 0.0004295568f, 9.708288e-5f, 1.9461639e-5f, 1.29147675e-5f, 8.570256e-6f, 5.6872323e-6f, 3.7740542e-6f, 2.5044671e-6f, 1.6619674e-6f, 1.1028836e-6f, 7.31875e-7f, 4.856731e-7f, 3.222933e-7f, 2.1387423e-7f, 1.419272e-7f, 9.4183065e-8f };
+constexpr int ROPE_DIM = 64;                    // values of a head that rotate; 0: none
+constexpr bool ROPE_INTERLEAVED = false;   // pairs (2i, 2i+1), else (i, i + ROPE_DIM/2)
+constexpr float ROPE_MAGNITUDE = 1.0f;
+
+// Cosine and sine of `position` times a frequency. The product is rounded to fp32 first, as checkpoints were trained.
+DEVICE void rope_rotation(int position, int pair, float& cosine, float& sine) {
+  float angle = (float)position * ROPE_FREQUENCIES[pair];
+  float turns = rintf(angle * 0.15915494309f);
+  float rest = fmaf(-turns, 6.2831854820251465f, angle);
+  rest = fmaf(-turns, -1.7484556000744487e-7f, rest);
+  cosine = ROPE_MAGNITUDE * cosine_of(rest);
+  sine = ROPE_MAGNITUDE * sine_of(rest);
+}
+
+// Element `i` of the rotated head. `at(i)` reads the head before rotation.
+template <typename At>
+DEVICE float roped(At at, int i, int position) {
+  if (i >= ROPE_DIM) return at(i);
+  const int half = ROPE_DIM / 2;
+  const int pair = ROPE_INTERLEAVED ? i / 2 : i % half;
+  const bool second = ROPE_INTERLEAVED ? i % 2 == 1 : i >= half;
+  const int partner = ROPE_INTERLEAVED ? i ^ 1 : (second ? i - half : i + half);
+  float cosine, sine;
+  rope_rotation(position, pair, cosine, sine);
+  return second ? at(i) * cosine + at(partner) * sine : at(i) * cosine - at(partner) * sine;
+}
+constexpr int HEADS = 32;              // query heads
+constexpr int KEY_HEADS = 8;
+constexpr int HEAD_DIM = 64;
+constexpr int GROUP = 4;              // query heads a block takes; they share a key head
+constexpr int WARPS = 8;
+constexpr float SCALE = 0.125f;            // multiplies q · k
+constexpr float SOFTCAP = 0.0f;        // cap · tanh(score / cap); 0: none
+constexpr bool APPEND = true;           // normalise, rotate and store this row's key and value first
+constexpr bool NORM = false;               // rms_norm of each head of q and k, before the rotation; under APPEND
+constexpr float EPS_Q = 0.0f, EPS_K = 0.0f;
+constexpr bool SINKS = false;             // a logit a head that takes part in the softmax and adds no value
+typedef float Out;                     // SPLITS > 1: fp32 sums to be combined; else the result
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
+constexpr int LANES = PADDED <= 8 ? 1 : PADDED <= 16 ? 2 : PADDED <= 32 ? 4 : PADDED <= 64 ? 8 : PADDED <= 128 ? 16 : 32;   // lanes a key
+constexpr int STREAMS = WARPS * 32 / LANES;     // keys the block looks at in one go
+constexpr int THREADS = 32 * WARPS;
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
+constexpr float LOG2E = 1.4426950408889634f;
+static_assert(PADDED <= 256, "a lane holds 8 values of a head");
+static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
+
+DEVICE void unpack(float (&f)[8], const Vec4& v) {
+  f[0] = bf16_low(v.x), f[1] = bf16_high(v.x), f[2] = bf16_low(v.y), f[3] = bf16_high(v.y);
+  f[4] = bf16_low(v.z), f[5] = bf16_high(v.z), f[6] = bf16_low(v.w), f[7] = bf16_high(v.w);
+}
+
+// One head from memory into shared memory, normalised and rotated, one warp a head. `raw` is scratch of the warp.
+DEVICE void load_head(float* head, float* raw, const float* from, const float* weight, float eps, int position, bool transform) {
+  const int lane = threadIdx.x % 32;
+  float square = 0.0f;
+  for (int i = lane; i < HEAD_DIM; i += 32) square += from[i] * from[i];
+  const float scale = transform && NORM ? rsqrtf(warp_sum(square) / HEAD_DIM + eps) : 1.0f;
+  for (int i = lane; i < HEAD_DIM; i += 32) raw[i] = from[i] * scale * (transform && weight ? weight[i] : 1.0f);
+  warp_barrier();
+  for (int i = lane; i < PADDED; i += 32)
+    head[i] = i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, position) : raw[i];
+  warp_barrier();
+}
+
+// q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
+// [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
+// out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
+// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM].  Grid: KEY_HEADS * GROUPS, SPLITS, rows.
+KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s16(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
+    const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
+    float* statistics, u64 context) {
+  SHARED float queries[GROUP][PADDED];
+  SHARED float raw[WARPS][PADDED];
+  SHARED float fresh[PADDED];
+  SHARED float merged[WARPS][GROUP][PADDED];
+  SHARED float merged_statistics[WARPS][GROUP][2];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
+  const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
+
+  launch_dependents();
+  wait_for_dependencies();
+  const int position = positions[row];
+  const int splits = active_splits(position);
+  if (split >= splits) return;
+  const int first = first_key(position), keys = position + 1 - first;
+  const int share = (keys + splits - 1) / splits;
+  const int begin = first + split * share;
+  const int end = begin + share < position + 1 ? begin + share : position + 1;
+  const u64 cache_row = ((u64)sequences[row] * KEY_HEADS + key_head) * context * PADDED;
+  u16* keys_at = key_cache + cache_row;
+  u16* values_at = value_cache + cache_row;
+
+  // The split that holds the newest key stores it. Blocks of one key head store the same bytes.
+  const int jobs = GROUP + (APPEND && end == position + 1 ? 1 : 0);
+  for (int job = warp; job < jobs; job += WARPS) {
+    if (job < GROUP) {
+      load_head(queries[job], raw[warp], q + ((u64)row * HEADS + first_head + job) * HEAD_DIM, q_weight, EPS_Q, position, APPEND);
+    } else {
+      const u64 from = ((u64)row * KEY_HEADS + key_head) * HEAD_DIM;
+      load_head(fresh, raw[warp], k + from, k_weight, EPS_K, position, true);
+      for (int i = lane; i < PADDED; i += 32) {
+        store(keys_at + (u64)position * PADDED + i, fresh[i]);
+        store(values_at + (u64)position * PADDED + i, i < HEAD_DIM ? v[from + i] : 0.0f);
+      }
+    }
+  }
+  block_barrier();
+
+  // Each stream of LANES lanes takes every STREAMS-th key; a lane holds 8 values of q, k, v and of the sum for each head.
+  const int part = lane % LANES, stream = threadIdx.x / LANES;
+  const bool holds = 8 * part < PADDED;
+  float query[GROUP][8], sum[GROUP][8] = {}, largest[GROUP], total[GROUP];
+#pragma unroll
+  for (int h = 0; h < GROUP; h++) {
+    largest[h] = NEGATIVE_INFINITY, total[h] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) query[h][i] = holds ? queries[h][8 * part + i] * (SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E) : 0.0f;
+  }
+  const Vec4 zero = {0, 0, 0, 0};
+  for (int base = begin; base < end; base += 2 * STREAMS) {
+    Vec4 key[2], value[2];
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+      const int at = base + u * STREAMS + stream;
+      const bool live = at < end && holds;
+      key[u] = live ? *(const Vec4*)(keys_at + (u64)at * PADDED + 8 * part) : zero;
+      value[u] = live ? *(const Vec4*)(values_at + (u64)at * PADDED + 8 * part) : zero;
+    }
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+      const bool live = base + u * STREAMS + stream < end;
+      float k8[8], v8[8];
+      unpack(k8, key[u]);
+      unpack(v8, value[u]);
+#pragma unroll
+      for (int h = 0; h < GROUP; h++) {
+        float score = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; i++) score += query[h][i] * k8[i];
+#pragma unroll
+        for (int mask = LANES / 2; mask > 0; mask /= 2) score += shuffle_xor(score, mask);
+        if (SOFTCAP > 0.0f) score = SOFTCAP * tanhf(score / SOFTCAP) * LOG2E;
+        if (live) {
+          const float peak = fmaxf(largest[h], score);
+          const float keep = exp2f(largest[h] - peak), weight = exp2f(score - peak);
+          largest[h] = peak;
+          total[h] = total[h] * keep + weight;
+#pragma unroll
+          for (int i = 0; i < 8; i++) sum[h][i] = sum[h][i] * keep + weight * v8[i];
+        }
+      }
+    }
+  }
+
+  // Streams of a warp merge by exchange, warps through shared memory, both in a fixed order.
+#pragma unroll
+  for (int h = 0; h < GROUP; h++) {
+#pragma unroll
+    for (int mask = LANES; mask < 32; mask *= 2) {
+      const float peak = fmaxf(largest[h], shuffle_xor(largest[h], mask));
+      const float keep = largest[h] == NEGATIVE_INFINITY ? 0.0f : exp2f(largest[h] - peak);
+      largest[h] = peak;
+      total[h] *= keep;
+      total[h] += shuffle_xor(total[h], mask);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        sum[h][i] *= keep;
+        sum[h][i] += shuffle_xor(sum[h][i], mask);
+      }
+    }
+    if (lane < LANES && holds) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) merged[warp][h][8 * part + i] = sum[h][i];
+      if (lane == 0) merged_statistics[warp][h][0] = largest[h], merged_statistics[warp][h][1] = total[h];
+    }
+  }
+  block_barrier();
+  for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
+    const int h = i / HEAD_DIM, d = i % HEAD_DIM;
+    const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;
+    float peak = NEGATIVE_INFINITY, weights = 0.0f, value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) peak = fmaxf(peak, merged_statistics[w][h][0]);
+    const bool sink = SINKS && split == 0;
+    if (sink) peak = fmaxf(peak, sinks[first_head + h] * LOG2E);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      if (merged_statistics[w][h][0] == NEGATIVE_INFINITY) continue;
+      const float keep = exp2f(merged_statistics[w][h][0] - peak);
+      weights += keep * merged_statistics[w][h][1];
+      value += keep * merged[w][h][d];
+    }
+    if (sink) weights += exp2f(sinks[first_head + h] * LOG2E - peak);
+    if (SPLITS > 1) {
+      store(out + at * HEAD_DIM + d, value);
+      if (d == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = weights;
+    } else {
+      store(out + at * HEAD_DIM + d, value / weights);
+    }
+  }
+}

@@ -32,11 +32,22 @@ pub fn checkpoint() -> Result<Checkpoint> {
     Checkpoint::from_memory(serde_json::from_str(CONFIG).context("the demo model's config.json")?, values)
 }
 
+/// How it is sampled: its generation_config.json.
+///
+/// # Errors
+/// Only if the binary was built from broken files.
+pub fn generation_config() -> Result<Value> {
+    parse(GENERATION_CONFIG)
+}
+
 /// Its tokenizer.
 ///
 /// # Errors
 /// Only if the binary was built from broken files.
 pub fn tokenizer() -> Result<Tokenizer> {
-    let parse = |text: &str| serde_json::from_str::<Value>(text).context("the demo model's configuration");
     Tokenizer::from_bytes(TOKENIZER, &parse(TOKENIZER_CONFIG)?, &[&parse(GENERATION_CONFIG)?, &parse(CONFIG)?])
+}
+
+fn parse(text: &str) -> Result<Value> {
+    serde_json::from_str(text).context("the demo model's configuration")
 }

@@ -133,6 +133,22 @@ impl OpenModel {
         }
     }
 
+    /// Its generation_config.json; null where it has none.
+    ///
+    /// # Errors
+    /// A file that is no JSON.
+    pub fn generation_config(&self) -> Result<Value> {
+        if self.embedded {
+            return demo::generation_config();
+        }
+        let folder = self.checkpoint.as_ref().and_then(Checkpoint::path).filter(|path| path.is_dir());
+        let Some(path) = folder.map(|folder| folder.join("generation_config.json")).filter(|path| path.exists()) else {
+            return Ok(Value::Null);
+        };
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", path.display()))
+    }
+
     /// Compiles it for these batches, up to the text of its kernels, and checks the checkpoint against it.
     ///
     /// # Errors

@@ -1,14 +1,20 @@
 // The device vocabulary in plain C++. It compiles a kernel's source for the host, where engine.cc runs a block's threads as fibers.
 // Compiled with -fsanitize=thread,bounds,alignment: the hooks those call are engine.cc's, which checks each access.
 #pragma once
-#include <math.h>
-#include <string.h>
 
 #define KERNEL extern "C"
 #define DEVICE static inline
 #define SHARED static __attribute__((section("fuse_shared")))
 #define CONSTANT static const
 #define __launch_bounds__(...)
+
+// What kernels use of the C library. Its headers would take most of the time of a compilation.
+extern "C" {
+float expf(float), exp2f(float), logf(float), erff(float), tanhf(float), rintf(float), sinf(float), cosf(float);
+float fmaxf(float, float), fminf(float, float), fabsf(float), sqrtf(float), fmaf(float, float, float);
+double sqrt(double);
+void* memcpy(void*, const void*, decltype(sizeof 0));
+}
 
 // What engine.cc offers. A thread that fails a check never returns from the call.
 extern "C" {
@@ -42,7 +48,11 @@ DEVICE void warp_barrier() { fuse_warp_barrier(); }
 DEVICE void launch_dependents() { fuse_launch_dependents(); }
 DEVICE void wait_for_dependencies() { fuse_wait_for_dependencies(); }
 
-// The one read of global memory that may come before the wait.
+// The reads of global memory that may come before the wait.
+__attribute__((no_sanitize_thread)) DEVICE int load_early(const int* p) {
+  fuse_stream(p, sizeof *p);
+  return *p;
+}
 __attribute__((no_sanitize_thread)) DEVICE Vec4 load_stream(const Vec4* p) {
   fuse_stream(p, sizeof *p);
   return *p;

@@ -81,7 +81,7 @@ KERNEL void __launch_bounds__(THREADS, 1) {{ name }}(const float* logits, const 
   const int position = positions[blockIdx.x];
   if (position < 0) return;
   const int sequence = sequences[blockIdx.x], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Parameters p = parameters[sequence];
+  const Parameters& p = parameters[sequence];
   logits += (u64)blockIdx.x * VOCABULARY;
 
   // The first largest.

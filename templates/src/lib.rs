@@ -100,10 +100,11 @@ pub struct Matvec {
     pub splits: Splits,
     pub batch: usize,
     pub warps: usize,
-    pub chunk: usize,
+    pub depth: usize,
     pub norm: usize,
     pub eps: Float,
     pub combine: bool,
+    pub staged: bool,
     pub heads: usize,
     pub head_dim: usize,
     pub activation: usize,
@@ -119,7 +120,8 @@ pub struct Matmul {
     pub tiles: Tiles,
     pub row_tiles: usize,
     pub columns: usize,
-    pub warps: usize,
+    pub row_warps: usize,
+    pub split: usize,
     pub activation: usize,
 }
 

@@ -8,22 +8,23 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
 }
 
-/// The program of this name in cargo's target folder, built where it is missing (`cargo test --workspace` builds it before the tests).
+/// The program of this name in cargo's target folder, up to date: cargo builds those of another package only when it is asked.
 ///
 /// # Panics
 /// When it cannot be built.
 pub fn binary(package: &str, name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
-    let path = profile.join(name);
-    if !path.exists() {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", package, "--bin", name]).current_dir(root());
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let status = cargo.status().expect("cargo starts");
-        assert!(status.success() && path.exists(), "{name} cannot be built");
+    let folder = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
+    let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "-p", package, "--bin", name]).current_dir(root());
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    match cargo.output() {
+        Ok(done) => assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr)),
+        // Tests that were carried to a machine without cargo come with the programs beside them.
+        Err(error) => assert!(path.exists(), "cannot run cargo to build {name}: {error}"),
     }
     path
 }

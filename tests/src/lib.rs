@@ -1,22 +1,30 @@
 //! What the tests of both sides share.
 
 pub mod binary;
+mod folder;
+mod golden;
+mod gpu;
 pub mod host_build;
 mod nvrtc;
+mod programs;
 
+pub use binary::root;
+pub use folder::TempFolder;
+pub use golden::{Golden, argmax_disagreement, goldens, nmse};
+pub use gpu::gpu;
 pub use nvrtc::nvrtc;
+pub use programs::{Finished, fusec, fuserun};
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// The SmolLM2-135M-Instruct GGUF that `tests/fetch` gets; fetched on first use, however many tests ask at once.
 ///
 /// Panics with fetch's own message where the file cannot be had: a test that needs it fails, it does not pass by skipping.
 pub fn smollm2_gguf() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace");
-    let path = root.join(".cache/models/SmolLM2-135M-Instruct.gguf");
+    let path = root().join(".cache/models/SmolLM2-135M-Instruct.gguf");
     if !path.exists() {
-        let done = Command::new("python3").arg(root.join("tests/fetch")).output();
+        let done = Command::new("python3").arg(root().join("tests/fetch")).output();
         let done = done.unwrap_or_else(|error| panic!("tests/fetch needs python3: {error}"));
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim_end());
     }

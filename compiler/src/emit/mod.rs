@@ -24,7 +24,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 splits: splits(&split),
                 batch: spec.batch,
                 warps: spec.warps,
-                chunk: spec.chunk,
+                depth: spec.depth,
                 norm: match spec.norm {
                     None => 0,
                     Some((NormKind::Rms, _)) => 1,
@@ -32,6 +32,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 },
                 eps: Float(spec.norm.map_or(0.0, |(_, eps)| eps)),
                 combine: spec.combine.is_some(),
+                staged: spec.is_staged(),
                 heads,
                 head_dim,
                 activation: activation(spec.activation),
@@ -44,7 +45,8 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             tiles: tiles(&spec.tiles),
             row_tiles: spec.row_tiles,
             columns: spec.columns,
-            warps: spec.warps,
+            row_warps: spec.row_warps,
+            split: spec.split,
             activation: activation(spec.activation),
         }
         .render(),

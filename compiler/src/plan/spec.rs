@@ -49,7 +49,7 @@ pub struct MatvecSpec {
     pub tiles: Tiles,
     pub batch: usize,
     pub warps: usize,
-    pub chunk: usize,
+    pub depth: usize,
     pub norm: Option<(NormKind, f32)>,
     /// Heads, head size and splits of the attention whose parts x is.
     pub combine: Option<(usize, usize, Splits)>,
@@ -65,7 +65,8 @@ pub struct MatmulSpec {
     pub tiles: Tiles,
     pub row_tiles: usize,
     pub columns: usize,
-    pub warps: usize,
+    pub row_warps: usize,
+    pub split: usize,
     pub activation: Option<Activation>,
 }
 
@@ -187,7 +188,7 @@ impl KernelSpec {
     pub fn threads(&self) -> usize {
         match self {
             KernelSpec::Matvec(spec) => 32 * spec.warps,
-            KernelSpec::Matmul(spec) => 32 * spec.warps,
+            KernelSpec::Matmul(spec) => 32 * spec.row_warps * spec.split,
             KernelSpec::Attention(spec) => 32 * spec.warps,
             KernelSpec::Norm(spec) => 32 * norm_warps(spec.size),
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
@@ -201,9 +202,7 @@ impl KernelSpec {
     /// Bytes of dynamic shared memory a block.
     pub fn shared_bytes(&self) -> usize {
         match self {
-            KernelSpec::Matvec(spec) if spec.norm.is_some() || spec.combine.is_some() => {
-                spec.batch * (spec.tiles.k.div_ceil(32) * 32 + 32) * 2
-            }
+            KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
             _ => 0,
         }
     }
@@ -215,6 +214,20 @@ pub const SAMPLE_WARPS: usize = 16;
 /// Warps of a norm over rows of this size.
 pub fn norm_warps(size: usize) -> usize {
     (size / 128).clamp(1, 8)
+}
+
+/// Shared memory that a product without a norm may take for its rows; it reads larger ones from L2.
+const MOST_STAGED: usize = 64 << 10;
+
+impl MatvecSpec {
+    /// Whether the rows of x pass through shared memory.
+    pub fn is_staged(&self) -> bool {
+        self.norm.is_some() || self.combine.is_some() || self.stage_bytes() <= MOST_STAGED
+    }
+
+    fn stage_bytes(&self) -> usize {
+        self.batch * (self.tiles.k.div_ceil(32) * 32 + 32) * 2
+    }
 }
 
 impl Tiles {

@@ -1,6 +1,7 @@
 //! `fuserun generate` and `fuserun tokenize`.
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,8 +9,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::ModelArgs;
+use super::sampling::SamplingArgs;
 use crate::generate::chat::Message;
-use crate::generate::sampling::SamplingParameters;
 use crate::generate::stops::StopTexts;
 use crate::generate::tokenizer::Tokenizer;
 use crate::model::OpenModel;
@@ -21,23 +22,10 @@ pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens to generate at most.
-    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value_t = 128)]
-    max_tokens: usize,
-    /// 0 is greedy.
-    #[arg(long, env = "FUSE_TEMPERATURE", default_value_t = 0.0)]
-    temperature: f32,
-    /// Keep the K most likely tokens; 0 keeps all.
-    #[arg(long, env = "FUSE_TOP_K", default_value_t = 0)]
-    top_k: usize,
-    /// Keep the most likely tokens that have this probability together.
-    #[arg(long, env = "FUSE_TOP_P", default_value_t = 1.0)]
-    top_p: f32,
-    /// Keep tokens of at least this share of the most likely one's probability.
-    #[arg(long, env = "FUSE_MIN_P", default_value_t = 0.0)]
-    min_p: f32,
-    /// The same seed gives the same text.
-    #[arg(long, env = "FUSE_SEED", default_value_t = 0)]
-    seed: u64,
+    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value = "128")]
+    max_tokens: NonZeroUsize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// End before this text appears; may be given several times.
     #[arg(long, env = "FUSE_STOP", value_name = "TEXT")]
     stop: Vec<String>,
@@ -61,16 +49,8 @@ pub struct TokenizeArgs {
 }
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let sampling = SamplingParameters {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        seed: args.seed,
-    };
-    sampling.validate()?;
-    ensure!(args.max_tokens > 0, "--max-tokens 0 generates nothing");
     let model = args.model.open(false)?;
+    let sampling = args.sampling.parameters(&model.generation_config()?)?;
     let tokenizer = model.tokenizer()?;
     let text = prompt_text(args)?;
     let tokens = prompt_tokens(args, &model, &tokenizer, &text)?;
@@ -97,7 +77,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut finish = "length";
     let begin = Instant::now();
     let mut first = None;
-    backend.generate(std::slice::from_ref(&tokens), &sampling, args.max_tokens, &stops, &mut |_, token| {
+    backend.generate(std::slice::from_ref(&tokens), &sampling, args.max_tokens.get(), &stops, &mut |_, token| {
         first.get_or_insert_with(|| begin.elapsed());
         produced.push(token);
         if stops.contains(&token) {
@@ -133,16 +113,17 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.json {
         let object = json!({
             "model": model.name(), "device": backend.describe(), "prompt": text, "text": out.text, "finish_reason": finish,
-            "prompt_tokens": tokens, "tokens": produced, "load_seconds": loaded.as_secs_f64(),
+            "prompt_tokens": tokens, "tokens": produced, "sampling": super::sampling::to_json(&sampling), "load_seconds": loaded.as_secs_f64(),
             "first_token_seconds": first.as_secs_f64(), "decode_tokens_per_second": rate,
         });
         println!("{object}");
     } else {
         println!();
         eprintln!(
-            "{} on {}: {} prompt tokens, first token in {:.1} ms, then {} tokens at {rate:.1} tok/s",
+            "{} on {}, {}: {} prompt tokens, first token in {:.1} ms, then {} tokens at {rate:.1} tok/s",
             model.name(),
             backend.describe(),
+            super::sampling::describe(&sampling),
             tokens.len(),
             first.as_secs_f64() * 1e3,
             produced.len().saturating_sub(1),

@@ -3,7 +3,9 @@
 mod bench;
 mod generate;
 mod logits;
+mod sampling;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -54,13 +56,13 @@ pub struct ModelArgs {
     device: Device,
     /// Positions a sequence may have; the default is the model's, up to 4096.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N")]
-    max_context: Option<usize>,
-    /// Passes to leave out (-name,…), or -all.
+    max_context: Option<NonZeroUsize>,
+    /// Passes to leave out (-name,…), or none of them at all (none).
     #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-name,…")]
-    passes: Option<String>,
+    passes: Option<Selection>,
     /// CPU threads; the default is every core.
     #[arg(long, env = "FUSE_THREADS", value_name = "N")]
-    threads: Option<usize>,
+    threads: Option<NonZeroUsize>,
 }
 
 impl ModelArgs {
@@ -70,17 +72,17 @@ impl ModelArgs {
             checkpoint: self.checkpoint.clone(),
             description: self.description.clone(),
             dummy_weights,
-            passes: self.passes.as_deref().map(Selection::parse).transpose()?,
+            passes: self.passes.clone(),
         })
     }
 
     fn load_options(&self, model: &OpenModel, batches: &[usize], most: usize) -> Result<LoadOptions> {
         let context = match self.max_context {
-            Some(context) => context,
+            Some(context) => context.get(),
             None => model.default_context(most)?,
         };
         let sequences = batches.iter().copied().max().unwrap_or(1);
-        Ok(LoadOptions { context, sequences, batches: batches.to_vec(), threads: self.threads })
+        Ok(LoadOptions { context, sequences, batches: batches.to_vec(), threads: self.threads.map(NonZeroUsize::get) })
     }
 
     /// The device to use; says on stderr why, where `auto` did not find a GPU.
@@ -105,7 +107,10 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let text = format!("{error:#}");
+            // What the compiler finds in a description is rendered whole, with its place.
+            let rendered = text.starts_with("error[") || text.starts_with("error:");
+            eprintln!("{}{}", if rendered { "" } else { "error: " }, text.trim_end());
             ExitCode::FAILURE
         }
     }

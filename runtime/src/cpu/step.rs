@@ -232,8 +232,8 @@ impl Execution<'_> {
         let threads = worker.count;
         let mut waited = 0;
         let wait_until = |number: usize, waited: &mut usize| {
-            for before in *waited..number {
-                worker.wait_for(first + before, self.chunks(&steps[before].step, count, threads));
+            for (before, Scheduled { step, .. }) in steps.iter().enumerate().take(number).skip(*waited) {
+                worker.wait_for(first + before, self.chunks(step, count, threads));
             }
             *waited = number;
         };

@@ -105,7 +105,7 @@ mod avx2 {
     pub const F32: u8 = 2;
 
     /// How far ahead of its reads a tile prefetches: the panels of a thread follow each other in memory.
-    const PREFETCH_BYTES: usize = 4096;
+    const PREFETCH_BYTES: usize = 1024;
 
     const fn group_bytes(kind: u8) -> usize {
         if kind == F32 { GROUP * 4 } else { GROUP * 2 }
@@ -121,7 +121,7 @@ mod avx2 {
     ) {
         let columns = x[0].len();
         let whole = columns / GROUP;
-        let mut sums = [[_mm256_setzero_ps(); PANEL_ROWS]; M];
+        let mut sums = [[_mm256_setzero_ps(); M]; PANEL_ROWS];
         let mut weights = panel.as_ptr();
         let mut starts: [*const f32; M] = std::array::from_fn(|m| x[m].as_ptr());
         for _ in 0..whole {
@@ -147,8 +147,8 @@ mod avx2 {
             // SAFETY: the panel's last group is whole, filled up with zeros, and so are the tails.
             unsafe { group::<KIND, M>(weights, std::array::from_fn(|m| tails[m].as_ptr()), &mut sums) };
         }
-        for m in 0..M {
-            out[m] = sum_rows(sums[m]);
+        for (m, out) in out.iter_mut().enumerate().take(M) {
+            *out = sum_rows(sums.map(|row| row[m]));
         }
     }
 
@@ -161,15 +161,15 @@ mod avx2 {
     unsafe fn group<const KIND: u8, const M: usize>(
         weights: *const u8,
         x: [*const f32; M],
-        sums: &mut [[__m256; PANEL_ROWS]; M],
+        sums: &mut [[__m256; M]; PANEL_ROWS],
     ) {
         // SAFETY: as this function asks.
         unsafe {
-            for row in 0..PANEL_ROWS {
+            for (row, sums) in sums.iter_mut().enumerate() {
                 let (low, high) = widen::<KIND>(weights.add(row * group_bytes(KIND)));
-                for m in 0..M {
-                    let sum = _mm256_fmadd_ps(low, _mm256_loadu_ps(x[m]), sums[m][row]);
-                    sums[m][row] = _mm256_fmadd_ps(high, _mm256_loadu_ps(x[m].add(LANES)), sum);
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = _mm256_fmadd_ps(low, _mm256_loadu_ps(x), *sum);
+                    *sum = _mm256_fmadd_ps(high, _mm256_loadu_ps(x.add(LANES)), *sum);
                 }
             }
         }

@@ -204,7 +204,7 @@ impl Case {
         };
         let statistics = statistics.values::<f32>()?;
         for (row, &(position, sequence)) in self.rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
-            for head in 0..heads {
+            for (head, &sink) in sinks.iter().enumerate() {
                 let from = (row * heads + head) * dim;
                 let query = self.transformed(&q[from..from + dim], &q_weight, 1e-5, position);
                 let key_head = head / (heads / key_heads);
@@ -212,8 +212,7 @@ impl Case {
                     0 => 0,
                     window => (position + 1 - window as i32).max(0),
                 };
-                let (mut total, mut sum) =
-                    (if self.sinks { f64::from(sinks[head]).exp() } else { 0.0 }, vec![0.0; dim]);
+                let (mut total, mut sum) = (if self.sinks { f64::from(sink).exp() } else { 0.0 }, vec![0.0; dim]);
                 for at in first as usize..=position as usize {
                     let from = ((sequence as usize * key_heads + key_head) * CONTEXT + at) * padded;
                     let dot: f64 = query.iter().zip(&after[0][from..]).map(|(q, &k)| q * f64::from(k)).sum();

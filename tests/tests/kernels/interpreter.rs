@@ -292,7 +292,7 @@ fn rotations_and_appends() -> Result<()> {
     let at = [0, 3, 9, 5];
     let rope = Rope { interleaved: true, ..rope_of(12) };
     let positions = Tensor::ints(&at);
-    let expected = evaluate(&Op::Rope(rope.clone()), &[&x, &positions], &[x.shape.clone()])?;
+    let expected = evaluate(&Op::Rope(rope.clone()), &[&x, &positions], std::slice::from_ref(&x.shape))?;
     let given = HostBuffer::input(&x.data);
     let (places, sequences) = (HostBuffer::input(&at), HostBuffer::input(&[0i32; 4]));
     let out = HostBuffer::output::<f32>(x.data.len());
@@ -302,7 +302,7 @@ fn rotations_and_appends() -> Result<()> {
 
     let (context, padded) = (10, 24);
     let zeros = Tensor::zeros([context, heads, head_dim]);
-    let expected = evaluate(&Op::KvAppend, &[&zeros, &x, &positions], &[zeros.shape.clone()])?;
+    let expected = evaluate(&Op::KvAppend, &[&zeros, &x, &positions], std::slice::from_ref(&zeros.shape))?;
     let cache = HostBuffer::inout(&vec![0u16; heads * context * padded]);
     let arguments = [given.address(), places.address(), sequences.address(), cache.address(), context as u64];
     run(KernelSpec::KvAppend { key_heads: heads, head_dim }, [4, 1, 1], &arguments)?;

@@ -201,7 +201,7 @@ impl Problem {
         for output in 0..case.rows.len() {
             let mut expected = Vec::new();
             for (b, x) in x.iter().enumerate() {
-                for row in 0..case.rows[output] {
+                expected.extend((0..case.rows[output]).map(|row| {
                     let product = |weight: usize| {
                         let sum: f64 =
                             weights[weight].row(row).iter().zip(x).map(|(&weight, &x)| f64::from(weight) * x).sum();
@@ -214,8 +214,8 @@ impl Problem {
                     if case.residual {
                         y += f64::from(problem.residual[b * case.rows[0] + row]);
                     }
-                    expected.push(y);
-                }
+                    y
+                }));
             }
             problem.expected.push(expected);
         }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::support::Mutation;
-use crate::{attention, matvec};
+use crate::{attention, matvec, sample};
 
 /// Runs a case with and without each mistake. The word that the error must hold says how the mistake shows.
 fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
@@ -108,6 +108,31 @@ fn in_an_attention() {
             ("  warp_barrier();\n  for (int i = lane; i < PADDED", "  for (int i = lane; i < PADDED", "shared memory"),
             ("value += keep * merged[w][h][d];", "value += merged[w][h][d];", "attention"),
             ("for (int mask = LANES; mask < 32", "for (int mask = 2 * LANES; mask < 32", "attention"),
+        ],
+    );
+}
+
+#[test]
+fn in_a_sampler() {
+    let warm = sample::Parameters { temperature: 1.1, top_k: 20, top_p: 0.8, limit: 31, ..sample::GREEDY };
+    let parameters: Vec<_> = (0..12).map(|seed| sample::Parameters { seed: [seed, 1], ..warm }).collect();
+    let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (20 + sequence, sequence)).collect();
+    caught(
+        |mutation| sample::check(333, 2, &rows, &parameters, mutation),
+        &[
+            ("i < 256; i += THREADS) bins[i] = 0;", "i < 255; i += THREADS) bins[i] = 0;", "shared memory"),
+            (
+                "digit--];\n    prefix |= (u32)digit << shift;\n    block_barrier();",
+                "digit--];\n    prefix |= (u32)digit << shift;",
+                "race",
+            ),
+            ("if (lane >= delta) running += below;", "running += below;", "race"),
+            ("if (i < warp) before", "if (i <= warp) before", "tokens"),
+            ("above + bins[digit] < wanted", "bins[digit] < wanted", "tokens"),
+            ("(position + 1) % RING", "position % RING", "ring"),
+            ("(u32)position + 1 >= p.limit", "(u32)position >= p.limit", "positions"),
+            ("c2 = high0 ^ c3 ^ k1", "c2 = high0 ^ c3 ^ k0", "tokens"),
+            ("1.0 / 16777216.0", "1.0 / 8388608.0", "tokens"),
         ],
     );
 }

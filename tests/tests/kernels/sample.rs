@@ -12,18 +12,18 @@ const RING: usize = 8;
 /// `Parameters` of sample.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-struct Parameters {
-    temperature: f32,
-    top_k: u32,
-    top_p: f32,
-    min_p: f32,
-    seed: [u32; 2],
-    limit: u32,
-    stops: u32,
-    stop: [i32; 8],
+pub struct Parameters {
+    pub temperature: f32,
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub seed: [u32; 2],
+    pub limit: u32,
+    pub stops: u32,
+    pub stop: [i32; 8],
 }
 
-const GREEDY: Parameters = Parameters {
+pub const GREEDY: Parameters = Parameters {
     temperature: 0.0,
     top_k: 0,
     top_p: 1.0,

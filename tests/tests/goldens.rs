@@ -1,0 +1,110 @@
+//! Golden logits through the runtime: interpreter, CPU and GPU, prompt path and decode path, fused and unfused, both forms of config.json.
+
+use std::path::PathBuf;
+
+use fuse_tests::{Golden, TempFolder, argmax_disagreement, goldens, gpu, nmse, root};
+use fusec::passes::Selection;
+use fuserun::backend::{Device, LoadOptions};
+use fuserun::model::{ModelName, OpenModel};
+
+/// In fp32 throughout: what is left is the order of sums.
+const INTERPRETER_BOUND: f64 = 1e-8;
+/// With bf16 weights and activations; transformers in bf16 has 2e-5 to 1.5e-4 on such checkpoints.
+const DEVICE_BOUND: f64 = 1e-4;
+/// Where the reference's top two differ by more than this, the best token must be the reference's.
+const CLEAR: f32 = 0.1;
+
+#[test]
+fn interpreter_agrees() {
+    check(&Device::Interpreter, &Selection::all());
+}
+
+#[test]
+fn interpreter_agrees_unfused() {
+    check(&Device::Interpreter, &Selection::none());
+}
+
+#[test]
+fn cpu_agrees() {
+    check(&Device::Cpu, &Selection::all());
+}
+
+#[test]
+fn cpu_agrees_unfused() {
+    check(&Device::Cpu, &Selection::none());
+}
+
+#[test]
+fn gpu_agrees() {
+    if let Some(device) = gpu() {
+        check(&device, &Selection::all());
+    }
+}
+
+#[test]
+fn gpu_agrees_unfused() {
+    if let Some(device) = gpu() {
+        check(&device, &Selection::none());
+    }
+}
+
+/// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not the first alone.
+fn check(device: &Device, passes: &Selection) {
+    let bound = if *device == Device::Interpreter { INTERPRETER_BOUND } else { DEVICE_BOUND };
+    let (mut cases, mut worst, mut failures) = (0, (0.0, String::new()), Vec::new());
+    for golden in goldens() {
+        for (form, model, _kept) in forms(&golden) {
+            for (path, by_step) in [("prompt", false), ("step", true)] {
+                let case = format!("{} {form} {path}", golden.name);
+                cases += 1;
+                let found = match logits(device, passes, model.clone(), &golden.tokens, by_step) {
+                    Ok(found) => found,
+                    Err(error) => {
+                        failures.push(format!("{case}: {error:#}"));
+                        continue;
+                    }
+                };
+                let error = nmse(&found, &golden.logits);
+                println!("{case}: NMSE {error:.2e}");
+                if !(error <= worst.0) {
+                    worst = (error, case.clone());
+                }
+                if !(error <= bound) {
+                    failures.push(format!("{case}: NMSE {error:.2e} is above {bound:.0e}"));
+                }
+                if let Some(position) = argmax_disagreement(&found, &golden.logits, golden.vocabulary(), CLEAR) {
+                    failures.push(format!("{case}: another best token at position {position}"));
+                }
+            }
+        }
+    }
+    assert!(cases >= 40, "{cases} cases: goldens are missing");
+    println!(
+        "{device:?}, passes {passes}: {cases} cases, largest NMSE {:.2e} ({}), bound {bound:.0e}",
+        worst.0, worst.1
+    );
+    assert!(failures.is_empty(), "{device:?}, passes {passes}:\n{}", failures.join("\n"));
+}
+
+/// The forms that a golden's model has, each with its name, what to open, and a folder that must live as long.
+fn forms(golden: &Golden) -> Vec<(&'static str, Option<PathBuf>, Option<TempFolder>)> {
+    if golden.name == "demo" {
+        return vec![("embedded", None, None), ("folder", Some(root().join("models/demo")), None)];
+    }
+    let v4 = TempFolder::copy_of(&golden.folder);
+    std::fs::rename(v4.path().join("config-v4.json"), v4.path().join("config.json"))
+        .expect("each golden has both forms");
+    vec![("v5", Some(golden.folder.clone()), None), ("v4", Some(v4.path().to_path_buf()), Some(v4))]
+}
+
+fn logits(
+    device: &Device,
+    passes: &Selection,
+    model: Option<PathBuf>,
+    tokens: &[u32],
+    by_step: bool,
+) -> anyhow::Result<Vec<f32>> {
+    let model = OpenModel::open(&ModelName { model, passes: Some(passes.clone()), ..ModelName::default() })?;
+    let options = LoadOptions { context: tokens.len(), sequences: 1, batches: vec![1], threads: Some(2) };
+    model.load(device, &options)?.logits(tokens, by_step)
+}

@@ -699,7 +699,7 @@ impl<'p, 'g> Builder<'p, 'g> {
         let combined = self.few() && attention.proj.is_some();
         let keys_per_split = 2 * warps * 32 / lanes;
         let blocks = heads / group * self.rows.count;
-        let max = if combined { (MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
+        let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { max.max(2) } else { max };
         let splits = Splits { max, keys: keys_per_split, window: attention.window.unwrap_or(0) };

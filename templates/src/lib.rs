@@ -120,7 +120,8 @@ pub struct Matmul {
     pub tiles: Tiles,
     pub row_tiles: usize,
     pub columns: usize,
-    pub warps: usize,
+    pub row_warps: usize,
+    pub split: usize,
     pub activation: usize,
 }
 

@@ -47,10 +47,10 @@ pub(super) fn unpack(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
     Ok(entries)
 }
 
-/// Writes beside the target, then renames: a reader never sees half a file, and a failure leaves what was there.
+/// Writes beside the target, then renames: a reader never sees half a file, and a failure leaves what was there. A device or a pipe is written to
+/// where it is: a rename would put a file in its place.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    if path.metadata().is_ok_and(|there| !there.is_file()) {
-        // A pipe or a device keeps its place.
+    if fs::metadata(path).is_ok_and(|target| !target.is_file()) {
         return Ok(fs::write(path, bytes)?);
     }
     let name = path.file_name().context("the path names no file")?;

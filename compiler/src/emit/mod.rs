@@ -45,7 +45,8 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             tiles: tiles(&spec.tiles),
             row_tiles: spec.row_tiles,
             columns: spec.columns,
-            warps: spec.warps,
+            row_warps: spec.row_warps,
+            split: spec.split,
             activation: activation(spec.activation),
         }
         .render(),

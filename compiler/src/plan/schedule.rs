@@ -916,10 +916,12 @@ fn spread(tiles: usize) -> usize {
     tiles.div_ceil(turns)
 }
 
+/// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
 fn matmul_shape(tiles: Tiles, activation: Option<crate::ir::Activation>, rows: usize) -> MatmulSpec {
-    MatmulSpec { tiles, row_tiles: 2, columns: if rows <= 32 { 4 } else { 8 }, warps: 4, activation }
+    let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 4, 2) };
+    MatmulSpec { tiles, row_tiles, columns, row_warps, split, activation }
 }
 
 fn matmul_grid(spec: &MatmulSpec, rows: usize) -> [usize; 3] {
-    [spec.tiles.count().div_ceil(spec.row_tiles * spec.warps), rows.div_ceil(8 * spec.columns), 1]
+    [spec.tiles.count().div_ceil(spec.row_tiles * spec.row_warps), rows.div_ceil(8 * spec.columns), 1]
 }

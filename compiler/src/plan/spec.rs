@@ -65,7 +65,8 @@ pub struct MatmulSpec {
     pub tiles: Tiles,
     pub row_tiles: usize,
     pub columns: usize,
-    pub warps: usize,
+    pub row_warps: usize,
+    pub split: usize,
     pub activation: Option<Activation>,
 }
 
@@ -187,7 +188,7 @@ impl KernelSpec {
     pub fn threads(&self) -> usize {
         match self {
             KernelSpec::Matvec(spec) => 32 * spec.warps,
-            KernelSpec::Matmul(spec) => 32 * spec.warps,
+            KernelSpec::Matmul(spec) => 32 * spec.row_warps * spec.split,
             KernelSpec::Attention(spec) => 32 * spec.warps,
             KernelSpec::Norm(spec) => 32 * norm_warps(spec.size),
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,

@@ -36,6 +36,13 @@ DEVICE Vec4 load_stream(const Vec4* p) {
   return v;
 }
 
+// A word that no kernel of this step writes, read before the wait.
+DEVICE int load_early(const int* p) {
+  int v;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 // d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
@@ -91,7 +98,8 @@ DEVICE float activate(float x) {
   if (KIND == RELU2) return x > 0.0f ? x * x : 0.0f;
   return x;
 }
-// matmul_gated_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 columns.
+// matmul_gated_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
+// eight rows of x, over its share of the columns of W.
 // Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
 // pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
 // of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
@@ -132,60 +140,93 @@ DEVICE Place place_of(int tile, int row) {
 }
 constexpr int ROW_TILES = 2;      // row tiles a warp
 constexpr int COLUMNS = 8;          // groups of eight rows of x a warp
-constexpr int WARPS = 4;              // they take neighbouring row tiles
+constexpr int ROW_WARPS = 4;      // warps side by side over the row tiles
+constexpr int SPLIT = 2;              // warps that take the pairs of the same row tiles in turn
 constexpr int ACTIVATION = 0;
+constexpr int WARPS = ROW_WARPS * SPLIT;
+constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
+
+struct Fragments {
+  Vec4 weights[ROW_TILES][2], rows[COLUMNS];
+};
+
+DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int first_tile, int first_row, int rows, int pair) {
+  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  if (pair >= PAIRS) return;
+#pragma unroll
+  for (int r = 0; r < ROW_TILES; r++) {
+    const Vec4* tile = tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, pair);
+    f.weights[r][0] = tile[lane];
+    f.weights[r][1] = tile[32 + lane];
+  }
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++) {
+    const int row = first_row + 8 * c + group;
+    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * K, 32 * pair + 8 * quad);
+  }
+}
 
 // weights: packed tiles. x: bfloat16 [rows][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
-// Grid: row tiles / (ROW_TILES WARPS), rows / (8 COLUMNS), both rounded up.
+// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
 KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_bf16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual,
     Out* out0, Out* out1, Out* out2, u64 rows) {
+  SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int first_tile = (blockIdx.x * WARPS + warp) * ROW_TILES, first_row = blockIdx.y * 8 * COLUMNS;
+  const int row_warp = warp / SPLIT, part = warp % SPLIT;
+  const int first_tile = (blockIdx.x * ROW_WARPS + row_warp) * ROW_TILES, first_row = blockIdx.y * 8 * COLUMNS;
   launch_dependents();
   wait_for_dependencies();
-  if (first_tile >= TILES) return;
 
   float sum[ROW_TILES][COLUMNS][4] = {};
-#pragma unroll 2
-  for (int pair = 0; pair < PAIRS; pair++) {
-    Vec4 held[ROW_TILES][2];
+  if (first_tile < TILES) {
+    Fragments now, next;
+    load_fragments(now, weights, x, first_tile, first_row, (int)rows, part);
+    for (int pair = part; pair < PAIRS; pair += SPLIT) {
+      load_fragments(next, weights, x, first_tile, first_row, (int)rows, pair + SPLIT);
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; r++) {
-      const Vec4* tile = tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, pair);
-      held[r][0] = tile[lane];
-      held[r][1] = tile[32 + lane];
-    }
+      for (int c = 0; c < COLUMNS; c++) {
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
-      const int row = first_row + 8 * c + group;
-      const Vec4 v = load_activations(x + (u64)(row < (int)rows ? row : 0) * K, 32 * pair + 8 * quad);
-#pragma unroll
-      for (int r = 0; r < ROW_TILES; r++) {
-        mma_bf16(sum[r][c], held[r][0], v.x, v.y);
-        mma_bf16(sum[r][c], held[r][1], v.z, v.w);
+        for (int r = 0; r < ROW_TILES; r++) {
+          mma_bf16(sum[r][c], now.weights[r][0], now.rows[c].x, now.rows[c].y);
+          mma_bf16(sum[r][c], now.weights[r][1], now.rows[c].z, now.rows[c].w);
+        }
       }
+      now = next;
     }
   }
 
+  // Unit u is the results i and i + 2 of a row tile r and column group c. The warps that share a row tile finish its units in turn.
+  if (SPLIT > 1) {
 #pragma unroll
-  for (int r = 0; r < ROW_TILES; r++) {
-    const int tile = first_tile + r;
-    if (tile >= TILES) break;
-    const float bias_low = bias ? bias[tile * 16 + group] : 0.0f, bias_high = bias ? bias[tile * 16 + group + 8] : 0.0f;
+    for (int u = 0; u < UNITS; u++) {
+      partial[part][row_warp][u][0][lane] = sum[u / (2 * COLUMNS)][u / 2 % COLUMNS][u % 2];
+      partial[part][row_warp][u][1][lane] = sum[u / (2 * COLUMNS)][u / 2 % COLUMNS][u % 2 + 2];
+    }
+    block_barrier();
+  }
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c++) {
+  for (int u = 0; u < UNITS; u++) {
+    if (SPLIT > 1 && u % SPLIT != part) continue;
+    const int r = u / (2 * COLUMNS), c = u / 2 % COLUMNS, i = u % 2;
+    const int tile = first_tile + r, row = first_row + 8 * c + 2 * quad + i;
+    if (tile >= TILES || row >= (int)rows) continue;
+    float low = sum[r][c][i], high = sum[r][c][i + 2];
+    if (SPLIT > 1) {
+      low = high = 0.0f;
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if (GATED && i >= 2) continue;
-        const int row = first_row + 8 * c + 2 * quad + i % 2;
-        const Place place = place_of(tile, group + (i < 2 ? 0 : 8));
-        if (row >= (int)rows || place.row >= ROWS[place.output]) continue;
-        const u64 at = (u64)row * ROWS[place.output] + place.row;
-        float y = activate<ACTIVATION>(sum[r][c][i] + (i < 2 ? bias_low : bias_high));
-        if (GATED) y *= sum[r][c][i % 2 + 2] + bias_high;
-        if (residual) y += residual[at];
-        store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
-      }
+      for (int s = 0; s < SPLIT; s++) low += partial[s][row_warp][u][0][lane], high += partial[s][row_warp][u][1][lane];
+    }
+    low += bias ? bias[tile * 16 + group] : 0.0f;
+    high += bias ? bias[tile * 16 + group + 8] : 0.0f;
+#pragma unroll
+    for (int h = 0; h < (GATED ? 1 : 2); h++) {
+      const Place place = place_of(tile, group + 8 * h);
+      if (place.row >= ROWS[place.output]) continue;
+      const u64 at = (u64)row * ROWS[place.output] + place.row;
+      float y = activate<ACTIVATION>(h == 0 ? low : high);
+      if (GATED) y *= high;
+      if (residual) y += residual[at];
+      store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
     }
   }
 }

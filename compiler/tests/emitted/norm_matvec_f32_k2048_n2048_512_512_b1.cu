@@ -36,6 +36,13 @@ DEVICE Vec4 load_stream(const Vec4* p) {
   return v;
 }
 
+// A word that no kernel of this step writes, read before the wait.
+DEVICE int load_early(const int* p) {
+  int v;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 // d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
@@ -133,80 +140,109 @@ DEVICE Place place_of(int tile, int row) {
 
 constexpr int BATCH = 1;              // rows of x
 constexpr int WARPS = 8;              // they take the pairs of a row tile in turn
-constexpr int CHUNK = 4;              // pairs a warp holds in registers while the next ones arrive
+constexpr int DEPTH = 8;              // pairs of weights a warp has in flight
 constexpr int NORM = 1;                // 0 none, 1 rms_norm, 2 layer_norm of x, which is then fp32
 constexpr float EPS = 1e-5f;
 constexpr bool COMBINE = false;         // x is what the blocks of a split attention left
+constexpr bool STAGED = true;           // x goes through shared memory as bfloat16
 constexpr int HEADS = 1, HEAD_DIM = 1;   // of that attention
 constexpr int ACTIVATION = 5;
 constexpr bool ARGMAX = false;           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int CHUNKS = (PAIRS + WARPS * CHUNK - 1) / (WARPS * CHUNK);
-constexpr bool STAGED = NORM != 0 || COMBINE;   // x goes through shared memory as bfloat16
-constexpr int STAGE_STRIDE = PAIRS * 32 + 32;   // 64 bytes more than a row: rows fall into other banks
+constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
+constexpr int STAGE_STRIDE = PAIRS * 32 + 32;                    // 64 bytes more than a row: rows fall into other banks
+constexpr int PASSES = (PAIRS * 32 + 8 * THREADS - 1) / (8 * THREADS);   // eights of x a thread brings to shared memory
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(16 * BATCH <= THREADS, "one thread a result");
+static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way passes through shared memory");
 
-DEVICE void load_chunk(Vec4 (&held)[2 * CHUNK], const Vec4* weights, int tile, int chunk, int warp, int lane) {
-#pragma unroll
-  for (int i = 0; i < CHUNK; i++) {
-    const int pair = warp + WARPS * (chunk * CHUNK + i);
-    if (pair < PAIRS) {
-      held[2 * i] = load_stream(tile_pointer(weights, tile, pair) + lane);
-      held[2 * i + 1] = load_stream(tile_pointer(weights, tile, pair) + 32 + lane);
-    }
+// The pairs of a warp, tile after tile: where the next loads come from.
+struct Cursor {
+  const Vec4* at;
+  int tile, turn;
+};
+
+DEVICE Cursor first_pair(const Vec4* weights, int warp, int lane) {
+  return {tile_pointer(weights, blockIdx.x, warp) + lane, (int)blockIdx.x, 0};
+}
+
+// Starts the loads of one pair and steps to the next.
+DEVICE void load_pair(Vec4 (&pair)[2], Cursor& cursor, const Vec4* weights, int warp, int lane) {
+  if (cursor.tile < TILES && (PAIRS % WARPS == 0 || warp + WARPS * cursor.turn < PAIRS)) {
+    pair[0] = load_stream(cursor.at);
+    pair[1] = load_stream(cursor.at + 32);
+  }
+  cursor.at += WARPS * 64;
+  if (++cursor.turn == SHARE) {
+    cursor.turn = 0;
+    cursor.tile += gridDim.x;
+    cursor.at = tile_pointer(weights, cursor.tile, warp) + lane;
   }
 }
 
-DEVICE void load_rows(Vec4 (&rows)[CHUNK], const u16* x, int chunk, int warp, int lane) {
-  const u16* row = x + (lane / 4 % BATCH) * K;
+// Eight consecutive floats, zeros beyond K. EARLY: of a weight, before the wait.
+template <bool EARLY>
+DEVICE void load_floats(float (&v)[8], const float* row, int k) {
+  if (K % 4 == 0) {
 #pragma unroll
-  for (int i = 0; i < CHUNK; i++) rows[i] = load_activations(row, 32 * (warp + WARPS * (chunk * CHUNK + i)) + 8 * (lane % 4));
+    for (int h = 0; h < 8; h += 4) {
+      const Vec4* at = (const Vec4*)(row + k + h);
+      Vec4 four = {0, 0, 0, 0};
+      if (k + h < K) four = EARLY ? load_stream(at) : *at;
+      v[h] = float_of(four.x), v[h + 1] = float_of(four.y), v[h + 2] = float_of(four.z), v[h + 3] = float_of(four.w);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = k + i >= K ? 0.0f : EARLY ? float_of((u32)load_early((const int*)row + k + i)) : row[k + i];
+  }
+}
+
+DEVICE void store_eight(u16* at, const float (&v)[8]) {
+  *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+}
+
+// The sum of one value a thread over the block, in the order of the warps.
+DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
+  value = warp_sum(value);
+  block_barrier();
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][0] = value;
+  block_barrier();
+  float total = 0.0f;
+  for (int i = 0; i < WARPS; i++) total += sums[i][0];
+  block_barrier();
+  return total;
 }
 
 // x · w into shared memory, and the warp's part of what the norm divides by. RMS is applied to the products, which are linear in it.
-DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float* w, const float* bias) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
 #pragma unroll
   for (int b = 0; b < BATCH; b++) {
     const float* row = x + b * K;
-    float mean = 0.0f, scale = 1.0f;
+    float mean = 0.0f, scale = 1.0f, square = 0.0f;
     if (NORM == 2) {
-      float sum = 0.0f;
+      float sum = 0.0f, squares = 0.0f;
       for (int k = threadIdx.x; k < K; k += THREADS) sum += row[k];
-      sum = warp_sum(sum);
-      if (lane == 0) sums[warp][b] = sum;
-      block_barrier();
-      for (int i = 0; i < WARPS; i++) mean += sums[i][b];
-      mean /= K;
-      block_barrier();
-      float square = 0.0f;
-      for (int k = threadIdx.x; k < K; k += THREADS) square += (row[k] - mean) * (row[k] - mean);
-      square = warp_sum(square);
-      if (lane == 0) sums[warp][b] = square;
-      block_barrier();
-      float variance = 0.0f;
-      for (int i = 0; i < WARPS; i++) variance += sums[i][b];
-      scale = rsqrtf(variance / K + EPS);
-      block_barrier();
+      mean = block_total(sum, sums) / K;
+      for (int k = threadIdx.x; k < K; k += THREADS) squares += (row[k] - mean) * (row[k] - mean);
+      scale = rsqrtf(block_total(squares, sums) / K + EPS);
     }
-    float square = 0.0f;
-#pragma unroll 4
-    for (int k = 2 * threadIdx.x; k < PAIRS * 32; k += 2 * THREADS) {
-      float v[2];
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const bool inside = k + i < K;
-        const float value = inside ? row[k + i] : 0.0f;
-        square += value * value;
-        v[i] = NORM == 2 ? (value - mean) * scale : value;
-        v[i] = inside ? v[i] * (w ? w[k + i] : 1.0f) + (bias ? bias[k + i] : 0.0f) : 0.0f;
+    for (int pass = 0; pass < PASSES; pass++) {
+      const int k = 8 * (threadIdx.x + THREADS * pass);
+      if (k >= PAIRS * 32) break;
+      float v[8];
+      load_floats<false>(v, row, k);
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        square += v[i] * v[i];
+        v[i] = (NORM == 2 ? (v[i] - mean) * scale : v[i]) * w[pass][i];
+        if (bias && k + i < K) v[i] += bias[k + i];
       }
-      *(u32*)(staged + b * STAGE_STRIDE + k) = pack_bf16(v[0], v[1]);
+      store_eight(staged + b * STAGE_STRIDE + k, v);
     }
     if (NORM == 1) {
       square = warp_sum(square);
-      if (lane == 0) sums[warp][b] = square;
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][b] = square;
     }
   }
 }
@@ -222,16 +258,33 @@ KERNEL void __launch_bounds__(THREADS) norm_matvec_f32_k2048_n2048_512_512_b1(co
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   u16* staged = (u16*)shared_memory();
 
-  // The weights depend on nothing: they are on their way before the kernel that makes x is done.
+  // The weights depend on nothing: they are on their way before the kernel that makes x is done. Nor do positions within a step.
   launch_dependents();
-  Vec4 held[2 * CHUNK], coming[2 * CHUNK], rows[CHUNK], rows_coming[CHUNK];
-  load_chunk(held, weights, blockIdx.x, 0, warp, lane);
+  Vec4 held[DEPTH][2];
+  Cursor cursor = first_pair(weights, warp, lane);
+#pragma unroll
+  for (int i = 0; i < DEPTH; i++) load_pair(held[i], cursor, weights, warp, lane);
+  float w[PASSES][8];
+  if (NORM != 0) {
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) w[pass][i] = 1.0f;
+      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
+    }
+  }
+  
   wait_for_dependencies();
 
-  if (NORM != 0) stage_norm(staged, sums, (const float*)x, norm_weight, norm_bias);
+  if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   
+  if (STAGED && NORM == 0 && !COMBINE) {
+#pragma unroll
+    for (int b = 0; b < BATCH; b++)
+      for (int k = 8 * threadIdx.x; k < PAIRS * 32; k += 8 * THREADS)
+        *(Vec4*)(staged + b * STAGE_STRIDE + k) = load_activations((const u16*)x + b * K, k);
+  }
   if (STAGED) block_barrier();
-  else load_rows(rows, (const u16*)x, 0, warp, lane);
 
   // Thread i < 16 BATCH finishes row i % 16 of column i / 16.
   const int row_in_tile = threadIdx.x % 16, b = threadIdx.x / 16;
@@ -245,61 +298,58 @@ KERNEL void __launch_bounds__(THREADS) norm_matvec_f32_k2048_n2048_512_512_b1(co
   float best = NEGATIVE_INFINITY;
   int best_row = 0;
 
-  for (int tile = blockIdx.x, turn = 0; tile < TILES; tile += gridDim.x, turn ^= 1) {
-    float sum[2][4] = {};
+  // The warp goes through its pairs in a ring of DEPTH. A row tile ends after SHARE of them, wherever in the ring that is.
+  float sum[2][4] = {};
+  int tile = blockIdx.x, turn = 0, parity = 0;
+  while (tile < TILES) {
 #pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      const bool last = chunk + 1 == CHUNKS;
-      const int next_tile = last ? tile + gridDim.x : tile;
-      const int next_chunk = last ? 0 : chunk + 1;
-      if (next_tile < TILES) {
-        load_chunk(coming, weights, next_tile, next_chunk, warp, lane);
-        if (!STAGED) load_rows(rows_coming, (const u16*)x, next_chunk, warp, lane);
+    for (int slot = 0; slot < DEPTH; slot++) {
+      if (tile >= TILES) break;
+      const int pair = warp + WARPS * turn;
+      if (PAIRS % WARPS == 0 || pair < PAIRS) {
+        const int k = 32 * pair + 8 * quad;
+        const Vec4 v = STAGED ? *(const Vec4*)(staged + (group % BATCH) * STAGE_STRIDE + k)
+                              : load_activations((const u16*)x + (group % BATCH) * K, k);
+        mma_bf16(sum[0], held[slot][0], v.x, v.y);
+        mma_bf16(sum[1], held[slot][1], v.z, v.w);
       }
+      load_pair(held[slot], cursor, weights, warp, lane);
+      if (++turn < SHARE) continue;
+
+      // Columns repeat every BATCH: the first BATCH of the eight are written down.
 #pragma unroll
-      for (int i = 0; i < CHUNK; i++) {
-        const int pair = warp + WARPS * (chunk * CHUNK + i);
-        if (pair < PAIRS) {
-          const Vec4 v = STAGED ? *(const Vec4*)(staged + (group % BATCH) * STAGE_STRIDE + 32 * pair + 8 * quad) : rows[i];
-          mma_bf16(sum[0], held[2 * i], v.x, v.y);
-          mma_bf16(sum[1], held[2 * i + 1], v.z, v.w);
+      for (int i = 0; i < 2; i++) {
+        const int column = 2 * quad + i;
+        if (column < BATCH) {
+          partial[parity][warp][group][column] = sum[0][i] + sum[1][i];
+          partial[parity][warp][group + 8][column] = sum[0][i + 2] + sum[1][i + 2];
         }
       }
-#pragma unroll
-      for (int i = 0; i < 2 * CHUNK; i++) held[i] = coming[i];
-#pragma unroll
-      for (int i = 0; i < CHUNK; i++) rows[i] = rows_coming[i];
-    }
-
-    // Columns repeat every BATCH: the first BATCH of the eight are written down.
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int column = 2 * quad + i;
-      if (column < BATCH) {
-        partial[turn][warp][group][column] = sum[0][i] + sum[1][i];
-        partial[turn][warp][group + 8][column] = sum[0][i + 2] + sum[1][i + 2];
-      }
-    }
-    block_barrier();
-    if (finishes) {
       const Place place = place_of(tile, row_in_tile);
-      float y = 0.0f, other = 0.0f;
+      const bool writes = finishes && place.row < ROWS[place.output];
+      const int at = b * ROWS[place.output] + place.row;
+      float add = 0.0f, bias_low = 0.0f, bias_high = 0.0f;
+      if (writes && residual) add = residual[at];
+      if (writes && bias) bias_low = bias[tile * 16 + row_in_tile];
+      if (writes && bias && GATED) bias_high = bias[tile * 16 + row_in_tile + 8];
+      block_barrier();
+      if (writes) {
+        float y = 0.0f, other = 0.0f;
 #pragma unroll
-      for (int i = 0; i < WARPS; i++) y += partial[turn][i][row_in_tile][b];
-      y = y * scale + (bias ? bias[tile * 16 + row_in_tile] : 0.0f);
-      if (GATED) {
+        for (int i = 0; i < WARPS; i++) y += partial[parity][i][row_in_tile][b];
+        if (GATED) {
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) other += partial[turn][i][row_in_tile + 8][b];
-        other = other * scale + (bias ? bias[tile * 16 + row_in_tile + 8] : 0.0f);
-      }
-      y = activate<ACTIVATION>(y);
-      if (GATED) y *= other;
-      if (place.row < ROWS[place.output]) {
-        const int at = b * ROWS[place.output] + place.row;
-        if (residual) y += residual[at];
+          for (int i = 0; i < WARPS; i++) other += partial[parity][i][row_in_tile + 8][b];
+        }
+        y = activate<ACTIVATION>(y * scale + bias_low);
+        if (GATED) y *= other * scale + bias_high;
+        y += add;
         store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
         if (ARGMAX && y > best) best = y, best_row = place.row;
       }
+#pragma unroll
+      for (int i = 0; i < 4; i++) sum[0][i] = sum[1][i] = 0.0f;
+      turn = 0, parity ^= 1, tile += gridDim.x;
     }
   }
 

@@ -36,6 +36,13 @@ DEVICE Vec4 load_stream(const Vec4* p) {
   return v;
 }
 
+// A word that no kernel of this step writes, read before the wait.
+DEVICE int load_early(const int* p) {
+  int v;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 // d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
@@ -146,6 +153,7 @@ constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values,
 constexpr int LANES = PADDED <= 8 ? 1 : PADDED <= 16 ? 2 : PADDED <= 32 ? 4 : PADDED <= 64 ? 8 : PADDED <= 128 ? 16 : 32;   // lanes a key
 constexpr int STREAMS = WARPS * 32 / LANES;     // keys the block looks at in one go
 constexpr int THREADS = 32 * WARPS;
+constexpr int PER_LANE = (PADDED + 31) / 32;    // values of a head a lane loads
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
 constexpr float LOG2E = 1.4426950408889634f;
 static_assert(PADDED <= 256, "a lane holds 8 values of a head");
@@ -156,17 +164,42 @@ DEVICE void unpack(float (&f)[8], const Vec4& v) {
   f[4] = bf16_low(v.z), f[5] = bf16_high(v.z), f[6] = bf16_low(v.w), f[7] = bf16_high(v.w);
 }
 
-// One head from memory into shared memory, normalised and rotated, one warp a head. `raw` is scratch of the warp.
-DEVICE void load_head(float* head, float* raw, const float* from, const float* weight, float eps, int position, bool transform) {
+// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp.
+template <typename Take>
+DEVICE void load_head(Take take, float* raw, const float* from, const float* weight, float eps, int position, bool transform) {
   const int lane = threadIdx.x % 32;
-  float square = 0.0f;
-  for (int i = lane; i < HEAD_DIM; i += 32) square += from[i] * from[i];
+  float value[PER_LANE], square = 0.0f;
+#pragma unroll
+  for (int j = 0; j < PER_LANE; j++) {
+    const int i = lane + 32 * j;
+    value[j] = i < HEAD_DIM ? from[i] : 0.0f;
+    square += value[j] * value[j];
+  }
   const float scale = transform && NORM ? rsqrtf(warp_sum(square) / HEAD_DIM + eps) : 1.0f;
-  for (int i = lane; i < HEAD_DIM; i += 32) raw[i] = from[i] * scale * (transform && weight ? weight[i] : 1.0f);
+#pragma unroll
+  for (int j = 0; j < PER_LANE; j++) {
+    const int i = lane + 32 * j;
+    if (i < HEAD_DIM) raw[i] = value[j] * scale * (transform && weight ? weight[i] : 1.0f);
+  }
   warp_barrier();
   for (int i = lane; i < PADDED; i += 32)
-    head[i] = i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, position) : raw[i];
+    take(i, i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, position) : raw[i]);
   warp_barrier();
+}
+
+// Two keys and two values of a stream, from base on: what a lane holds of them. A key this step makes is in shared memory only.
+DEVICE void load_keys(Vec4 (&key)[2], Vec4 (&value)[2], const u16* keys_at, const u16* values_at, int base, int end, int position) {
+  const int part = threadIdx.x % 32 % LANES, stream = threadIdx.x / LANES;
+#pragma unroll
+  for (int u = 0; u < 2; u++) {
+    const int at = base + u * STREAMS + stream;
+    key[u] = value[u] = {0, 0, 0, 0};
+    if (at < end && 8 * part < PADDED && !(APPEND && at == position)) {
+      const u64 offset = (u64)at * PADDED + 8 * part;
+      key[u] = APPEND ? load_stream((const Vec4*)(keys_at + offset)) : *(const Vec4*)(keys_at + offset);
+      value[u] = APPEND ? load_stream((const Vec4*)(values_at + offset)) : *(const Vec4*)(values_at + offset);
+    }
+  }
 }
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
@@ -178,38 +211,44 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
     float* statistics, u64 context) {
   SHARED float queries[GROUP][PADDED];
   SHARED float raw[WARPS][PADDED];
-  SHARED float fresh[PADDED];
+  SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
   SHARED float merged[WARPS][GROUP][PADDED];
   SHARED float merged_statistics[WARPS][GROUP][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
 
+  // Positions and, under APPEND, all keys but the newest are from steps before: they are on their way before q is.
   launch_dependents();
-  wait_for_dependencies();
-  const int position = positions[row];
+  const int position = load_early(positions + row);
   const int splits = active_splits(position);
-  if (split >= splits) return;
   const int first = first_key(position), keys = position + 1 - first;
-  const int share = (keys + splits - 1) / splits;
+  const int share = splits > 0 ? (keys + splits - 1) / splits : 0;
   const int begin = first + split * share;
-  const int end = begin + share < position + 1 ? begin + share : position + 1;
-  const u64 cache_row = ((u64)sequences[row] * KEY_HEADS + key_head) * context * PADDED;
+  const int end = split >= splits ? begin : begin + share < position + 1 ? begin + share : position + 1;
+  const u64 cache_row = ((u64)load_early(sequences + row) * KEY_HEADS + key_head) * context * PADDED;
   u16* keys_at = key_cache + cache_row;
   u16* values_at = value_cache + cache_row;
+  Vec4 key[2], value[2];
+  if (APPEND) load_keys(key, value, keys_at, values_at, begin, end, position);
+  wait_for_dependencies();
+  if (begin >= end) return;
+  if (!APPEND) load_keys(key, value, keys_at, values_at, begin, end, position);
 
   // The split that holds the newest key stores it. Blocks of one key head store the same bytes.
-  const int jobs = GROUP + (APPEND && end == position + 1 ? 1 : 0);
-  for (int job = warp; job < jobs; job += WARPS) {
+  const bool newest = APPEND && end == position + 1;
+  for (int job = warp; job < GROUP + 2 * newest; job += WARPS) {
     if (job < GROUP) {
-      load_head(queries[job], raw[warp], q + ((u64)row * HEADS + first_head + job) * HEAD_DIM, q_weight, EPS_Q, position, APPEND);
+      float* to = queries[job];
+      load_head([&](int i, float v) { to[i] = v; }, raw[warp], q + ((u64)row * HEADS + first_head + job) * HEAD_DIM, q_weight, EPS_Q,
+                position, APPEND);
     } else {
+      const bool is_key = job == GROUP;
+      u16* to = (u16*)fresh[is_key ? 0 : 1];
+      u16* cached = (is_key ? keys_at : values_at) + (u64)position * PADDED;
       const u64 from = ((u64)row * KEY_HEADS + key_head) * HEAD_DIM;
-      load_head(fresh, raw[warp], k + from, k_weight, EPS_K, position, true);
-      for (int i = lane; i < PADDED; i += 32) {
-        store(keys_at + (u64)position * PADDED + i, fresh[i]);
-        store(values_at + (u64)position * PADDED + i, i < HEAD_DIM ? v[from + i] : 0.0f);
-      }
+      load_head([&](int i, float v) { store(to + i, v), store(cached + i, v); }, raw[warp], (is_key ? k : v) + from,
+                is_key ? k_weight : nullptr, EPS_K, position, is_key);
     }
   }
   block_barrier();
@@ -224,22 +263,18 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
 #pragma unroll
     for (int i = 0; i < 8; i++) query[h][i] = holds ? queries[h][8 * part + i] * (SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E) : 0.0f;
   }
-  const Vec4 zero = {0, 0, 0, 0};
   for (int base = begin; base < end; base += 2 * STREAMS) {
-    Vec4 key[2], value[2];
+    Vec4 next_key[2], next_value[2];
+    load_keys(next_key, next_value, keys_at, values_at, base + 2 * STREAMS, end, position);
 #pragma unroll
     for (int u = 0; u < 2; u++) {
       const int at = base + u * STREAMS + stream;
-      const bool live = at < end && holds;
-      key[u] = live ? *(const Vec4*)(keys_at + (u64)at * PADDED + 8 * part) : zero;
-      value[u] = live ? *(const Vec4*)(values_at + (u64)at * PADDED + 8 * part) : zero;
-    }
-#pragma unroll
-    for (int u = 0; u < 2; u++) {
-      const bool live = base + u * STREAMS + stream < end;
+      const bool live = at < end;
+      if (newest && at == position && holds) key[u] = fresh[0][part], value[u] = fresh[1][part];
       float k8[8], v8[8];
       unpack(k8, key[u]);
       unpack(v8, value[u]);
+      key[u] = next_key[u], value[u] = next_value[u];
 #pragma unroll
       for (int h = 0; h < GROUP; h++) {
         float score = 0.0f;

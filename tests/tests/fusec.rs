@@ -1,0 +1,250 @@
+//! The program `fusec`, run as a user runs it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use fuse_tests::binary::{binary, command, root, scratch, stderr, stdout};
+use fuse_tests::nvrtc;
+use fusec::artifact::Artifact;
+use fusec::ir::Graph;
+use fusec::passes::PIPELINE;
+use serde_json::Value;
+
+fn fusec() -> Command {
+    command(&binary("fusec", "fusec"))
+}
+
+fn run(args: &[&str]) -> Output {
+    fusec().args(args).output().expect("fusec starts")
+}
+
+/// What a run that must succeed printed.
+fn printed(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output)
+}
+
+/// The message of a run that must fail with this exit code, print nothing and not panic.
+fn refused(args: &[&str], code: i32) -> String {
+    let output = run(args);
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+    assert_eq!(stdout(&output), "", "{args:?}");
+    assert!(message.starts_with("error") && !message.contains("panicked"), "{args:?}: {message}");
+    message
+}
+
+fn golden(name: &str) -> PathBuf {
+    root().join("tests/goldens").join(name)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the path is text")
+}
+
+#[test]
+fn llama_compiles_to_device_code_that_does_not_spill() {
+    let folder = scratch("fusec-compile");
+    let (file, model) = (folder.join("llama.fuse"), root().join("models/llama.toml"));
+    let output = fusec()
+        .env("FUSE_NVRTC", nvrtc().path())
+        .args(["compile", text(&model), "--arch", "sm_90a", "--batch", "1", "--max-context", "4096", "-o", text(&file)])
+        .output()
+        .expect("fusec starts");
+    let said = stderr(&output);
+    assert!(output.status.success() && stdout(&output).is_empty(), "{said}");
+    assert!(said.starts_with("plan llama: 5 kernels and 5 edges a layer, 16 layers, "), "{said}");
+
+    let artifact = Artifact::read(&file).expect("it is an artifact");
+    assert_eq!(artifact.manifest.archs, ["sm_90a"]);
+    assert_eq!(artifact.manifest.extra["max_context"], 4096);
+    assert_eq!(artifact.cubins.len(), artifact.sources.len());
+    assert!(artifact.cubins.values().all(|cubin| cubin.starts_with(b"\x7fELF")));
+    Graph::parse(&artifact.graph_text).expect("its graph reads back");
+
+    let json: Value = serde_json::from_str(&printed(&["inspect", text(&file), "--json"])).expect("one JSON object");
+    assert_eq!(json["plan"]["kernels_per_layer"], 5);
+    let kernels = json["kernels"].as_array().expect("a list");
+    assert_eq!(kernels.len(), artifact.sources.len());
+    for kernel in kernels {
+        let report = &kernel["archs"]["sm_90a"];
+        assert!(report["registers"].as_u64().is_some_and(|registers| registers > 0), "{kernel}");
+        assert_eq!((&report["spill_store_bytes"], &report["spill_load_bytes"]), (&0.into(), &0.into()), "{kernel}");
+        let launches = kernel["launches"].as_object().expect("counts by step");
+        assert!(!launches.is_empty(), "{kernel}");
+    }
+    let table = printed(&["inspect", text(&file)]);
+    assert!(table.contains("registers") && table.contains("decode_1 16"), "{table}");
+}
+
+#[test]
+fn without_nvrtc_the_file_has_sources_only() {
+    let folder = scratch("fusec-sources-only");
+    let output = fusec()
+        .current_dir(&folder)
+        .env("FUSE_NVRTC", "/nonexistent")
+        .args(["compile", "llama", "--dump", "stages"])
+        .output()
+        .expect("fusec starts");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "the plan, how to get NVRTC, the file: {said}");
+    assert!(lines[1].contains("pip install nvidia-cuda-nvrtc") && lines[1].ends_with("sources only"), "{said}");
+    let artifact = Artifact::read(&folder.join("llama.fuse")).expect("NAME.fuse is an artifact");
+    assert!(artifact.cubins.is_empty() && artifact.manifest.archs.is_empty() && artifact.sources.len() > 10);
+    assert!(printed(&["inspect", text(&folder.join("llama.fuse"))]).contains("sources only"));
+
+    // The stages that --dump leaves: as described, behind each pass, the plan, the sources.
+    let stage = |name: &str| fs::read_to_string(folder.join("stages").join(name)).expect("the stage is there");
+    assert_eq!(stage("00-described.txt"), printed(&["print", "-O0", "llama"]));
+    assert_eq!(stage("03-fuse-mlp.txt"), printed(&["print", "--after", "fuse-mlp", "llama"]));
+    assert_eq!(stage("10-fuse-sample.txt"), artifact.graph_text);
+    assert_eq!(stage("plan.json").trim_end(), artifact.plan_json.trim_end());
+    for (name, source) in &artifact.sources {
+        assert_eq!(&stage(&format!("src/{name}.cu")), source);
+    }
+}
+
+#[test]
+fn a_broken_description_is_told_with_its_line() {
+    let folder = root().join("compiler/tests/description");
+    let mut cases = 0;
+    for entry in fs::read_dir(&folder).expect("the cases are there") {
+        let path = entry.expect("an entry").path();
+        let expected = fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
+        let broken = expected.lines().find_map(|line| line.trim_start().strip_prefix("--> "));
+        let Some(place) = broken.filter(|_| path.extension().is_some_and(|extension| extension == "toml")) else {
+            continue;
+        };
+        // `name.toml:line:column`, of the same text under its whole path.
+        let (_, place) = place.split_once(':').expect("a place has a line");
+        let config = path.with_extension("json");
+        let mut args = vec!["check", text(&path)];
+        if config.exists() {
+            args.extend(["--config", text(&config)]);
+        }
+        let message = refused(&args, 1);
+        assert!(message.starts_with("error["), "{message}");
+        assert!(message.contains(&format!("{}:{place}", path.display())), "{place}: {message}");
+        cases += 1;
+    }
+    assert!(cases > 15, "{cases} broken descriptions");
+}
+
+#[test]
+fn bad_usage_is_told_with_what_was_meant() {
+    assert!(refused(&["compile", "llama", "--arch", "sm_90b"], 2).contains("did you mean `sm_90`?"));
+    assert!(refused(&["print", "llama", "--passes", "-fuse-mpl"], 2).contains("did you mean `fuse-mlp`?"));
+    assert!(refused(&["compile", "llama", "--batch", "3"], 2).contains("[possible values: 1, 2, 4, 8]"));
+    assert!(refused(&["compile", "llama", "--max-context", "0"], 2).contains("--max-context"));
+    assert!(refused(&["graph", "llama", "--format", "svg"], 2).contains("[possible values: text, dot]"));
+    assert!(refused(&["print", "llama", "-O1"], 2).contains("[possible values: 0]"));
+    assert!(refused(&["compile"], 2).contains("<MODEL>"));
+}
+
+#[test]
+fn what_cannot_be_done_is_one_clear_message() {
+    let folder = scratch("fusec-refusals");
+    assert!(refused(&["check", "lama"], 1).contains("did you mean `llama`? (shipped: llama, qwen2, qwen3)"));
+    assert!(refused(&["print", "llama", "--after", "fuse-mpl"], 1).contains("did you mean `fuse-mlp`?"));
+    assert!(refused(&["compile", "llama", "--dtype", "f32"], 1).contains("--dtype f32"));
+    assert!(refused(&["check", text(&folder)], 1).contains("--checkpoint"));
+    let broken = folder.join("broken.json");
+    fs::write(&broken, "{").expect("a scratch file");
+    assert!(refused(&["check", "llama", "--config", text(&broken)], 1).contains("is not JSON"));
+    fs::write(&broken, "{}").expect("a scratch file");
+    assert!(refused(&["check", "llama", "--config", text(&broken)], 1).contains("vocab_size"));
+    assert!(refused(&["check", "--config", text(&broken)], 1).contains("names no architecture"));
+    let other = folder.join("other.fuse");
+    assert!(refused(&["inspect", text(&other)], 1).contains("other.fuse"));
+    fs::write(&other, b"PK\x03\x04 and no more").expect("a scratch file");
+    assert!(refused(&["inspect", text(&other)], 1).contains("no .fuse file"));
+}
+
+#[test]
+fn what_print_says_reads_back() {
+    for name in PIPELINE.iter().map(|pass| pass.name) {
+        let text = printed(&["print", "--after", name, "qwen3"]);
+        let graph = Graph::parse(&text).unwrap_or_else(|error| panic!("after {name}: {error}"));
+        assert_eq!(graph.to_string(), text, "after {name}");
+    }
+    let whole = printed(&["print", "qwen3"]);
+    assert_eq!(whole, printed(&["graph", "qwen3"]));
+    assert_eq!(whole, printed(&["print", "--after", "fuse-sample", "qwen3"]));
+    assert!(printed(&["graph", "qwen3", "--format", "dot"]).starts_with("digraph \"qwen3\" {"));
+}
+
+#[test]
+fn passes_are_chosen_by_flag_and_by_variable() {
+    let unfused = printed(&["print", "-O0", "llama"]);
+    assert!(unfused.contains(" = silu ") && unfused.contains(" = kv_append "), "nothing is fused");
+    assert_eq!(unfused, printed(&["print", "--passes", "none", "llama"]));
+    assert_eq!(unfused, printed(&["print", "-O0", "--passes", "-fuse-mlp", "llama"]));
+    let variable = fusec().env("FUSE_O", "0").args(["print", "llama"]).output().expect("fusec starts");
+    assert_eq!(unfused, stdout(&variable));
+    let without = printed(&["print", "--passes", "-fuse-mlp,-fuse-rope", "llama"]);
+    assert!(without.contains(" = silu ") && without.contains(" = rope ") && !without.contains(" = kv_append "));
+    let variable =
+        fusec().env("FUSE_PASSES", "-fuse-mlp,-fuse-rope").args(["print", "llama"]).output().expect("fusec starts");
+    assert_eq!(without, stdout(&variable));
+
+    let explained = printed(&["explain", "--passes", "-fuse-mlp", "llama"]);
+    assert!(explained.starts_with("plan llama: "), "{explained}");
+    assert!(explained.contains("fuse-mlp              off\n"), "{explained}");
+    assert!(explained.contains("fuse-mlp: layers 0-15: mul: the pass did not run\n"), "{explained}");
+    assert!(printed(&["explain", "llama"]).contains("Everything that could fuse did."));
+    let listed = printed(&["passes"]);
+    let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(names, PIPELINE.iter().map(|pass| pass.name).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_tensors_of_a_checkpoint_are_accounted_for() {
+    for name in ["llama-tied", "llama-untied", "llama-bias", "llama-sharded-f16", "mistral", "qwen2", "qwen3"] {
+        let said = printed(&["check", "--checkpoint", text(&golden(name))]);
+        assert!(said.contains(" layers, vocabulary "), "{said}");
+    }
+    assert!(refused(&["check", "llama", "--checkpoint", text(&golden("qwen3"))], 1).contains("Qwen3ForCausalLM"));
+
+    let folder = scratch("fusec-checkpoint");
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(golden("llama-untied").join(file), folder.join(file)).expect("the golden is there");
+    }
+    let config = fs::read_to_string(folder.join("config.json")).expect("it was copied");
+    let mut config: Value = serde_json::from_str(&config).expect("it is JSON");
+    let layers = config["num_hidden_layers"].as_u64().expect("a count");
+    config["num_hidden_layers"] = (layers + 1).into();
+    fs::write(folder.join("config.json"), config.to_string()).expect("a scratch file");
+    let message = refused(&["check", "--checkpoint", text(&folder)], 1);
+    assert!(message.contains(&format!("missing: model.layers.{layers}.")), "{message}");
+    config["num_hidden_layers"] = (layers - 1).into();
+    fs::write(folder.join("config.json"), config.to_string()).expect("a scratch file");
+    let message = refused(&["check", "--checkpoint", text(&folder)], 1);
+    assert!(message.contains(&format!("unexpected: model.layers.{}.", layers - 1)), "{message}");
+
+    let weights = fs::read(folder.join("model.safetensors")).expect("it was copied");
+    for length in [0, 7, 100, weights.len() - 1] {
+        fs::write(folder.join("model.safetensors"), &weights[..length]).expect("a scratch file");
+        let message = refused(&["check", "--checkpoint", text(&folder)], 1);
+        assert!(message.contains("truncated or corrupt") && message.lines().count() == 1, "{message}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = fusec()
+        .args(["print", "-O0", "qwen3"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("fusec starts");
+    let mut line = String::new();
+    BufReader::with_capacity(64, child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    assert_eq!(line, "graph \"qwen3\"\n");
+    let output = child.wait_with_output().expect("fusec ends");
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+}

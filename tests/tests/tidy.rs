@@ -1,0 +1,242 @@
+//! The invariants of `docs/architecture.md`, checked in what is committed.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use fuse_tests::binary::root;
+use fusec::description::{Description, shipped};
+use fusec::passes::PIPELINE;
+
+/// Each room of the compiler and the rooms that it may use. `compile.rs` and `cli` stand above them all.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("description", &[]),
+    ("ir", &[]),
+    ("lower", &["description", "ir"]),
+    ("passes", &["ir"]),
+    ("plan", &["ir"]),
+    ("emit", &["plan", "ir"]),
+    ("build", &[]),
+    ("artifact", &["build"]),
+];
+
+/// Where code that the compiler cannot check may stand.
+const UNCHECKED: &[&str] =
+    &["runtime/src/device/", "runtime/src/cpu/", "compiler/src/build/", "tests/src/host_build.rs"];
+
+/// Lines of a source file at most.
+const LONGEST: usize = 600;
+
+/// Files that are to be split. One that is short enough must leave this list.
+const TOO_LONG: &[&str] = &["compiler/src/plan/schedule.rs"];
+
+/// The only hosts that a committed file may name. A package comes from wherever the reader's client is set to look.
+const HOSTS: &[&str] = &[
+    "github.com",
+    "huggingface.co",
+    "docs.nvidia.com",
+    "www.apache.org",
+    "opensource.org",
+    "keepachangelog.com",
+    "semver.org",
+    "rustup.rs",
+    "localhost",
+    "127.0.0.1",
+];
+
+#[test]
+fn rooms_use_each_other_in_one_direction() {
+    let mut wrong = Vec::new();
+    let mut uses = 0;
+    for (path, text) in sources("compiler/src/", &["rs"]) {
+        let below = path.strip_prefix("compiler/src/").expect("it was selected so");
+        let Some((room, _)) = below.split_once('/') else { continue };
+        let allowed = ROOMS.iter().find(|(name, _)| *name == room).map(|(_, allowed)| *allowed);
+        if allowed.is_none() && room != "cli" {
+            wrong.push(format!("{path}: {room} is not a room of docs/architecture.md"));
+            continue;
+        }
+        let Some(allowed) = allowed else { continue };
+        for (number, line) in text.lines().enumerate() {
+            for used in line.split("crate::").skip(1) {
+                let used: String = used.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                uses += 1;
+                // `$crate::` and lists in braces would hide what they name.
+                if used != room && !allowed.contains(&used.as_str()) {
+                    wrong.push(format!("{path}:{}: {room} uses `{used}`", number + 1));
+                }
+            }
+        }
+    }
+    assert!(uses > 20, "the compiler's sources were read");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_compiler_knows_no_device_and_the_step_no_op() {
+    let manifest = read("compiler/Cargo.toml");
+    for package in ["fuserun", "cudarc"] {
+        assert!(!manifest.contains(package), "compiler/Cargo.toml depends on {package}");
+    }
+    for (path, text) in sources("runtime/src/step/", &["rs"]) {
+        assert!(!text.contains("fusec::ir") && !text.contains("fusec::passes"), "{path} knows ops");
+    }
+    for (path, text) in sources("runtime/src/device/", &["rs"]) {
+        assert!(!text.contains("fusec::"), "{path} knows models");
+    }
+}
+
+#[test]
+fn unchecked_code_stands_in_its_rooms() {
+    let keyword = ["un", "safe"].concat();
+    let forms = [" {", " fn", " impl", " extern", " trait", "_code)"].map(|form| format!("{keyword}{form}"));
+    let mut inside = 0;
+    let mut wrong = Vec::new();
+    for (path, text) in sources("", &["rs"]) {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if !forms.iter().any(|form| code.contains(form)) {
+                continue;
+            }
+            if UNCHECKED.iter().any(|room| path.starts_with(room)) {
+                inside += 1;
+            } else {
+                wrong.push(format!("{path}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(inside > 10, "the rooms were read");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_short() {
+    let long: BTreeSet<String> = sources("", &["rs", "cu", "cuh", "py"])
+        .into_iter()
+        .filter(|(_, text)| text.lines().count() > LONGEST)
+        .map(|(path, _)| path)
+        .collect();
+    let known: BTreeSet<String> = TOO_LONG.iter().map(|path| path.to_string()).collect();
+    assert_eq!(long, known, "files of more than {LONGEST} lines, and those that TOO_LONG names");
+}
+
+#[test]
+fn nothing_of_one_machine_is_committed() {
+    let folders = ["work", "root", "home", "Users"].map(|name| format!("/{name}/"));
+    let mut wrong = Vec::new();
+    for path in tracked() {
+        // Tensors and other bytes are no text.
+        let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            let mut tell = |what: &str| wrong.push(format!("{path}:{}: {what}", number + 1));
+            let absolute = |folder: &String| {
+                line.match_indices(folder.as_str())
+                    .any(|(at, _)| !line[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || "._-*}~".contains(c)))
+            };
+            if folders.iter().any(absolute) {
+                tell("a folder of one machine");
+            }
+            for scheme in ["http://", "https://"] {
+                for rest in line.split(scheme).skip(1) {
+                    let host: String =
+                        rest.chars().take_while(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c)).collect();
+                    let host = host.trim_end_matches('.');
+                    if !host.is_empty() && !HOSTS.contains(&host) {
+                        tell(&format!("the host {host}"));
+                    }
+                }
+            }
+            if ["index-url", "index_url", "--registry"].iter().any(|word| line.contains(word)) && path != THIS_FILE {
+                tell("where packages come from");
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+const THIS_FILE: &str = "tests/tests/tidy.rs";
+
+#[test]
+fn every_family_is_shipped_and_in_the_readme() {
+    let readme = read("README.md");
+    let files: Vec<String> =
+        tracked().into_iter().filter(|path| path.starts_with("models/") && path.ends_with(".toml")).collect();
+    let names: Vec<&str> = files.iter().filter_map(|path| path.strip_prefix("models/")).collect();
+    assert_eq!(names, shipped().iter().map(|(name, _)| *name).collect::<Vec<_>>(), "models/ and what is in the binary");
+    for (name, text) in shipped() {
+        let description = Description::parse(text, name).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(format!("{}.toml", description.name), *name);
+        assert!(readme.contains(name), "README.md does not name {name}");
+    }
+}
+
+#[test]
+fn every_pass_has_cases_on_both_sides() {
+    for name in PIPELINE.iter().map(|pass| pass.name) {
+        let folder = root().join("compiler/tests/passes").join(name);
+        let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+        let names: Vec<String> = names.filter(|name| name.ends_with(".ir")).collect();
+        for side in ["fires", "not-"] {
+            let is_case = |case: &String| case.starts_with(side);
+            assert!(names.iter().any(is_case), "{name} has no case {side}*.ir");
+        }
+    }
+}
+
+#[test]
+fn the_architecture_names_every_room() {
+    let text = read("docs/architecture.md");
+    for (room, _) in ROOMS {
+        assert!(text.contains(&format!("`compiler/src/{room}/`")), "docs/architecture.md does not name {room}");
+    }
+    for path in tracked() {
+        if let Some((room, _)) = path.strip_prefix("runtime/src/").and_then(|below| below.split_once('/')) {
+            assert!(text.contains(&format!("`runtime/src/{room}/`")), "docs/architecture.md does not name {room}");
+        }
+    }
+}
+
+/// Path and text of each committed file below `folder` with one of these extensions.
+fn sources(folder: &str, extensions: &[&str]) -> Vec<(String, String)> {
+    let wanted = |path: &String| {
+        let extension = Path::new(path).extension().and_then(|extension| extension.to_str());
+        path.starts_with(folder) && extension.is_some_and(|extension| extensions.contains(&extension))
+    };
+    let found: Vec<_> = tracked().into_iter().filter(wanted).map(|path| (path.clone(), read(&path))).collect();
+    assert!(!found.is_empty(), "{folder} holds sources");
+    found
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// What git tracks and is there, sorted; in a tree without git, everything but build folders.
+fn tracked() -> Vec<String> {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    let mut paths: Vec<String> = match listed {
+        Ok(output) if output.status.success() && !output.stdout.is_empty() => {
+            let text = String::from_utf8(output.stdout).expect("paths are text");
+            text.split_terminator('\0').map(str::to_owned).collect()
+        }
+        _ => files_below(Path::new("")),
+    };
+    paths.retain(|path| root().join(path).is_file());
+    paths.sort();
+    paths
+}
+
+fn files_below(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join(folder)).expect("a folder of the tree").flatten() {
+        let path = folder.join(entry.file_name());
+        let text = path.to_string_lossy().into_owned();
+        if [".git", ".cache", "target"].contains(&text.as_str()) || text.contains("__pycache__") {
+            continue;
+        }
+        if entry.path().is_dir() { found.extend(files_below(&path)) } else { found.push(text) }
+    }
+    found
+}

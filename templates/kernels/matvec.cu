@@ -113,8 +113,23 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 }
 
 {% if combine %}
-// The softmax-weighted mean of the splits, in their order. Eights of columns lie in one head, or are taken one by one.
+// The softmax-weighted mean of the splits, in their order; the loads of four splits go out together. Eights of columns lie in one head, or
+// are taken one by one.
 constexpr int RUN = HEAD_DIM % 8 == 0 ? 8 : 1;
+constexpr int TOGETHER = SPLITS < 4 ? SPLITS : 4;
+
+DEVICE void load_run(float (&v)[RUN], const float* from) {
+  if (RUN == 8) {
+#pragma unroll
+    for (int h = 0; h < RUN; h += 4) {
+      const Vec4 four = *(const Vec4*)(from + h);
+      v[h] = float_of(four.x), v[(h + 1) % RUN] = float_of(four.y), v[(h + 2) % RUN] = float_of(four.z), v[(h + 3) % RUN] = float_of(four.w);
+    }
+  } else {
+    v[0] = from[0];
+  }
+}
+
 DEVICE void stage_combined(u16* staged, const float* partial, const float* statistics, const int* splits_of) {
 #pragma unroll
   for (int b = 0; b < BATCH; b++) {
@@ -126,16 +141,26 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
         float largest = NEGATIVE_INFINITY, total = 0.0f, sum[RUN] = {};
         const int head = (k + run) / HEAD_DIM;
         const bool inside = k + run < K;
-        // One split is the rule for short contexts: its loads wait for nothing.
-        for (int s = 0; s < splits && inside; s++) {
-          const int at = (s * BATCH + b) * HEADS + head;
-          const float score = statistics[at * 2], weight = statistics[at * 2 + 1];
-          const float peak = fmaxf(largest, score), keep = exp2f(largest - peak), take = exp2f(score - peak);
-          const float* from = partial + (u64)(s * BATCH + b) * K + k + run;
-          largest = peak;
-          total = total * keep + take * weight;
+        for (int first = 0; first < splits && inside; first += TOGETHER) {
+          float score[TOGETHER], weight[TOGETHER], values[TOGETHER][RUN];
 #pragma unroll
-          for (int i = 0; i < RUN; i++) sum[i] = sum[i] * keep + take * from[i];
+          for (int s = 0; s < TOGETHER; s++) {
+            const int at = (first + s) * BATCH + b;
+            score[s] = NEGATIVE_INFINITY, weight[s] = 0.0f;
+            if (first + s < splits) {
+              score[s] = statistics[(at * HEADS + head) * 2], weight[s] = statistics[(at * HEADS + head) * 2 + 1];
+              load_run(values[s], partial + (u64)at * K + k + run);
+            }
+          }
+#pragma unroll
+          for (int s = 0; s < TOGETHER; s++) {
+            if (first + s >= splits) break;
+            const float peak = fmaxf(largest, score[s]), keep = exp2f(largest - peak), take = exp2f(score[s] - peak);
+            largest = peak;
+            total = total * keep + take * weight[s];
+#pragma unroll
+            for (int i = 0; i < RUN; i++) sum[i] = sum[i] * keep + take * values[s][i];
+          }
         }
 #pragma unroll
         for (int i = 0; i < RUN; i++) v[run + i] = inside && splits > 0 ? sum[i] / total : 0.0f;

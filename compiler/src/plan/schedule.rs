@@ -918,7 +918,7 @@ fn spread(tiles: usize) -> usize {
 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
 fn matmul_shape(tiles: Tiles, activation: Option<crate::ir::Activation>, rows: usize) -> MatmulSpec {
-    let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 4, 2) };
+    let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 2, 2) };
     MatmulSpec { tiles, row_tiles, columns, row_warps, split, activation }
 }
 

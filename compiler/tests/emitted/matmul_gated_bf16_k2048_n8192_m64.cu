@@ -140,7 +140,7 @@ DEVICE Place place_of(int tile, int row) {
 }
 constexpr int ROW_TILES = 2;      // row tiles a warp
 constexpr int COLUMNS = 8;          // groups of eight rows of x a warp
-constexpr int ROW_WARPS = 4;      // warps side by side over the row tiles
+constexpr int ROW_WARPS = 2;      // warps side by side over the row tiles
 constexpr int SPLIT = 2;              // warps that take the pairs of the same row tiles in turn
 constexpr int ACTIVATION = 0;
 constexpr int WARPS = ROW_WARPS * SPLIT;

@@ -86,10 +86,10 @@ fn check(device: &Device, passes: &Selection) {
                 };
                 let error = nmse(&found, &golden.logits);
                 println!("{case}: NMSE {error:.2e}");
-                if !(error <= worst.0) {
+                if error.is_nan() || error > worst.0 {
                     worst = (error, case.clone());
                 }
-                if !(error <= bound) {
+                if error.is_nan() || error > bound {
                     failures.push(format!("{case}: NMSE {error:.2e} is above {bound:.0e}"));
                 }
                 if let Some(position) = argmax_disagreement(&found, &golden.logits, golden.vocabulary(), CLEAR) {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, Facts, find_for};
-use fusec::ir::{DType, Graph};
+use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
 use fusec::plan::{Plan, PlanOptions, StepKind};
@@ -199,6 +199,7 @@ impl OpenModel {
 
     fn program(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Program> {
         let graph = Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
+        verify(&graph).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
         let plan: Plan =
             serde_json::from_str(&artifact.plan_json).with_context(|| format!("{}: plan.json", self.name))?;
         for &batch in &options.batches {

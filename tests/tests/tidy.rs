@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use fuse_tests::binary::root;
+use fuse_tests::root;
 use fusec::description::{Description, shipped};
 use fusec::passes::PIPELINE;
 

@@ -1,6 +1,7 @@
 // Runs one launch of a kernel on the host: a fiber a thread, one block after the other. Lanes of a warp run until each waits for the
 // warp, then the exchange happens; warps run until each waits for the block. Whoever is missing by then has diverged, which is an error.
-// So is an access outside registered memory, a race or a read of garbage in shared memory, and global memory touched before the wait.
+// So is an access outside registered memory, a race or a read of garbage in shared memory, and global memory touched before the wait. Global
+// memory that one block reads and another of the launch writes is a race, and what a step writes is not for load_early and load_stream.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -21,10 +22,13 @@ struct FuseIndex { u32 x, y, z; };
 struct FuseAccumulators { float d[4]; };
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Memory that a launch may touch, sorted by address.
-struct FuseRange { u64 begin, end, writable; };
+// What is known of two bytes of global memory: the step and the launch that wrote them last, the launches that read them last, plainly and
+// by load_early or load_stream, and the blocks that did (all ones: several).
+struct FuseTouched { u32 step, written, read, early, writer, reader; };
+// Memory that a launch may touch, sorted by address. touched: null where it is read only.
+struct FuseRange { u64 begin, end; FuseTouched* touched; };
 struct FuseLaunch {
-  u32 grid[3], threads, shared_bytes, ranges;
+  u32 grid[3], threads, shared_bytes, ranges, step, number;
   const u64* arguments;
   const FuseRange* memory;
   const char* name;
@@ -41,7 +45,7 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 
 namespace {
 
-constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
+constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP, DONE };
 enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, MMA };
@@ -120,13 +124,9 @@ __attribute__((noinline)) void resume(Thread* thread) {
   }
 }
 
-void prepare(Thread* thread) {
-  if (!thread->stack) {
-    thread->stack = (char*)mmap(nullptr, STACK_BYTES + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (thread->stack == MAP_FAILED) abort();
-    mprotect(thread->stack, 4096, PROT_NONE);
-    thread->stack += 4096;
-  }
+void prepare(Thread* thread, char* stack) {
+  mprotect(stack, GUARD_BYTES, PROT_NONE);
+  thread->stack = stack + GUARD_BYTES;
   getcontext(&thread->start);
   thread->start.uc_stack.ss_sp = thread->stack;
   thread->start.uc_stack.ss_size = STACK_BYTES;
@@ -301,6 +301,25 @@ const FuseRange* range_of(u64 at, u64 bytes) {
 
 enum Access { READ, WRITE, ATOMIC, STREAM };
 
+// Order among blocks and launches. Blocks that write the same bytes do so with the same values (attention's groups share a key head).
+void global_access(FuseTouched* touched, u64 offset, u64 bytes, Access how) {
+  const u32 now = launch->number, self = block.x + launch->grid[0] * (block.y + launch->grid[1] * block.z), several = ~0u;
+  for (FuseTouched* t = touched + offset / 2; t <= touched + (offset + bytes - 1) / 2; t++) {
+    if (how == WRITE) {
+      if (t->early == now) fail("writes what a thread of this launch reads by load_early or load_stream");
+      if (t->read == now && t->reader != self) fail("race: writes global memory that another block of the launch read");
+      t->writer = t->written == now && t->writer != self ? several : self;
+      t->step = launch->step, t->written = now;
+    } else {
+      if (how == STREAM && t->step == launch->step) fail("reads by load_early or load_stream what a kernel of this step writes");
+      if (t->written == now && t->writer != self) fail("race: reads global memory that another block of the launch wrote");
+      t->reader = t->read == now && t->reader != self ? several : self;
+      t->read = now;
+      if (how == STREAM) t->early = now;
+    }
+  }
+}
+
 void access(const void* p, u64 bytes, Access how) {
   if (!current) return;
   const char* at = (const char*)p;
@@ -317,9 +336,10 @@ void access(const void* p, u64 bytes, Access how) {
   const FuseRange* range = range_of((u64)at, bytes);
   if (!range) outside((u64)at, bytes, write);
   if (how == ATOMIC) fail("a shared atomic on global memory");
-  if (how == WRITE && !range->writable)
+  if (how == WRITE && !range->touched)
     fail("writes %llu bytes at offset %llu of an input of %llu bytes", bytes, (u64)at - range->begin, range->end - range->begin);
-  if (how != STREAM && !current->waited) fail("touches global memory before wait_for_dependencies; only load_stream may");
+  if (how != STREAM && !current->waited) fail("touches global memory before wait_for_dependencies; only load_early and load_stream may");
+  if (range->touched) global_access(range->touched, (u64)at - range->begin, bytes, how);
 }
 
 }  // namespace
@@ -337,7 +357,7 @@ void fuse_wait_for_dependencies() { current->waited = true; }
 u64 fuse_shuffle_xor(u64 value, int mask) { return exchange_with(SHUFFLE_XOR, mask, value); }
 u64 fuse_shuffle_up(u64 value, int delta) { return exchange_with(SHUFFLE_UP, delta, value); }
 void fuse_stream(const void* p, u64 bytes) {
-  if ((u64)p % bytes) fail("load_stream from an address that is no multiple of %llu", bytes);
+  if ((u64)p % bytes) fail("load_early or load_stream from an address that is no multiple of %llu", bytes);
   access(p, bytes, STREAM);
 }
 FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
@@ -391,10 +411,18 @@ extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*)) {
              what->name, what->threads, fixed, what->shared_bytes, MAX_THREADS, MAX_FIXED_SHARED, MAX_SHARED - (u32)fixed);
     return 1;
   }
-  for (u32 i = 0; i < what->threads; i++) prepare(threads + i);
+  // Kept for the launch only: a process may have as many mappings as a few hundred kernels would hold.
+  const u64 stack_bytes = GUARD_BYTES + STACK_BYTES;
+  char* stacks = (char*)mmap(nullptr, what->threads * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (stacks == MAP_FAILED) {
+    snprintf(what->error, what->error_bytes, "kernel %s: no memory for the stacks of %u threads", what->name, what->threads);
+    return 1;
+  }
+  for (u32 i = 0; i < what->threads; i++) prepare(threads + i, stacks + i * stack_bytes);
   for (block.z = 0; block.z < what->grid[2] && !failed; block.z++)
     for (block.y = 0; block.y < what->grid[1] && !failed; block.y++)
       for (block.x = 0; block.x < what->grid[0] && !failed; block.x++) run_block();
   current = nullptr;
+  munmap(stacks, what->threads * stack_bytes);
   return failed;
 }

@@ -14,7 +14,8 @@
 //!
 //! A launch fails, naming block and thread, where a thread touches memory outside every [`HostBuffer`], writes to an input, reads shared
 //! memory that nobody wrote, races in shared memory, indexes an array out of bounds, uses a misaligned pointer, touches global memory
-//! before `wait_for_dependencies` other than by `load_stream`, or where a warp or block diverges at an exchange or a barrier.
+//! before `wait_for_dependencies` other than by `load_early` or `load_stream`, reads by those what a launch of its [`HostStep`] writes,
+//! reads in one block global memory that another block writes, or where a warp or block diverges at an exchange or a barrier.
 //!
 //! Loading and calling a library is `unsafe`, and so are buffers that a kernel writes through raw addresses: this module allows it, each
 //! block with its reason.
@@ -24,7 +25,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -84,12 +85,27 @@ impl HostKernel {
         self.library.parameters
     }
 
-    /// Runs every thread of a launch. `arguments`: one 64-bit word a parameter, an address or an integer; `shared_bytes`: what
-    /// `shared_memory()` offers. Launches of one kernel take turns; those of different kernels may run at the same time.
+    /// Runs every thread of a launch that is a step by itself. `arguments`: one 64-bit word a parameter, an address or an integer;
+    /// `shared_bytes`: what `shared_memory()` offers. Launches of one kernel take turns; those of different kernels may run at the same time.
     ///
     /// # Errors
     /// Any check of the module's list, with kernel, block and thread.
     pub fn launch(&self, grid: [u32; 3], threads: u32, shared_bytes: u32, arguments: &[u64]) -> Result<()> {
+        self.launch_in(&HostStep::begin(), grid, threads, shared_bytes, arguments)
+    }
+
+    /// Runs a launch of a step, after those before it.
+    ///
+    /// # Errors
+    /// As [`HostKernel::launch`].
+    pub fn launch_in(
+        &self,
+        step: &HostStep,
+        grid: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        arguments: &[u64],
+    ) -> Result<()> {
         let name = self.name.to_string_lossy();
         ensure!(
             arguments.len() == self.library.parameters,
@@ -105,6 +121,8 @@ impl HostKernel {
             threads,
             shared_bytes,
             ranges: memory.len() as u32,
+            step: step.0,
+            number: next_number(),
             arguments: arguments.as_ptr(),
             memory: memory.as_ptr(),
             name: self.name.as_ptr(),
@@ -124,10 +142,28 @@ impl HostKernel {
     }
 }
 
+/// Launches that overlap on a device: each may begin before those in front of it end, up to its wait.
+pub struct HostStep(u32);
+
+impl HostStep {
+    /// A step without launches; all of the steps before it have ended.
+    pub fn begin() -> HostStep {
+        HostStep(next_number())
+    }
+}
+
+/// Tells steps and launches apart; 0 is none.
+fn next_number() -> u32 {
+    static NUMBER: AtomicU32 = AtomicU32::new(1);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Memory that kernels may touch, between two margins that they may not. Alignment 256, like an allocation of the device.
 pub struct HostBuffer {
     memory: *mut u8,
     bytes: usize,
+    /// The engine's, by address; empty where kernels may read only.
+    _touched: Vec<Touched>,
 }
 
 /// Margin before and after a buffer; further apart than a wrong index by a row or two of a tiny shape.
@@ -167,10 +203,11 @@ impl HostBuffer {
         }
         // SAFETY: `values` is no longer than `bytes`, and the margin leaves room before it.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), memory.add(MARGIN), values.len()) };
-        let buffer = HostBuffer { memory, bytes };
-        let begin = buffer.address();
-        ranges().insert(begin, Range { begin, end: begin + bytes as u64, writable: writable.into() });
-        buffer
+        let mut touched = vec![Touched::default(); if writable { bytes / 2 + 1 } else { 0 }];
+        let begin = memory as u64 + MARGIN as u64;
+        let known = if writable { touched.as_mut_ptr() as u64 } else { 0 };
+        ranges().insert(begin, Range { begin, end: begin + bytes as u64, touched: known });
+        HostBuffer { memory, bytes, _touched: touched }
     }
 
     fn layout(bytes: usize) -> std::alloc::Layout {
@@ -254,8 +291,13 @@ impl Drop for HostBuffer {
 struct Range {
     begin: u64,
     end: u64,
-    writable: u64,
+    touched: u64,
 }
+
+/// `FuseTouched` of engine.cc.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Touched([u32; 6]);
 
 /// Every living buffer, by address.
 fn ranges() -> MutexGuard<'static, BTreeMap<u64, Range>> {
@@ -270,6 +312,8 @@ struct Launch {
     threads: u32,
     shared_bytes: u32,
     ranges: u32,
+    step: u32,
+    number: u32,
     arguments: *const u64,
     memory: *const Range,
     name: *const c_char,

@@ -232,11 +232,12 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
   Vec4 key[2], value[2];
   if (APPEND) load_keys(key, value, keys_at, values_at, begin, end, position);
   wait_for_dependencies();
-  if (begin >= end) return;
+  if (split >= splits) return;
   if (!APPEND) load_keys(key, value, keys_at, values_at, begin, end, position);
 
-  // The split that holds the newest key stores it. Blocks of one key head store the same bytes.
-  const bool newest = APPEND && end == position + 1;
+  // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to
+  // say so, as it will be combined.
+  const bool newest = APPEND && begin < end && end == position + 1;
   for (int job = warp; job < GROUP + 2 * newest; job += WARPS) {
     if (job < GROUP) {
       float* to = queries[job];

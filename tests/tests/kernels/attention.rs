@@ -309,6 +309,12 @@ fn splits_windows_caps_and_sinks() -> Result<()> {
         Case { splits: splits(3, 4, 0), ..Case::new(4, 2, 20) },
         // Five keys in four splits of two: the last is empty.
         Case { splits: splits(4, 1, 0), append: true, rows: vec![(4, 0)], ..Case::new(2, 1, 16) },
+        // The newest key is alone in its split; then alone in the cache; then in the last round of a long split.
+        Case { splits: splits(3, 2, 0), append: true, rows: vec![(4, 0), (0, 1), (6, 2)], ..Case::new(4, 2, 16) },
+        Case { splits: splits(2, 100, 0), append: true, rows: vec![(128, 0), (256, 1)], ..Case::new(2, 1, 64) },
+        // Groups that share a key head each store the newest key.
+        Case { splits: splits(4, 4, 0), append: true, group: 1, rows: vec![(12, 0), (15, 1)], ..Case::new(4, 1, 20) },
+        Case { splits: splits(1, 8, 1), append: true, rows: vec![(9, 0)], ..Case::new(2, 1, 16) },
         Case { splits: splits(1, 8, 7), ..Case::new(4, 2, 20) },
         Case {
             splits: splits(4, 2, 9),

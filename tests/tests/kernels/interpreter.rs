@@ -104,7 +104,7 @@ fn check_product(
                 tiles,
                 batch: tokens,
                 warps: 8,
-                chunk: 2,
+                depth: 3,
                 norm: norm.map(|norm| (norm.kind, norm.eps)),
                 combine: None,
                 activation,
@@ -118,7 +118,7 @@ fn check_product(
             run(KernelSpec::Matvec(spec), [row_tiles.min(3), 1, 1], &arguments)?;
         }
         Some(columns) => {
-            let spec = MatmulSpec { tiles, row_tiles: 2, columns, warps: 2, activation };
+            let spec = MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, activation };
             let grid = [row_tiles.div_ceil(4), tokens.div_ceil(8 * columns), 1];
             let arguments = [weights.address(), x.address(), bias, residual, at(0), at(1), at(2), tokens as u64];
             run(KernelSpec::Matmul(spec), grid, &arguments)?;

@@ -16,7 +16,9 @@ pub struct Case {
     pub gated: bool,
     pub batch: usize,
     pub warps: usize,
-    pub chunk: usize,
+    pub depth: usize,
+    /// Also without norm and combine, which need it.
+    pub staged: bool,
     /// 0 none, 1 rms_norm, 2 layer_norm.
     pub norm: usize,
     pub norm_weight: bool,
@@ -39,7 +41,8 @@ impl Case {
             gated: false,
             batch,
             warps: 4,
-            chunk: 2,
+            depth: 2,
+            staged: false,
             norm: 0,
             norm_weight: true,
             norm_bias: false,
@@ -59,6 +62,10 @@ impl Case {
         Tiles { k: self.k, outputs: self.rows.len(), rows, gated: self.gated, out_type: self.out_type }
     }
 
+    fn is_staged(&self) -> bool {
+        self.staged || self.norm != 0 || self.combine.is_some()
+    }
+
     pub fn source(&self) -> String {
         let (heads, splits) = self.combine.clone().unwrap_or((1, Splits::default()));
         Matvec {
@@ -67,10 +74,11 @@ impl Case {
             splits,
             batch: self.batch,
             warps: self.warps,
-            chunk: self.chunk,
+            depth: self.depth,
             norm: self.norm,
             eps: Float(1e-5),
             combine: self.combine.is_some(),
+            staged: self.is_staged(),
             heads,
             head_dim: self.k / heads,
             activation: self.activation,
@@ -87,10 +95,10 @@ impl Case {
         let problem = Problem::new(self, &mut random);
         let (k, batch) = (self.k, self.batch);
 
-        let staged = self.norm != 0 || self.combine.is_some();
+        let computed = self.norm != 0 || self.combine.is_some();
         let positions = HostBuffer::input(&problem.positions);
         let statistics = HostBuffer::input(&problem.statistics);
-        let x = if staged { HostBuffer::input(&problem.given) } else { HostBuffer::input(&to_bf16(&problem.given)) };
+        let x = if computed { HostBuffer::input(&problem.given) } else { HostBuffer::input(&to_bf16(&problem.given)) };
         let weights = HostBuffer::input(&problem.packed);
         let norm_weight = HostBuffer::input(&problem.norm_weight);
         let norm_bias = HostBuffer::input(&problem.norm_bias);
@@ -103,7 +111,7 @@ impl Case {
         let maxima = HostBuffer::output::<u32>(batch * grid as usize * 2);
         let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
         let out = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
-        let shared = if staged { batch * (k.div_ceil(32) * 32 + 32) * 2 } else { 0 };
+        let shared = if self.is_staged() { batch * (k.div_ceil(32) * 32 + 32) * 2 } else { 0 };
         kernel.launch(
             [grid, 1, 1],
             32 * self.warps as u32,
@@ -124,7 +132,7 @@ impl Case {
             ],
         )?;
 
-        let bound = if staged || self.out_type == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
+        let bound = if computed || self.out_type == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
         let mut first = Vec::new();
         for (index, buffer) in outs.iter().enumerate() {
             let got = match self.out_type {
@@ -281,10 +289,34 @@ fn batches_and_odd_shapes() -> Result<()> {
         Case::new(50, &[37], 1),
         Case::new(33, &[16], 2),
         Case::new(576, &[40], 4),
-        Case { warps: 8, chunk: 1, ..Case::new(130, &[25], 4) },
-        Case { warps: 4, chunk: 3, grid: 5, ..Case::new(296, &[70], 8) },
-        Case { warps: 1, chunk: 4, ..Case::new(72, &[20], 1) },
+        Case { warps: 8, depth: 1, ..Case::new(130, &[25], 4) },
+        Case { warps: 4, depth: 3, grid: 5, ..Case::new(296, &[70], 8) },
+        Case { warps: 1, depth: 4, ..Case::new(72, &[20], 1) },
         Case { out_type: Storage::BF16, ..Case::new(64, &[19], 2) },
+    ])
+}
+
+/// Row tiles end anywhere in the ring: shares of one to ten pairs, whole or ragged, in rings that they do and do not fill, and rings that
+/// reach over several tiles or beyond the last.
+#[test]
+fn rings() -> Result<()> {
+    let shapes = [(320, 1), (300, 2), (128, 4), (100, 4), (160, 4), (40, 8), (8, 4)];
+    let case = |(k, warps), depth| Case { warps, depth, ..Case::new(k, &[70], 2) };
+    let mut cases: Vec<Case> =
+        shapes.into_iter().flat_map(|shape| [1, 3, 4, 7].map(|depth| case(shape, depth))).collect();
+    cases.extend([2, 6, 10].map(|depth| case((320, 1), depth)));
+    cases.push(Case { norm: 1, grid: 5, ..case((300, 2), 4) });
+    check_all(&cases)
+}
+
+#[test]
+fn stages_what_has_no_norm() -> Result<()> {
+    let staged = |case| Case { staged: true, bias: true, residual: true, ..case };
+    check_all(&[
+        staged(Case::new(50, &[37], 1)),
+        staged(Case { depth: 3, ..Case::new(136, &[37], 2) }),
+        staged(Case { warps: 8, grid: 3, ..Case::new(296, &[70], 4) }),
+        staged(Case { out_type: Storage::BF16, ..Case::new(33, &[20], 8) }),
     ])
 }
 
@@ -327,7 +359,20 @@ fn combines_splits() -> Result<()> {
         Case { combine: Some((3, splits(4, 2, 0))), residual: true, ..Case::new(36, &[20], 1) },
         Case { combine: Some((5, splits(3, 4, 0))), residual: true, ..Case::new(60, &[20], 8) },
         Case { combine: Some((2, splits(8, 1, 5))), bias: true, ..Case::new(40, &[33], 4) },
+        // Heads of 8 and of 24 go eight columns at a time, others one by one.
+        Case { combine: Some((3, splits(5, 2, 0))), ..Case::new(24, &[18], 4) },
+        Case { combine: Some((4, splits(6, 3, 0))), residual: true, ..Case::new(96, &[18], 8) },
     ])
+}
+
+/// Positions 0 to 40 over one to nine splits, of which four go together: none, one, a part of four, four, and beyond.
+#[test]
+fn combines_any_number_of_splits() -> Result<()> {
+    let case = |max| {
+        let splits = Splits { max, keys: 4, window: 0 };
+        Case { combine: Some((2, splits)), warps: 4, ..Case::new(if max % 2 == 0 { 32 } else { 22 }, &[9], 8) }
+    };
+    check_all(&(1..=9).map(case).collect::<Vec<Case>>())
 }
 
 #[test]
@@ -339,23 +384,26 @@ fn leaves_maxima() -> Result<()> {
     ])
 }
 
+/// What a warp and a block of a matmul compute.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    pub row_tiles: usize,
+    pub columns: usize,
+    pub row_warps: usize,
+    pub split: usize,
+}
+
+fn matmul_source(case: &Case, block: Block) -> String {
+    let Block { row_tiles, columns, row_warps, split } = block;
+    let (name, activation) = ("kernel".into(), case.activation);
+    Matmul { name, tiles: case.tiles(), row_tiles, columns, row_warps, split, activation }
+        .render()
+        .expect("the template renders")
+}
+
 /// One matmul on random values.
-pub fn check_matmul(
-    case: &Case,
-    tokens: usize,
-    row_tiles_a_warp: usize,
-    columns: usize,
-    mutation: Option<Mutation>,
-) -> Result<()> {
-    let source = Matmul {
-        name: "kernel".into(),
-        tiles: case.tiles(),
-        row_tiles: row_tiles_a_warp,
-        columns,
-        warps: case.warps,
-        activation: case.activation,
-    };
-    let kernel = build(source.render()?, mutation)?;
+pub fn check_matmul(case: &Case, tokens: usize, block: Block, mutation: Option<Mutation>) -> Result<()> {
+    let kernel = build(matmul_source(case, block), mutation)?;
     let case = Case { batch: tokens, ..case.clone() };
     let problem = Problem::new(&case, &mut Random(7));
     let weights = HostBuffer::input(&problem.packed);
@@ -366,10 +414,10 @@ pub fn check_matmul(
     let outs: Vec<HostBuffer> = case.rows.iter().map(|&rows| HostBuffer::output::<u8>(tokens * rows * size)).collect();
     let out = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
     let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
-    let grid_x = row_tiles(&problem.rows, case.gated).div_ceil(row_tiles_a_warp * case.warps);
+    let grid_x = row_tiles(&problem.rows, case.gated).div_ceil(block.row_tiles * block.row_warps);
     kernel.launch(
-        [grid_x as u32, tokens.div_ceil(8 * columns) as u32, 1],
-        32 * case.warps as u32,
+        [grid_x as u32, tokens.div_ceil(8 * block.columns) as u32, 1],
+        (32 * block.row_warps * block.split) as u32,
         0,
         &[
             weights.address(),
@@ -394,10 +442,28 @@ pub fn check_matmul(
 
 #[test]
 fn matmul() -> Result<()> {
-    check_matmul(&Case { warps: 2, ..Case::new(50, &[37], 1) }, 11, 2, 2, None)?;
-    check_matmul(&Case { warps: 4, bias: true, residual: true, ..Case::new(96, &[100], 1) }, 17, 1, 4, None)?;
-    check_matmul(&Case { warps: 2, bias: true, rows: vec![20, 7, 33], ..Case::new(33, &[20], 1) }, 8, 2, 1, None)?;
-    let gated = Case { gated: true, activation: 0, warps: 2, out_type: Storage::BF16, ..Case::new(64, &[27], 1) };
-    check_matmul(&gated, 9, 2, 1, None)?;
-    check_matmul(&Case { bias: true, out_type: Storage::F32, ..gated }, 3, 1, 2, None)
+    let block = |row_tiles, columns, row_warps, split| Block { row_tiles, columns, row_warps, split };
+    let gated = Case { gated: true, activation: 0, out_type: Storage::BF16, ..Case::new(64, &[27], 1) };
+    let packed = Case { bias: true, rows: vec![20, 7, 33], ..Case::new(33, &[20], 1) };
+    let full = Case { bias: true, residual: true, ..Case::new(96, &[100], 1) };
+    let cases = [
+        (Case::new(50, &[37], 1), 11, block(2, 2, 2, 1)),
+        (full.clone(), 17, block(1, 4, 4, 1)),
+        (packed.clone(), 8, block(2, 1, 2, 1)),
+        (gated.clone(), 9, block(2, 1, 2, 1)),
+        (Case { bias: true, out_type: Storage::F32, ..gated.clone() }, 3, block(1, 2, 2, 1)),
+        // Pairs shared among warps: evenly, unevenly, and with warps that have none.
+        (full.clone(), 17, block(1, 2, 1, 2)),
+        (Case { k: 300, ..full }, 20, block(2, 2, 2, 2)),
+        (packed, 8, block(1, 1, 1, 8)),
+        (Case { bias: true, k: 90, ..gated.clone() }, 9, block(2, 1, 2, 4)),
+        (Case { k: 520, ..gated }, 33, block(2, 2, 1, 8)),
+        (Case { activation: 0, ..Case::new(260, &[37], 1) }, 5, block(1, 1, 1, 8)),
+    ];
+    let sources: Vec<(String, String)> =
+        cases.iter().map(|(case, _, block)| (matmul_source(case, *block), "kernel".into())).collect();
+    fuse_tests::host_build::HostKernel::build_all(&sources)?;
+    cases.iter().try_for_each(|(case, tokens, block)| {
+        check_matmul(case, *tokens, *block, None).with_context(|| format!("{case:?}, {tokens} rows, {block:?}"))
+    })
 }

@@ -13,6 +13,7 @@ use fusec::tensors;
 use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
+use crate::generate::check_prompt;
 use crate::generate::sampling::{SamplingParameters, sample};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
@@ -185,20 +186,19 @@ impl Backend {
         match self {
             Backend::Gpu(engine) => engine.logits(tokens, by_step),
             Backend::Cpu(model) => {
-                check_tokens(tokens, model.vocabulary(), model.options().context)?;
-                let rows: Vec<Row> = rows(tokens, 0);
+                check_prompt(tokens, model.vocabulary(), model.options().context)?;
                 let mut logits = Vec::with_capacity(tokens.len() * model.vocabulary());
-                for part in rows.chunks(if by_step { 1 } else { CPU_CHUNK }) {
+                for part in rows(tokens, 0).chunks(if by_step { 1 } else { tokens.len() }) {
                     logits.extend_from_slice(model.forward(part, Logits::All)?);
                 }
                 Ok(logits)
             }
             Backend::Interpreter(interpreted) => {
-                check_tokens(tokens, interpreted.vocabulary, interpreted.context)?;
+                check_prompt(tokens, interpreted.vocabulary, interpreted.context)?;
                 let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
                 let positions: Vec<i32> = (0..tokens.len() as i32).collect();
                 let mut logits = Vec::new();
-                let step = if by_step { 1 } else { tokens.len().max(1) };
+                let step = if by_step { 1 } else { tokens.len() };
                 for (tokens, positions) in tokens.chunks(step).zip(positions.chunks(step)) {
                     let outputs = interpreted.interpreter.run(tokens, positions)?;
                     logits.extend_from_slice(&outputs.first().context("the graph returns no logits")?.data);
@@ -228,9 +228,6 @@ impl Backend {
     }
 }
 
-/// Rows of a prompt that the CPU takes at once.
-const CPU_CHUNK: usize = 128;
-
 fn generate_on_cpu(
     model: &mut CpuModel,
     prompts: &[Vec<u32>],
@@ -250,16 +247,9 @@ fn generate_on_cpu(
     // The next token of each live sequence, with its position.
     let mut live: Vec<(usize, u32, usize)> = Vec::new();
     for (sequence, prompt) in prompts.iter().enumerate() {
-        check_tokens(prompt, vocabulary, options.context)?;
-        let mut token = 0;
-        let parts = prompt.len().div_ceil(CPU_CHUNK);
-        for (part, rows) in rows(prompt, sequence).chunks(CPU_CHUNK).enumerate() {
-            let last = part + 1 == parts;
-            let logits = model.forward(rows, if last { Logits::Last } else { Logits::None })?;
-            if last {
-                token = sample(logits, sampling, prompt.len() as u32 - 1, sequence as u32);
-            }
-        }
+        check_prompt(prompt, vocabulary, options.context)?;
+        let logits = model.forward(&rows(prompt, sequence), Logits::Last)?;
+        let token = sample(logits, sampling, prompt.len() as u32 - 1, sequence as u32);
         live.push((sequence, token, prompt.len()));
     }
     loop {
@@ -285,19 +275,6 @@ fn generate_on_cpu(
 fn rows(tokens: &[u32], sequence: usize) -> Vec<Row> {
     let row = |(position, &token): (usize, &u32)| Row { token, position: position as u32, sequence: sequence as u32 };
     tokens.iter().enumerate().map(row).collect()
-}
-
-fn check_tokens(tokens: &[u32], vocabulary: usize, context: usize) -> Result<()> {
-    ensure!(!tokens.is_empty(), "the prompt is empty");
-    ensure!(
-        tokens.len() <= context,
-        "the prompt has {} tokens and the context holds {context}; raise --max-context or shorten it",
-        tokens.len()
-    );
-    if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
-        bail!("token {token} is not below the vocabulary's size, {vocabulary}");
-    }
-    Ok(())
 }
 
 /// The device code of a program's kernels for this GPU: the artifact's, or compiled here, each kernel once for all times.

@@ -12,6 +12,7 @@ use super::parameters::record;
 use crate::device::{
     DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream,
 };
+use crate::generate::check_prompt;
 use crate::generate::sampling::SamplingParameters;
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
@@ -413,17 +414,7 @@ impl GpuEngine {
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
-        let context = self.options.context;
-        ensure!(!prompt.is_empty(), "the prompt is empty");
-        ensure!(
-            prompt.len() <= context,
-            "the prompt has {} tokens and the context holds {context}; raise --max-context or shorten it",
-            prompt.len()
-        );
-        if let Some(token) = prompt.iter().find(|&&token| token as usize >= self.plan.vocabulary) {
-            bail!("token {token} is not below the vocabulary's size, {}", self.plan.vocabulary);
-        }
-        Ok(())
+        check_prompt(prompt, self.plan.vocabulary, self.options.context)
     }
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fusec::description::{Call, Description, Diagnostics, Resolved, SIGNATURES, find_for, shipped};
+use fusec::description::{Call, Description, Diagnostics, Resolved, SIGNATURES, find_for, operations, shipped};
 
 #[test]
 fn descriptions_give_these_results() {
@@ -113,6 +113,21 @@ fn summary(resolved: &Resolved) -> String {
         last = calls;
     }
     text
+}
+
+#[test]
+fn the_reference_has_the_table_of_operations() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/description.md");
+    let text = fs::read_to_string(&path).expect("the reference is there");
+    let (before, rest) = text.split_once("<!-- operations").expect("a mark before the table");
+    let (mark, rest) = rest.split_once("-->\n").expect("the mark ends");
+    let (_, after) = rest.split_once("<!-- end of operations").expect("a mark behind the table");
+    let whole = format!("{before}<!-- operations{mark}-->\n{}<!-- end of operations{after}", operations());
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, whole).expect("the reference can be written");
+    } else {
+        assert!(text == whole, "docs/description.md is not what the table says; BLESS=1 writes it");
+    }
 }
 
 fn for_each_case(cases: Vec<PathBuf>, run: impl Fn(&Path) -> String) {

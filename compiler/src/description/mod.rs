@@ -1,23 +1,9 @@
 //! Model descriptions: TOML and config.json to a checked, flat list of operations. Errors carry the file's line and column.
 //!
-//! A description is read ([`Description::parse`]) and then resolved against a configuration ([`Description::resolve`]): a checkpoint's config.json, or
-//! the preset in the file. What comes out has no expressions left. [`SIGNATURES`] is the table of operations; the `expr` module has the expressions.
+//! A description is read ([`Description::parse`]) and then resolved ([`Description::resolve`]); what comes out has no expressions left.
+//! [`SIGNATURES`] is the table of operations. The language:
 //!
-//! ```toml
-//! schema = 1
-//! name = "tiny"                              # an identifier
-//! serves = ["TinyForCausalLM"]               # `architectures` of config.json
-//! [config]                                   # the preset: keys as config.json has them
-//! [derive]                                   # key = expression, for keys that a config.json may lack; may use `layer`
-//! [expect]                                   # key = the values that the description honours; a dotted key reaches into a table
-//! [embed]                                    # operations before the layers
-//! [layer]                                    # operations of each layer, `count` times; `weights` is put before each weight's name
-//! [head]                                     # operations after them; the last one has `out = "logits"`
-//! ```
-//! An operation is `{ out = VALUE, op = NAME, … }`, by its [`Signature`]: values by name, weights by the checkpoint's name (`{layer}` is the index),
-//! attributes as numbers, flags or expressions. A weight or an attribute may be `{ if = CONDITION, then = …, else = … }`; one that yields
-//! nothing or null is absent. `when = CONDITION` leaves an operation out. A name may be assigned again. Values of `[embed]` are carried through the
-//! layers, other values of a layer end with it; `tokens` and `positions` are given.
+#![doc = include_str!("../../../docs/description.md")]
 
 mod call;
 mod config;
@@ -28,6 +14,7 @@ mod features;
 mod flow;
 mod line;
 mod read;
+mod reference;
 mod resolve;
 mod rope;
 mod shipped;
@@ -40,6 +27,7 @@ use std::sync::Arc;
 pub use call::{Activation, AttrValue, Call, Resolved};
 pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 pub use facts::Facts;
+pub use reference::operations;
 pub use rope::RopeScaling;
 pub use shipped::{find_for, shipped};
 pub use signature::{Attribute, Default, INPUTS, Kind, OpName, RESULT, Role, SIGNATURES, Signature};

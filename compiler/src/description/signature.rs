@@ -6,7 +6,7 @@ pub const SIGNATURES: &[Signature] = &[
         op: OpName::Embedding,
         doc: "Rows of a table, one for each id.",
         values: &[value("ids", "`tokens` or `positions`")],
-        weights: &[weight("weight", "[rows, features]")],
+        weights: &[weight("weight", "`[rows, features]`")],
         attributes: &[
             attribute("rows", Kind::Count, Default::Key("vocab_size"), "rows of the table"),
             attribute("features", Kind::Count, Default::Key("hidden_size"), "size of a row"),
@@ -17,12 +17,15 @@ pub const SIGNATURES: &[Signature] = &[
         op: OpName::Linear,
         doc: "W x + b over all that `x` has for a token.",
         values: &[value("x", "input")],
-        weights: &[weight("weight", "[out, in], or [in, out] where transposed"), optional_weight("bias", "[out]")],
+        weights: &[
+            weight("weight", "`[out, in]`, or `[in, out]` where transposed"),
+            optional_weight("bias", "`[out]`"),
+        ],
         attributes: &[
             attribute("features", Kind::Count, Default::Absent, "size of the result, in one piece"),
             attribute("heads", Kind::Count, Default::Absent, "the result is split into so many heads"),
             attribute("head_dim", Kind::Count, Default::KeyWith("heads", "head_dim"), "size of a head"),
-            attribute("transposed", Kind::Bool, Default::Bool(false), "the weight is stored [in, out]"),
+            attribute("transposed", Kind::Bool, Default::Bool(false), "the weight is stored `[in, out]`"),
         ],
         one_of: &["features", "heads"],
     },
@@ -30,7 +33,7 @@ pub const SIGNATURES: &[Signature] = &[
         op: OpName::RmsNorm,
         doc: "x / sqrt(mean(x²) + eps) · (w + offset), over the last axis: the whole row, or each head of a value that has heads.",
         values: &[value("x", "input")],
-        weights: &[optional_weight("weight", "[size of the last axis]")],
+        weights: &[optional_weight("weight", "`[size of the last axis]`")],
         attributes: &[
             attribute("eps", Kind::Float, Default::Required, "added to the mean square"),
             attribute("offset", Kind::Float, Default::Float(0.0), "added to the weight"),
@@ -42,8 +45,8 @@ pub const SIGNATURES: &[Signature] = &[
         doc: "(x - mean(x)) / sqrt(var(x) + eps) · w + b, over the last axis.",
         values: &[value("x", "input")],
         weights: &[
-            optional_weight("weight", "[size of the last axis]"),
-            optional_weight("bias", "[size of the last axis]"),
+            optional_weight("weight", "`[size of the last axis]`"),
+            optional_weight("bias", "`[size of the last axis]`"),
         ],
         attributes: &[attribute("eps", Kind::Float, Default::Required, "added to the variance")],
         one_of: &[],

@@ -1,20 +1,4 @@
-//! The expression language: typed arithmetic, comparison and choice over configuration keys and the layer index.
-//!
-//! ```text
-//! choice   a if c else b                                        loosest
-//! logic    a or b     a and b     not a
-//! compare  == != < <= > >=   in   not in                        does not chain
-//! default  a ?? b     b where a is absent or null; groups to the right
-//! sum      a + b   a - b
-//! product  a * b   a / b   a // b   a % b
-//! sign     -a
-//! power    a ** b                                               groups to the right
-//! part     list[index]   table.key   f(a, …)                    tightest
-//! atom     12   1e-6   'text'   true   false   null   [a, b]   key   layer   (a)
-//! ```
-//! `/` of two ints is an int and an error where it is not exact; `//` and `%` round down; `**` of ints is an int unless the exponent is negative.
-//! `==` of two types that can never be equal is an error, except that anything may be compared with null. Functions: `default(a, b)` (the same as
-//! `a ?? b`), `min`, `max`, `sqrt`, `len`. A key that is absent or null is an error, unless it stands left of `??`.
+//! The expression language of `docs/description.md`: typed arithmetic, comparison and choice over configuration keys and the layer index.
 
 mod eval;
 mod parse;

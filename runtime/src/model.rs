@@ -51,7 +51,7 @@ impl OpenModel {
     /// Opens what `name` names.
     ///
     /// # Errors
-    /// A path that is nothing a model can be read from, a checkpoint that no description serves, a broken file.
+    /// A path that is nothing a model can be read from, names that contradict each other, a checkpoint that no description serves, a broken file.
     pub fn open(name: &ModelName) -> Result<OpenModel> {
         let passes = name.passes.clone().unwrap_or_else(Selection::all);
         let path = name.model.as_deref();
@@ -60,9 +60,22 @@ impl OpenModel {
         let mut artifact = None;
         let mut checkpoint_path = name.checkpoint.clone();
         match (path, extension) {
-            (Some(path), Some("toml")) => described = Some(path.to_path_buf()),
-            (Some(path), Some("fuse")) => artifact = Some(Artifact::read(path)?),
-            (Some(path), _) => checkpoint_path = Some(path.to_path_buf()),
+            (Some(path), Some("toml")) => {
+                ensure!(described.is_none(), "{} is a description: leave out --description", path.display());
+                described = Some(path.to_path_buf());
+            }
+            (Some(path), Some("fuse")) => {
+                ensure!(
+                    described.is_none() && name.passes.is_none(),
+                    "{} is compiled: give --description and --passes to fusec compile",
+                    path.display()
+                );
+                artifact = Some(Artifact::read(path)?);
+            }
+            (Some(path), _) => {
+                ensure!(checkpoint_path.is_none(), "{} is a checkpoint: leave out --checkpoint", path.display());
+                checkpoint_path = Some(path.to_path_buf());
+            }
             (None, _) => {}
         }
         let embedded = checkpoint_path.is_none() && described.is_none() && artifact.is_none();
@@ -76,6 +89,9 @@ impl OpenModel {
             "a description has no weights of its own: add --checkpoint DIR, or --dummy-weights to measure speed"
         );
         let mut config = checkpoint.as_ref().map(|checkpoint| checkpoint.config().clone());
+        if let (None, Some(path)) = (&config, checkpoint_path.as_ref().filter(|path| path.is_file())) {
+            config = Some(Checkpoint::open(path)?.config().clone());
+        }
         if let (None, Some(path)) = (&config, &checkpoint_path) {
             let text = std::fs::read_to_string(path.join("config.json"))
                 .with_context(|| format!("{}: no config.json", path.display()))?;

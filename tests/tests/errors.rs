@@ -230,6 +230,18 @@ fn a_corrupt_artifact() {
 }
 
 #[test]
+fn names_that_contradict_each_other() {
+    let (folder, llama) = (golden("llama-tied"), root().join("models/llama.toml"));
+    let (folder, llama) = (folder.path(), llama.to_str().unwrap());
+    let checkpoint = ["--checkpoint", folder.to_str().unwrap()];
+    assert_fails(&logits(folder, "1", &checkpoint), 1, &["is a checkpoint: leave out --checkpoint"]);
+    let twice = ["--description", llama];
+    assert_fails(&logits(Path::new(llama), "1", &twice), 1, &["is a description: leave out --description"]);
+    let done = logits(&folder.join("x.fuse"), "1", &["--passes", "none"]);
+    assert_fails(&done, 1, &["x.fuse is compiled", "--passes to fusec compile"]);
+}
+
+#[test]
 fn an_artifact_of_another_configuration() {
     let folder = golden("llama-tied");
     let out = folder.path().join("tiny.fuse");

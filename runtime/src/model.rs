@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, find_for};
+use fusec::description::{Description, Facts, architectures, find_for};
 use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
@@ -270,12 +270,7 @@ impl OpenModel {
     }
 }
 
-fn architectures(config: &Value) -> Vec<String> {
-    let list = config.get("architectures").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
-}
-
-fn unserved(architectures: &[String]) -> String {
+fn unserved(architectures: &[&str]) -> String {
     match architectures {
         [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
         names => format!(

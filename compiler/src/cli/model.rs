@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
-use crate::description::{Description, find_for, shipped};
+use crate::description::{Description, architectures, find_for, shipped};
 use crate::passes::Selection;
 use crate::tensors;
 use crate::text::closest;
@@ -118,8 +118,7 @@ fn read_description(model: &Path) -> Result<(String, String)> {
 
 /// The shipped description for the architecture that a config.json names.
 fn serving(config: &Value) -> Result<(String, String)> {
-    let names = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
-    let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+    let names = architectures(config);
     let Some((file, text)) = find_for(&names) else {
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
         bail!("no shipped description serves {}: name one that does before the flags", names.join(", "));

@@ -29,7 +29,7 @@ pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 pub use facts::Facts;
 pub use reference::operations;
 pub use rope::RopeScaling;
-pub use shipped::{find_for, shipped};
+pub use shipped::{architectures, find_for, shipped};
 pub use signature::{Attribute, Default, INPUTS, Kind, OpName, RESULT, Role, SIGNATURES, Signature};
 pub use value::Value;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
 
@@ -31,7 +31,7 @@ pub fn fusec<A: AsRef<OsStr>>(arguments: &[A]) -> Finished {
     run(PATH.get_or_init(|| binary("fusec", "fusec")), arguments, "")
 }
 
-fn run<A: AsRef<OsStr>>(program: &PathBuf, arguments: &[A], input: &str) -> Finished {
+fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A], input: &str) -> Finished {
     let mut command = command(program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));

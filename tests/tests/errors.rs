@@ -137,7 +137,7 @@ fn tokens_that_do_not_fit() {
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     assert_fails(&logits(folder.path(), &format!("1,{vocabulary}"), &[]), 1, &parts);
     assert_fails(&logits(folder.path(), &format!("{}", u32::MAX), &[]), 1, &["vocabulary"]);
-    let long = vec!["1"; 9].join(",");
+    let long = ["1"; 9].join(",");
     assert_fails(&logits(folder.path(), &long, &["--max-context", "8"]), 1, &["9 tokens", "holds 8", "--max-context"]);
     let interpreter = ["--device", "interpreter"];
     for tokens in [format!("1,{vocabulary}"), format!("{}", u32::MAX)] {

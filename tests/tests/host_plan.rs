@@ -4,7 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use fuse_tests::host_build::{HostBuffer, HostKernel, HostStep};
 use fuse_tests::{Golden, goldens, nmse};
-use fusec::plan::{KernelSpec, Plan, PlanOptions, RING, StepKind};
+use fusec::emit::emit;
+use fusec::passes::Selection;
+use fusec::plan::{AttentionSpec, KernelSpec, MatvecSpec, Plan, PlanOptions, RING, StepKind};
 use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes, record};
@@ -16,8 +18,6 @@ const CONTEXT: usize = 24;
 const SEQUENCES: usize = 2;
 /// Rows of the one prompt step.
 const ROWS: usize = 16;
-/// Tokens of the prompt; the rest of its step's rows are idle.
-const PROMPT: usize = 6;
 const EMPTY: u32 = u32::MAX;
 
 /// A plan with its kernels and buffers, as the engine of the runtime has them on a GPU.
@@ -34,15 +34,21 @@ struct HostEngine {
 }
 
 impl HostEngine {
-    /// `change` may plant a mistake in the plan, or in the source of a kernel.
-    fn load(golden: &Golden, change: impl Fn(&mut Plan, &mut [(String, String)])) -> Result<HostEngine> {
-        let open = OpenModel::open(&ModelName { model: Some(golden.folder.clone()), ..ModelName::default() })?;
-        let model = open.compile(PlanOptions { batches: vec![1, 2], prompts: vec![ROWS] })?;
+    fn load(case: &Case) -> Result<HostEngine> {
+        let name = ModelName {
+            model: Some(case.golden.folder.clone()),
+            passes: Some(case.passes.clone()),
+            ..ModelName::default()
+        };
+        let open = OpenModel::open(&name)?;
+        let mut plan = open.compile(PlanOptions { batches: vec![1, 2], prompts: vec![ROWS] })?.plan;
+        (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
-        let mut plan = model.plan;
-        let mut sources: Vec<(String, String)> =
-            plan.kernels.iter().map(|kernel| (model.sources[&kernel.name].clone(), kernel.name.clone())).collect();
-        change(&mut plan, &mut sources);
+        let sources = plan.kernels.iter().map(|kernel| {
+            let source = emit(kernel)?;
+            Ok((case.mutation.map_or(source.clone(), |(from, to)| source.replace(from, to)), kernel.name.clone()))
+        });
+        let sources = sources.collect::<Result<Vec<(String, String)>>>()?;
         let kernels = HostKernel::build_all(&sources)?;
 
         let packed = plan.weights.iter().map(|weight| {
@@ -152,22 +158,36 @@ impl HostEngine {
     }
 }
 
-fn golden(name: &str) -> Golden {
-    goldens().into_iter().find(|golden| golden.name == name).expect("the golden is committed")
+/// One model and what is done to its plan.
+struct Case {
+    golden: Golden,
+    /// Tokens of the prompt; the rest of its step's rows are idle.
+    prompt: usize,
+    passes: Selection,
+    change: fn(&mut Plan),
+    /// In every source.
+    mutation: Option<(&'static str, &'static str)>,
+}
+
+impl Case {
+    fn new(name: &str) -> Case {
+        let golden = goldens().into_iter().find(|golden| golden.name == name).expect("the golden is committed");
+        Case { golden, prompt: 6, passes: Selection::all(), change: |_| {}, mutation: None }
+    }
 }
 
 /// Prompt and decode steps of one golden; then two sequences, apart and together.
-fn check(name: &str) -> Result<()> {
-    let golden = golden(name);
-    let mut engine = HostEngine::load(&golden, |_, _| {})?;
+fn check(case: &Case) -> Result<()> {
+    let (golden, prompt) = (&case.golden, case.prompt);
+    let mut engine = HostEngine::load(case)?;
     let vocabulary = golden.vocabulary();
     let expected = |position: usize| &golden.logits[position * vocabulary..(position + 1) * vocabulary];
 
-    let scores = engine.prompt(0, &golden.tokens[..PROMPT])?;
-    let error = nmse(&scores, &golden.logits[..PROMPT * vocabulary]);
+    let scores = engine.prompt(0, &golden.tokens[..prompt])?;
+    let error = nmse(&scores, &golden.logits[..prompt * vocabulary]);
     ensure!(error <= BOUND, "prompt: NMSE {error:.2e}");
     let mut alone = Vec::new();
-    for position in PROMPT..PROMPT + 3 {
+    for position in prompt..prompt + 3 {
         let logits = engine.decode(&[(golden.tokens[position], position)])?;
         let error = nmse(&logits, expected(position));
         ensure!(error <= BOUND, "decode at position {position}: NMSE {error:.2e}");
@@ -176,37 +196,69 @@ fn check(name: &str) -> Result<()> {
 
     // Another sequence, of other tokens at other positions, beside the first one done again.
     let other = &golden.tokens[20..];
-    engine.prompt(0, &other[..PROMPT - 2])?;
-    let other_alone = engine.decode(&[(other[PROMPT - 2], PROMPT - 2)])?;
-    engine.prompt(0, &golden.tokens[..PROMPT])?;
-    engine.prompt(1, &other[..PROMPT - 2])?;
-    let together = engine.decode(&[(golden.tokens[PROMPT], PROMPT), (other[PROMPT - 2], PROMPT - 2)])?;
+    engine.prompt(0, &other[..prompt - 2])?;
+    let other_alone = engine.decode(&[(other[prompt - 2], prompt - 2)])?;
+    engine.prompt(0, &golden.tokens[..prompt])?;
+    engine.prompt(1, &other[..prompt - 2])?;
+    let together = engine.decode(&[(golden.tokens[prompt], prompt), (other[prompt - 2], prompt - 2)])?;
     ensure!(together[..vocabulary] == alone[0], "the first of two sequences has other logits than alone");
     ensure!(together[vocabulary..] == other_alone, "the second of two sequences has other logits than alone");
-    let second = engine.decode(&[(golden.tokens[PROMPT + 1], PROMPT + 1)])?;
+    let second = engine.decode(&[(golden.tokens[prompt + 1], prompt + 1)])?;
     ensure!(second == alone[1], "a step of two left another cache than a step of one");
     Ok(())
 }
 
 #[test]
 fn llama_tied() -> Result<()> {
-    check("llama-tied")
+    check(&Case::new("llama-tied"))
+}
+
+#[test]
+fn llama_tied_unfused() -> Result<()> {
+    check(&Case { passes: Selection::none(), ..Case::new("llama-tied") })
+}
+
+/// Attention over several blocks a key head, which such short sequences do not get otherwise.
+#[test]
+fn llama_tied_in_splits() -> Result<()> {
+    let change = |plan: &mut Plan| {
+        for kernel in &mut plan.kernels {
+            match &mut kernel.spec {
+                KernelSpec::Attention(AttentionSpec { splits, .. })
+                | KernelSpec::Matvec(MatvecSpec { combine: Some((_, _, splits)), .. }) => splits.keys = 2,
+                _ => {}
+            }
+        }
+    };
+    check(&Case { change, ..Case::new("llama-tied") })
+}
+
+/// Sizes that fill neither pairs nor tiles.
+#[test]
+fn llama_odd() -> Result<()> {
+    check(&Case::new("llama-odd"))
+}
+
+/// The prompt and the steps after it reach beyond the window.
+#[test]
+fn mistral() -> Result<()> {
+    check(&Case { prompt: 15, ..Case::new("mistral") })
 }
 
 #[test]
 fn qwen2() -> Result<()> {
-    check("qwen2")
+    check(&Case::new("qwen2"))
 }
 
 #[test]
 fn qwen3() -> Result<()> {
-    check("qwen3")
+    check(&Case::new("qwen3"))
 }
 
-/// Mistakes that single launches do not show: what is said of a decode step of the changed plan.
-fn said(change: impl Fn(&mut Plan, &mut [(String, String)])) -> String {
-    let golden = golden("llama-tied");
-    let mut engine = HostEngine::load(&golden, change).expect("the kernels compile");
+/// What is said of the first decode step of a case.
+fn said(case: Case) -> String {
+    let golden = &case.golden;
+    let mut engine = HostEngine::load(&case).expect("the kernels compile");
     match engine.decode(&[(golden.tokens[0], 0)]) {
         Ok(logits) => match nmse(&logits, &golden.logits[..golden.vocabulary()]) {
             error if error <= BOUND => "nothing".into(),
@@ -216,35 +268,33 @@ fn said(change: impl Fn(&mut Plan, &mut [(String, String)])) -> String {
     }
 }
 
+/// Mistakes that single launches do not show.
 #[test]
 fn mistakes_among_launches_are_caught() {
-    assert_eq!(said(|_, _| {}), "nothing");
+    let case = || Case::new("llama-tied");
+    assert_eq!(said(case()), "nothing");
     // x, which the launch before makes, by the load that is for weights.
-    let streamed = said(|_, sources| {
-        for (source, _) in sources {
-            *source = source.replace("load_floats<false>(v, row, k)", "load_floats<true>(v, row, k)");
-        }
-    });
+    let mutation = Some(("load_floats<false>(v, row, k)", "load_floats<true>(v, row, k)"));
+    let streamed = said(Case { mutation, ..case() });
     assert!(streamed.contains("what a kernel of this step writes"), "{streamed}");
     // A result in the place of what other blocks of its launch still read.
-    let shared = said(|plan, _| {
-        for step in &mut plan.steps {
-            for launch in &mut step.launches {
-                let matvec =
-                    matches!(&plan.kernels[launch.kernel].spec, KernelSpec::Matvec(spec) if spec.norm.is_some());
-                if matvec && launch.grid[0] > 1 {
-                    launch.args[6] = launch.args[1];
-                }
+    let change = |plan: &mut Plan| {
+        for launch in plan.steps.iter_mut().flat_map(|step| &mut step.launches) {
+            let spec = &plan.kernels[launch.kernel].spec;
+            if matches!(spec, KernelSpec::Matvec(spec) if spec.norm.is_some()) && launch.grid[0] > 1 {
+                launch.args[6] = launch.args[1];
             }
         }
-    });
+    };
+    let shared = said(Case { change, ..case() });
     assert!(shared.contains("another block of the launch"), "{shared}");
     // A launch that is left out: its reader finds what the layer before left there.
-    let missing = said(|plan, _| {
+    let change = |plan: &mut Plan| {
         for step in &mut plan.steps {
-            let attention = |spec: &KernelSpec| matches!(spec, KernelSpec::Attention(_));
-            step.launches.retain(|launch| launch.layer != Some(1) || !attention(&plan.kernels[launch.kernel].spec));
+            let attention = |kernel: usize| matches!(&plan.kernels[kernel].spec, KernelSpec::Attention(_));
+            step.launches.retain(|launch| launch.layer != Some(1) || !attention(launch.kernel));
         }
-    });
+    };
+    let missing = said(Case { change, ..case() });
     assert!(missing.contains("NMSE"), "{missing}");
 }

@@ -70,7 +70,14 @@ pub enum Backend {
     /// On the CPU.
     Cpu(Box<CpuModel>),
     /// In the interpreter.
-    Interpreter(Box<Interpreter>),
+    Interpreter(Box<Interpreted>),
+}
+
+/// A graph in the interpreter, with the limits of what it may be asked.
+pub struct Interpreted {
+    interpreter: Interpreter,
+    vocabulary: usize,
+    context: usize,
 }
 
 impl FromStr for Device {
@@ -149,7 +156,13 @@ impl Backend {
             Device::Interpreter => {
                 let Weights::Checkpoint(checkpoint) = weights else { bail!("the interpreter needs a checkpoint") };
                 let tensor = |name: &str| Ok(Tensor::new(checkpoint.shape(name)?.to_vec(), checkpoint.read_f32(name)?));
-                Ok(Backend::Interpreter(Box::new(Interpreter::new(&program.graph, tensor, options.context)?)))
+                let vocabulary =
+                    program.graph.outputs.first().and_then(|logits| program.graph.type_of(*logits).last_size());
+                Ok(Backend::Interpreter(Box::new(Interpreted {
+                    interpreter: Interpreter::new(&program.graph, tensor, options.context)?,
+                    vocabulary: vocabulary.context("the graph returns no logits")?,
+                    context: options.context,
+                })))
             }
         }
     }
@@ -179,13 +192,14 @@ impl Backend {
                 }
                 Ok(logits)
             }
-            Backend::Interpreter(interpreter) => {
+            Backend::Interpreter(interpreted) => {
+                check_tokens(tokens, interpreted.vocabulary, interpreted.context)?;
                 let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
                 let positions: Vec<i32> = (0..tokens.len() as i32).collect();
                 let mut logits = Vec::new();
                 let step = if by_step { 1 } else { tokens.len().max(1) };
                 for (tokens, positions) in tokens.chunks(step).zip(positions.chunks(step)) {
-                    let outputs = interpreter.run(tokens, positions)?;
+                    let outputs = interpreted.interpreter.run(tokens, positions)?;
                     logits.extend_from_slice(&outputs.first().context("the graph returns no logits")?.data);
                 }
                 Ok(logits)

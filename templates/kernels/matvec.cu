@@ -79,12 +79,14 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
 }
 
 // x · w into shared memory, and the warp's part of what the norm divides by. RMS is applied to the products, which are linear in it.
+// The loads of two rows go out together.
 DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
+  constexpr int ROWS_AT_ONCE = BATCH > 1 && NORM == 1 ? 2 : 1;
 #pragma unroll
-  for (int b = 0; b < BATCH; b++) {
-    const float* row = x + b * K;
-    float mean = 0.0f, scale = 1.0f, square = 0.0f;
+  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE) {
+    float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {};
     if (NORM == 2) {
+      const float* row = x + first * K;
       float sum = 0.0f, squares = 0.0f;
       for (int k = threadIdx.x; k < K; k += THREADS) sum += row[k];
       mean = block_total(sum, sums) / K;
@@ -95,19 +97,24 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
     for (int pass = 0; pass < PASSES; pass++) {
       const int k = 8 * (threadIdx.x + THREADS * pass);
       if (k >= PAIRS * 32) break;
-      float v[8];
-      load_floats<false>(v, row, k);
+      float v[ROWS_AT_ONCE][8];
 #pragma unroll
-      for (int i = 0; i < 8; i++) {
-        square += v[i] * v[i];
-        v[i] = (NORM == 2 ? (v[i] - mean) * scale : v[i]) * w[pass][i];
-        if (bias && k + i < K) v[i] += bias[k + i];
+      for (int r = 0; r < ROWS_AT_ONCE; r++) load_floats<false>(v[r], x + (first + r) * K, k);
+#pragma unroll
+      for (int r = 0; r < ROWS_AT_ONCE; r++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          square[r] += v[r][i] * v[r][i];
+          v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
+          if (bias && k + i < K) v[r][i] += bias[k + i];
+        }
+        store_eight(staged + (first + r) * STAGE_STRIDE + k, v[r]);
       }
-      store_eight(staged + b * STAGE_STRIDE + k, v);
     }
-    if (NORM == 1) {
-      square = warp_sum(square);
-      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][b] = square;
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE && NORM == 1; r++) {
+      square[r] = warp_sum(square[r]);
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][first + r] = square[r];
     }
   }
 }

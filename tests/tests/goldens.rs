@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fuse_tests::{Golden, TempFolder, argmax_disagreement, goldens, gpu, nmse, root};
+use fuse_tests::{Golden, TempFolder, argmax_disagreement, fusec, goldens, gpu, nmse, root};
 use fusec::passes::Selection;
 use fuserun::backend::{Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
@@ -48,6 +48,26 @@ fn gpu_agrees_unfused() {
     }
 }
 
+#[test]
+fn an_artifact_gives_the_same_logits() {
+    let (folder, checkpoint) = (TempFolder::new(), root().join("tests/goldens/llama-odd"));
+    let file = folder.path().join("odd.fuse");
+    let (from, to) = (checkpoint.to_str().unwrap(), file.to_str().unwrap());
+    let done = fusec(&["compile", "llama", "--checkpoint", from, "--arch", "sm_90a", "-o", to]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let golden = goldens().into_iter().find(|golden| golden.name == "llama-odd").expect("the golden is there");
+    let name = ModelName { model: Some(file), checkpoint: Some(checkpoint), ..ModelName::default() };
+    let options = LoadOptions { context: 64, sequences: 1, batches: vec![1], threads: Some(2) };
+    for (device, bound) in [(Device::Interpreter, INTERPRETER_BOUND), (Device::Cpu, DEVICE_BOUND)] {
+        let mut backend = OpenModel::open(&name).unwrap().load(&device, &options).unwrap();
+        let error = nmse(&backend.logits(&golden.tokens, true).unwrap(), &golden.logits);
+        assert!(error <= bound, "{device:?}: NMSE {error:.2e}");
+    }
+    let more = LoadOptions { batches: vec![8], sequences: 8, ..options };
+    let refused = OpenModel::open(&name).unwrap().load(&Device::Cpu, &more).err().expect("batch 8 was not compiled");
+    assert!(refused.to_string().ends_with("was not compiled for batch 8: compile it with --batch 8"), "{refused:#}");
+}
+
 /// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not the first alone.
 #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "an error that is no number is above any bound")]
 fn check(device: &Device, passes: &Selection) {
@@ -67,10 +87,10 @@ fn check(device: &Device, passes: &Selection) {
                 };
                 let error = nmse(&found, &golden.logits);
                 println!("{case}: NMSE {error:.2e}");
-                if !(error <= worst.0) {
+                if error.is_nan() || error > worst.0 {
                     worst = (error, case.clone());
                 }
-                if !(error <= bound) {
+                if error.is_nan() || error > bound {
                     failures.push(format!("{case}: NMSE {error:.2e} is above {bound:.0e}"));
                 }
                 if let Some(position) = argmax_disagreement(&found, &golden.logits, golden.vocabulary(), CLEAR) {

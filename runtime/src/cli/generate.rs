@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::ModelArgs;
 use super::sampling::SamplingArgs;
+use crate::backend::Device;
 use crate::generate::chat::Message;
 use crate::generate::stops::StopTexts;
 use crate::generate::tokenizer::Tokenizer;
@@ -61,8 +62,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         tokens.len(),
         options.context
     );
+    let device = args.model.device();
+    ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
     let begin = Instant::now();
-    let mut backend = model.load(&args.model.device(), &options)?;
+    let mut backend = model.load(&device, &options)?;
     let loaded = begin.elapsed();
 
     let stops: Vec<u32> = if args.ignore_eos { Vec::new() } else { tokenizer.eos().collect() };

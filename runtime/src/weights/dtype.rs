@@ -4,7 +4,7 @@ use super::blocks;
 use anyhow::{Result, ensure};
 use std::fmt;
 
-/// The storage type of a tensor. Quantised types are GGUF's; the layouts of their blocks stand in [`super::blocks`].
+/// The storage type of a tensor. Quantised types are GGUF's; the layouts of their blocks stand in `blocks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE single precision.

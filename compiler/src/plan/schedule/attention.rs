@@ -1,0 +1,233 @@
+//! Attention, fused with what is around it when rows are few, in kernels of its own when they are many.
+
+use anyhow::{Context, Result, bail};
+
+use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
+use super::{Builder, MULTIPROCESSORS, Source};
+use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
+use crate::plan::spec::{AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
+use crate::plan::{Arg, Part, Recipe};
+
+impl Builder<'_, '_> {
+    /// RoPE and cache writes that stand alone.
+    pub(super) fn positional(&mut self, node: NodeId, op: &Op) -> Result<()> {
+        let x = self.pointer(node, Role::X)?;
+        let ty = self.graph().type_of(self.operand(node, Role::X)?).clone();
+        let sizes: Vec<usize> = ty.fixed_sizes().collect();
+        let [heads, head_dim] = sizes[..] else { bail!("{op} of {ty}, not of [T, heads, head_dim]") };
+        if let Op::Rope(rope) = op {
+            let (out, _) = self.result_f32(node.result(0));
+            self.rope_rows(&RopeTable::new(rope), x, out, heads, head_dim);
+        } else {
+            let cache = self.pointer(node, Role::Cache)?;
+            self.append_rows(x, cache, heads, head_dim);
+            self.set(node.result(0), cache, Storage::BF16);
+        }
+        Ok(())
+    }
+
+    fn rope_rows(&mut self, table: &RopeTable, x: Source, out: Source, heads: usize, head_dim: usize) {
+        let spec = RopeSpec { table: table.clone(), heads, head_dim };
+        let args = vec![x, self.positions(), out];
+        self.launch(KernelSpec::Rope(spec), [self.rows.count, 1, 1], args, 0);
+    }
+
+    fn append_rows(&mut self, x: Source, cache: Source, key_heads: usize, head_dim: usize) {
+        let args = vec![x, self.positions(), self.sequences(), cache, Source::Ready(Arg::Context)];
+        self.launch(KernelSpec::KvAppend { key_heads, head_dim }, [self.rows.count, 1, 1], args, 0);
+    }
+
+    pub(super) fn attention(&mut self, node: NodeId, attention: &Attention) -> Result<()> {
+        let graph = self.graph();
+        let q_type: Vec<usize> = graph.type_of(self.operand(node, Role::Q)?).fixed_sizes().collect();
+        let [heads, head_dim] = q_type[..] else {
+            bail!("queries have {} dimensions, not [T, heads, head_dim]", q_type.len() + 1)
+        };
+        let cache_type: Vec<usize> = graph.type_of(self.operand(node, Role::KeyCache)?).fixed_sizes().collect();
+        let key_heads = cache_type[0];
+        let (keys, values) = (self.pointer(node, Role::KeyCache)?, self.pointer(node, Role::ValueCache)?);
+        if attention.append {
+            self.set(node.result(1), keys, Storage::BF16);
+            self.set(node.result(2), values, Storage::BF16);
+        }
+        let mut q = self.pointer(node, Role::Q)?;
+        let in_kernel = attention.append
+            && self.few()
+            && attention.q_norm.is_some() == attention.k_norm.is_some()
+            && [&attention.q_norm, &attention.k_norm]
+                .iter()
+                .all(|norm| norm.as_ref().is_none_or(|norm| norm.kind == NormKind::Rms && !norm.bias));
+        let (mut k, mut v) = (Source::Ready(Arg::Null), Source::Ready(Arg::Null));
+        if attention.append {
+            (k, v) = (self.pointer(node, Role::K)?, self.pointer(node, Role::V)?);
+            if !in_kernel {
+                q = self.prepared(node, attention, q, attention.q_norm.as_ref(), Role::QNormWeight, heads, head_dim)?;
+                k = self.prepared(
+                    node,
+                    attention,
+                    k,
+                    attention.k_norm.as_ref(),
+                    Role::KNormWeight,
+                    key_heads,
+                    head_dim,
+                )?;
+                self.append_rows(k, keys, key_heads, head_dim);
+                self.append_rows(v, values, key_heads, head_dim);
+            }
+        }
+        let share = heads / key_heads;
+        let group = (1..=4).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
+        let warps = 8;
+        let lanes = (head_dim.div_ceil(8)).next_power_of_two();
+        let combined = self.few() && attention.proj.is_some();
+        let keys_per_split = 2 * warps * 32 / lanes;
+        let blocks = heads / group * self.rows.count;
+        let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
+        // A projection that combines reads partial sums even from a single block.
+        let max = if combined { max.max(2) } else { max };
+        let splits = Splits { max, keys: keys_per_split, window: attention.window.unwrap_or(0) };
+        let proj_input = attention.proj.is_some() && !combined;
+        let result = node.result(0);
+        let (out, storage, statistics) = if combined {
+            let out = self.buffer(max * self.rows.count * heads * head_dim * 4);
+            let statistics = self.buffer(max * self.rows.count * heads * 8);
+            (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
+        } else if proj_input {
+            let out = self.buffer(self.rows.count * heads * head_dim * 2);
+            (Source::Buffer(out, 0), Storage::BF16, Source::Ready(Arg::Null))
+        } else {
+            let (out, storage) = self.result(result);
+            (out, storage, Source::Ready(Arg::Null))
+        };
+        let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
+        let spec = AttentionSpec {
+            heads,
+            key_heads,
+            head_dim,
+            group,
+            warps,
+            splits,
+            scale: attention.scale,
+            softcap: attention.softcap,
+            append: in_kernel,
+            norm: norms.map(|(q_norm, k_norm)| (q_norm.eps, k_norm.eps)),
+            rope: attention.rope.as_ref().filter(|_| in_kernel).map(RopeTable::new),
+            sinks: attention.sinks,
+            out: storage,
+        };
+        let offset = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let (mut q_weight, mut k_weight) = (Source::Ready(Arg::Null), Source::Ready(Arg::Null));
+        if in_kernel {
+            q_weight = self.vector(node, Role::QNormWeight, offset(&attention.q_norm))?;
+            k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
+        }
+        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        let args = vec![
+            q,
+            k,
+            v,
+            keys,
+            values,
+            self.positions(),
+            self.sequences(),
+            q_weight,
+            k_weight,
+            sinks,
+            out,
+            statistics,
+            Source::Ready(Arg::Context),
+        ];
+        self.launch(KernelSpec::Attention(spec), [heads / group, max, self.rows.count], args, 0);
+        if attention.proj.is_some() {
+            self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
+        }
+        Ok(())
+    }
+
+    /// The head-wise norm and the rotation of q or k as kernels of their own.
+    #[allow(clippy::too_many_arguments)]
+    fn prepared(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        from: Source,
+        norm: Option<&Norm>,
+        role: Role,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<Source> {
+        let mut at = from;
+        let bytes = self.rows.count * heads * head_dim * 4;
+        if let Some(norm) = norm {
+            let out = Source::Buffer(self.buffer(bytes), 0);
+            let weight = self.vector(node, role, norm.offset)?;
+            let spec = NormSpec { kind: norm.kind, size: head_dim, eps: norm.eps, out: Storage::F32 };
+            let args = vec![at, weight, Source::Ready(Arg::Null), out];
+            self.launch(KernelSpec::Norm(spec), [self.rows.count * heads, 1, 1], args, 0);
+            at = out;
+        }
+        if let Some(rope) = &attention.rope {
+            let out = Source::Buffer(self.buffer(bytes), 0);
+            self.rope_rows(&RopeTable::new(rope), at, out, heads, head_dim);
+            at = out;
+        }
+        Ok(at)
+    }
+
+    /// The output projection that is fused with an attention.
+    #[allow(clippy::too_many_arguments)]
+    fn projection(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        x: Source,
+        statistics: Source,
+        heads: usize,
+        head_dim: usize,
+        combine: Option<Splits>,
+    ) -> Result<()> {
+        let proj = attention.proj.context("no projection")?;
+        let k = heads * head_dim;
+        let (tensor, sizes) = self.weight(node, Role::ProjWeight)?;
+        let rows = if proj.transposed { sizes[1] } else { sizes[0] };
+        let bias = match proj.bias {
+            true => {
+                let (name, _) = self.weight(node, Role::ProjBias)?;
+                Source::Ready(Arg::Weight(
+                    self.planner.weight(Recipe::Biases { parts: vec![(Some(name), rows)], gated: false }),
+                ))
+            }
+            false => Source::Ready(Arg::Null),
+        };
+        let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
+        let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
+        let residual = self.optional(node, Role::Residual)?;
+        let (out, storage) = self.result(node.result(0));
+        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+        let null = Source::Ready(Arg::Null);
+        let bytes = rows * k * 2;
+        if self.few() {
+            let (warps, depth) = matvec_shape(k);
+            let blocks = spread(tiles.count());
+            let spec = MatvecSpec {
+                tiles,
+                batch: self.rows.count,
+                warps,
+                depth,
+                norm: None,
+                combine: combine.map(|splits| (heads, head_dim, splits)),
+                activation: None,
+                residual: proj.residual,
+                argmax: false,
+            };
+            let args = vec![packed, x, null, null, bias, residual, out, null, null, statistics, self.positions(), null];
+            self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
+        } else {
+            let spec = matmul_shape(tiles, None, self.rows.count);
+            let grid = matmul_grid(&spec, self.rows.count);
+            let count = Source::Ready(Arg::Number(self.rows.count as u64));
+            self.launch(KernelSpec::Matmul(spec), grid, vec![packed, x, bias, residual, out, null, null, count], bytes);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! Products and what stands at their ends: the embedding, the projections, the head, the sampled token.
+
+use anyhow::{Result, bail, ensure};
+
+use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
+use super::{Builder, Place, Source};
+use crate::ir::{Activation, Epilogue, Matmul, NodeId, Results, Role};
+use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, Storage, Tiles};
+use crate::plan::{Arg, Io, Part, Recipe};
+
+impl Builder<'_, '_> {
+    pub(super) fn embedding(&mut self, node: NodeId) -> Result<()> {
+        let (tensor, sizes) = self.weight(node, Role::Table)?;
+        let [rows, k] = sizes[..] else { bail!("the embedding table {tensor} has {} dimensions, not 2", sizes.len()) };
+        let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: false };
+        let table = self.planner.weight(recipe);
+        let (out, storage) = self.result(node.result(0));
+        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+        let tokens = self.io(Io::Tokens, Io::PromptTokens);
+        let grid = [self.rows.count, 1, 1];
+        let bytes = self.rows.count * k * 2;
+        self.launch(KernelSpec::Embedding(tiles), grid, vec![Source::Ready(Arg::Weight(table)), tokens, out], bytes);
+        Ok(())
+    }
+
+    /// A copy of an activation in bfloat16, for a product.
+    fn rounded(&mut self, from: Place, size: usize) -> Source {
+        if from.storage == Storage::BF16 {
+            return from.arg;
+        }
+        let buffer = self.buffer(self.rows.count * size * 2);
+        let spec = KernelSpec::Elementwise { kind: ElementKind::Scale(1.0), size, out: Storage::BF16 };
+        let out = Source::Buffer(buffer, 0);
+        self.launch(spec, [self.rows.count, 1, 1], vec![from.arg, Source::Ready(Arg::Null), out], 0);
+        out
+    }
+
+    pub(super) fn matmul(&mut self, node: NodeId, matmul: &Matmul, sample: bool) -> Result<()> {
+        let graph = self.graph();
+        let gated = matches!(matmul.epilogue, Epilogue::Gate(_));
+        let count = matmul.biases.len();
+        let products = matmul.result_count() - usize::from(matmul.sample);
+        let x_size = graph.type_of(self.operand(node, Role::X)?).row_size();
+        // A kernel has room for three outputs; more are further kernels.
+        for first in (0..count).step_by(3) {
+            let weights: Vec<usize> = (first..count.min(first + 3)).collect();
+            let outputs: Vec<usize> = if gated { vec![0] } else { weights.clone() };
+            ensure!(
+                outputs.iter().all(|&output| output < products),
+                "{} has {count} weights and {products} results",
+                graph.op(node)
+            );
+            let mut parts = Vec::new();
+            for &weight in &weights {
+                let (tensor, sizes) = self.weight(node, Role::Weight(weight))?;
+                let rows = if matmul.transposed { sizes[1] } else { sizes[0] };
+                parts.push(Part { tensor, rows });
+            }
+            let biases: Vec<(Option<String>, usize)> = weights
+                .iter()
+                .zip(&parts)
+                .map(|(&weight, part)| {
+                    let bias = matmul.biases[weight].then(|| self.weight(node, Role::Bias(weight))).transpose()?;
+                    Ok((bias.map(|(name, _)| name), part.rows))
+                })
+                .collect::<Result<_>>()?;
+            let bias = if biases.iter().any(|(name, _)| name.is_some()) {
+                Source::Ready(Arg::Weight(self.planner.weight(Recipe::Biases { parts: biases, gated })))
+            } else {
+                Source::Ready(Arg::Null)
+            };
+            let rows: Vec<usize> =
+                if gated { vec![parts[0].rows] } else { parts.iter().map(|part| part.rows).collect() };
+            let bytes = parts.iter().map(|part| part.rows * x_size * 2).sum();
+            let recipe = Recipe::Tiles { parts, k: x_size, gated, transposed: matmul.transposed };
+            let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
+            let x = self.place(node, Role::X)?;
+            let residual = self.optional(node, Role::Residual)?;
+            let product = Product { node, matmul, packed, bias, residual, bytes };
+            if self.few() {
+                self.matvec(&product, x, x_size, rows, &outputs, sample)?;
+            } else {
+                self.many_rows(&product, x, x_size, rows, &outputs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A product of few rows, with everything fused.
+    fn matvec(
+        &mut self,
+        product: &Product<'_>,
+        x: Place,
+        k: usize,
+        rows: Vec<usize>,
+        outputs: &[usize],
+        sample: bool,
+    ) -> Result<()> {
+        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let norm_weight = self.vector(node, Role::NormWeight, offset)?;
+        let norm_bias = self.vector(node, Role::NormBias, 0.0)?;
+        let x = if matmul.norm.is_some() { x.arg } else { self.rounded(x, k) };
+        let (outs, storage) = self.outputs(node, outputs);
+        let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
+        let (warps, depth) = matvec_shape(k);
+        let blocks = spread(tiles.count());
+        let argmax = matmul.sample && sample;
+        let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
+        let spec = MatvecSpec {
+            tiles,
+            batch: self.rows.count,
+            warps,
+            depth,
+            norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
+            combine: None,
+            activation: activation_of(matmul.epilogue),
+            residual: matmul.residual,
+            argmax,
+        };
+        let null = Source::Ready(Arg::Null);
+        let maxima_arg = maxima.map_or(null, |buffer| Source::Buffer(buffer, 0));
+        let args =
+            vec![packed, x, norm_weight, norm_bias, bias, residual, outs[0], outs[1], outs[2], null, null, maxima_arg];
+        self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
+        if matmul.sample {
+            let Source::Buffer(buffer, _) = outs[0] else { bail!("logits have no buffer") };
+            self.logits = Some(buffer);
+            self.keep(buffer);
+            if let Some(maxima) = maxima {
+                self.sample(node, Some((outs[0], maxima, blocks)))?;
+            }
+        }
+        self.note_logits(node);
+        Ok(())
+    }
+
+    /// A product of many rows; its norm is a kernel of its own.
+    fn many_rows(
+        &mut self,
+        product: &Product<'_>,
+        x: Place,
+        k: usize,
+        rows: Vec<usize>,
+        outputs: &[usize],
+    ) -> Result<()> {
+        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let x = match &matmul.norm {
+            Some(norm) => {
+                let out = self.buffer(self.rows.count * k * 2);
+                self.norm_rows(node, norm, x.arg, Source::Buffer(out, 0), self.rows.count, k, Storage::BF16)?;
+                Source::Buffer(out, 0)
+            }
+            None => self.rounded(x, k),
+        };
+        let (outs, storage) = self.outputs(node, outputs);
+        let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
+        let spec = matmul_shape(tiles, activation_of(matmul.epilogue), self.rows.count);
+        let grid = matmul_grid(&spec, self.rows.count);
+        let count = Source::Ready(Arg::Number(self.rows.count as u64));
+        let args = vec![packed, x, bias, residual, outs[0], outs[1], outs[2], count];
+        self.launch(KernelSpec::Matmul(spec), grid, args, bytes);
+        self.note_logits(node);
+        Ok(())
+    }
+
+    /// Places for these results of a product, the rest null. One storage for all.
+    fn outputs(&mut self, node: NodeId, outputs: &[usize]) -> ([Source; 3], Storage) {
+        let mut places = [Source::Ready(Arg::Null); 3];
+        let mut storage = Storage::F32;
+        for (slot, &output) in outputs.iter().enumerate() {
+            (places[slot], storage) = self.result(node.result(output));
+        }
+        if outputs.len() > 1 && storage == Storage::BF16 {
+            // Results that are stored alike only by chance are stored as fp32, and rounded by whoever needs it.
+            for (slot, &output) in outputs.iter().enumerate() {
+                let Source::Buffer(buffer, _) = places[slot] else { continue };
+                let size = self.graph().type_of(node.result(output)).row_size();
+                self.buffers[buffer].bytes = self.rows.count * size * 4;
+                self.set(node.result(output), places[slot], Storage::F32);
+            }
+            storage = Storage::F32;
+        }
+        (places, storage)
+    }
+
+    /// `fused`: the logits, and the block maxima that the head left.
+    pub(super) fn sample(&mut self, node: NodeId, fused: Option<(Source, usize, usize)>) -> Result<()> {
+        let (logits, maxima, blocks) = match fused {
+            Some((logits, maxima, blocks)) => (logits, Source::Buffer(maxima, 0), blocks),
+            None => (self.pointer(node, Role::X)?, Source::Ready(Arg::Null), 0),
+        };
+        let vocabulary = self.graph().outputs.first().map_or(0, |&logits| self.graph().type_of(logits).row_size());
+        let io = |io| Source::Ready(Arg::Io(io, 0));
+        let args = vec![
+            logits,
+            maxima,
+            self.positions(),
+            self.sequences(),
+            io(Io::Parameters),
+            io(Io::Tokens),
+            io(Io::Positions),
+            io(Io::Ring),
+        ];
+        self.launch(KernelSpec::Sample { vocabulary, maxima: blocks }, [self.rows.count, 1, 1], args, 0);
+        Ok(())
+    }
+}
+
+/// What both forms of a product share.
+struct Product<'m> {
+    node: NodeId,
+    matmul: &'m Matmul,
+    packed: Source,
+    bias: Source,
+    residual: Source,
+    bytes: usize,
+}
+
+fn activation_of(epilogue: Epilogue) -> Option<Activation> {
+    match epilogue {
+        Epilogue::None => None,
+        Epilogue::Activate(activation) | Epilogue::Gate(activation) => Some(activation),
+    }
+}

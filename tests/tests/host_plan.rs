@@ -49,6 +49,9 @@ impl HostEngine {
             Ok((case.mutation.map_or(source.clone(), |(from, to)| source.replace(from, to)), kernel.name.clone()))
         });
         let sources = sources.collect::<Result<Vec<(String, String)>>>()?;
+        if let Some((from, to)) = case.mutation {
+            assert!(sources.iter().any(|(source, _)| source.contains(to)), "no source has `{from}` to mutate");
+        }
         let kernels = HostKernel::build_all(&sources)?;
 
         let packed = plan.weights.iter().map(|weight| {
@@ -274,7 +277,7 @@ fn mistakes_among_launches_are_caught() {
     let case = || Case::new("llama-tied");
     assert_eq!(said(case()), "nothing");
     // x, which the launch before makes, by the load that is for weights.
-    let mutation = Some(("load_floats<false>(v, row, k)", "load_floats<true>(v, row, k)"));
+    let mutation = Some(("load_floats<false>(v[r],", "load_floats<true>(v[r],"));
     let streamed = said(Case { mutation, ..case() });
     assert!(streamed.contains("what a kernel of this step writes"), "{streamed}");
     // A result in the place of what other blocks of its launch still read.

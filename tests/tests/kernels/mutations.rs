@@ -27,7 +27,7 @@ fn in_a_matvec() {
         &[
             // A wrong stride, in one of the two places.
             ("(group % BATCH) * STAGE_STRIDE", "(group % BATCH) * (STAGE_STRIDE - 32)", "shared memory"),
-            ("staged + b * STAGE_STRIDE", "staged + b * PAIRS * 32", "shared memory"),
+            ("(first + r) * STAGE_STRIDE", "(first + r) * PAIRS * 32", "shared memory"),
             ("32 * pair + 8 * quad", "32 * pair + 4 * quad", "line"),
             // A missed tail, of the columns and of the rows.
             ("k + i >= K ? 0.0f", "k + i >= K - 1 ? 0.0f", "output"),
@@ -46,7 +46,13 @@ fn in_a_matvec() {
                 "if (warp + 1 < WARPS) block_barrier();\n      if (writes)",
                 "diverged",
             ),
-            ("square = warp_sum(square);", "if (threadIdx.x % 32 < 16) square = warp_sum(square);", "diverged"),
+            (
+                "square[r] = warp_sum(square[r]);",
+                "if (threadIdx.x % 32 < 16) square[r] = warp_sum(square[r]);",
+                "diverged",
+            ),
+            ("load_floats<false>(v[r], x + (first + r) * K", "load_floats<false>(v[r], x + first * K", "output"),
+            ("threadIdx.x / 32][first + r] = square[r]", "threadIdx.x / 32][first] = square[r]", "shared memory"),
             // The other half of a tile.
             ("partial[parity][warp][group + 8][column]", "partial[parity][warp][group + 9][column]", "bounds"),
             ("sum[0][i + 2] + sum[1][i + 2]", "sum[0][i] + sum[1][i]", "output"),

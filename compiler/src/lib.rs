@@ -12,3 +12,5 @@ pub mod ir;
 pub mod lower;
 pub mod passes;
 pub mod plan;
+pub mod tensors;
+pub mod text;

@@ -6,8 +6,9 @@ use std::str::FromStr;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::{Arch, Nvrtc, Options, compile_all};
-use fusec::ir::{Graph, Interpreter, Op, Results, Tensor};
+use fusec::ir::{Graph, Interpreter, Tensor};
 use fusec::plan::{Plan, PlanOptions};
+use fusec::tensors;
 
 use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
@@ -147,7 +148,7 @@ impl Backend {
                 let checkpoint = match weights {
                     Weights::Checkpoint(checkpoint) => checkpoint,
                     Weights::Dummy => {
-                        dummy = Checkpoint::dummy(serde_json::Value::Null, &required_tensors(&program.graph), 1);
+                        dummy = Checkpoint::dummy(serde_json::Value::Null, &tensors::required(&program.graph), 1);
                         &dummy
                     }
                 };
@@ -310,15 +311,6 @@ fn device_code(gpu: &Gpu, program: &Program) -> Result<BTreeMap<String, Vec<u8>>
     let options = Options { cache: cache::folder("kernels"), ..Options::default() };
     let compiled = compile_all(nvrtc, &program.sources, Arch::for_device(major, minor)?, &options)?;
     Ok(compiled.into_iter().map(|(name, kernel)| (name, kernel.cubin)).collect())
-}
-
-/// The tensors that a graph reads, with their shapes, in the graph's order.
-pub fn required_tensors(graph: &Graph) -> Vec<(String, Vec<usize>)> {
-    let weight = |node: &fusec::ir::NodeId| match graph.op(*node) {
-        Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
-        _ => None,
-    };
-    graph.ordered().iter().filter_map(weight).collect()
 }
 
 impl crate::cpu::WeightSource for Checkpoint {

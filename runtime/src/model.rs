@@ -6,12 +6,14 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, Facts, find_for};
-use fusec::ir::{DType, Graph};
+use fusec::ir::{DType, Graph, verify};
+use fusec::lower::lower;
 use fusec::passes::Selection;
-use fusec::plan::{PlanOptions, StepKind};
+use fusec::plan::{Plan, PlanOptions, StepKind};
+use fusec::tensors;
 use serde_json::Value;
 
-use crate::backend::{Backend, Device, LoadOptions, Program, Weights, required_tensors};
+use crate::backend::{Backend, Device, LoadOptions, Program, Weights};
 use crate::demo;
 use crate::generate::chat::ChatTemplate;
 use crate::generate::tokenizer::Tokenizer;
@@ -157,11 +159,8 @@ impl OpenModel {
         let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16 };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
-            let required = required_tensors(&model.described);
-            let tied = model.facts.tied_head;
-            let ignorable = |name: &str| name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight");
             checkpoint
-                .account(&required, ignorable)
+                .account(&tensors::required(&model.described), model.facts.tied_head)
                 .with_context(|| format!("{} does not fit {}", self.name, model.plan.name))?;
         }
         Ok(model)
@@ -183,6 +182,11 @@ impl OpenModel {
             Some(checkpoint) => Weights::Checkpoint(checkpoint),
             None => Weights::Dummy,
         };
+        ensure!(
+            i32::try_from(options.context).is_ok(),
+            "a context of {} positions is more than a position's 31 bits hold; give a smaller --max-context",
+            options.context
+        );
         if let (Some(limit), true) = (self.facts()?.max_position_embeddings, self.checkpoint.is_some()) {
             ensure!(
                 options.context <= limit,
@@ -195,7 +199,8 @@ impl OpenModel {
 
     fn program(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Program> {
         let graph = Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
-        let plan: fusec::plan::Plan =
+        verify(&graph).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
+        let plan: Plan =
             serde_json::from_str(&artifact.plan_json).with_context(|| format!("{}: plan.json", self.name))?;
         for &batch in &options.batches {
             ensure!(
@@ -206,10 +211,25 @@ impl OpenModel {
         }
         if let Some(checkpoint) = &self.checkpoint {
             checkpoint
-                .account(&required_tensors(&graph), |_| false)
+                .account(&tensors::required(&graph), self.facts()?.tied_head)
                 .with_context(|| format!("the checkpoint is not {}'s", self.name))?;
+            // Weights of the same shapes may want another rotation, another epsilon or another window.
+            let own: Value =
+                serde_json::from_str(&artifact.config_json).with_context(|| format!("{}: config.json", self.name))?;
+            let own = Some(&own).filter(|own| !own.is_null());
+            ensure!(
+                self.described(own)? == self.described(Some(checkpoint.config()))?,
+                "{} was compiled for another configuration than the checkpoint's: compile it with --checkpoint or --config",
+                self.name
+            );
         }
         Ok(Program { graph, plan, sources: artifact.sources.clone(), artifact: Some(artifact.clone()) })
+    }
+
+    /// The text of the graph that the description gives for a configuration; none: its preset.
+    fn described(&self, config: Option<&Value>) -> Result<String> {
+        let resolved = self.description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        Ok(lower(&resolved, DType::BF16).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
     }
 
     /// What the configuration says of the whole model.
@@ -220,9 +240,17 @@ impl OpenModel {
         Ok(self.description.resolve(self.config.as_ref()).map_err(|diagnostics| anyhow!("{diagnostics}"))?.facts)
     }
 
-    /// The context to use where the user names none: what the model was trained for, up to `most`.
+    /// The context to use where the user names none, in positions: what the artifact was compiled for, else what the model was trained for,
+    /// up to `most`.
+    ///
+    /// # Errors
+    /// As [`OpenModel::facts`].
     pub fn default_context(&self, most: usize) -> Result<usize> {
-        Ok(self.facts()?.max_position_embeddings.unwrap_or(most).min(most))
+        let compiled = self.artifact.as_ref().and_then(|artifact| artifact.manifest.extra.get("max_context")?.as_u64());
+        match compiled {
+            Some(positions) => Ok(positions as usize),
+            None => Ok(self.facts()?.max_position_embeddings.unwrap_or(most).min(most)),
+        }
     }
 }
 

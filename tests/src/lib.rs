@@ -1,6 +1,5 @@
 //! What the tests of both sides share.
 
-pub mod binary;
 mod folder;
 mod golden;
 mod gpu;
@@ -8,12 +7,11 @@ pub mod host_build;
 mod nvrtc;
 mod programs;
 
-pub use binary::root;
 pub use folder::TempFolder;
 pub use golden::{Golden, argmax_disagreement, goldens, nmse};
 pub use gpu::gpu;
 pub use nvrtc::nvrtc;
-pub use programs::{Finished, fusec, fuserun};
+pub use programs::{Finished, command, finish, fusec, fuserun, root};
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -1,12 +1,11 @@
-//! The two programs, run as a user runs them.
+//! The programs of this workspace, run as a user runs them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::OnceLock;
-
-use crate::binary::{binary, command, stderr, stdout};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 /// What a program left behind.
 #[derive(Clone, Debug)]
@@ -21,22 +20,68 @@ pub struct Finished {
 
 /// Runs `fuserun` with these arguments; `input` is its stdin.
 pub fn fuserun<A: AsRef<OsStr>>(arguments: &[A], input: &str) -> Finished {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    run(PATH.get_or_init(|| binary("fuserun", "fuserun")), arguments, input)
+    finish(command("fuserun").args(arguments), input)
 }
 
 /// Runs `fusec` with these arguments.
 pub fn fusec<A: AsRef<OsStr>>(arguments: &[A]) -> Finished {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    run(PATH.get_or_init(|| binary("fusec", "fusec")), arguments, "")
+    finish(command("fusec").args(arguments), "")
 }
 
-fn run<A: AsRef<OsStr>>(program: &Path, arguments: &[A], input: &str) -> Finished {
-    let mut command = command(program);
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-    // A program that does not read its input closes it early, which is no fault.
-    let _ = child.stdin.take().expect("stdin is piped").write_all(input.as_bytes());
-    let done = child.wait_with_output().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-    Finished { code: done.status.code().unwrap_or(-1), stdout: stdout(&done), stderr: stderr(&done) }
+/// A command of the program of this name (and package), which reads no settings of ours from the environment, but where NVRTC is, and keeps
+/// kernels in `.cache/kernels`.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn command(program: &'static str) -> Command {
+    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut command = Command::new(built.entry(program).or_insert_with(|| build(program)));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("FUSE_") && name != "FUSE_NVRTC" {
+            command.env_remove(name);
+        }
+    }
+    command.env("FUSE_CACHE", root().join(".cache"));
+    command
+}
+
+/// Runs a command to its end; `input` is its stdin.
+///
+/// # Panics
+/// When it does not start, or writes what is no text.
+pub fn finish(command: &mut Command, input: &str) -> Finished {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = |command: &mut Command| {
+        let mut child = command.spawn()?;
+        // A program that does not read its input closes it early, which is no fault.
+        let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+        child.wait_with_output()
+    };
+    let done = run(command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("programs write text");
+    Finished { code: done.status.code().unwrap_or(-1), stdout: text(done.stdout), stderr: text(done.stderr) }
+}
+
+/// The top folder of the workspace.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")
+}
+
+/// The program in cargo's target folder, up to date: cargo builds those of another package only when it is asked.
+fn build(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
+    let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "-p", name, "--bin", name]).current_dir(root());
+    if folder.ends_with("release") {
+        cargo.arg("--release");
+    }
+    match cargo.output() {
+        Ok(done) => assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr)),
+        // Tests that were carried to a machine without cargo come with the programs beside them.
+        Err(error) => assert!(path.exists(), "cannot run cargo to build {name}: {error}"),
+    }
+    path
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fuse_tests::{Finished, TempFolder, fusec, fuserun, root};
+use fuse_tests::{Finished, TempFolder, command, finish, fusec, fuserun, root};
 use fusec::artifact::{Artifact, Manifest};
 use serde_json::{Value, json};
 
@@ -163,6 +163,8 @@ fn a_context_that_does_not_fit() {
     let done = logits(folder.path(), "1,2", &["--max-context", "257"]);
     assert_fails(&done, 1, &["--max-context 257", "max_position_embeddings", "256"]);
     assert_fails(&logits(folder.path(), "1,2", &["--max-context", "0"]), 2, &["--max-context"]);
+    edit_config(&folder, |config| drop(config.remove("max_position_embeddings")));
+    assert_fails(&logits(folder.path(), "1,2", &["--max-context", "3000000000"]), 1, &["3000000000", "--max-context"]);
     let done =
         fuserun(&["generate", "--device", "cpu", "--max-context", "4", "Call me anything but that, my friend"], "");
     assert_fails(&done, 1, &["the context holds 4", "--max-context"]);
@@ -225,6 +227,21 @@ fn a_corrupt_artifact() {
     Artifact { description_toml: "= broken".into(), ..sound.clone() }.write(&path).unwrap();
     assert_fails(&logits(&path, "1,2", &with), 1, &["description.toml"]);
     assert_fails(&logits(&path, "1,2", &[]), 1, &["--checkpoint"]);
+}
+
+#[test]
+fn an_artifact_of_another_configuration() {
+    let folder = golden("llama-tied");
+    let out = folder.path().join("tiny.fuse");
+    let compile = ["compile", "--checkpoint", folder.path().to_str().unwrap(), "-o", out.to_str().unwrap()];
+    let mut command = command("fusec");
+    let done = finish(command.args(compile).args(["--max-context", "8"]).env("FUSE_NVRTC", "/nonexistent"), "");
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let run = |tokens: &str| logits(&out, tokens, &["--checkpoint", folder.path().to_str().unwrap()]);
+    assert_eq!(run("1,2,3").code, 0, "{}", run("1,2,3").stderr);
+    assert_fails(&run("1,2,3,4,5,6,7,8,9"), 1, &["9 tokens", "holds 8"]);
+    edit_config(&folder, |config| drop(config.insert("rms_norm_eps".into(), json!(0.5))));
+    assert_fails(&run("1,2,3"), 1, &["tiny.fuse", "another configuration", "--checkpoint or --config"]);
 }
 
 #[test]

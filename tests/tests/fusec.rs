@@ -3,36 +3,34 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use fuse_tests::binary::{binary, command, root, scratch, stderr, stdout};
-use fuse_tests::nvrtc;
+use fuse_tests::{Finished, TempFolder, command, finish, nvrtc, root};
 use fusec::artifact::Artifact;
 use fusec::ir::Graph;
 use fusec::passes::PIPELINE;
 use serde_json::Value;
 
 fn fusec() -> Command {
-    command(&binary("fusec", "fusec"))
-}
-
-fn run(args: &[&str]) -> Output {
-    fusec().args(args).output().expect("fusec starts")
+    command("fusec")
 }
 
 /// What a run that must succeed printed.
 fn printed(args: &[&str]) -> String {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    stdout(&output)
+    succeeds(fusec().args(args)).stdout
+}
+
+fn succeeds(command: &mut Command) -> Finished {
+    let done = finish(command, "");
+    assert_eq!(done.code, 0, "{command:?}: {}", done.stderr);
+    done
 }
 
 /// The message of a run that must fail with this exit code, print nothing and not panic.
 fn refused(args: &[&str], code: i32) -> String {
-    let output = run(args);
-    let message = stderr(&output);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
-    assert_eq!(stdout(&output), "", "{args:?}");
+    let Finished { code: found, stdout, stderr: message } = fuse_tests::fusec(args);
+    assert_eq!(found, code, "{args:?}: {message}");
+    assert_eq!(stdout, "", "{args:?}");
     assert!(message.starts_with("error") && !message.contains("panicked"), "{args:?}: {message}");
     message
 }
@@ -47,15 +45,13 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn llama_compiles_to_device_code_that_does_not_spill() {
-    let folder = scratch("fusec-compile");
+    let folder = TempFolder::new();
+    let folder = folder.path();
     let (file, model) = (folder.join("llama.fuse"), root().join("models/llama.toml"));
-    let output = fusec()
-        .env("FUSE_NVRTC", nvrtc().path())
-        .args(["compile", text(&model), "--arch", "sm_90a", "--batch", "1", "--max-context", "4096", "-o", text(&file)])
-        .output()
-        .expect("fusec starts");
-    let said = stderr(&output);
-    assert!(output.status.success() && stdout(&output).is_empty(), "{said}");
+    let args =
+        ["compile", text(&model), "--arch", "sm_90a", "--batch", "1", "--max-context", "4096", "-o", text(&file)];
+    let Finished { stdout, stderr: said, .. } = succeeds(fusec().env("FUSE_NVRTC", nvrtc().path()).args(args));
+    assert_eq!(stdout, "");
     assert!(said.starts_with("plan llama: 5 kernels and 5 edges a layer, 16 layers, "), "{said}");
 
     let artifact = Artifact::read(&file).expect("it is an artifact");
@@ -82,15 +78,11 @@ fn llama_compiles_to_device_code_that_does_not_spill() {
 
 #[test]
 fn without_nvrtc_the_file_has_sources_only() {
-    let folder = scratch("fusec-sources-only");
-    let output = fusec()
-        .current_dir(&folder)
-        .env("FUSE_NVRTC", "/nonexistent")
-        .args(["compile", "llama", "--dump", "stages"])
-        .output()
-        .expect("fusec starts");
-    let said = stderr(&output);
-    assert!(output.status.success(), "{said}");
+    let folder = TempFolder::new();
+    let folder = folder.path();
+    let mut command = fusec();
+    command.current_dir(folder).env("FUSE_NVRTC", "/nonexistent").args(["compile", "llama", "--dump", "stages"]);
+    let said = succeeds(&mut command).stderr;
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), 3, "the plan, how to get NVRTC, the file: {said}");
     assert!(lines[1].contains("pip install nvidia-cuda-nvrtc") && lines[1].ends_with("sources only"), "{said}");
@@ -148,11 +140,12 @@ fn bad_usage_is_told_with_what_was_meant() {
 
 #[test]
 fn what_cannot_be_done_is_one_clear_message() {
-    let folder = scratch("fusec-refusals");
+    let folder = TempFolder::new();
+    let folder = folder.path();
     assert!(refused(&["check", "lama"], 1).contains("did you mean `llama`? (shipped: llama, qwen2, qwen3)"));
     assert!(refused(&["print", "llama", "--after", "fuse-mpl"], 1).contains("did you mean `fuse-mlp`?"));
     assert!(refused(&["compile", "llama", "--dtype", "f32"], 1).contains("--dtype f32"));
-    assert!(refused(&["check", text(&folder)], 1).contains("--checkpoint"));
+    assert!(refused(&["check", text(folder)], 1).contains("--checkpoint"));
     let broken = folder.join("broken.json");
     fs::write(&broken, "{").expect("a scratch file");
     assert!(refused(&["check", "llama", "--config", text(&broken)], 1).contains("is not JSON"));
@@ -184,13 +177,11 @@ fn passes_are_chosen_by_flag_and_by_variable() {
     assert!(unfused.contains(" = silu ") && unfused.contains(" = kv_append "), "nothing is fused");
     assert_eq!(unfused, printed(&["print", "--passes", "none", "llama"]));
     assert_eq!(unfused, printed(&["print", "-O0", "--passes", "-fuse-mlp", "llama"]));
-    let variable = fusec().env("FUSE_O", "0").args(["print", "llama"]).output().expect("fusec starts");
-    assert_eq!(unfused, stdout(&variable));
+    assert_eq!(unfused, succeeds(fusec().env("FUSE_O", "0").args(["print", "llama"])).stdout);
     let without = printed(&["print", "--passes", "-fuse-mlp,-fuse-rope", "llama"]);
     assert!(without.contains(" = silu ") && without.contains(" = rope ") && !without.contains(" = kv_append "));
-    let variable =
-        fusec().env("FUSE_PASSES", "-fuse-mlp,-fuse-rope").args(["print", "llama"]).output().expect("fusec starts");
-    assert_eq!(without, stdout(&variable));
+    let mut variable = fusec();
+    assert_eq!(without, succeeds(variable.env("FUSE_PASSES", "-fuse-mlp,-fuse-rope").args(["print", "llama"])).stdout);
 
     let explained = printed(&["explain", "--passes", "-fuse-mlp", "llama"]);
     assert!(explained.starts_with("plan llama: "), "{explained}");
@@ -210,7 +201,8 @@ fn the_tensors_of_a_checkpoint_are_accounted_for() {
     }
     assert!(refused(&["check", "llama", "--checkpoint", text(&golden("qwen3"))], 1).contains("Qwen3ForCausalLM"));
 
-    let folder = scratch("fusec-checkpoint");
+    let folder = TempFolder::new();
+    let folder = folder.path();
     for file in ["config.json", "model.safetensors"] {
         fs::copy(golden("llama-untied").join(file), folder.join(file)).expect("the golden is there");
     }
@@ -219,17 +211,17 @@ fn the_tensors_of_a_checkpoint_are_accounted_for() {
     let layers = config["num_hidden_layers"].as_u64().expect("a count");
     config["num_hidden_layers"] = (layers + 1).into();
     fs::write(folder.join("config.json"), config.to_string()).expect("a scratch file");
-    let message = refused(&["check", "--checkpoint", text(&folder)], 1);
+    let message = refused(&["check", "--checkpoint", text(folder)], 1);
     assert!(message.contains(&format!("missing: model.layers.{layers}.")), "{message}");
     config["num_hidden_layers"] = (layers - 1).into();
     fs::write(folder.join("config.json"), config.to_string()).expect("a scratch file");
-    let message = refused(&["check", "--checkpoint", text(&folder)], 1);
+    let message = refused(&["check", "--checkpoint", text(folder)], 1);
     assert!(message.contains(&format!("unexpected: model.layers.{}.", layers - 1)), "{message}");
 
     let weights = fs::read(folder.join("model.safetensors")).expect("it was copied");
     for length in [0, 7, 100, weights.len() - 1] {
         fs::write(folder.join("model.safetensors"), &weights[..length]).expect("a scratch file");
-        let message = refused(&["check", "--checkpoint", text(&folder)], 1);
+        let message = refused(&["check", "--checkpoint", text(folder)], 1);
         assert!(message.contains("truncated or corrupt") && message.lines().count() == 1, "{message}");
     }
 }
@@ -246,5 +238,5 @@ fn a_reader_that_goes_away_is_no_error() {
     BufReader::with_capacity(64, child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
     assert_eq!(line, "graph \"qwen3\"\n");
     let output = child.wait_with_output().expect("fusec ends");
-    assert_eq!((output.status.code(), stderr(&output)), (Some(0), String::new()));
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
 }

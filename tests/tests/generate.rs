@@ -1,8 +1,9 @@
 //! `fuserun generate` as a user runs it.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 
-use fuse_tests::{Finished, fuserun, gpu, root, smollm2_gguf};
+use fuse_tests::{Finished, command, finish, fuserun, gpu, root, smollm2_gguf};
 use fuserun::demo;
 use fuserun::device::Gpu;
 use serde_json::Value;
@@ -109,6 +110,29 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     let silent = fuserun(&["generate", "Call me", "-n", "2"], "");
     assert_eq!(silent.code, 0);
     assert!(Gpu::count() > 0 || silent.stderr.contains("no NVIDIA GPU found: running on the CPU"), "{}", silent.stderr);
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it_quietly() {
+    for more in [&[][..], &["--json"]] {
+        let mut program = command("fuserun");
+        program.args(["generate", "--device", "cpu", "-n", "64", "Call me"]).args(more);
+        let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("fuserun starts");
+        drop(child.stdout.take());
+        let done = child.wait_with_output().expect("fuserun ends");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && !said.contains("panicked"), "{more:?}: {said}");
+    }
+}
+
+#[test]
+fn flags_read_their_variables() {
+    for (value, object) in [("1", true), ("true", true), ("0", false), ("", false)] {
+        let mut program = command("fuserun");
+        program.args(["generate", "--device", "cpu", "Call me"]).env("FUSE_MAX_TOKENS", "2").env("FUSE_JSON", value);
+        let done = finish(&mut program, "");
+        assert_eq!((done.code, done.stdout.starts_with('{')), (0, object), "FUSE_JSON={value}: {}", done.stderr);
+    }
 }
 
 #[test]

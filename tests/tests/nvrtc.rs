@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fuse_tests::binary::root;
-use fuse_tests::nvrtc;
+use fuse_tests::{nvrtc, root};
 use fusec::build::{Arch, Options, compile_all};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};

@@ -5,19 +5,19 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use fuse_tests::binary::root;
+use fuse_tests::root;
 use fusec::description::{Description, shipped};
 use fusec::passes::PIPELINE;
 
-/// Each room of the compiler and the rooms that it may use. `compile.rs` and `cli` stand above them all.
+/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs` below.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("description", &[]),
+    ("description", &["text"]),
     ("ir", &[]),
     ("lower", &["description", "ir"]),
-    ("passes", &["ir"]),
+    ("passes", &["ir", "text"]),
     ("plan", &["ir"]),
     ("emit", &["plan", "ir"]),
-    ("build", &[]),
+    ("build", &["text"]),
     ("artifact", &["build"]),
 ];
 

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::text::closest;
+
 /// Every architecture that a kernel may be built for, oldest first. A trailing `a` unlocks the instructions of that one chip (wgmma, tcgen05).
 pub const SUPPORTED_ARCHS: [&str; 17] = [
     "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_103", "sm_103a", "sm_110",
@@ -74,30 +76,12 @@ fn parse(text: &str) -> Option<Arch> {
     Some(Arch { number: digits.parse().ok()?, specific })
 }
 
-/// The supported name that `text` most likely meant: `90a`, `compute_90`, `8.6`, and slips of up to two letters.
+/// The supported name that `text` most likely meant: `90a`, `compute_90`, `8.6`, and slips.
 fn nearest(text: &str) -> Option<&'static str> {
     let folded = text.to_ascii_lowercase();
     let bare = folded.trim_start_matches(|c: char| !c.is_ascii_digit()).replace('.', "");
     let same_chip = SUPPORTED_ARCHS.into_iter().find(|name| name.strip_prefix("sm_") == Some(bare.as_str()));
-    same_chip.or_else(|| {
-        let (steps, name) =
-            SUPPORTED_ARCHS.into_iter().map(|name| (distance(&folded, name), name)).min_by_key(|(steps, _)| *steps)?;
-        (steps <= 2).then_some(name)
-    })
-}
-
-/// Levenshtein distance in bytes.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
+    same_chip.or_else(|| closest(&folded, SUPPORTED_ARCHS))
 }
 
 #[cfg(test)]

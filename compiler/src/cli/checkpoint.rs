@@ -5,18 +5,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use super::model::read_json;
-use crate::description::closest;
+use crate::tensors;
 
 /// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
 const LARGEST_HEADER: u64 = 100_000_000;
-
-/// Problems listed before "and N more".
-const LISTED: usize = 8;
 
 /// The folder's config.json.
 pub(super) fn config(folder: &Path) -> Result<Value> {
@@ -41,46 +38,8 @@ pub(super) fn account(folder: &Path, required: &[(String, Vec<usize>)], tied: bo
             ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
         }
     }
-    let problems = compare(&found, required, tied);
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let more = problems.len().saturating_sub(LISTED);
-    let mut lines = problems.into_iter().take(LISTED).collect::<Vec<_>>().join("\n  ");
-    if more > 0 {
-        lines += &format!("\n  and {more} more");
-    }
-    bail!("{}: its tensors are not those of the model\n  {lines}", folder.display())
-}
-
-/// One line for each tensor that is missing, of another shape, or left over.
-fn compare(found: &BTreeMap<String, Vec<usize>>, required: &[(String, Vec<usize>)], tied: bool) -> Vec<String> {
-    let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
-    // Buffers that older files carry, and the copy of a tied head.
-    let harmless = |name: &str| {
-        name.ends_with("rotary_emb.inv_freq")
-            || name.ends_with("attn.masked_bias")
-            || (tied && name == "lm_head.weight")
-    };
-    let mut left: BTreeSet<&str> =
-        found.keys().map(String::as_str).filter(|name| !needed.contains(name) && !harmless(name)).collect();
-    let mut problems = Vec::new();
-    for (name, shape) in required {
-        match found.get(name) {
-            None => {
-                let near = closest(name, left.iter().copied());
-                let hint = near.map_or(String::new(), |near| format!(" (it has {near}: was that meant?)"));
-                problems.push(format!("missing: {name} {shape:?}{hint}"));
-                near.map(|near| left.remove(near));
-            }
-            Some(other) if other != shape => {
-                problems.push(format!("wrong shape: {name} is {other:?} and the model needs {shape:?}"));
-            }
-            Some(_) => {}
-        }
-    }
-    problems.extend(left.iter().map(|name| format!("unexpected: {name} {:?}", found[*name])));
-    problems
+    let found = found.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    tensors::account(&folder.display().to_string(), &found, required, tied)
 }
 
 /// The safetensors files that hold the weights: what the index names, else `model.safetensors`, else all.
@@ -126,33 +85,4 @@ fn shapes(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
     let told = data.saturating_add(header + 8);
     ensure!(told == length, "it has {length} bytes and its header says {told}: {AGAIN}");
     Ok(tensors.into_iter().map(|(name, info)| (name, info.shape.clone())).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tensors(list: &[(&str, &[usize])]) -> Vec<(String, Vec<usize>)> {
-        list.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect()
-    }
-
-    #[test]
-    fn every_tensor_is_accounted_for() {
-        let found =
-            tensors(&[("norm.weight", &[4]), ("up.weight", &[8, 4]), ("extra", &[1]), ("lm_head.weight", &[9])]);
-        let found = found.into_iter().collect();
-        let required = tensors(&[("norm.wieght", &[4]), ("up.weight", &[4, 8]), ("down.weight", &[1])]);
-        assert_eq!(
-            compare(&found, &required, true),
-            [
-                "missing: norm.wieght [4] (it has norm.weight: was that meant?)",
-                "wrong shape: up.weight is [8, 4] and the model needs [4, 8]",
-                "missing: down.weight [1]",
-                "unexpected: extra [1]",
-            ]
-        );
-        let whole = tensors(&[("norm.weight", &[4]), ("up.weight", &[8, 4]), ("extra", &[1])]);
-        assert_eq!(compare(&found, &whole, true), [""; 0]);
-        assert_eq!(compare(&found, &whole, false), ["unexpected: lm_head.weight [9]"]);
-    }
 }

@@ -45,7 +45,7 @@ enum Command {
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    exit(match Cli::parse().command {
         Command::Compile(args) => compile::run(&args),
         Command::Check(args) => show::check(&args),
         Command::Print(args) => show::print(&args),
@@ -53,9 +53,14 @@ pub fn main() -> ExitCode {
         Command::Graph(args) => show::graph(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Passes => show::passes(),
-    };
+    })
+}
+
+/// The exit code of a command; says on stderr why it failed.
+pub fn exit(done: Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     let text = format!("{error:#}");
+    let text = text.trim_end();
     // Errors about a description come rendered, each with its own title.
     if text.starts_with("error[") || text.starts_with("error:") {
         tell(text)
@@ -66,7 +71,10 @@ pub fn main() -> ExitCode {
 }
 
 /// Writes to stdout. A reader that has gone away wants no more, which is no failure.
-fn show(text: impl Display) -> Result<()> {
+///
+/// # Errors
+/// Where stdout cannot be written for another reason.
+pub fn show(text: impl Display) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
@@ -75,7 +83,7 @@ fn show(text: impl Display) -> Result<()> {
 }
 
 /// Writes a line to stderr, where there is one.
-fn tell(line: impl Display) {
+pub fn tell(line: impl Display) {
     // With no stderr there is nobody to tell.
     let _ = writeln!(std::io::stderr(), "{line}");
 }

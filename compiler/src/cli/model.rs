@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
-use crate::description::{Description, closest, find_for, shipped};
-use crate::ir::{Graph, Op, Results};
+use crate::description::{Description, find_for, shipped};
 use crate::passes::Selection;
+use crate::tensors;
+use crate::text::closest;
 
 /// Which model, and which passes.
 #[derive(Args, Clone, Debug)]
@@ -82,19 +83,10 @@ impl Opened {
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
         let model = compile(&self.description, self.config.as_ref(), options)?;
         if let Some(folder) = &self.checkpoint {
-            checkpoint::account(folder, &tensors_of(&model.graph), model.facts.tied_head)?;
+            checkpoint::account(folder, &tensors::required(&model.graph), model.facts.tied_head)?;
         }
         Ok(model)
     }
-}
-
-/// Name and shape of each weight that the graph reads, as the checkpoint has them.
-pub(super) fn tensors_of(graph: &Graph) -> Vec<(String, Vec<usize>)> {
-    let weight = |node: &_| match graph.op(*node) {
-        Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
-        _ => None,
-    };
-    graph.ordered().iter().filter_map(weight).collect()
 }
 
 /// A list that [`Selection`] reads. It stays text: what it means depends on `-O0`.

@@ -5,12 +5,13 @@ use std::fmt::Write;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use super::model::{ModelArgs, tensors_of};
+use super::model::ModelArgs;
 use super::{show, tell};
 use crate::compile::{CompileOptions, Model};
 use crate::description::Facts;
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
+use crate::tensors;
 
 /// What to check.
 #[derive(Args, Clone, Debug)]
@@ -34,7 +35,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
 /// `llama: 16 layers, vocabulary 128256, context 131072, 146 tensors with 1.236 billion weights`
 fn summary(name: &str, model: &Model) -> String {
     let Facts { num_layers, vocab_size, max_position_embeddings, .. } = &model.facts;
-    let tensors = tensors_of(&model.graph);
+    let tensors = tensors::required(&model.graph);
     let weights: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let context = max_position_embeddings.map_or(String::new(), |context| format!(", context {context}"));
     format!(

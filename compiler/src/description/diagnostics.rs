@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+use crate::text::closest;
+
 /// A byte range of a description's text.
 pub type Span = Range<usize>;
 
@@ -157,18 +159,6 @@ impl fmt::Display for Diagnostics {
 
 impl std::error::Error for Diagnostics {}
 
-/// The known name closest to `given`, where one is close enough to be what was meant. Ties go to the first.
-pub fn closest<'a>(given: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (given.len() / 3).max(1);
-    known
-        .into_iter()
-        .filter(|name| *name != given)
-        .map(|name| (strsim::damerau_levenshtein(&given.to_lowercase(), &name.to_lowercase()), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name)
-}
-
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $id:literal;)*) => {
         /// What kind of error it is. The codes are stable: a code is never given another meaning.
@@ -238,13 +228,6 @@ codes! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn closest_finds_a_slip_and_no_more() {
-        assert_eq!(closest("rms_nrom", ["layer_norm", "rms_norm"]), Some("rms_norm"));
-        assert_eq!(closest("conv", ["rope", "linear"]), None);
-        assert_eq!(closest("True", ["false", "true"]), Some("true"));
-    }
 
     #[test]
     fn codes_are_distinct() {

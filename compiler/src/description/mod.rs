@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use call::{Activation, AttrValue, Call, Resolved};
-pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span, closest};
+pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 pub use facts::Facts;
 pub use rope::RopeScaling;
 pub use shipped::{find_for, shipped};

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use anyhow::{Result, anyhow};
 
 use super::PIPELINE;
+use crate::text::closest;
 
 /// Which rewrites of [`PIPELINE`] run, and how many patches they may make.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -108,33 +109,12 @@ impl fmt::Display for Selection {
 
 fn index_of(name: &str) -> Result<usize> {
     PIPELINE.iter().position(|rewrite| rewrite.name == name).ok_or_else(|| {
-        let nearest = PIPELINE.iter().map(|rewrite| (distance(rewrite.name, name), rewrite.name)).min();
-        match nearest {
-            Some((edits, near)) if edits <= name.len() / 3 => {
-                anyhow!("there is no pass `{name}`; did you mean `{near}`?")
-            }
-            _ => {
-                let names: Vec<&str> = PIPELINE.iter().map(|rewrite| rewrite.name).collect();
-                anyhow!("there is no pass `{name}`; the passes are {}", names.join(", "))
-            }
+        let names = || PIPELINE.iter().map(|rewrite| rewrite.name);
+        match closest(name, names()) {
+            Some(near) => anyhow!("there is no pass `{name}`; did you mean `{near}`?"),
+            None => anyhow!("there is no pass `{name}`; the passes are {}", names().collect::<Vec<_>>().join(", ")),
         }
     })
-}
-
-/// How many letters to insert, delete or change to make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! `fuserun bench`: prompt and decode speed, each beside a check of what was timed.
 
+use std::fmt::Write;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
+use clap::builder::FalseyValueParser;
+use fusec::cli::show;
 use fusec::plan::StepKind;
 use serde::Serialize;
 
@@ -23,7 +26,7 @@ pub struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Random weights of the true sizes; needs no checkpoint.
-    #[arg(long, env = "FUSE_DUMMY_WEIGHTS")]
+    #[arg(long, env = "FUSE_DUMMY_WEIGHTS", value_parser = FalseyValueParser::new())]
     dummy_weights: bool,
     /// Batches to measure.
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', default_value = "1,2,4")]
@@ -41,7 +44,7 @@ pub struct BenchArgs {
     #[arg(long, env = "FUSE_BENCH_RUNS", default_value_t = 5)]
     runs: usize,
     /// Print one JSON object.
-    #[arg(long, env = "FUSE_JSON")]
+    #[arg(long, env = "FUSE_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
@@ -53,8 +56,9 @@ struct Report {
     versions: String,
     /// The plan in one line.
     plan: String,
-    kernels_per_layer: usize,
-    edges_per_layer: usize,
+    /// None on the CPU, which launches none.
+    kernels_per_layer: Option<usize>,
+    edges_per_layer: Option<usize>,
     /// Bytes a second.
     read_ceiling: f64,
     weight_bytes_per_step: usize,
@@ -92,8 +96,10 @@ struct Prompt {
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(args.runs > 0 && args.tokens > 0, "--runs and --tokens must be above 0");
+    ensure!(!args.prompts.contains(&0), "--prompts must be above 0");
     let model = args.model.open(args.dummy_weights)?;
-    let deepest = args.depths.iter().copied().max().unwrap_or(0) + args.tokens + 1;
+    let end = |depth: usize| depth.saturating_add(args.tokens);
+    let deepest = end(args.depths.iter().copied().max().unwrap_or(0)).saturating_add(1);
     let longest = args.prompts.iter().copied().max().unwrap_or(0).max(CHECK_TOKENS);
     let most = deepest.max(longest);
     let mut options = args.model.load_options(&model, &args.batch, most)?;
@@ -101,7 +107,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut backend = model.load(&args.model.device(), &options)?;
     let device = backend.describe();
     let context = options.context;
-    let depths: Vec<usize> = args.depths.iter().copied().filter(|depth| depth + args.tokens < context).collect();
+    let depths: Vec<usize> = args.depths.iter().copied().filter(|&depth| end(depth) < context).collect();
     let prompts: Vec<usize> = args.prompts.iter().copied().filter(|&length| length <= context).collect();
     ensure!(depths.len() + prompts.len() > 0, "a context of {context} holds none of the depths and prompts");
     let mut report = match &mut backend {
@@ -111,11 +117,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     (report.model, report.device) = (model.name().to_string(), device);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print(&report);
+        return show(format!("{}\n", serde_json::to_string_pretty(&report)?));
     }
-    Ok(())
+    show(as_text(&report)?)
 }
 
 fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
@@ -128,8 +132,8 @@ fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &
         device: String::new(),
         versions: format!("driver CUDA {}, fuserun {}", engine.gpu().driver_version()?, env!("CARGO_PKG_VERSION")),
         plan: plan.summary(),
-        kernels_per_layer: plan.kernels_per_layer,
-        edges_per_layer: plan.edges_per_layer,
+        kernels_per_layer: Some(plan.kernels_per_layer),
+        edges_per_layer: Some(plan.edges_per_layer),
         read_ceiling: ceiling,
         weight_bytes_per_step: bytes,
         floor_us: bytes as f64 / ceiling * 1e6,
@@ -155,18 +159,11 @@ fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &
 
 /// The captured step gives the bits of the uncaptured one, and the prompt path agrees with the decode path.
 fn check(engine: &mut GpuEngine) -> Result<String> {
-    let vocabulary = engine.plan().vocabulary as u32;
-    let tokens: Vec<u32> = (0..CHECK_TOKENS as u32).map(|i| (i * 7919 + 13) % vocabulary).collect();
+    let tokens = check_tokens(engine.plan().vocabulary);
     let by_prompt = engine.logits(&tokens, false)?;
     // Last: the uncaptured step below reads the caches that it leaves.
     let by_step = engine.logits(&tokens, true)?;
-    let (mut error, mut norm) = (0.0, 0.0);
-    for (&a, &b) in by_step.iter().zip(&by_prompt) {
-        error += f64::from(a - b).powi(2);
-        norm += f64::from(b).powi(2);
-    }
-    let nmse = error / norm;
-    ensure!(nmse < CHECK_BOUND, "the decode path and the prompt path disagree: NMSE {nmse:.1e}");
+    let agreement = agreement(&by_step, &by_prompt)?;
     engine.set_rows(&[(tokens[CHECK_TOKENS - 1], Some(CHECK_TOKENS - 1))])?;
     let uncaptured = engine.uncaptured_logits(StepKind::Decode { batch: 1 })?;
     let captured = &by_step[by_step.len() - uncaptured.len()..];
@@ -174,12 +171,38 @@ fn check(engine: &mut GpuEngine) -> Result<String> {
         captured.iter().zip(&uncaptured).all(|(a, b)| a.to_bits() == b.to_bits()),
         "the captured step differs from the uncaptured one"
     );
-    Ok(format!(
-        "decode path against prompt path over {CHECK_TOKENS} tokens: NMSE {nmse:.1e}; captured step bitwise equal to uncaptured"
-    ))
+    Ok(format!("{agreement}; captured step bitwise equal to uncaptured"))
+}
+
+fn check_tokens(vocabulary: usize) -> Vec<u32> {
+    (0..CHECK_TOKENS).map(|i| ((i * 7919 + 13) % vocabulary) as u32).collect()
+}
+
+/// Says how far the logits of the two paths are apart, and refuses what is too far.
+fn agreement(by_step: &[f32], by_prompt: &[f32]) -> Result<String> {
+    let (mut error, mut norm) = (0.0, 0.0);
+    for (&a, &b) in by_step.iter().zip(by_prompt) {
+        error += f64::from(a - b).powi(2);
+        norm += f64::from(b).powi(2);
+    }
+    let nmse = error / norm;
+    ensure!(nmse < CHECK_BOUND, "the decode path and the prompt path disagree: NMSE {nmse:.1e}");
+    Ok(format!("decode path against prompt path over {CHECK_TOKENS} tokens: NMSE {nmse:.1e}"))
 }
 
 fn on_cpu(model: &mut CpuModel, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
+    let check = {
+        let rows: Vec<Row> = (0u32..)
+            .zip(check_tokens(model.vocabulary()))
+            .map(|(position, token)| Row { token, position, sequence: 0 })
+            .collect();
+        let by_prompt = model.forward(&rows, Logits::All)?.to_vec();
+        let mut by_step = Vec::with_capacity(by_prompt.len());
+        for row in &rows {
+            by_step.extend_from_slice(model.forward(std::slice::from_ref(row), Logits::All)?);
+        }
+        agreement(&by_step, &by_prompt)?
+    };
     let mut bandwidth = ReadBandwidth::new(model.options().threads)?;
     let mut ceilings = Vec::new();
     let bytes = model.weight_bytes_per_step();
@@ -210,12 +233,12 @@ fn on_cpu(model: &mut CpuModel, args: &BenchArgs, depths: &[usize], prompts: &[u
         device: String::new(),
         versions: format!("fuserun {}", env!("CARGO_PKG_VERSION")),
         plan: "the fused graph on the CPU".into(),
-        kernels_per_layer: 0,
-        edges_per_layer: 0,
+        kernels_per_layer: None,
+        edges_per_layer: None,
         read_ceiling: ceiling,
         weight_bytes_per_step: bytes,
         floor_us: bytes as f64 / ceiling * 1e6,
-        check: "tests/goldens".into(),
+        check,
         decode: decode
             .into_iter()
             .map(|(batch, depth, medians)| Decode::new(batch, depth, medians, bytes, ceiling))
@@ -268,21 +291,25 @@ impl Prompt {
     }
 }
 
-fn print(report: &Report) {
-    println!("{}", report.plan);
-    println!("{} on {} ({})", report.model, report.device, report.versions);
-    println!(
+fn as_text(report: &Report) -> Result<String> {
+    let mut text = String::new();
+    writeln!(text, "{}", report.plan)?;
+    writeln!(text, "{} on {} ({})", report.model, report.device, report.versions)?;
+    writeln!(
+        text,
         "read ceiling {:.1} GB/s; {:.4} GB of weights a step: floor {:.1} us",
         report.read_ceiling / 1e9,
         report.weight_bytes_per_step as f64 / 1e9,
         report.floor_us
-    );
-    println!("check: {}", report.check);
-    println!(
+    )?;
+    writeln!(text, "check: {}", report.check)?;
+    writeln!(
+        text,
         "\n| batch | depth | us a step | fastest to slowest run | tok/s | GB/s | % of ceiling |\n| --- | --- | --- | --- | --- | --- | --- |"
-    );
+    )?;
     for row in &report.decode {
-        println!(
+        writeln!(
+            text,
             "| {} | {} | {:.1} | {:.1} to {:.1} | {:.1} | {:.1} | {:.1} |",
             row.batch,
             row.depth,
@@ -292,17 +319,22 @@ fn print(report: &Report) {
             row.tokens_per_second,
             row.gigabytes_per_second,
             row.ceiling_percent
-        );
+        )?;
     }
     if !report.prompt.is_empty() {
-        println!("\n| prompt | us, first token included | fastest to slowest | tok/s |\n| --- | --- | --- | --- |");
+        writeln!(
+            text,
+            "\n| prompt | us, first token included | fastest to slowest | tok/s |\n| --- | --- | --- | --- |"
+        )?;
     }
     for row in &report.prompt {
-        println!(
+        writeln!(
+            text,
             "| {} | {:.0} | {:.0} to {:.0} | {:.0} |",
             row.tokens, row.microseconds, row.microseconds_min, row.microseconds_max, row.tokens_per_second
-        );
+        )?;
     }
+    Ok(text)
 }
 
 /// Sorts, and returns the middle.

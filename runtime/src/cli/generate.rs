@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use clap::builder::FalseyValueParser;
+use fusec::cli::{show, tell};
 use serde_json::json;
 
 use super::ModelArgs;
@@ -31,13 +33,13 @@ pub struct GenerateArgs {
     #[arg(long, env = "FUSE_STOP", value_name = "TEXT")]
     stop: Vec<String>,
     /// Go on past the token that ends a text.
-    #[arg(long, env = "FUSE_IGNORE_EOS")]
+    #[arg(long, env = "FUSE_IGNORE_EOS", value_parser = FalseyValueParser::new())]
     ignore_eos: bool,
     /// Put the prompt through the model's chat template.
-    #[arg(long, env = "FUSE_CHAT")]
+    #[arg(long, env = "FUSE_CHAT", value_parser = FalseyValueParser::new())]
     chat: bool,
     /// Print one JSON object instead of text.
-    #[arg(long, env = "FUSE_JSON")]
+    #[arg(long, env = "FUSE_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
 }
 
@@ -119,10 +121,10 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             "prompt_tokens": tokens, "tokens": produced, "sampling": super::sampling::to_json(&sampling), "load_seconds": loaded.as_secs_f64(),
             "first_token_seconds": first.as_secs_f64(), "decode_tokens_per_second": rate,
         });
-        println!("{object}");
+        show(format!("{object}\n"))?;
     } else {
-        println!();
-        eprintln!(
+        out.print("\n");
+        tell(format!(
             "{} on {}, {}: {} prompt tokens, first token in {:.1} ms, then {} tokens at {rate:.1} tok/s",
             model.name(),
             backend.describe(),
@@ -130,7 +132,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             tokens.len(),
             first.as_secs_f64() * 1e3,
             produced.len().saturating_sub(1),
-        );
+        ));
     }
     match out.broken {
         Some(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
@@ -141,8 +143,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 pub fn tokenize(args: &TokenizeArgs) -> Result<()> {
     let tokens = args.model.open(false)?.tokenizer()?.encode(&args.text, true)?;
     let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
-    println!("{}", list.join(","));
-    Ok(())
+    show(format!("{}\n", list.join(",")))
 }
 
 fn prompt_text(args: &GenerateArgs) -> Result<String> {
@@ -174,7 +175,7 @@ impl Output {
     fn print(&mut self, piece: &str) {
         if self.json {
             self.text.push_str(piece);
-        } else if !piece.is_empty() {
+        } else if !piece.is_empty() && self.broken.is_none() {
             let mut stdout = std::io::stdout();
             if let Err(error) = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()) {
                 self.broken = Some(error);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::FalseyValueParser;
+use fusec::cli::tell;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -18,10 +20,10 @@ pub struct LogitsArgs {
     #[arg(long, env = "FUSE_TOKENS", value_delimiter = ',', required = true)]
     tokens: Vec<u32>,
     /// Through the decode path, token by token; otherwise through the prompt path.
-    #[arg(long, env = "FUSE_STEP")]
+    #[arg(long, env = "FUSE_STEP", value_parser = FalseyValueParser::new())]
     step: bool,
     /// The file to write: tensor "logits", f32 [tokens, vocabulary].
-    #[arg(short, long, value_name = "FILE.safetensors")]
+    #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.safetensors")]
     output: PathBuf,
 }
 
@@ -34,6 +36,6 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&logits))?;
     safetensors::serialize_to_file(HashMap::from([("logits", view)]), None, &args.output)
         .with_context(|| format!("cannot write {}", args.output.display()))?;
-    eprintln!("{}: logits f32 {shape:?}, {}", args.output.display(), backend.describe());
+    tell(format!("{}: logits f32 {shape:?}, {}", args.output.display(), backend.describe()));
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use fusec::cli::{exit, tell};
 use fusec::passes::Selection;
 
 use crate::backend::{Device, LoadOptions};
@@ -20,7 +21,8 @@ use crate::model::{ModelName, OpenModel};
 #[command(
     name = "fuserun",
     version,
-    about = "Runs compiled language models: one captured CUDA graph a token, or the CPU"
+    about = "Runs compiled language models: one captured CUDA graph a token, or the CPU",
+    after_help = "Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment variable named beside it."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -54,11 +56,11 @@ pub struct ModelArgs {
     /// Where it runs: auto, cpu, cuda:N, or interpreter (slow, exact).
     #[arg(long, env = "FUSE_DEVICE", default_value = "auto")]
     device: Device,
-    /// Positions a sequence may have; the default is the model's, up to 4096.
+    /// Positions a sequence may have; the default is what a .fuse file was compiled for, else the model's own, up to 4096.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N")]
     max_context: Option<NonZeroUsize>,
-    /// Passes to leave out (-name,…), or none of them at all (none).
-    #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-name,…")]
+    /// Passes to leave out (-name,…), or to run alone (name,…); all or none.
+    #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-NAME,…")]
     passes: Option<Selection>,
     /// CPU threads; the default is every core.
     #[arg(long, env = "FUSE_THREADS", value_name = "N")]
@@ -89,7 +91,7 @@ impl ModelArgs {
     fn device(&self) -> Device {
         let (device, reason) = self.device.resolve();
         if let Some(reason) = reason {
-            eprintln!("{reason}");
+            tell(reason);
         }
         device
     }
@@ -98,20 +100,10 @@ impl ModelArgs {
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command {
+    exit(match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let text = format!("{error:#}");
-            // What the compiler finds in a description is rendered whole, with its place.
-            let rendered = text.starts_with("error[") || text.starts_with("error:");
-            eprintln!("{}{}", if rendered { "" } else { "error: " }, text.trim_end());
-            ExitCode::FAILURE
-        }
-    }
+    })
 }

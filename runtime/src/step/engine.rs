@@ -171,6 +171,8 @@ impl GpuEngine {
         stops: &[u32],
         take: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<()> {
+        // More than the context holds no sequence can make.
+        let limit = limit.min(self.options.context + 1);
         let batch = self.start(prompts, sampling, limit, stops)?;
         let mut live: Vec<Option<usize>> = prompts.iter().map(|prompt| Some(prompt.len())).collect();
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);

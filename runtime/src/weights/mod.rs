@@ -1,6 +1,5 @@
 //! Checkpoints: what a model's files say about it, and their tensors as f32 under transformers' names, whatever the format.
 
-mod account;
 mod blocks;
 mod dtype;
 pub mod gguf;
@@ -12,6 +11,8 @@ pub use pack::{dummy_pattern, lane_share, pack};
 
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, bail, ensure};
+use fusec::tensors;
+use fusec::text::closest;
 use memmap2::Mmap;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -209,10 +210,18 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Checks that the checkpoint holds the `required` tensors in their shapes, and nothing else; see [`tensors::account`].
+    ///
+    /// # Errors
+    /// All that is wrong, in one message.
+    pub fn account(&self, required: &[(String, Vec<usize>)], tied: bool) -> Result<()> {
+        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect();
+        tensors::account(&self.origin, &found, required, tied)
+    }
+
     fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).with_context(|| {
-            let near =
-                account::nearest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
+            let near = closest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
             format!("{}: there is no tensor {name}{near}", self.origin)
         })
     }

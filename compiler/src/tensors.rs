@@ -1,0 +1,113 @@
+//! A checkpoint's tensors against those that a model reads: names and shapes, no values.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Result, bail};
+
+use crate::ir::{Graph, Op, Results};
+use crate::text::closest;
+
+/// Problems listed before "and N more".
+const LISTED: usize = 8;
+
+/// Name and shape (slowest dimension first) of each weight that a graph reads, as the checkpoint has them, in the graph's order.
+pub fn required(graph: &Graph) -> Vec<(String, Vec<usize>)> {
+    let weight = |node: &_| match graph.op(*node) {
+        Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
+        _ => None,
+    };
+    graph.ordered().iter().filter_map(weight).collect()
+}
+
+/// Checks that the tensors `found` in `checkpoint` (what messages call it) are the `required` ones, in name and shape, both ways.
+///
+/// Left over may be buffers that older files carry (`rotary_emb.inv_freq`, `attn.masked_bias`) and the copy of a `tied` head.
+///
+/// # Errors
+/// All that is wrong at once: what is missing, with the left-over name that may be meant; both shapes where they differ; what is left over.
+/// Eight lines at most, with some of each kind, and a count of the rest.
+pub fn account(
+    checkpoint: &str,
+    found: &BTreeMap<&str, &[usize]>,
+    required: &[(String, Vec<usize>)],
+    tied: bool,
+) -> Result<()> {
+    let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
+    let harmless = |name: &str| {
+        name.ends_with("rotary_emb.inv_freq")
+            || name.ends_with("attn.masked_bias")
+            || (tied && name == "lm_head.weight")
+    };
+    let mut left: BTreeSet<&str> =
+        found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name)).collect();
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+    for (name, shape) in required {
+        match found.get(name.as_str()) {
+            None => missing.push((name, shape)),
+            Some(other) if other != shape => {
+                misshapen.push(format!("wrong shape: {name} is {other:?} and the model needs {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    let kinds = [missing.len(), misshapen.len(), left.len()].iter().filter(|&&count| count > 0).count();
+    if kinds == 0 {
+        return Ok(());
+    }
+    let (each, mut rest) = (LISTED / kinds, missing.len() + misshapen.len());
+    let mut lines = Vec::new();
+    for (name, shape) in missing.into_iter().take(each) {
+        let near = closest(name, left.iter().copied());
+        let hint = near.map_or(String::new(), |near| format!(" (the checkpoint has {near}: did you mean that?)"));
+        lines.push(format!("missing: {name} {shape:?}{hint}"));
+        near.map(|near| left.remove(near));
+    }
+    lines.extend(misshapen.into_iter().take(each));
+    rest += left.len();
+    lines.extend(left.into_iter().take(each).map(|name| format!("unexpected: {name} {:?}", found[name])));
+    if rest > lines.len() {
+        lines.push(format!("and {} more", rest - lines.len()));
+    }
+    bail!("{checkpoint}: its tensors are not those of the model\n  {}", lines.join("\n  "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(found: &[(&str, &[usize])], needed: &[(&str, &[usize])], tied: bool) -> Option<String> {
+        let needed: Vec<_> = needed.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        account("here", &found.iter().copied().collect(), &needed, tied).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_whole_checkpoint_passes_with_its_harmless_extras() {
+        let found: &[(&str, &[usize])] =
+            &[("a", &[2]), ("lm_head.weight", &[3, 2]), ("self_attn.rotary_emb.inv_freq", &[4])];
+        assert_eq!(message(found, &[("a", &[2])], true), None);
+        let said = "here: its tensors are not those of the model\n  unexpected: lm_head.weight [3, 2]";
+        assert_eq!(message(found, &[("a", &[2])], false).as_deref(), Some(said));
+    }
+
+    #[test]
+    fn all_that_is_wrong_comes_at_once() {
+        let found: &[(&str, &[usize])] =
+            &[("mlp.up_proj.weight", &[8, 4]), ("q_proj.bias", &[4]), ("q_proj.weight", &[4, 4])];
+        let needed: &[(&str, &[usize])] = &[("mlp.up_proj.weight", &[4, 8]), ("q_prj.weight", &[4, 4]), ("norm", &[4])];
+        let said = "here: its tensors are not those of the model\n  \
+             missing: q_prj.weight [4, 4] (the checkpoint has q_proj.weight: did you mean that?)\n  \
+             missing: norm [4]\n  \
+             wrong shape: mlp.up_proj.weight is [8, 4] and the model needs [4, 8]\n  \
+             unexpected: q_proj.bias [4]";
+        assert_eq!(message(found, needed, false).as_deref(), Some(said));
+    }
+
+    #[test]
+    fn long_lists_end_in_a_count() {
+        let names: Vec<String> = (0..20).map(|index| format!("weight.{index:02}")).collect();
+        let needed: Vec<(&str, &[usize])> = names.iter().map(|name| (name.as_str(), &[1][..])).collect();
+        let said = message(&[], &needed, false).expect("all are missing");
+        assert_eq!(said.lines().count(), 1 + LISTED + 1);
+        assert!(said.ends_with("missing: weight.07 [1]\n  and 12 more"), "{said}");
+    }
+}

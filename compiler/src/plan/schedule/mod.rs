@@ -429,7 +429,15 @@ impl<'p, 'g> Builder<'p, 'g> {
     }
 
     /// The norm of each row, with the weight and bias of `node`.
-    fn norm_rows(&mut self, node: NodeId, offset: f32, spec: NormSpec, x: Source, out: Source, rows: usize) -> Result<()> {
+    fn norm_rows(
+        &mut self,
+        node: NodeId,
+        offset: f32,
+        spec: NormSpec,
+        x: Source,
+        out: Source,
+        rows: usize,
+    ) -> Result<()> {
         let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
         self.launch(KernelSpec::Norm(spec), [rows, 1, 1], vec![x, weight, bias, out], 0);

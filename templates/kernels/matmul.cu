@@ -6,8 +6,10 @@ constexpr int ROW_TILES = {{ row_tiles }};      // row tiles a warp
 constexpr int COLUMNS = {{ columns }};          // groups of eight rows of x a warp
 constexpr int ROW_WARPS = {{ row_warps }};      // warps side by side over the row tiles
 constexpr int SPLIT = {{ split }};              // warps that take the pairs of the same row tiles in turn
+constexpr bool PAIRED = {{ paired }};           // a row of x is K rounded values, then K times what rounding left
 constexpr int ACTIVATION = {{ activation }};
 constexpr int WARPS = ROW_WARPS * SPLIT;
+constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
 
 struct Fragments {
@@ -26,11 +28,11 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int 
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
     const int row = first_row + 8 * c + group;
-    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * K, 32 * pair + 8 * quad);
+    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * X_STRIDE, 32 * pair + 8 * quad);
   }
 }
 
-// weights: packed tiles. x: bfloat16 [rows][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
+// weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 // Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
 KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const u16* x, const float* bias, const float* residual,
     Out* out0, Out* out1, Out* out2, u64 rows) {
@@ -47,12 +49,28 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const 
     load_fragments(now, weights, x, first_tile, first_row, (int)rows, part);
     for (int pair = part; pair < PAIRS; pair += SPLIT) {
       load_fragments(next, weights, x, first_tile, first_row, (int)rows, pair + SPLIT);
+      Vec4 left[COLUMNS];
+      if (PAIRED) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+          const int row = first_row + 8 * c + group;
+          left[c] = load_activations(x + (u64)(row < (int)rows ? row : 0) * X_STRIDE + K, 32 * pair + 8 * quad);
+        }
+      }
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
           mma_bf16(sum[r][c], now.weights[r][0], now.rows[c].x, now.rows[c].y);
           mma_bf16(sum[r][c], now.weights[r][1], now.rows[c].z, now.rows[c].w);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < COLUMNS && PAIRED; c++) {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+          mma_bf16(sum[r][c], now.weights[r][0], left[c].x, left[c].y);
+          mma_bf16(sum[r][c], now.weights[r][1], left[c].z, left[c].w);
         }
       }
       now = next;

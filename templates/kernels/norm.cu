@@ -4,6 +4,7 @@ constexpr int SIZE = {{ size }};                // values a row
 constexpr bool LAYER = {{ layer }};             // subtract the mean
 constexpr float EPS = {{ eps }};
 constexpr int WARPS = {{ warps }};
+constexpr bool PAIRED = {{ paired }};           // a row of results is SIZE rounded values, then SIZE times what rounding left
 typedef {{ out_type }} Out;
 
 DEVICE float block_sum(float value, float (&scratch)[WARPS]) {
@@ -16,7 +17,7 @@ DEVICE float block_sum(float value, float (&scratch)[WARPS]) {
   return sum;
 }
 
-// x, out [rows][SIZE]; weight, bias [SIZE], null where absent. Grid: rows.
+// x [rows][SIZE], out [rows][SIZE] or, PAIRED, [rows][2][SIZE]; weight, bias [SIZE], null where absent. Grid: rows.
 KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* x, const float* weight, const float* bias, Out* out) {
   SHARED float scratch[WARPS];
   launch_dependents();
@@ -29,6 +30,10 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* x, const float
   }
   for (int i = threadIdx.x; i < SIZE; i += 32 * WARPS) square += (row[i] - mean) * (row[i] - mean);
   const float scale = rsqrtf(block_sum(square, scratch) / SIZE + EPS);
-  for (int i = threadIdx.x; i < SIZE; i += 32 * WARPS)
-    store(out + (u64)blockIdx.x * SIZE + i, (row[i] - mean) * scale * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f));
+  Out* to = out + (u64)blockIdx.x * SIZE * (PAIRED ? 2 : 1);
+  for (int i = threadIdx.x; i < SIZE; i += 32 * WARPS) {
+    const float y = (row[i] - mean) * scale * (weight ? weight[i] : 1.0f) + (bias ? bias[i] : 0.0f);
+    store(to + i, y);
+    if (PAIRED) store(to + SIZE + i, y - load(to + i));
+  }
 }

@@ -122,6 +122,7 @@ pub struct Matmul {
     pub columns: usize,
     pub row_warps: usize,
     pub split: usize,
+    pub paired: bool,
     pub activation: usize,
 }
 
@@ -168,6 +169,7 @@ pub struct Norm {
     pub layer: bool,
     pub eps: Float,
     pub warps: usize,
+    pub paired: bool,
     pub out_type: Storage,
 }
 

@@ -47,6 +47,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             columns: spec.columns,
             row_warps: spec.row_warps,
             split: spec.split,
+            paired: spec.paired,
             activation: activation(spec.activation),
         }
         .render(),
@@ -78,6 +79,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             layer: spec.kind == NormKind::Layer,
             eps: Float(spec.eps),
             warps: norm_warps(spec.size),
+            paired: spec.paired,
             out_type: storage(spec.out),
         }
         .render(),

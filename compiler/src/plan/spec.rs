@@ -67,6 +67,8 @@ pub struct MatmulSpec {
     pub columns: usize,
     pub row_warps: usize,
     pub split: usize,
+    /// x is what rounding to bfloat16 keeps, and what it leaves.
+    pub paired: bool,
     pub activation: Option<Activation>,
 }
 
@@ -105,6 +107,8 @@ pub struct NormSpec {
     pub kind: NormKind,
     pub size: usize,
     pub eps: f32,
+    /// The result is what rounding to bfloat16 keeps, and what it leaves.
+    pub paired: bool,
     pub out: Storage,
 }
 
@@ -160,7 +164,8 @@ impl KernelSpec {
             }
             KernelSpec::Matmul(spec) => {
                 let gated = if spec.tiles.gated { "_gated" } else { "" };
-                format!("matmul{gated}_{}_m{}", spec.tiles.suffix(), 8 * spec.columns)
+                let paired = if spec.paired { "_paired" } else { "" };
+                format!("matmul{gated}{paired}_{}_m{}", spec.tiles.suffix(), 8 * spec.columns)
             }
             KernelSpec::Attention(spec) => {
                 let norm = if spec.norm.is_some() { "norm_" } else { "" };
@@ -175,7 +180,8 @@ impl KernelSpec {
             }
             KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),
             KernelSpec::Norm(spec) => {
-                format!("{}_{}_k{}", spec.kind.name(), spec.out.name(), spec.size)
+                let paired = if spec.paired { "_paired" } else { "" };
+                format!("{}{paired}_{}_k{}", spec.kind.name(), spec.out.name(), spec.size)
             }
             KernelSpec::Rope(spec) => format!("rope_h{}_d{}", spec.heads, spec.head_dim),
             KernelSpec::KvAppend { key_heads, head_dim } => format!("kv_append_bf16_h{key_heads}_d{head_dim}"),
@@ -202,6 +208,7 @@ impl KernelSpec {
     /// Bytes of dynamic shared memory a block.
     pub fn shared_bytes(&self) -> usize {
         match self {
+            KernelSpec::Matvec(spec) if spec.norm.is_some() => 2 * spec.stage_bytes(),
             KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
             _ => 0,
         }

@@ -150,6 +150,11 @@ constexpr int ACTIVATION = 5;
 constexpr bool ARGMAX = false;           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
 constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
+// Under a norm x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
+// them, else two rounds.
+constexpr bool PAIRED = NORM != 0;
+constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
+constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGE_STRIDE = PAIRS * 32 + 32;                    // 64 bytes more than a row: rows fall into other banks
 constexpr int PASSES = (PAIRS * 32 + 8 * THREADS - 1) / (8 * THREADS);   // eights of x a thread brings to shared memory
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
@@ -197,8 +202,16 @@ DEVICE void load_floats(float (&v)[8], const float* row, int k) {
   }
 }
 
-DEVICE void store_eight(u16* at, const float (&v)[8]) {
-  *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
+  return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+}
+
+// Eight values rounded, and BATCH rows further on what the rounding left.
+DEVICE void store_pair(u16* at, const float (&v)[8]) {
+  const Vec4 kept = store_eight(at, v);
+  const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),
+                         v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
+  store_eight(at + BATCH * STAGE_STRIDE, left);
 }
 
 // The sum of one value a thread over the block, in the order of the warps.
@@ -243,7 +256,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
         }
-        store_eight(staged + (first + r) * STAGE_STRIDE + k, v[r]);
+        store_pair(staged + (first + r) * STAGE_STRIDE + k, v[r]);
       }
     }
 #pragma unroll
@@ -260,7 +273,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][ROWS]: null where absent. maxima: [BATCH][gridDim.x] value, row.
 KERNEL void __launch_bounds__(THREADS) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight, const float* norm_bias,
     const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics, const int* positions, u32* maxima) {
-  SHARED float partial[2][WARPS][16][BATCH];
+  SHARED float partial[2][WARPS][16][COLUMNS];
   SHARED float sums[WARPS][BATCH];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   u16* staged = (u16*)shared_memory();
@@ -315,19 +328,22 @@ KERNEL void __launch_bounds__(THREADS) norm_matvec_f32_k2048_n2048_512_512_b1(co
       const int pair = warp + WARPS * turn;
       if (PAIRS % WARPS == 0 || pair < PAIRS) {
         const int k = 32 * pair + 8 * quad;
-        const Vec4 v = STAGED ? *(const Vec4*)(staged + (group % BATCH) * STAGE_STRIDE + k)
-                              : load_activations((const u16*)x + (group % BATCH) * K, k);
-        mma_bf16(sum[0], held[slot][0], v.x, v.y);
-        mma_bf16(sum[1], held[slot][1], v.z, v.w);
+#pragma unroll
+        for (int round = 0; round < ROUNDS; round++) {
+          const int row = group % COLUMNS + round * BATCH;
+          const Vec4 v = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, k);
+          mma_bf16(sum[0], held[slot][0], v.x, v.y);
+          mma_bf16(sum[1], held[slot][1], v.z, v.w);
+        }
       }
       load_pair(held[slot], cursor, weights, warp, lane);
       if (++turn < SHARE) continue;
 
-      // Columns repeat every BATCH: the first BATCH of the eight are written down.
+      // Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int column = 2 * quad + i;
-        if (column < BATCH) {
+        if (column < COLUMNS) {
           partial[parity][warp][group][column] = sum[0][i] + sum[1][i];
           partial[parity][warp][group + 8][column] = sum[0][i + 2] + sum[1][i + 2];
         }
@@ -343,10 +359,14 @@ KERNEL void __launch_bounds__(THREADS) norm_matvec_f32_k2048_n2048_512_512_b1(co
       if (writes) {
         float y = 0.0f, other = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) y += partial[parity][i][row_in_tile][b];
+        for (int i = 0; i < WARPS; i++)
+#pragma unroll
+          for (int c = b; c < COLUMNS; c += BATCH) y += partial[parity][i][row_in_tile][c];
         if (GATED) {
 #pragma unroll
-          for (int i = 0; i < WARPS; i++) other += partial[parity][i][row_in_tile + 8][b];
+          for (int i = 0; i < WARPS; i++)
+#pragma unroll
+            for (int c = b; c < COLUMNS; c += BATCH) other += partial[parity][i][row_in_tile + 8][c];
         }
         y = activate<ACTIVATION>(y * scale + bias_low);
         if (GATED) y *= other * scale + bias_high;

@@ -118,7 +118,7 @@ fn check_product(
             run(KernelSpec::Matvec(spec), [row_tiles.min(3), 1, 1], &arguments)?;
         }
         Some(columns) => {
-            let spec = MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, activation };
+            let spec = MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired: false, activation };
             let grid = [row_tiles.div_ceil(4), tokens.div_ceil(8 * columns), 1];
             let arguments = [weights.address(), x.address(), bias, residual, at(0), at(1), at(2), tokens as u64];
             run(KernelSpec::Matmul(spec), grid, &arguments)?;
@@ -276,7 +276,7 @@ fn norms() -> Result<()> {
         let expected = evaluate(&Op::Norm(norm.clone()), &operands[..count], &[vec![3, size]])?;
         let buffers = operands.map(|tensor| HostBuffer::input(&tensor.data));
         let out = HostBuffer::output::<f32>(3 * size);
-        let spec = NormSpec { kind, size, eps: norm.eps, out: Storage::F32 };
+        let spec = NormSpec { kind, size, eps: norm.eps, paired: false, out: Storage::F32 };
         let bias = if norm.bias { buffers[2].address() } else { 0 };
         let arguments = [buffers[0].address(), buffers[1].address(), bias, out.address()];
         run(KernelSpec::Norm(spec), [3, 1, 1], &arguments)?;

@@ -111,7 +111,9 @@ impl Case {
         let maxima = HostBuffer::output::<u32>(batch * grid as usize * 2);
         let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
         let out = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
-        let shared = if self.is_staged() { batch * (k.div_ceil(32) * 32 + 32) * 2 } else { 0 };
+        // A norm leaves two bfloat16 a value.
+        let staged_rows = if self.norm != 0 { 2 * batch } else { batch };
+        let shared = if self.is_staged() { staged_rows * (k.div_ceil(32) * 32 + 32) * 2 } else { 0 };
         kernel.launch(
             [grid, 1, 1],
             32 * self.warps as u32,
@@ -266,8 +268,11 @@ impl Problem {
         let scale = 1.0 / (variance + 1e-5).sqrt();
         let weight = |i: usize| if case.norm_weight { f64::from(self.norm_weight[i]) } else { 1.0 };
         let bias = |i: usize| if case.norm_bias { f64::from(self.norm_bias[i]) } else { 0.0 };
-        // What goes through shared memory is rounded: under rms_norm before the division, under layer_norm after all.
-        let staged = |value: f64| f64::from(round(value as f32));
+        // What goes through shared memory is two bfloat16: under rms_norm before the division, under layer_norm after all.
+        let staged = |value: f64| {
+            let kept = round(value as f32);
+            f64::from(kept) + f64::from(round(value as f32 - kept))
+        };
         let normed = |(i, value): (usize, &f64)| match case.norm {
             1 => staged(value * weight(i)) * scale,
             _ => staged((value - mean) * scale * weight(i) + bias(i)),
@@ -396,7 +401,7 @@ pub struct Block {
 fn matmul_source(case: &Case, block: Block) -> String {
     let Block { row_tiles, columns, row_warps, split } = block;
     let (name, activation) = ("kernel".into(), case.activation);
-    Matmul { name, tiles: case.tiles(), row_tiles, columns, row_warps, split, activation }
+    Matmul { name, tiles: case.tiles(), row_tiles, columns, row_warps, split, paired: false, activation }
         .render()
         .expect("the template renders")
 }

@@ -26,8 +26,11 @@ fn in_a_matvec() {
         |mutation| case.check(mutation),
         &[
             // A wrong stride, in one of the two places.
-            ("(group % BATCH) * STAGE_STRIDE", "(group % BATCH) * (STAGE_STRIDE - 32)", "shared memory"),
-            ("staged + b * STAGE_STRIDE", "staged + b * PAIRS * 32", "shared memory"),
+            ("staged + row * STAGE_STRIDE", "staged + row * (STAGE_STRIDE - 32)", "shared memory"),
+            // What rounding leaves: dropped, or put where it was not asked for.
+            ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "output"),
+            ("at + BATCH * STAGE_STRIDE, left", "at + STAGE_STRIDE, left", "shared memory"),
+            ("(first + r) * STAGE_STRIDE", "(first + r) * PAIRS * 32", "shared memory"),
             ("32 * pair + 8 * quad", "32 * pair + 4 * quad", "line"),
             // A missed tail, of the columns and of the rows.
             ("k + i >= K ? 0.0f", "k + i >= K - 1 ? 0.0f", "output"),
@@ -46,7 +49,13 @@ fn in_a_matvec() {
                 "if (warp + 1 < WARPS) block_barrier();\n      if (writes)",
                 "diverged",
             ),
-            ("square = warp_sum(square);", "if (threadIdx.x % 32 < 16) square = warp_sum(square);", "diverged"),
+            (
+                "square[r] = warp_sum(square[r]);",
+                "if (threadIdx.x % 32 < 16) square[r] = warp_sum(square[r]);",
+                "diverged",
+            ),
+            ("load_floats<false>(v[r], x + (first + r) * K", "load_floats<false>(v[r], x + first * K", "output"),
+            ("threadIdx.x / 32][first + r] = square[r]", "threadIdx.x / 32][first] = square[r]", "shared memory"),
             // The other half of a tile.
             ("partial[parity][warp][group + 8][column]", "partial[parity][warp][group + 9][column]", "bounds"),
             ("sum[0][i + 2] + sum[1][i + 2]", "sum[0][i] + sum[1][i]", "output"),
@@ -82,7 +91,7 @@ fn in_the_ring_of_a_matvec() {
             ("sum[0][i] = sum[1][i] = 0.0f", "sum[0][i] = 0.0f", "output"),
             ("      turn = 0, parity", "      parity", "output"),
             ("parity ^= 1", "parity ^= 0", "race"),
-            ("partial[parity][i][row_in_tile][b]", "partial[parity ^ 1][i][row_in_tile][b]", "shared memory"),
+            ("partial[parity][i][row_in_tile][c]", "partial[parity ^ 1][i][row_in_tile][c]", "shared memory"),
             ("parity ^= 1, tile += gridDim.x", "parity ^= 1, tile += gridDim.x + 1", "not written"),
         ],
     );
@@ -96,7 +105,7 @@ fn in_a_matvec_without_norm() {
         &[
             ("k + i < K ?", "k + i < K - 1 ?", "output"),
             ("k + i < K ?", "k + i <= K ?", "buffer of"),
-            ("(group % BATCH) * K", "(group % BATCH) * (K + 1)", "buffer of"),
+            ("(const u16*)x + row * K, k);", "(const u16*)x + row * (K + 1), k);", "buffer of"),
             ("bias[tile * 16 + row_in_tile]", "bias[tile * 8 + row_in_tile]", "output"),
             ("if (writes && residual) add", "if (finishes && residual) add", "buffer of"),
             ("* PAIRS + pair) * 64", "* PAIRS + pair) * 32", "output"),

@@ -51,7 +51,8 @@ fn norm() -> Result<()> {
         (5, 2, true, false, Storage::F32),
     ] {
         let eps = Float(1e-5);
-        let kernel = build(Norm { name: "kernel".into(), size, layer, eps, warps, out_type }.render()?, None)?;
+        let kernel =
+            build(Norm { name: "kernel".into(), size, layer, eps, warps, paired: false, out_type }.render()?, None)?;
         let (rows, mut random) = (3, Random(size as u64));
         let x: Vec<f32> = random.floats(rows * size).iter().map(|value| 2.0 * value + 0.3).collect();
         let (weight, bias) = (random.floats(size), random.floats(size));

@@ -161,7 +161,7 @@ impl Builder<'_, '_> {
         if let Some(norm) = norm {
             let out = Source::Buffer(self.buffer(bytes), 0);
             let weight = self.vector(node, role, norm.offset)?;
-            let spec = NormSpec { kind: norm.kind, size: head_dim, eps: norm.eps, out: Storage::F32 };
+            let spec = NormSpec { kind: norm.kind, size: head_dim, eps: norm.eps, paired: false, out: Storage::F32 };
             let args = vec![at, weight, Source::Ready(Arg::Null), out];
             self.launch(KernelSpec::Norm(spec), [self.rows.count * heads, 1, 1], args, 0);
             at = out;
@@ -223,7 +223,7 @@ impl Builder<'_, '_> {
             let args = vec![packed, x, null, null, bias, residual, out, null, null, statistics, self.positions(), null];
             self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
         } else {
-            let spec = matmul_shape(tiles, None, self.rows.count);
+            let spec = matmul_shape(tiles, false, None, self.rows.count);
             let grid = matmul_grid(&spec, self.rows.count);
             let count = Source::Ready(Arg::Number(self.rows.count as u64));
             self.launch(KernelSpec::Matmul(spec), grid, vec![packed, x, bias, residual, out, null, null, count], bytes);

@@ -424,23 +424,22 @@ impl<'p, 'g> Builder<'p, 'g> {
         let size = ty.last_size().context("a norm of a symbolic dimension")?;
         let (out, storage) = self.result(node.result(0));
         let rows = self.rows.count * ty.row_size() / size;
-        self.norm_rows(node, norm, x, out, rows, size, storage)
+        let spec = NormSpec { kind: norm.kind, size, eps: norm.eps, paired: false, out: storage };
+        self.norm_rows(node, norm.offset, spec, x, out, rows)
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// The norm of each row, with the weight and bias of `node`.
     fn norm_rows(
         &mut self,
         node: NodeId,
-        norm: &Norm,
+        offset: f32,
+        spec: NormSpec,
         x: Source,
         out: Source,
         rows: usize,
-        size: usize,
-        storage: Storage,
     ) -> Result<()> {
-        let weight = self.vector(node, Role::NormWeight, norm.offset)?;
+        let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
-        let spec = NormSpec { kind: norm.kind, size, eps: norm.eps, out: storage };
         self.launch(KernelSpec::Norm(spec), [rows, 1, 1], vec![x, weight, bias, out], 0);
         Ok(())
     }

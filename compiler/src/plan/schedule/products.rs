@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
 use super::{Builder, Place, Source};
 use crate::ir::{Activation, Epilogue, Matmul, NodeId, Results, Role};
-use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, Storage, Tiles};
+use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, Storage, Tiles};
 use crate::plan::{Arg, Io, Part, Recipe};
 
 impl Builder<'_, '_> {
@@ -147,15 +147,16 @@ impl Builder<'_, '_> {
         let &Product { node, matmul, packed, bias, residual, bytes } = product;
         let x = match &matmul.norm {
             Some(norm) => {
-                let out = self.buffer(self.rows.count * k * 2);
-                self.norm_rows(node, norm, x.arg, Source::Buffer(out, 0), self.rows.count, k, Storage::BF16)?;
-                Source::Buffer(out, 0)
+                let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
+                let spec = NormSpec { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: Storage::BF16 };
+                self.norm_rows(node, norm.offset, spec, x.arg, out, self.rows.count)?;
+                out
             }
             None => self.rounded(x, k),
         };
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
-        let spec = matmul_shape(tiles, activation_of(matmul.epilogue), self.rows.count);
+        let spec = matmul_shape(tiles, matmul.norm.is_some(), activation_of(matmul.epilogue), self.rows.count);
         let grid = matmul_grid(&spec, self.rows.count);
         let count = Source::Ready(Arg::Number(self.rows.count as u64));
         let args = vec![packed, x, bias, residual, outs[0], outs[1], outs[2], count];

@@ -21,9 +21,9 @@ pub(super) fn spread(tiles: usize) -> usize {
 }
 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
-pub(super) fn matmul_shape(tiles: Tiles, activation: Option<Activation>, rows: usize) -> MatmulSpec {
+pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activation>, rows: usize) -> MatmulSpec {
     let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 2, 2) };
-    MatmulSpec { tiles, row_tiles, columns, row_warps, split, activation }
+    MatmulSpec { tiles, row_tiles, columns, row_warps, split, paired, activation }
 }
 
 pub(super) fn matmul_grid(spec: &MatmulSpec, rows: usize) -> [usize; 3] {

@@ -1,0 +1,303 @@
+//! Whole plans on the host: every launch of every step through the emitted kernels, with the checks of `host_build`, against golden logits.
+//! No GPU needed. Buffers begin as NaN where a device has zeros: whatever is read before it is written shows.
+
+use anyhow::{Context, Result, ensure};
+use fuse_tests::host_build::{HostBuffer, HostKernel, HostStep};
+use fuse_tests::{Golden, goldens, nmse};
+use fusec::emit::emit;
+use fusec::passes::Selection;
+use fusec::plan::{AttentionSpec, KernelSpec, MatvecSpec, Plan, PlanOptions, RING, StepKind};
+use fuserun::generate::sampling::SamplingParameters;
+use fuserun::model::{ModelName, OpenModel};
+use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes, record};
+use fuserun::weights::pack;
+
+/// With bf16 weights and activations, as on a GPU.
+const BOUND: f64 = 1e-4;
+const CONTEXT: usize = 24;
+const SEQUENCES: usize = 2;
+/// Rows of the one prompt step.
+const ROWS: usize = 16;
+const EMPTY: u32 = u32::MAX;
+
+/// A plan with its kernels and buffers, as the engine of the runtime has them on a GPU.
+struct HostEngine {
+    plan: Plan,
+    kernels: Vec<HostKernel>,
+    addresses: Addresses,
+    arena: HostBuffer,
+    tokens: HostBuffer,
+    positions: HostBuffer,
+    prompt: [HostBuffer; 3],
+    ring: HostBuffer,
+    _kept: Vec<HostBuffer>,
+}
+
+impl HostEngine {
+    fn load(case: &Case) -> Result<HostEngine> {
+        let name = ModelName {
+            model: Some(case.golden.folder.clone()),
+            passes: Some(case.passes.clone()),
+            ..ModelName::default()
+        };
+        let open = OpenModel::open(&name)?;
+        let mut plan = open.compile(PlanOptions { batches: vec![1, 2], prompts: vec![ROWS] })?.plan;
+        (case.change)(&mut plan);
+        let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
+        let sources = plan.kernels.iter().map(|kernel| {
+            let source = emit(kernel)?;
+            Ok((case.mutation.map_or(source.clone(), |(from, to)| source.replace(from, to)), kernel.name.clone()))
+        });
+        let sources = sources.collect::<Result<Vec<(String, String)>>>()?;
+        if let Some((from, to)) = case.mutation {
+            assert!(sources.iter().any(|(source, _)| source.contains(to)), "no source has `{from}` to mutate");
+        }
+        let kernels = HostKernel::build_all(&sources)?;
+
+        let packed = plan.weights.iter().map(|weight| {
+            let bytes = pack(&weight.recipe, checkpoint)?;
+            ensure!(bytes.len() == weight.bytes, "{} has {} bytes, not {}", weight.name, bytes.len(), weight.bytes);
+            Ok(HostBuffer::input(&bytes))
+        });
+        let mut kept = packed.collect::<Result<Vec<HostBuffer>>>()?;
+        let weights = kept.iter().map(HostBuffer::address).collect();
+        let sizes = (0..plan.caches.len()).map(|index| cache_bytes(&plan, index, CONTEXT, SEQUENCES));
+        let cache_buffers: Vec<HostBuffer> = sizes.map(HostBuffer::output::<u8>).collect();
+        let caches = cache_buffers.iter().map(HostBuffer::address).collect();
+        kept.extend(cache_buffers);
+
+        let arena = HostBuffer::output::<u8>(plan.arena_bytes);
+        let idle = [-1i32; SEQUENCES];
+        let (tokens, positions) = (HostBuffer::inout(&idle), HostBuffer::inout(&idle));
+        let sequences = HostBuffer::input(&std::array::from_fn::<i32, SEQUENCES, _>(|sequence| sequence as i32));
+        let prompt = [(); 3].map(|()| HostBuffer::input(&[-1i32; ROWS]));
+        let greedy = record(&SamplingParameters::default(), usize::MAX, &[]);
+        let parameters = HostBuffer::input(&[greedy; SEQUENCES].concat());
+        ensure!(parameters.bytes() == SEQUENCES * PARAMETER_BYTES, "a record of parameters has another size");
+        let ring = HostBuffer::inout(&[EMPTY; SEQUENCES * RING]);
+        let io = IoAddresses {
+            tokens: tokens.address(),
+            positions: positions.address(),
+            sequences: sequences.address(),
+            prompt_tokens: prompt[0].address(),
+            prompt_positions: prompt[1].address(),
+            prompt_sequences: prompt[2].address(),
+            parameters: parameters.address(),
+            ring: ring.address(),
+        };
+        kept.extend([sequences, parameters]);
+        let addresses = Addresses { weights, caches, arena: arena.address(), context: CONTEXT, io };
+        Ok(HostEngine { plan, kernels, addresses, arena, tokens, positions, prompt, ring, _kept: kept })
+    }
+
+    /// Runs a step and gives its logits, if it has any.
+    fn step(&self, kind: StepKind) -> Result<Vec<f32>> {
+        let step = self.plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))?;
+        let running = HostStep::begin();
+        for launch in &step.launches {
+            let arguments: Vec<u64> = launch.args.iter().map(|&arg| self.addresses.resolve(arg)).collect();
+            let kernel = &self.plan.kernels[launch.kernel];
+            self.kernels[launch.kernel]
+                .launch_in(&running, launch.grid, kernel.threads, kernel.shared_bytes, &arguments)
+                .with_context(|| format!("{kind:?}, {}, layer {:?}", launch.node, launch.layer))?;
+        }
+        let rows = match kind {
+            StepKind::Decode { batch } => batch,
+            StepKind::Score { rows } => rows,
+            StepKind::Last { .. } => 1,
+            StepKind::Prompt { .. } => 0,
+        };
+        let Some(offset) = step.logits.filter(|_| rows > 0) else { return Ok(Vec::new()) };
+        let arena = self.arena.values::<f32>()?;
+        Ok(arena[offset / 4..][..rows * self.plan.vocabulary].to_vec())
+    }
+
+    /// Puts a prompt into the cache of a sequence and samples its next token; the logits of each of its tokens.
+    fn prompt(&mut self, sequence: usize, tokens: &[u32]) -> Result<Vec<f32>> {
+        let idle = ROWS - tokens.len();
+        let row = |first: i32, of: &dyn Fn(usize) -> i32| -> Vec<i32> {
+            (0..ROWS).map(|row| if row < idle { first } else { of(row - idle) }).collect()
+        };
+        self.prompt[0].set(0, &row(-1, &|at| tokens[at] as i32));
+        self.prompt[1].set(0, &row(-1, &|at| at as i32));
+        self.prompt[2].set(0, &row(sequence as i32, &|_| sequence as i32));
+        self.step(StepKind::Prompt { rows: ROWS })?;
+        let scores = self.step(StepKind::Score { rows: ROWS })?;
+        let last = self.step(StepKind::Last { rows: ROWS })?;
+        let scores = scores[idle * self.plan.vocabulary..].to_vec();
+        // One row goes through the kernels of decoding, many through those of prompts.
+        let error = nmse(&last, &scores[scores.len() - self.plan.vocabulary..]);
+        ensure!(error <= BOUND, "the last row's logits differ from the scored ones by an NMSE of {error:.2e}");
+        self.sampled(sequence, tokens.len(), &last)?;
+        Ok(scores)
+    }
+
+    /// One decode step of the first rows: token and position each. Its logits, row after row.
+    fn decode(&mut self, rows: &[(u32, usize)]) -> Result<Vec<f32>> {
+        let mut words = [[-1i32; SEQUENCES]; 2];
+        for (row, &(token, position)) in rows.iter().enumerate() {
+            (words[0][row], words[1][row]) = (token as i32, position as i32);
+        }
+        self.tokens.set(0, &words[0]);
+        self.positions.set(0, &words[1]);
+        let logits = self.step(StepKind::Decode { batch: rows.len() })?;
+        for (row, (&(_, position), logits)) in rows.iter().zip(logits.chunks(self.plan.vocabulary)).enumerate() {
+            self.sampled(row, position + 1, logits)?;
+        }
+        Ok(logits)
+    }
+
+    /// The ring and the next step have the largest of these logits as the token at a position.
+    fn sampled(&self, sequence: usize, position: usize, logits: &[f32]) -> Result<()> {
+        let best = (0..logits.len()).fold(0, |best, token| if logits[token] > logits[best] { token } else { best });
+        let ring = self.ring.values::<u32>()?[sequence * RING + position % RING];
+        let next = (self.tokens.values::<i32>()?[sequence], self.positions.values::<i32>()?[sequence]);
+        ensure!(ring as usize == best, "position {position}: the ring has token {ring}, the largest logit is {best}");
+        ensure!(
+            next == (best as i32, position as i32),
+            "the next step is given {next:?}, not token {best} at {position}"
+        );
+        Ok(())
+    }
+}
+
+/// One model and what is done to its plan.
+struct Case {
+    golden: Golden,
+    /// Tokens of the prompt; the rest of its step's rows are idle.
+    prompt: usize,
+    passes: Selection,
+    change: fn(&mut Plan),
+    /// In every source.
+    mutation: Option<(&'static str, &'static str)>,
+}
+
+impl Case {
+    fn new(name: &str) -> Case {
+        let golden = goldens().into_iter().find(|golden| golden.name == name).expect("the golden is committed");
+        Case { golden, prompt: 6, passes: Selection::all(), change: |_| {}, mutation: None }
+    }
+}
+
+/// Prompt and decode steps of one golden; then two sequences, apart and together.
+fn check(case: &Case) -> Result<()> {
+    let (golden, prompt) = (&case.golden, case.prompt);
+    let mut engine = HostEngine::load(case)?;
+    let vocabulary = golden.vocabulary();
+    let expected = |position: usize| &golden.logits[position * vocabulary..(position + 1) * vocabulary];
+
+    let scores = engine.prompt(0, &golden.tokens[..prompt])?;
+    let error = nmse(&scores, &golden.logits[..prompt * vocabulary]);
+    ensure!(error <= BOUND, "prompt: NMSE {error:.2e}");
+    let mut alone = Vec::new();
+    for position in prompt..prompt + 3 {
+        let logits = engine.decode(&[(golden.tokens[position], position)])?;
+        let error = nmse(&logits, expected(position));
+        ensure!(error <= BOUND, "decode at position {position}: NMSE {error:.2e}");
+        alone.push(logits);
+    }
+
+    // Another sequence, of other tokens at other positions, beside the first one done again.
+    let other = &golden.tokens[20..];
+    engine.prompt(0, &other[..prompt - 2])?;
+    let other_alone = engine.decode(&[(other[prompt - 2], prompt - 2)])?;
+    engine.prompt(0, &golden.tokens[..prompt])?;
+    engine.prompt(1, &other[..prompt - 2])?;
+    let together = engine.decode(&[(golden.tokens[prompt], prompt), (other[prompt - 2], prompt - 2)])?;
+    ensure!(together[..vocabulary] == alone[0], "the first of two sequences has other logits than alone");
+    ensure!(together[vocabulary..] == other_alone, "the second of two sequences has other logits than alone");
+    let second = engine.decode(&[(golden.tokens[prompt + 1], prompt + 1)])?;
+    ensure!(second == alone[1], "a step of two left another cache than a step of one");
+    Ok(())
+}
+
+#[test]
+fn llama_tied() -> Result<()> {
+    check(&Case::new("llama-tied"))
+}
+
+#[test]
+fn llama_tied_unfused() -> Result<()> {
+    check(&Case { passes: Selection::none(), ..Case::new("llama-tied") })
+}
+
+/// Attention over several blocks a key head, which such short sequences do not get otherwise.
+#[test]
+fn llama_tied_in_splits() -> Result<()> {
+    let change = |plan: &mut Plan| {
+        for kernel in &mut plan.kernels {
+            match &mut kernel.spec {
+                KernelSpec::Attention(AttentionSpec { splits, .. })
+                | KernelSpec::Matvec(MatvecSpec { combine: Some((_, _, splits)), .. }) => splits.keys = 2,
+                _ => {}
+            }
+        }
+    };
+    check(&Case { change, ..Case::new("llama-tied") })
+}
+
+/// Sizes that fill neither pairs nor tiles.
+#[test]
+fn llama_odd() -> Result<()> {
+    check(&Case::new("llama-odd"))
+}
+
+/// The prompt and the steps after it reach beyond the window.
+#[test]
+fn mistral() -> Result<()> {
+    check(&Case { prompt: 15, ..Case::new("mistral") })
+}
+
+#[test]
+fn qwen2() -> Result<()> {
+    check(&Case::new("qwen2"))
+}
+
+#[test]
+fn qwen3() -> Result<()> {
+    check(&Case::new("qwen3"))
+}
+
+/// What is said of the first decode step of a case.
+fn said(case: Case) -> String {
+    let golden = &case.golden;
+    let mut engine = HostEngine::load(&case).expect("the kernels compile");
+    match engine.decode(&[(golden.tokens[0], 0)]) {
+        Ok(logits) => match nmse(&logits, &golden.logits[..golden.vocabulary()]) {
+            error if error <= BOUND => "nothing".into(),
+            error => format!("NMSE {error:.2e}"),
+        },
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+/// Mistakes that single launches do not show.
+#[test]
+fn mistakes_among_launches_are_caught() {
+    let case = || Case::new("llama-tied");
+    assert_eq!(said(case()), "nothing");
+    // x, which the launch before makes, by the load that is for weights.
+    let mutation = Some(("load_floats<false>(v[r],", "load_floats<true>(v[r],"));
+    let streamed = said(Case { mutation, ..case() });
+    assert!(streamed.contains("what a kernel of this step writes"), "{streamed}");
+    // A result in the place of what other blocks of its launch still read.
+    let change = |plan: &mut Plan| {
+        for launch in plan.steps.iter_mut().flat_map(|step| &mut step.launches) {
+            let spec = &plan.kernels[launch.kernel].spec;
+            if matches!(spec, KernelSpec::Matvec(spec) if spec.norm.is_some()) && launch.grid[0] > 1 {
+                launch.args[6] = launch.args[1];
+            }
+        }
+    };
+    let shared = said(Case { change, ..case() });
+    assert!(shared.contains("another block of the launch"), "{shared}");
+    // A launch that is left out: its reader finds what the layer before left there.
+    let change = |plan: &mut Plan| {
+        for step in &mut plan.steps {
+            let attention = |kernel: usize| matches!(&plan.kernels[kernel].spec, KernelSpec::Attention(_));
+            step.launches.retain(|launch| launch.layer != Some(1) || !attention(launch.kernel));
+        }
+    };
+    let missing = said(Case { change, ..case() });
+    assert!(missing.contains("NMSE"), "{missing}");
+}

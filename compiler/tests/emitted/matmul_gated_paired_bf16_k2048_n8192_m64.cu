@@ -98,7 +98,7 @@ DEVICE float activate(float x) {
   if (KIND == RELU2) return x > 0.0f ? x * x : 0.0f;
   return x;
 }
-// matmul_gated_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
+// matmul_gated_paired_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
 // eight rows of x, over its share of the columns of W.
 // Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
 // pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
@@ -142,8 +142,10 @@ constexpr int ROW_TILES = 2;      // row tiles a warp
 constexpr int COLUMNS = 8;          // groups of eight rows of x a warp
 constexpr int ROW_WARPS = 2;      // warps side by side over the row tiles
 constexpr int SPLIT = 2;              // warps that take the pairs of the same row tiles in turn
+constexpr bool PAIRED = true;           // a row of x is K rounded values, then K times what rounding left
 constexpr int ACTIVATION = 0;
 constexpr int WARPS = ROW_WARPS * SPLIT;
+constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
 
 struct Fragments {
@@ -162,13 +164,13 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int 
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
     const int row = first_row + 8 * c + group;
-    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * K, 32 * pair + 8 * quad);
+    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * X_STRIDE, 32 * pair + 8 * quad);
   }
 }
 
-// weights: packed tiles. x: bfloat16 [rows][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
+// weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 // Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
-KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_bf16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual,
+KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual,
     Out* out0, Out* out1, Out* out2, u64 rows) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -183,12 +185,28 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_bf16_k2048_n8192_m64(cons
     load_fragments(now, weights, x, first_tile, first_row, (int)rows, part);
     for (int pair = part; pair < PAIRS; pair += SPLIT) {
       load_fragments(next, weights, x, first_tile, first_row, (int)rows, pair + SPLIT);
+      Vec4 left[COLUMNS];
+      if (PAIRED) {
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+          const int row = first_row + 8 * c + group;
+          left[c] = load_activations(x + (u64)(row < (int)rows ? row : 0) * X_STRIDE + K, 32 * pair + 8 * quad);
+        }
+      }
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
           mma_bf16(sum[r][c], now.weights[r][0], now.rows[c].x, now.rows[c].y);
           mma_bf16(sum[r][c], now.weights[r][1], now.rows[c].z, now.rows[c].w);
+        }
+      }
+#pragma unroll
+      for (int c = 0; c < COLUMNS && PAIRED; c++) {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+          mma_bf16(sum[r][c], now.weights[r][0], left[c].x, left[c].y);
+          mma_bf16(sum[r][c], now.weights[r][1], left[c].z, left[c].w);
         }
       }
       now = next;

@@ -218,6 +218,7 @@ impl OpenModel {
         verify(&graph).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
         let plan: Plan =
             serde_json::from_str(&artifact.plan_json).with_context(|| format!("{}: plan.json", self.name))?;
+        plan.check().with_context(|| format!("{}: plan.json", self.name))?;
         for &batch in &options.batches {
             ensure!(
                 plan.step(StepKind::Decode { batch }).is_some(),

@@ -5,6 +5,7 @@ mod schedule;
 pub(crate) mod spec;
 mod weights;
 
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use schedule::{PlanOptions, plan};
@@ -168,6 +169,30 @@ impl Plan {
         self.steps.iter().find(|step| step.kind == kind)
     }
 
+    /// Checks a plan that was read from a file: every index and offset lies inside what it points into.
+    ///
+    /// # Errors
+    /// The first that does not, with its step and launch.
+    pub fn check(&self) -> Result<()> {
+        for step in &self.steps {
+            let logits_end = step.logits.map_or(0, |offset| offset.saturating_add(4 * self.vocabulary));
+            ensure!(logits_end <= self.arena_bytes, "{:?}: its logits lie outside the arena", step.kind);
+            for (index, launch) in step.launches.iter().enumerate() {
+                let inside = |arg: &Arg| match arg {
+                    Arg::Weight(weight) => *weight < self.weights.len(),
+                    Arg::Cache(cache) => *cache < self.caches.len(),
+                    Arg::Arena(offset) => *offset < self.arena_bytes,
+                    Arg::Null | Arg::Number(_) | Arg::Context | Arg::Io(..) => true,
+                };
+                ensure!(launch.kernel < self.kernels.len(), "{:?}: launch {index} has no kernel", step.kind);
+                if let Some(arg) = launch.args.iter().find(|arg| !inside(arg)) {
+                    bail!("{:?}: launch {index} takes {arg:?}, which the plan does not have", step.kind);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes of packed weights that one decode step reads.
     pub fn decode_weight_bytes(&self) -> usize {
         let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
@@ -186,5 +211,47 @@ impl Plan {
             decode.map_or(0, |step| step.launches.len()),
             self.decode_weight_bytes() as f64 / 1e9,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_that_points_outside_itself_is_refused() {
+        let launch = Launch {
+            kernel: 0,
+            grid: [1; 3],
+            args: vec![Arg::Arena(0)],
+            node: String::new(),
+            layer: None,
+            weight_bytes: 0,
+        };
+        let spec = KernelSpec::KvAppend { key_heads: 1, head_dim: 8 };
+        let good = Plan {
+            name: "p".into(),
+            vocabulary: 16,
+            layers: 1,
+            kernels_per_layer: 1,
+            edges_per_layer: 1,
+            arena_bytes: 64,
+            weights: Vec::new(),
+            caches: Vec::new(),
+            kernels: vec![Kernel { name: "k".into(), spec, threads: 32, shared_bytes: 0 }],
+            steps: vec![Step { kind: StepKind::Decode { batch: 1 }, launches: vec![launch], logits: Some(0) }],
+        };
+        good.check().expect("a good plan");
+        for break_it in [
+            |plan: &mut Plan| plan.steps[0].launches[0].kernel = 1,
+            |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::Weight(0)),
+            |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::Cache(7)),
+            |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::Arena(64)),
+            |plan: &mut Plan| plan.steps[0].logits = Some(usize::MAX),
+        ] {
+            let mut bad = good.clone();
+            break_it(&mut bad);
+            assert!(bad.check().is_err());
+        }
     }
 }

@@ -100,13 +100,14 @@ impl FromStr for Device {
 }
 
 impl Device {
-    /// What `auto` comes to here, and why, in one line.
-    pub fn resolve(&self) -> (Device, Option<String>) {
+    /// What `auto` comes to here, and why, in one line. A model that brings its device code needs no NVRTC.
+    pub fn resolve(&self, brings_device_code: bool) -> (Device, Option<String>) {
         if *self != Device::Auto {
             return (self.clone(), None);
         }
         match Gpu::count() {
             0 => (Device::Cpu, Some("no NVIDIA GPU found: running on the CPU".into())),
+            _ if brings_device_code => (Device::Cuda(0), None),
             _ => match Nvrtc::find() {
                 Ok(_) => (Device::Cuda(0), None),
                 Err(missing) => (Device::Cpu, Some(format!("a GPU is here, but {missing}: running on the CPU"))),
@@ -129,7 +130,10 @@ impl Backend {
     /// No such device, device code that is missing or does not compile, weights or caches that do not fit.
     pub fn load(program: Program, weights: Weights<'_>, device: &Device, options: &LoadOptions) -> Result<Backend> {
         match device {
-            Device::Auto => Backend::load(program, weights, &device.resolve().0, options),
+            Device::Auto => {
+                let brings_device_code = program.artifact.as_ref().is_some_and(|artifact| !artifact.cubins.is_empty());
+                Backend::load(program, weights, &device.resolve(brings_device_code).0, options)
+            }
             Device::Cuda(ordinal) => {
                 let gpu = Gpu::open(*ordinal)?;
                 let cubins = device_code(&gpu, &program)?;

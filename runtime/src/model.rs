@@ -249,6 +249,11 @@ impl OpenModel {
         Ok(lower(&resolved, DType::BF16).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
     }
 
+    /// Whether it comes with device code, compiled elsewhere.
+    pub fn brings_device_code(&self) -> bool {
+        self.artifact.as_ref().is_some_and(|artifact| !artifact.cubins.is_empty())
+    }
+
     /// What the configuration says of the whole model.
     ///
     /// # Errors

@@ -104,7 +104,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let most = deepest.max(longest);
     let mut options = args.model.load_options(&model, &args.batch, most)?;
     options.context = options.context.max(if args.dummy_weights { most } else { 0 });
-    let mut backend = model.load(&args.model.device(), &options)?;
+    let mut backend = model.load(&args.model.device(&model), &options)?;
     let device = backend.describe();
     let context = options.context;
     let depths: Vec<usize> = args.depths.iter().copied().filter(|&depth| end(depth) < context).collect();

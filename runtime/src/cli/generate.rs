@@ -64,7 +64,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         tokens.len(),
         options.context
     );
-    let device = args.model.device();
+    let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
     let begin = Instant::now();
     let mut backend = model.load(&device, &options)?;

@@ -88,8 +88,8 @@ impl ModelArgs {
     }
 
     /// The device to use; says on stderr why, where `auto` did not find a GPU.
-    fn device(&self) -> Device {
-        let (device, reason) = self.device.resolve();
+    fn device(&self, model: &OpenModel) -> Device {
+        let (device, reason) = self.device.resolve(model.brings_device_code());
         if let Some(reason) = reason {
             tell(reason);
         }

@@ -361,7 +361,8 @@ impl<'p, 'g> Builder<'p, 'g> {
         let at = self.launches.len();
         for arg in &args {
             if let Source::Buffer(buffer, _) = arg {
-                self.buffers[*buffer].last = at;
+                // A buffer that the host reads lasts longer than its launches.
+                self.buffers[*buffer].last = self.buffers[*buffer].last.max(at);
             }
         }
         let kernel = self.planner.kernel(spec);

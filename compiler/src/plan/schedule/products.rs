@@ -123,13 +123,8 @@ impl Builder<'_, '_> {
         let args =
             vec![packed, x, norm_weight, norm_bias, bias, residual, outs[0], outs[1], outs[2], null, null, maxima_arg];
         self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
-        if matmul.sample {
-            let Source::Buffer(buffer, _) = outs[0] else { bail!("logits have no buffer") };
-            self.logits = Some(buffer);
-            self.keep(buffer);
-            if let Some(maxima) = maxima {
-                self.sample(node, Some((outs[0], maxima, blocks)))?;
-            }
+        if let Some(maxima) = maxima {
+            self.sample(node, Some((outs[0], maxima, blocks)))?;
         }
         self.note_logits(node);
         Ok(())

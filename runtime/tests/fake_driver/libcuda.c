@@ -119,7 +119,7 @@ Result cuModuleGetFunction(Function** function, Module* module, const char* name
 Result cuFuncLoad(Function* function) { return function ? SUCCESS : INVALID_VALUE; }
 static size_t parameters(const Function* function) { return strcmp(function->name, "narrow") ? (size_t)atoi(function->name + 1) : 1; }
 Result cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* size) {
-    if (index >= parameters(function)) return INVALID_VALUE;
+    if (index >= parameters(function)) return trace("MISUSE: parameter %zu of %s", index, function->name), INVALID_VALUE;
     return *offset = index * 8, *size = strcmp(function->name, "narrow") ? 8 : 4, SUCCESS;
 }
 Result cuFuncGetAttribute(int* value, int attribute, Function* function) { return *value = attribute == 8 ? function->shared_limit : attribute, SUCCESS; }

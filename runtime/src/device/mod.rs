@@ -14,6 +14,7 @@ mod graph;
 pub mod host_map;
 mod memory;
 mod module;
+pub mod nvtx;
 mod stream;
 
 pub use driver::DriverError;

@@ -276,6 +276,18 @@ fn a_device_that_is_not_there() {
 }
 
 #[test]
+fn a_profile_that_cannot_be_taken() {
+    let folder = golden("llama-tied");
+    let profile = |more: &[&str]| {
+        fuserun(&[&["profile", "--device", "cpu", "-m", folder.path().to_str().unwrap()], more].concat(), "")
+    };
+    assert_fails(&profile(&[]), 1, &["profile takes a GPU's kernels apart", "needs an NVIDIA GPU"]);
+    assert_fails(&profile(&["--depth", "250"]), 1, &["--depth 250 and 20 steps need 272 positions", "has 256"]);
+    assert_fails(&profile(&["--runs", "0"]), 1, &["--runs"]);
+    assert_fails(&profile(&["--batch", "x"]), 2, &["--batch"]);
+}
+
+#[test]
 fn bad_usage() {
     for arguments in [
         &["generate", "--temperature", "warm"][..],

@@ -3,6 +3,7 @@
 mod bench;
 mod generate;
 mod logits;
+mod profile;
 mod sampling;
 
 use std::num::NonZeroUsize;
@@ -35,6 +36,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Measures prompt and decode speed.
     Bench(bench::BenchArgs),
+    /// Takes a decode step apart: each kernel's time, bytes and share, what shows between them, a timeline.
+    Profile(profile::ProfileArgs),
     /// Writes the logits of given tokens to a safetensors file.
     Logits(logits::LogitsArgs),
     /// Prints the token ids of a text.
@@ -103,6 +106,7 @@ pub fn main() -> ExitCode {
     exit(match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
     })

@@ -37,6 +37,8 @@ const HOSTS: &[&str] = &[
     "huggingface.co",
     "docs.nvidia.com",
     "www.apache.org",
+    // The name of the SVG format.
+    "www.w3.org",
     "opensource.org",
     "keepachangelog.com",
     "semver.org",

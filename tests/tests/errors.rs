@@ -238,7 +238,7 @@ fn names_that_contradict_each_other() {
     let twice = ["--description", llama];
     assert_fails(&logits(Path::new(llama), "1", &twice), 1, &["is a description: leave out --description"]);
     let done = logits(&folder.join("x.fuse"), "1", &["--passes", "none"]);
-    assert_fails(&done, 1, &["x.fuse is compiled", "--passes to fusec compile"]);
+    assert_fails(&done, 1, &["x.fuse is compiled", "--passes and --tuning to fusec compile"]);
 }
 
 #[test]

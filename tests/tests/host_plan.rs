@@ -41,7 +41,8 @@ impl HostEngine {
             ..ModelName::default()
         };
         let open = OpenModel::open(&name)?;
-        let mut plan = open.compile(PlanOptions { batches: vec![1, 2], prompts: vec![ROWS] })?.plan;
+        let mut plan =
+            open.compile(PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], ..PlanOptions::default() })?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
         let sources = plan.kernels.iter().map(|kernel| {

@@ -19,7 +19,8 @@ fn read(path: &Path) -> String {
 #[test]
 fn the_plots_are_what_the_script_makes() {
     let made = TempFolder::new();
-    let done = Command::new("python3").arg(folder().join("plot.py")).arg(made.path()).output().expect("there is a python3");
+    let done =
+        Command::new("python3").arg(folder().join("plot.py")).arg(made.path()).output().expect("there is a python3");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     for name in PLOTS {
         let same = read(&folder().join(name)) == read(&made.path().join(name));
@@ -48,7 +49,8 @@ fn the_plotted_figures_are_those_of_the_tables() {
     let mut rows = 0;
     for model in measured["models"].as_array().unwrap() {
         let name = model["name"].as_str().unwrap();
-        let start = document.find(&format!("### {name}\n")).unwrap_or_else(|| panic!("docs/performance.md has no {name}"));
+        let start =
+            document.find(&format!("### {name}\n")).unwrap_or_else(|| panic!("docs/performance.md has no {name}"));
         let section = document[start + 4..].split("\n## ").next().unwrap().split("\n### ").next().unwrap();
         let number = |value: &Value| value.as_f64().unwrap();
         let floor = format!("floor {:.1} us", number(&model["floor_us"]));

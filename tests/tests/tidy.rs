@@ -174,6 +174,13 @@ fn every_family_is_shipped_and_in_the_readme() {
 }
 
 #[test]
+fn every_tuning_record_is_shipped() {
+    let files = tracked().into_iter().filter_map(|path| path.strip_prefix("tuning/").map(str::to_owned));
+    let inside = fusec::plan::tuning::shipped().iter().map(|(name, _)| name.to_string());
+    assert_eq!(files.collect::<Vec<_>>(), inside.collect::<Vec<_>>(), "tuning/ and what is in the binary");
+}
+
+#[test]
 fn every_pass_has_cases_on_both_sides() {
     for name in PIPELINE.iter().map(|pass| pass.name) {
         let folder = root().join("compiler/tests/passes").join(name);

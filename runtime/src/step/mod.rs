@@ -14,5 +14,5 @@ pub use ceiling::{MemoryReader, read_ceiling};
 pub use chunks::{Chunk, chunks};
 pub use engine::{EngineOptions, GpuEngine, WeightSource};
 pub use parameters::{MAX_STOPS, record};
-pub use timing::{LaunchTimes, median};
+pub use timing::{LaunchTimes, NOTHING, median};
 pub use variant::{Comparison, Variant};

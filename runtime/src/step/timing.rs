@@ -10,6 +10,9 @@ use super::engine::{GpuEngine, launch_name};
 use crate::device::{Event, GraphExec, LaunchOptions, nvtx};
 use crate::generate::sampling::SamplingParameters;
 
+/// A kernel that does nothing, called `nothing`.
+pub const NOTHING: &str = "extern \"C\" __global__ void nothing() {}\n";
+
 /// Launches that are put into the stream at a time: the driver's queue holds them and their events.
 const QUEUED: usize = 200;
 
@@ -91,8 +94,7 @@ impl GpuEngine {
         empty: bool,
     ) -> Result<(Vec<f64>, bool)> {
         let most_shared = self.plan.kernels.iter().map(|kernel| kernel.shared_bytes).max().unwrap_or(0);
-        let idle =
-            compile_kernel(&self.gpu, "nothing", "extern \"C\" __global__ void nothing() {}".into(), most_shared)?;
+        let idle = compile_kernel(&self.gpu, "nothing", NOTHING.into(), most_shared)?;
         let mut reads = CACHES_READ * self.gpu.l2_bytes()?;
         let mut growths = 0;
         let mut medians = Vec::with_capacity(launches.len());

@@ -70,14 +70,14 @@ impl GpuEngine {
     ) -> Result<LaunchTimes> {
         let kind = StepKind::Decode { batch };
         let launches = &self.step(kind)?.launches;
-        self.begin_decode(batch, depth, runs)?;
-        let (busy, queued) = self.intervals(launches, runs, reader, false)?;
-        let (idle, _) = self.intervals(launches, runs, reader, true)?;
+        // Sampling moves the sequences on: each run begins with them in their place.
+        let begin = || self.begin_decode(batch, depth, runs);
+        let (busy, queued) = self.intervals(launches, runs, reader, &begin, false)?;
+        let (idle, _) = self.intervals(launches, runs, reader, &begin, true)?;
         let alone = busy.iter().zip(&idle).map(|(busy, idle)| (busy - idle).max(0.0)).collect();
         let ends = (1..=launches.len())
             .map(|count| {
-                // Sampling moves the sequences on.
-                self.begin_decode(batch, depth, runs)?;
+                begin()?;
                 self.end_of(&launches[..count], runs, reader)
             })
             .collect::<Result<Vec<f64>>>()?;
@@ -91,6 +91,7 @@ impl GpuEngine {
         launches: &[Launch],
         runs: usize,
         reader: &MemoryReader,
+        begin: &dyn Fn() -> Result<()>,
         empty: bool,
     ) -> Result<(Vec<f64>, bool)> {
         let most_shared = self.plan.kernels.iter().map(|kernel| kernel.shared_bytes).max().unwrap_or(0);
@@ -105,7 +106,7 @@ impl GpuEngine {
             // The first run warms up: code and page tables.
             let mut run = 0;
             while run <= runs {
-                self.stream.synchronize()?;
+                begin()?;
                 reader.read(&self.stream, reads)?;
                 self.stream.record(&events[0])?;
                 for (launch, end) in part.iter().zip(&events[1..]) {

@@ -134,7 +134,7 @@ impl fmt::Display for Shape {
         match self {
             Shape::Matvec(entry) if f.alternate() => {
                 let MatvecTuning { warps, depth, blocks, .. } = entry;
-                write!(f, "{warps} warps by {depth} pairs, {blocks} blocks a multiprocessor")
+                write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor")
             }
             Shape::Matvec(entry) => write!(f, "{entry}"),
             Shape::Attention(entry) if f.alternate() => write!(f, "{} warps, {} keys a split", entry.warps, entry.keys),

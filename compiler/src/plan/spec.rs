@@ -49,7 +49,12 @@ pub struct MatvecSpec {
     pub tiles: Tiles,
     pub batch: usize,
     pub warps: usize,
+    /// Pairs of tiles that a warp has in flight.
     pub depth: usize,
+    /// Row tiles that are finished together.
+    pub unit: usize,
+    /// Blocks that share the columns of a row tile: 1, or 2 that add to one sum.
+    pub split: usize,
     pub norm: Option<(NormKind, f32)>,
     /// Heads, head size and splits of the attention whose parts x is.
     pub combine: Option<(usize, usize, Splits)>,
@@ -222,7 +227,7 @@ impl MatvecSpec {
     }
 
     fn stage_bytes(&self) -> usize {
-        self.batch * (self.tiles.k.div_ceil(32) * 32 + 32) * 2
+        self.batch * (self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
     }
 }
 

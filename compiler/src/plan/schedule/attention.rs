@@ -224,15 +224,8 @@ impl Builder<'_, '_> {
                 residual: proj.residual,
                 argmax: false,
             };
-            let mut operands = Operands {
-                packed,
-                x,
-                bias,
-                residual,
-                statistics,
-                positions: self.positions(),
-                ..Operands::default()
-            };
+            let mut operands =
+                Operands { packed, x, bias, residual, statistics, positions: self.positions(), ..Operands::default() };
             let blocks = self.shaped(&mut spec, node.result(0), true, &mut operands);
             if spec.split == 1 {
                 (operands.outs[0], spec.tiles.out) = self.result(node.result(0));

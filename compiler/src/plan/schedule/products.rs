@@ -275,7 +275,8 @@ impl Operands {
     /// In the order of the kernel's parameters.
     pub fn args(&self) -> Vec<Source> {
         let [out0, out1, out2] = self.outs;
-        let mut args = vec![self.packed, self.x, self.norm_weight, self.norm_bias, self.bias, self.residual, out0, out1, out2];
+        let mut args =
+            vec![self.packed, self.x, self.norm_weight, self.norm_bias, self.bias, self.residual, out0, out1, out2];
         args.extend([self.statistics, self.positions, self.maxima]);
         args.extend(NO_ZEROS);
         args

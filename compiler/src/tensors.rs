@@ -20,6 +20,11 @@ pub fn required(graph: &Graph) -> Vec<(String, Vec<usize>)> {
     graph.ordered().iter().filter_map(weight).collect()
 }
 
+/// The names of the checkpoint's tensors that weights are read from, sorted.
+pub fn names(required: &[(String, Vec<usize>)]) -> BTreeSet<String> {
+    required.iter().flat_map(|(name, _)| WeightName::parse(name).tensors()).collect()
+}
+
 /// Checks that the tensors `found` in `checkpoint` (what messages call it) are the `required` ones, in name and shape, both ways.
 ///
 /// Left over may be buffers that older files carry (`rotary_emb.inv_freq`, `attn.masked_bias`) and the copy of a `tied` head.

@@ -37,7 +37,7 @@ fn each_fusion_that_is_lost_changes_the_plan() {
             assert!(decode_launches(&plan) >= decode_launches(&whole.plan), "{file}: {pass} adds launches");
         }
         let unfused = model(file, text, Selection::none()).plan;
-        assert!(unfused.edges_per_layer >= 2 * whole.plan.edges_per_layer, "{file}: {}", unfused.summary());
+        assert!(2 * unfused.edges_per_layer >= 3 * whole.plan.edges_per_layer, "{file}: {}", unfused.summary());
     }
     let never =
         |name: &str| planned().iter().all(|(file, text)| fired(&model(file, text, Selection::all()), name) == 0);

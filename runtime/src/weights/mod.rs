@@ -233,7 +233,7 @@ impl Checkpoint {
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).with_context(|| {
+        self.tensors.get(tensors::locate(name, &self.tensors)).with_context(|| {
             let near = closest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
             format!("{}: there is no tensor {name}{near}", self.origin)
         })

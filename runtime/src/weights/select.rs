@@ -115,6 +115,8 @@ mod tests {
         let mut rows = Vec::new();
         checkpoint.read_rows_f32("fused[1..3 of 3]", 1..3, &mut rows).unwrap();
         assert_eq!(rows, [4.0, 5.0, 8.0, 9.0]);
+        // A checkpoint that lacks the first component of every name.
+        assert_eq!(read("model.e.0.w[0..1 of 2]"), (vec![1, 3], vec![100.0, 101.0, 102.0]));
         for (name, said) in [
             ("fused[0..2 of 4]", "the checkpoint in memory: fused is [6, 2]: it has no fused[0..2 of 4]"),
             ("e.{0..3}.w", "the checkpoint in memory: there is no tensor e.2.w; did you mean e.0.w?"),

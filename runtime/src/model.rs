@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, architectures, find_for};
+use fusec::description::{Description, Facts, architectures, find_serving, user_folder};
 use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
@@ -113,8 +113,8 @@ impl OpenModel {
             (None, None) => {
                 let config = config.as_ref().context("a checkpoint has a config")?;
                 let architectures = architectures(config);
-                let (file, text) = find_for(&architectures).with_context(|| unserved(&architectures))?;
-                (file.to_string(), text.to_string())
+                let found = find_serving(&architectures, user_folder().as_deref())?;
+                found.with_context(|| unserved(&architectures))?
             }
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;

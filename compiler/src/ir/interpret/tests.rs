@@ -95,6 +95,7 @@ fn sums_products_scales_caps_shapes_and_samples() {
     near(&results(Op::Mul, &[a, b], &[&[1, 2]])[0], &[3.0, -10.0]);
     near(&results(Op::Scale(0.5), &[a], &[&[1, 2]])[0], &[0.5, -1.0]);
     near(&results(Op::Softcap(2.0), &[a], &[&[1, 2]])[0], &[0.924_234_3, -1.523_188_3]);
+    near(&results(Op::Clamp(1.5), &[a], &[&[1, 2]])[0], &[1.0, -1.5]);
     near(&results(Op::Reshape, &[(&[1, 4], &[1.0, 2.0, 3.0, 4.0])], &[&[1, 2, 2]])[0], &[1.0, 2.0, 3.0, 4.0]);
     // The first of equals wins, and row by row.
     near(&results(Op::Sample, &[(&[2, 3], &[1.0, 4.0, 4.0, -3.0, -5.0, -4.0])], &[&[2]])[0], &[1.0, 0.0]);

@@ -30,6 +30,7 @@ fn every_op() -> Vec<Op> {
         Op::Scale(f32::MAX),
         Op::Scale(16_777_217.0),
         Op::Softcap(30.0),
+        Op::Clamp(8.0),
         Op::Reshape,
         Op::Sample,
     ];

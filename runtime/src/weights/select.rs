@@ -124,4 +124,19 @@ mod tests {
             assert_eq!(checkpoint.shape(name).unwrap_err().to_string(), said);
         }
     }
+
+    #[test]
+    fn made_up_checkpoints_have_the_tensors_of_real_ones() {
+        let required =
+            [("e.{0..2}.w", vec![2, 3, 4]), ("qkv[0..2 of 6]", vec![2, 4]), ("all[:, 0..2 of 4]", vec![3, 2, 5])];
+        let required = required.map(|(name, shape)| (name.to_owned(), shape));
+        let checkpoint = Checkpoint::dummy(serde_json::Value::Null, &required, 1);
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["all", "e.0.w", "e.1.w", "qkv"]);
+        for (name, shape) in &required {
+            assert_eq!(checkpoint.shape(name).unwrap(), *shape, "{name}");
+        }
+        let values = checkpoint.read_f32("e.{0..2}.w").unwrap();
+        assert_eq!(values[12..], checkpoint.read_f32("e.1.w").unwrap());
+        assert_ne!(values[..12], values[12..]);
+    }
 }

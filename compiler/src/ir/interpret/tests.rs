@@ -116,7 +116,8 @@ fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
 
     // Two experts of one value inside: x·(1, 0) and x·(0, 1), put out as (1, 2) and (10, 20) times that.
     let x: (&[usize], &[f32]) = (&[1, 2], &[3.0, 5.0]);
-    let (chosen, shares): ((&[usize], &[f32]), (&[usize], &[f32])) = ((&[1, 2], &[1.0, 0.0]), (&[1, 2], &[0.5, 2.0]));
+    let chosen: (&[usize], &[f32]) = (&[1, 2], &[1.0, 0.0]);
+    let shares: (&[usize], &[f32]) = (&[1, 2], &[0.5, 2.0]);
     let up: (&[usize], &[f32]) = (&[2, 1, 2], &[1.0, 0.0, 0.0, 1.0]);
     let gate: (&[usize], &[f32]) = (&[2, 1, 2], &[0.0, 1.0, -1.0, 0.0]);
     let down: (&[usize], &[f32]) = (&[2, 2, 1], &[1.0, 2.0, 10.0, 20.0]);

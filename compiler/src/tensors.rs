@@ -122,6 +122,10 @@ fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(String, Vec<usize>)]) -
         }
     }
     let unread = parts.into_iter().filter_map(|(tensor, mut parts)| {
+        // A single part is meant to be all that is read.
+        if parts.len() < 2 {
+            return None;
+        }
         parts.sort();
         let step = parts.first()?.step;
         let mut end = 0;
@@ -194,10 +198,12 @@ mod tests {
         let kv: (&str, &[usize]) = ("qkv[8..24 of 24]", &[16, 4]);
         let experts: (&str, &[usize]) = ("e.{0..2}.w", &[2, 2, 4]);
         assert_eq!(message(found, &[q, kv, experts], false), None);
+        let v: (&str, &[usize]) = ("qkv[16..24 of 24]", &[8, 4]);
         let said = "here: its tensors are not those of the model\n  \
              read in part: qkv: nothing reads place 8 of every 24\n  \
              unexpected: e.0.w [2, 4]\n  unexpected: e.1.w [2, 4]";
-        assert_eq!(message(found, &[q], false).as_deref(), Some(said));
+        assert_eq!(message(found, &[q, v], false).as_deref(), Some(said));
+        assert_eq!(message(found, &[v, experts], false), None);
         let said = "here: its tensors are not those of the model\n  missing: e.2.w [2, 4]\n  \
              wrong shape: qkv is [24, 4] and the model needs [12, 4]";
         let wrong: &[(&str, &[usize])] = &[("qkv[0..12 of 12]", &[12, 4]), ("e.{0..3}.w", &[3, 2, 4])];

@@ -10,6 +10,12 @@ pub const SIGNATURES: &[Signature] = &[
         attributes: &[
             attribute("rows", Kind::Count, Default::Key("vocab_size"), "rows of the table"),
             attribute("features", Kind::Count, Default::Key("hidden_size"), "size of a row"),
+            attribute(
+                "offset",
+                Kind::Count,
+                Default::Absent,
+                "rows of the tensor before that of id 0; not counted in `rows`",
+            ),
         ],
         one_of: &[],
     },

@@ -101,7 +101,8 @@ impl Lowering {
             return Err(mismatch(call, format!("`ids` is `tokens` or `positions`; `{name}` is an activation")));
         }
         let (rows, features) = (count(call, "rows"), count(call, "features"));
-        let table = self.weight(call, "weight", &[rows, features])?;
+        let part = call.count("offset").map(|first| Part { axis: 0, first, size: rows, step: first + rows });
+        let table = self.named_weight(call, &WeightName::of(&call.weights["weight"], None, part), &[rows, features])?;
         Ok(self.node(call, Op::Embedding, &[ids, table], Type::activation(&[features])))
     }
 

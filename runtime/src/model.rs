@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, architectures, find_for};
+use fusec::description::{Description, Facts, architectures, find_serving, user_folder};
 use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
@@ -118,8 +118,8 @@ impl OpenModel {
             (None, None) => {
                 let config = config.as_ref().context("a checkpoint has a config")?;
                 let architectures = architectures(config);
-                let (file, text) = find_for(&architectures).with_context(|| unserved(&architectures))?;
-                (file.to_string(), text.to_string())
+                let found = find_serving(&architectures, user_folder().as_deref())?;
+                found.with_context(|| unserved(&architectures))?
             }
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
@@ -188,7 +188,15 @@ impl OpenModel {
     /// # Errors
     /// A description that does not fit the configuration, or tensors that are missing, unexpected or of another shape.
     pub fn compile(&self, plan: PlanOptions) -> Result<Model> {
-        let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16 };
+        self.compile_for(plan, None)
+    }
+
+    /// As [`OpenModel::compile`], for sequences of at most `context` positions; none: what the configuration says.
+    ///
+    /// # Errors
+    /// As [`OpenModel::compile`].
+    pub fn compile_for(&self, plan: PlanOptions, context: Option<usize>) -> Result<Model> {
+        let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16, context };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
             checkpoint
@@ -206,8 +214,13 @@ impl OpenModel {
         let program = match &self.artifact {
             Some(artifact) => self.program(artifact, options)?,
             None => {
-                let tuning = self.tuning(device)?;
-                let model = self.compile(PlanOptions { tuning, ..options.plan() })?;
+                let resolved = device.resolve(false).0;
+                // Only a GPU needs launches and kernels.
+                let plan = match resolved {
+                    Device::Cpu | Device::Interpreter => PlanOptions::none(),
+                    Device::Auto | Device::Cuda(_) => PlanOptions { tuning: self.tuning(device)?, ..options.plan() },
+                };
+                let model = self.compile_for(plan, Some(options.context))?;
                 Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
             }
         };
@@ -270,7 +283,7 @@ impl OpenModel {
     /// The text of the graph that the description gives for a configuration; none: its preset.
     fn described(&self, config: Option<&Value>) -> Result<String> {
         let resolved = self.description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(lower(&resolved, DType::BF16).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
+        Ok(lower(&resolved, DType::BF16, None).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
     }
 
     /// Whether it comes with device code, compiled elsewhere.

@@ -89,6 +89,7 @@ impl CompileArgs {
             passes: self.model.selection()?,
             plan: PlanOptions { batches, tuning: self.tuning.record(&archs)?, ..PlanOptions::default() },
             dtype,
+            context: self.max_context.map(|positions| positions as usize),
         })
     }
 }

@@ -11,6 +11,7 @@ use crate::compile::{CompileOptions, Model};
 use crate::description::Facts;
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
+use crate::plan::PlanOptions;
 use crate::tensors;
 
 /// What to check.
@@ -23,7 +24,8 @@ pub(super) struct CheckArgs {
 /// One line that says what the model is.
 pub(super) fn check(args: &CheckArgs) -> Result<()> {
     let opened = args.model.open()?;
-    let model = opened.compile(&args.model.options()?)?;
+    let options = CompileOptions { plan: PlanOptions::none(), ..args.model.options()? };
+    let model = opened.compile(&options)?;
     if let Ok(resolved) = opened.description.resolve(opened.config.as_ref())
         && !resolved.unread.is_empty()
     {
@@ -40,7 +42,7 @@ fn summary(name: &str, model: &Model) -> String {
     let context = max_position_embeddings.map_or(String::new(), |context| format!(", context {context}"));
     format!(
         "{name}: {num_layers} layers, vocabulary {vocab_size}{context}, {} tensors with {weights} weights",
-        tensors.len()
+        tensors::names(&tensors).len()
     )
 }
 
@@ -88,7 +90,7 @@ pub(super) fn graph(args: &GraphArgs) -> Result<()> {
 }
 
 fn graph_of(model: &ModelArgs, after: Option<&str>) -> Result<Graph> {
-    let mut options: CompileOptions = model.options()?;
+    let mut options = CompileOptions { plan: PlanOptions::none(), ..model.options()? };
     if let Some(pass) = after {
         options.passes = options.passes.stop_after(pass)?;
     }

@@ -225,6 +225,14 @@ fn call(function: Function, arguments: &[Expr], environment: &dyn Environment, s
             }
             Ok(Value::Float(number.sqrt()))
         }
+        Function::Int => match &first {
+            Value::Int(_) => Ok(first),
+            _ => {
+                let number = needs_number(&first, &arguments[0].span)?.trunc();
+                // Beyond this not every whole number is one of f64.
+                if number.abs() < 2f64.powi(53) { Ok(Value::Int(number as i64)) } else { Err(overflow(span)) }
+            }
+        },
         Function::Len => match &first {
             Value::List(items) => Ok(Value::Int(items.len() as i64)),
             Value::Table(items) => Ok(Value::Int(items.len() as i64)),
@@ -348,6 +356,8 @@ mod tests {
             ("max(3, 2, 9)", "9"),
             ("sqrt(16)", "4.0"),
             ("len(layer_types)", "2"),
+            ("int(0.4 * 80)", "32"),
+            ("int(-2.5)", "-2"),
             ("[1, 2][0]", "1"),
             ("1e3", "1000.0"),
             ("(1 + 2) * 3", "9"),
@@ -378,6 +388,8 @@ mod tests {
             ("floor(1)", "there is no function `floor`"),
             ("9223372036854775807 + 1", "the result does not fit 64 bits"),
             ("10.0 ** 400", "the result is not a finite number"),
+            ("int(1e300)", "the result does not fit 64 bits"),
+            ("int('a')", "a number is needed here, this is a string: \"a\""),
             ("", "the expression ends too early"),
         ] {
             assert_eq!(run(text), Err(expected.to_owned()), "{text}");

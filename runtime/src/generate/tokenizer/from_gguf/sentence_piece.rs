@@ -51,6 +51,11 @@ pub(super) fn user_defined(metadata: &Metadata, token: &str) -> Option<AddedToke
     (!marked || !adds_prefix(metadata)).then(|| AddedToken::from(token, false).normalized(marked))
 }
 
+/// Whether the white space after a special token belongs to it. Phi-3's tokenizer.json says so of all but three; GGUF has no key for it.
+pub(super) fn swallows_space(metadata: &Metadata, token: &str) -> bool {
+    metadata.text("general.architecture") == Some("phi3") && !["<unk>", "<s>", "<|endoftext|>"].contains(&token)
+}
+
 fn adds_prefix(metadata: &Metadata) -> bool {
     metadata.boolean("tokenizer.ggml.add_space_prefix").unwrap_or(true)
 }

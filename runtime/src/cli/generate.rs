@@ -71,7 +71,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let loaded = begin.elapsed();
 
     let stops: Vec<u32> = if args.ignore_eos { Vec::new() } else { tokenizer.eos().collect() };
-    let mut stream = tokenizer.decode_stream(true);
+    let mut stream =
+        if args.chat { tokenizer.decode_stream(true) } else { tokenizer.decode_stream_after(&tokens, true) };
     let mut watched = StopTexts::new(&args.stop);
     let mut out = Output { json: args.json, text: String::new(), broken: None };
     if !args.json && !args.chat {
@@ -157,7 +158,7 @@ fn prompt_text(args: &GenerateArgs) -> Result<String> {
 
 fn prompt_tokens(args: &GenerateArgs, model: &OpenModel, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     if !args.chat {
-        return tokenizer.encode(text, true);
+        return tokenizer.encode_prompt(text);
     }
     let template =
         model.chat_template()?.with_context(|| format!("{} has no chat template; leave out --chat", model.name()))?;

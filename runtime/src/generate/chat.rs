@@ -49,7 +49,7 @@ impl ChatTemplate {
         if path.is_dir() {
             ChatTemplate::from_directory(path)
         } else {
-            ChatTemplate::from_checkpoint(&Checkpoint::open(path)?)
+            ChatTemplate::from_gguf(&gguf::Metadata::open(path)?)
         }
     }
 

@@ -15,26 +15,23 @@ pub struct Tokenizer {
     eos: BTreeSet<u32>,
     /// Put before a text that is encoded with special tokens.
     bos_prefix: Option<u32>,
+    /// Put after it.
+    eos_suffix: Option<u32>,
     /// Whether the pipeline's own special tokens are added then too.
     pipeline_specials: bool,
 }
 
 impl Tokenizer {
     /// The tokenizer of a Hugging Face directory (tokenizer.json, and the special tokens of tokenizer_config.json, generation_config.json and config.json)
-    /// or of a GGUF file.
+    /// or of a GGUF file, of which only the metadata is read: a file without tensors will do.
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        if path.is_dir() {
-            Tokenizer::from_directory(path)
-        } else {
-            Tokenizer::from_checkpoint(&Checkpoint::open(path)?)
-        }
+        if path.is_dir() { Tokenizer::from_directory(path) } else { from_file(path, &gguf::Metadata::open(path)?) }
     }
 
     /// The tokenizer that lies with a checkpoint. Fails for a checkpoint in memory, which has none.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Tokenizer> {
         match (checkpoint.gguf_metadata(), checkpoint.path()) {
-            (Some(metadata), path) => Tokenizer::from_gguf(metadata)
-                .with_context(|| format!("the tokenizer of {}", path.unwrap_or(Path::new("the GGUF file")).display())),
+            (Some(metadata), path) => from_file(path.unwrap_or(Path::new("the GGUF file")), metadata),
             (None, Some(directory)) => Tokenizer::from_directory(directory),
             (None, None) => bail!("a checkpoint in memory has no tokenizer"),
         }
@@ -58,7 +55,7 @@ impl Tokenizer {
         let mut eos: BTreeSet<u32> = configs.iter().flat_map(|config| ids(config, "eos_token_id")).collect();
         eos.extend(named("eos_token"));
 
-        let mut tokenizer = Tokenizer { inner, bos, eos, bos_prefix: None, pipeline_specials: true };
+        let mut tokenizer = Tokenizer { inner, bos, eos, bos_prefix: None, eos_suffix: None, pipeline_specials: true };
         let pipeline_adds_bos = bos.is_some() && tokenizer.encode("", true)?.first().copied() == bos;
         match tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
             Some(true) if !pipeline_adds_bos => tokenizer.bos_prefix = bos,
@@ -74,7 +71,19 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, add_special && self.pipeline_specials);
         let encoding = encoding.map_err(|error| anyhow!("cannot tokenize the text: {error}"))?;
         let prefix = self.bos_prefix.filter(|_| add_special);
-        Ok(prefix.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+        let suffix = self.eos_suffix.filter(|_| add_special);
+        Ok(prefix.into_iter().chain(encoding.get_ids().iter().copied()).chain(suffix).collect())
+    }
+
+    /// The ids of a text that is to be continued: with the special tokens before it, as [`Tokenizer::encode`] puts them, but no end after it.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text, true)?;
+        let ends = |ids: &[u32]| ids.iter().rev().take_while(|&&id| self.is_eos(id)).count();
+        let (found, written) = (ends(&ids), ends(&self.encode(text, false)?));
+        if !text.is_empty() && found > written {
+            ids.truncate(ids.len() - (found - written));
+        }
+        Ok(ids)
     }
 
     /// The text of some ids; bytes that are no UTF-8 become U+FFFD. `skip_special` leaves special tokens out. Ids beyond the vocabulary are left out.
@@ -85,6 +94,12 @@ impl Tokenizer {
     /// A decoder that takes one id at a time and gives text as soon as it is whole.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
         DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0 }
+    }
+
+    /// As [`Tokenizer::decode_stream`], of ids that go on after `prompt`: the first may begin with a space, which some tokenizers drop at the start of a text.
+    pub fn decode_stream_after(&self, prompt: &[u32], skip_special: bool) -> DecodeStream<'_> {
+        let ids = prompt[prompt.len().saturating_sub(DecodeStream::HELD)..].to_vec();
+        DecodeStream { tokenizer: self, skip_special, given: ids.len(), ids }
     }
 
     /// The token that starts a text, where the model has one (whether or not `encode` adds it).
@@ -154,7 +169,10 @@ impl DecodeStream<'_> {
         self.ids.push(id);
         let (before, after) = (self.decoded(self.given)?, self.decoded(self.ids.len())?);
         if after == before {
-            self.ids.pop();
+            // A token that is left out is no context either; one whose text depends on the next, as a space at the start, is.
+            if self.is_left_out(id) {
+                self.ids.pop();
+            }
             return Ok(String::new());
         }
         let whole = !after.ends_with(char::REPLACEMENT_CHARACTER) || self.ids.len() - self.given >= Self::HELD;
@@ -167,6 +185,12 @@ impl DecodeStream<'_> {
         Ok(self.give(&before, &after))
     }
 
+    fn is_left_out(&self, id: u32) -> bool {
+        let added = self.tokenizer.inner.get_added_vocabulary();
+        let token = self.tokenizer.id_to_token(id);
+        token.is_none_or(|token| token.is_empty() || self.skip_special && added.is_special_token(&token))
+    }
+
     fn decoded(&self, end: usize) -> Result<String> {
         self.tokenizer.decode(&self.ids[..end], self.skip_special)
     }
@@ -176,6 +200,10 @@ impl DecodeStream<'_> {
         self.given = self.ids.len();
         after.get(before.len()..).unwrap_or_default().to_owned()
     }
+}
+
+fn from_file(path: &Path, metadata: &gguf::Metadata) -> Result<Tokenizer> {
+    Tokenizer::from_gguf(metadata).with_context(|| format!("the tokenizer of {}", path.display()))
 }
 
 /// The text of a special token in tokenizer_config.json: a string, or an object with `content`.

@@ -39,10 +39,26 @@ fn each_kind_cuts_digits_its_own_way() {
     assert_eq!(pieces(&byte_level("smollm").unwrap(), "he he123"), ["he", "Ġhe", "1", "2", "3"]);
     assert_eq!(pieces(&byte_level("qwen2").unwrap(), "he 123"), ["he", "Ġ", "1", "2", "3"]);
     assert_eq!(pieces(&byte_level("llama-bpe").unwrap(), "he1231"), ["he", "123", "1"]);
+    assert_eq!(pieces(&byte_level("tekken").unwrap(), "heHe 12"), ["he", "H", "e", "Ġ", "1", "2"]);
+    assert_eq!(pieces(&byte_level("default").unwrap(), "he he1231"), ["he", "Ġhe", "123", "1"]);
+    assert_eq!(pieces(&byte_level("olmo").unwrap(), "e\u{301}"), pieces(&byte_level("qwen2").unwrap(), "é"));
+}
+
+#[test]
+fn a_cut_that_is_not_known_is_refused_by_name() {
     assert_eq!(
-        byte_level("tekken").err().unwrap().to_string(),
-        "tokenizer.ggml.pre 'tekken' is not known (known: gpt-2, gpt2, default, smollm, llama-bpe, llama3, llama-v3, qwen2, deepseek-r1-qwen); use the \
-         model's Hugging Face directory instead"
+        byte_level("gpt-4o").err().unwrap().to_string(),
+        "tokenizer.ggml.pre 'gpt-4o' is not known (known: gpt-2, gpt2, smollm, starcoder, refact, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, \
+         deepseek-r1-qwen, olmo, tekken, default); use the model's Hugging Face directory instead"
+    );
+    let silent = Metadata::from_pairs([
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.tokens", list(&["a"])),
+        ("tokenizer.ggml.merges", list(&[])),
+    ]);
+    assert_eq!(
+        Tokenizer::from_gguf(&silent).err().unwrap().to_string(),
+        "tokenizer.ggml.pre is missing: the file does not say how its tokenizer cuts text; convert the model again, or use its Hugging Face directory instead"
     );
 }
 
@@ -82,30 +98,99 @@ fn a_stream_gives_whole_characters() {
     assert!(garbage.chars().count() >= 16, "bytes that are no text do not hold the stream up: {garbage:?}");
 }
 
-#[test]
-fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
+/// A SentencePiece tokenizer of the bytes and a few pieces, with further metadata.
+fn sentence_piece(more: Vec<(&'static str, Stored)>) -> Result<Tokenizer> {
     let mut tokens = vec!["<unk>".to_owned(), "<s>".to_owned(), "</s>".to_owned()];
     tokens.extend((0..256).map(|byte| format!("<0x{byte:02X}>")));
-    tokens.extend(["▁", "a", "b", "c", "ab", "bc", "abc", "▁ab"].map(str::to_owned));
+    tokens.extend(["▁", "a", "b", "c", "ab", "bc", "abc", "▁ab", "▁▁", "<b>"].map(str::to_owned));
     let mut scores = vec![0.0; 259];
-    scores.extend([-10.0, -11.0, -12.0, -13.0, -2.0, -1.0, -3.0, -4.0]);
+    scores.extend([-10.0, -11.0, -12.0, -13.0, -2.0, -1.0, -3.0, -4.0, -1000.0, 0.0]);
     let mut kinds = vec![2, 3, 3];
     kinds.extend([6; 256]);
-    kinds.extend([1; 8]);
-    let metadata = Metadata::from_pairs([
+    kinds.extend([1, 1, 1, 1, 1, 1, 1, 1, 4, 4]);
+    let mut pairs = vec![
         ("tokenizer.ggml.model", text("llama")),
         ("tokenizer.ggml.tokens", list(&tokens.iter().map(String::as_str).collect::<Vec<_>>())),
         ("tokenizer.ggml.scores", Stored::List(scores.into_iter().map(Stored::Float).collect())),
         ("tokenizer.ggml.token_type", Stored::List(kinds.into_iter().map(Stored::Signed).collect())),
         ("tokenizer.ggml.bos_token_id", Stored::Unsigned(1)),
         ("tokenizer.ggml.eos_token_id", Stored::Unsigned(2)),
-    ]);
-    let tokenizer = Tokenizer::from_gguf(&metadata).unwrap();
+    ];
+    pairs.extend(more);
+    Tokenizer::from_gguf(&Metadata::from_pairs(pairs))
+}
+
+#[test]
+fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
+    let tokenizer = sentence_piece(vec![]).unwrap();
     assert_eq!(pieces(&tokenizer, "ab abc"), ["▁ab", "▁", "abc"], "bc (-1) merges before ab (-2)");
     assert_eq!(pieces(&tokenizer, "é"), ["▁", "<0xC3>", "<0xA9>"]);
+    assert_eq!(pieces(&tokenizer, "a<b>a"), ["▁", "a", "<b>", "▁", "a"], "a user-defined token is found first");
     let ids = tokenizer.encode("ab é</s>", true).unwrap();
     assert_eq!((ids[0], *ids.last().unwrap()), (1, 2));
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), "ab é");
+}
+
+#[test]
+fn the_space_before_a_text_can_be_left_out() {
+    let prefix = |adds| sentence_piece(vec![("tokenizer.ggml.add_space_prefix", Stored::Bool(adds))]).unwrap();
+    assert_eq!(pieces(&prefix(true), "ab"), ["▁ab"]);
+    let none = prefix(false);
+    assert_eq!(pieces(&none, "ab"), ["ab"]);
+    assert_eq!(pieces(&none, "  ab"), ["▁▁", "ab"], "a run of spaces is one token, whatever its score");
+    assert_eq!(none.decode(&none.encode("  ab", false).unwrap(), false).unwrap(), "  ab");
+}
+
+#[test]
+fn the_special_tokens_of_phi_3_take_the_space_behind_them() {
+    let of = |architecture| sentence_piece(vec![("general.architecture", text(architecture))]).unwrap();
+    assert_eq!(pieces(&of("phi3"), "<s> ab</s>\n ab"), ["<s>", "▁", "▁ab", "</s>", "▁ab"], "not of <s>");
+    assert_eq!(pieces(&of("llama"), "ab</s>\n"), ["▁ab", "</s>", "▁", "<0x0A>"]);
+}
+
+#[test]
+fn eos_is_added_where_the_file_says_so_but_not_to_a_prompt() {
+    let tokenizer = sentence_piece(vec![("tokenizer.ggml.add_eos_token", Stored::Bool(true))]).unwrap();
+    assert_eq!(tokenizer.encode("ab", true).unwrap(), [1, 266, 2]);
+    assert_eq!(tokenizer.encode_prompt("ab").unwrap(), [1, 266]);
+    assert_eq!(tokenizer.encode_prompt("ab</s>").unwrap(), [1, 266, 2], "an end that is written out stays");
+    assert_eq!(tokenizer.encode("ab", false).unwrap(), [266]);
+}
+
+#[test]
+fn what_rewrites_a_text_is_refused_by_name() {
+    let error = |key, value| sentence_piece(vec![(key, value)]).err().unwrap().to_string();
+    assert!(
+        error("tokenizer.ggml.remove_extra_whitespaces", Stored::Bool(true))
+            .starts_with("tokenizer.ggml.remove_extra_whitespaces is set: ")
+    );
+    let map = Stored::List(vec![Stored::Unsigned(1)]);
+    assert!(
+        error("tokenizer.ggml.precompiled_charsmap", map).starts_with("tokenizer.ggml.precompiled_charsmap is set: ")
+    );
+}
+
+#[test]
+fn a_stream_keeps_the_spaces_of_sentence_piece() {
+    let tokenizer = sentence_piece(vec![]).unwrap();
+    let streamed = |mut stream: DecodeStream<'_>, ids: &[u32]| -> String {
+        let text: String = ids.iter().map(|&id| stream.step(id).unwrap()).collect();
+        text + &stream.finish().unwrap()
+    };
+    let (space, word) = (tokenizer.token_to_id("▁").unwrap(), tokenizer.token_to_id("▁ab").unwrap());
+    assert_eq!(streamed(tokenizer.decode_stream(true), &[word, word]), "ab ab");
+    assert_eq!(
+        streamed(tokenizer.decode_stream(true), &[space, word]),
+        " ab",
+        "only the first space is the tokenizer's"
+    );
+    assert_eq!(
+        streamed(tokenizer.decode_stream_after(&[1, word], true), &[word, 2, word]),
+        " ab ab",
+        "after a prompt none is"
+    );
+    let long = [word; 100];
+    assert_eq!(streamed(tokenizer.decode_stream_after(&long, true), &[word]), " ab");
 }
 
 #[test]
@@ -121,6 +206,7 @@ fn broken_metadata_is_named() {
     let model = |kind| vec![("tokenizer.ggml.model", text(kind)), ("tokenizer.ggml.tokens", list(&["a", "b"]))];
     assert!(error(model("t5")).starts_with("tokenizers of model 't5' are not read from GGUF"));
     let mut merges = model("gpt2");
+    merges.push(("tokenizer.ggml.pre", text("gpt-2")));
     merges.push(("tokenizer.ggml.merges", list(&["a b"])));
     assert_eq!(error(merges), "merge 0 'a b' needs the token 'ab', which is not in the vocabulary");
 }

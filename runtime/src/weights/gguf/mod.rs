@@ -8,6 +8,7 @@ mod families;
 mod read;
 
 use super::{Dtype, Tensor};
+use crate::device::host_map::map_file;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -67,6 +68,15 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Opened> {
 }
 
 impl Metadata {
+    /// The metadata of a GGUF file, whatever its architecture and with or without tensors.
+    ///
+    /// # Errors
+    /// One message that names the file where it cannot be read, is no GGUF file, or is truncated within its metadata.
+    pub fn open(path: &Path) -> Result<Metadata> {
+        let file = map_file(path)?;
+        read::metadata(&file).with_context(|| format!("{}: not a usable GGUF file", path.display()))
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)

@@ -10,20 +10,7 @@ const LONGEST_LIST: usize = 1 << 22;
 /// Parses a whole file of version 2 or 3.
 pub(super) fn read(file: &[u8]) -> Result<Contents> {
     let mut cursor = Cursor { file, at: 0 };
-    ensure!(cursor.take(4, "the magic")? == MAGIC, "it does not start with the letters GGUF");
-    let version = cursor.u32("the version")?;
-    ensure!(version.swap_bytes() > 3, "it is big-endian; only little-endian files are read");
-    ensure!(version == 2 || version == 3, "it is version {version}; versions 2 and 3 are read");
-    let tensor_count = cursor.count("the tensor count", 24)?;
-    let metadata_count = cursor.count("the metadata count", 13)?;
-
-    let mut metadata = Metadata::default();
-    for index in 0..metadata_count {
-        let key = cursor.text(&format!("the key of metadata entry {index}"))?;
-        let kind = cursor.u32(&format!("the type of {key}"))?;
-        let value = cursor.value(kind, &key, 0)?;
-        ensure!(metadata.values.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
-    }
+    let (tensor_count, metadata) = cursor.header()?;
     if let Some(count) = metadata.unsigned("split.count").filter(|&count| count > 1) {
         bail!("it is one of {count} parts; merge them into one file first (llama-gguf-split --merge)");
     }
@@ -92,6 +79,11 @@ fn place(
     Ok(start..end)
 }
 
+/// Reads the metadata alone.
+pub(super) fn metadata(file: &[u8]) -> Result<Metadata> {
+    Ok(Cursor { file, at: 0 }.header()?.1)
+}
+
 /// A position in the file that only moves over bytes that are there.
 struct Cursor<'a> {
     file: &'a [u8],
@@ -99,6 +91,25 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// The number of tensors and the metadata, from the start of the file.
+    fn header(&mut self) -> Result<(usize, Metadata)> {
+        ensure!(self.take(4, "the magic")? == MAGIC, "it does not start with the letters GGUF");
+        let version = self.u32("the version")?;
+        ensure!(version.swap_bytes() > 3, "it is big-endian; only little-endian files are read");
+        ensure!(version == 2 || version == 3, "it is version {version}; versions 2 and 3 are read");
+        let tensor_count = self.count("the tensor count", 24)?;
+        let metadata_count = self.count("the metadata count", 13)?;
+
+        let mut metadata = Metadata::default();
+        for index in 0..metadata_count {
+            let key = self.text(&format!("the key of metadata entry {index}"))?;
+            let kind = self.u32(&format!("the type of {key}"))?;
+            let value = self.value(kind, &key, 0)?;
+            ensure!(metadata.values.insert(key.clone(), value).is_none(), "the metadata key {key} appears twice");
+        }
+        Ok((tensor_count, metadata))
+    }
+
     fn take(&mut self, length: usize, what: &str) -> Result<&'a [u8]> {
         let left = self.file.len() - self.at;
         ensure!(

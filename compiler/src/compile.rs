@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::artifact::{Artifact, Manifest};
 use crate::build::{Arch, Nvrtc, Options, compile_all};
-use crate::description::{Description, Facts};
+use crate::description::{Description, Facts, Resolved};
 use crate::emit::emit;
 use crate::ir::{DType, Graph};
 use crate::lower::lower;
@@ -35,6 +35,8 @@ impl Default for CompileOptions {
 pub struct Model {
     /// What the configuration says of the whole model.
     pub facts: Facts,
+    /// The description, evaluated.
+    pub resolved: Resolved,
     /// The graph as described.
     pub described: Graph,
     /// The graph after the passes.
@@ -71,7 +73,7 @@ pub fn compile(
         .iter()
         .map(|kernel| Ok((kernel.name.clone(), emit(kernel)?)))
         .collect::<Result<BTreeMap<String, String>>>()?;
-    Ok(Model { facts: resolved.facts, described, graph, report, plan, sources })
+    Ok(Model { facts: resolved.facts.clone(), resolved, described, graph, report, plan, sources })
 }
 
 impl Model {

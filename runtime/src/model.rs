@@ -175,9 +175,9 @@ impl OpenModel {
         let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16 };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
-            checkpoint
-                .account(&tensors::required(&model.described), model.facts.tied_head)
-                .with_context(|| format!("{} does not fit {}", self.name, model.plan.name))?;
+            let found = checkpoint.shapes();
+            tensors::reconcile(&self.name, &found, &model.resolved, &model.described)
+                .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
         }
         Ok(model)
     }

@@ -108,7 +108,7 @@ struct Line {
     signature: &'static Signature,
     out: (String, Span),
     values: Vec<(&'static str, String, Span)>,
-    weights: Vec<(&'static str, Given<String>)>,
+    weights: Vec<(&'static str, Given<(String, Span)>)>,
     attributes: Vec<(&'static str, Given<Expr>)>,
     when: Option<Expr>,
     span: Span,

@@ -215,8 +215,12 @@ impl Checkpoint {
     /// # Errors
     /// All that is wrong, in one message.
     pub fn account(&self, required: &[(String, Vec<usize>)], tied: bool) -> Result<()> {
-        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect();
-        tensors::account(&self.origin, &found, required, tied)
+        tensors::account(&self.origin, &self.shapes(), required, tied)
+    }
+
+    /// Name and shape (slowest dimension first) of every tensor.
+    pub fn shapes(&self) -> BTreeMap<&str, &[usize]> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {

@@ -231,7 +231,7 @@ fn words(shape: &[usize]) -> String {
 }
 
 /// What a checkpoint may hold and no operation needs: buffers that older files carry, and the copy of a `tied` head.
-fn harmless(name: &str, shape: &[usize], tied: bool) -> bool {
+pub fn harmless(name: &str, shape: &[usize], tied: bool) -> bool {
     let mask = matches!(shape, [1, 1, rows, columns] if rows == columns)
         && (name.ends_with("attn.bias") || name.ends_with("attention.bias"));
     let rotations = name.ends_with("inv_freq");

@@ -13,6 +13,7 @@ use fusec::passes::PIPELINE;
 const ROOMS: &[(&str, &[&str])] = &[
     ("description", &["text"]),
     ("ir", &[]),
+    ("draft", &["description"]),
     ("lower", &["description", "ir"]),
     ("passes", &["ir", "text"]),
     ("plan", &["ir"]),

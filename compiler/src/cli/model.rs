@@ -127,7 +127,10 @@ fn serving(config: &Value) -> Result<(String, String)> {
     let names = architectures(config);
     let Some((file, text)) = find_for(&names) else {
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
-        bail!("no shipped description serves {}: name one that does before the flags", names.join(", "));
+        bail!(
+            "no shipped description serves {}: name one that does before the flags, or draft one with fusec new --from DIR",
+            names.join(", ")
+        );
     };
     Ok((file.to_owned(), text.to_owned()))
 }

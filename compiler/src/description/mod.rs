@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use call::{Activation, AttrValue, Call, Resolved};
+pub use config::view as config_view;
 pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 pub use facts::Facts;
 pub use reference::operations;
@@ -69,6 +70,18 @@ impl Description {
     /// A key that is missing, an expression without a value, an architecture that the file does not serve, a feature that it does not honour.
     pub fn resolve(&self, config: Option<&serde_json::Value>) -> Result<Resolved, Diagnostics> {
         resolve::resolve(self, config)
+    }
+
+    /// Whether the description names this configuration key, or the facts of every model do.
+    pub fn reads(&self, key: &str) -> bool {
+        // The two spellings of one thing.
+        let twin = match key {
+            "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "partial_rotary_factor" => "rope_parameters",
+            "torch_dtype" => "dtype",
+            "rope_parameters" => return true,
+            _ => key,
+        };
+        self.mentioned.contains(key) || self.mentioned.contains(twin)
     }
 
     /// The file's name and text.

@@ -159,14 +159,7 @@ impl Resolver<'_> {
     }
 
     fn is_mentioned(&self, key: &str) -> bool {
-        let mentioned = &self.description.mentioned;
-        // The two spellings of one thing.
-        let twin = match key {
-            "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "partial_rotary_factor" => "rope_parameters",
-            "rope_parameters" => return true,
-            _ => key,
-        };
-        mentioned.contains(key) || mentioned.contains(twin)
+        self.description.reads(key)
     }
 
     fn unread(&self) -> Vec<String> {

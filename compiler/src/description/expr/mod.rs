@@ -59,6 +59,7 @@ enum Function {
     Min,
     Max,
     Sqrt,
+    Int,
     Len,
 }
 

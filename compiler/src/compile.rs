@@ -22,11 +22,13 @@ pub struct CompileOptions {
     pub plan: PlanOptions,
     /// The type of weights and caches.
     pub dtype: DType,
+    /// The longest sequence that is meant to run, in positions; none: what the configuration says. See [`lower`].
+    pub context: Option<usize>,
 }
 
 impl Default for CompileOptions {
     fn default() -> CompileOptions {
-        CompileOptions { passes: Selection::all(), plan: PlanOptions::default(), dtype: DType::BF16 }
+        CompileOptions { passes: Selection::all(), plan: PlanOptions::default(), dtype: DType::BF16, context: None }
     }
 }
 
@@ -64,7 +66,7 @@ pub fn compile(
         options.dtype.name()
     );
     let resolved = description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-    let described = lower(&resolved, options.dtype).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let described = lower(&resolved, options.dtype, options.context).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let mut graph = described.clone();
     let report = passes::run(&mut graph, &options.passes, &mut |_, _, _| {})?;
     let plan = plan(&graph, &options.plan).with_context(|| format!("cannot plan {}", graph.name))?;

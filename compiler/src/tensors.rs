@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 
 use crate::description::{Code, Diagnostic, Diagnostics, Resolved, Span};
-use crate::ir::{Graph, Op, Results};
+use crate::ir::{Graph, Op, Part, Results, WeightName};
 use crate::text::closest;
 
 /// Problems listed before "and N more".
 const LISTED: usize = 8;
 
-/// Name and shape (slowest dimension first) of each weight that a graph reads, as the checkpoint has them, in the graph's order.
+/// Name and shape (slowest dimension first) of each weight that a graph reads, in the graph's order. A name is a [`WeightName`]: a tensor of the
+/// checkpoint, a part of one, or several as one.
 pub fn required(graph: &Graph) -> Vec<(String, Vec<usize>)> {
     let weight = |node: &_| match graph.op(*node) {
         Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
@@ -42,13 +43,24 @@ pub fn reconcile(
     resolved: &Resolved,
     graph: &Graph,
 ) -> Result<Accounting, Diagnostics> {
-    let required = required(graph);
+    let Needed { tensors: required, unread } = needed(found, &required(graph));
     let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
-    let unread = |name: &&str| !needed.contains(name) && !harmless(name, found[name], resolved.facts.tied_head);
-    let mut left: BTreeSet<&str> = found.keys().copied().filter(unread).collect();
+    let unneeded = |name: &&str| !needed.contains(name) && !harmless(name, found[name], resolved.facts.tied_head);
+    let mut left: BTreeSet<&str> = found.keys().copied().filter(unneeded).collect();
     let mut diagnostics = Diagnostics::new(resolved.source.clone());
     for weight in unmatched(&required, found, resolved) {
         diagnostics.push(weight.diagnostic(checkpoint, found, &mut left));
+    }
+    // The parts of a tensor that is missing or misshapen say nothing more.
+    if diagnostics.is_empty() {
+        for (tensor, what) in unread {
+            let message = format!("{checkpoint}: `{tensor}` is read in part: {what}");
+            let diagnostic = Diagnostic::new(Code::UnusedTensor, message);
+            diagnostics.push(match place(resolved, &tensor) {
+                Some(span) => diagnostic.at(span, "the first part that is read"),
+                None => diagnostic,
+            });
+        }
     }
     let uses = uses(resolved);
     if !left.is_empty() {
@@ -149,11 +161,12 @@ fn names(name: &str, tensor: &str) -> bool {
     }
 }
 
-/// The places that read each tensor, by its name in the calls.
+/// The places that read each tensor whole, by its name in the calls.
 fn uses(resolved: &Resolved) -> BTreeMap<&str, BTreeSet<usize>> {
     let mut uses: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
     for call in &resolved.calls {
-        for (role, name) in &call.weights {
+        let parts = ["part", "gate_part", "up_part"].iter().any(|part| call.part(part).is_some());
+        for (role, name) in call.weights.iter().filter(|_| !parts) {
             uses.entry(name)
                 .or_default()
                 .insert(call.weight_spans.get(role).map_or(call.span.start, |span| span.start));
@@ -251,11 +264,12 @@ pub fn account(
     required: &[(String, Vec<usize>)],
     tied: bool,
 ) -> Result<()> {
-    let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
+    let Needed { tensors, unread } = needed(found, required);
+    let needed: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     let mut left: BTreeSet<&str> =
         found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name, found[name], tied)).collect();
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
-    for (name, shape) in required {
+    for (name, shape) in &tensors {
         match found.get(name.as_str()) {
             None => missing.push((name, shape)),
             Some(other) if other != shape => {
@@ -264,6 +278,7 @@ pub fn account(
             Some(_) => {}
         }
     }
+    misshapen.extend(unread.into_iter().map(|(tensor, what)| format!("read in part: {tensor}: {what}")));
     let kinds = [missing.len(), misshapen.len(), left.len()].iter().filter(|&&count| count > 0).count();
     if kinds == 0 {
         return Ok(());
@@ -283,6 +298,46 @@ pub fn account(
         lines.push(format!("and {} more", rest - lines.len()));
     }
     bail!("{checkpoint}: its tensors are not those of the model\n  {}", lines.join("\n  "))
+}
+
+/// The tensors that weights are read from.
+struct Needed {
+    /// Names and shapes, in the order in which weights name them first.
+    tensors: Vec<(String, Vec<usize>)>,
+    /// Each tensor of which no weight reads some part, and which.
+    unread: Vec<(String, String)>,
+}
+
+fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(String, Vec<usize>)]) -> Needed {
+    let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut parts: BTreeMap<String, Vec<Part>> = BTreeMap::new();
+    for (name, shape) in required {
+        // What is found under its whole name is a tensor, however it is written.
+        let weight = match found.contains_key(name.as_str()) {
+            true => WeightName::of(name, None, None),
+            false => WeightName::parse(name),
+        };
+        for tensor in weight.tensors() {
+            let shape = weight.tensor_shape(shape).unwrap_or_else(|| shape.clone());
+            if !parts.contains_key(&tensor) {
+                tensors.push((tensor.clone(), shape));
+            }
+            parts.entry(tensor).or_default().extend(weight.part());
+        }
+    }
+    let unread = parts.into_iter().filter_map(|(tensor, mut parts)| {
+        parts.sort();
+        let step = parts.first()?.step;
+        let mut end = 0;
+        for part in parts {
+            if part.first > end {
+                break;
+            }
+            end = end.max(part.first + part.size);
+        }
+        (end < step).then(|| (tensor, format!("nothing reads place {end} of every {step}")))
+    });
+    Needed { unread: unread.collect(), tensors }
 }
 
 #[cfg(test)]
@@ -314,6 +369,23 @@ mod tests {
              wrong shape: mlp.up_proj.weight is [8, 4] and the model needs [4, 8]\n  \
              unexpected: q_proj.bias [4]";
         assert_eq!(message(found, needed, false).as_deref(), Some(said));
+    }
+
+    #[test]
+    fn parts_make_a_whole() {
+        let found: &[(&str, &[usize])] = &[("qkv", &[24, 4]), ("e.0.w", &[2, 4]), ("e.1.w", &[2, 4])];
+        let q: (&str, &[usize]) = ("qkv[0..8 of 24]", &[8, 4]);
+        let kv: (&str, &[usize]) = ("qkv[8..24 of 24]", &[16, 4]);
+        let experts: (&str, &[usize]) = ("e.{0..2}.w", &[2, 2, 4]);
+        assert_eq!(message(found, &[q, kv, experts], false), None);
+        let said = "here: its tensors are not those of the model\n  \
+             read in part: qkv: nothing reads place 8 of every 24\n  \
+             unexpected: e.0.w [2, 4]\n  unexpected: e.1.w [2, 4]";
+        assert_eq!(message(found, &[q], false).as_deref(), Some(said));
+        let said = "here: its tensors are not those of the model\n  missing: e.2.w [2, 4]\n  \
+             wrong shape: qkv is [24, 4] and the model needs [12, 4]";
+        let wrong: &[(&str, &[usize])] = &[("qkv[0..12 of 12]", &[12, 4]), ("e.{0..3}.w", &[3, 2, 4])];
+        assert_eq!(message(found, wrong, false).as_deref(), Some(said));
     }
 
     #[test]

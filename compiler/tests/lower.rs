@@ -58,7 +58,7 @@ fn a_tied_head_is_one_weight() {
 }
 
 fn graph(text: &str, name: &str) -> Result<Graph, Diagnostics> {
-    lower(&Description::parse(text, name)?.resolve(None)?, DType::F32)
+    lower(&Description::parse(text, name)?.resolve(None)?, DType::F32, None)
 }
 
 fn files() -> Vec<PathBuf> {

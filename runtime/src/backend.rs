@@ -161,7 +161,7 @@ impl Backend {
             }
             Device::Interpreter => {
                 let Weights::Checkpoint(checkpoint) = weights else { bail!("the interpreter needs a checkpoint") };
-                let tensor = |name: &str| Ok(Tensor::new(checkpoint.shape(name)?.to_vec(), checkpoint.read_f32(name)?));
+                let tensor = |name: &str| Ok(Tensor::new(checkpoint.shape(name)?, checkpoint.read_f32(name)?));
                 let vocabulary =
                     program.graph.outputs.first().and_then(|logits| program.graph.type_of(*logits).last_size());
                 Ok(Backend::Interpreter(Box::new(Interpreted {
@@ -296,7 +296,7 @@ fn device_code(gpu: &Gpu, program: &Program) -> Result<BTreeMap<String, Vec<u8>>
 
 impl crate::cpu::WeightSource for Checkpoint {
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Ok(Checkpoint::shape(self, name)?.to_vec())
+        Checkpoint::shape(self, name)
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>> {

@@ -172,7 +172,15 @@ impl OpenModel {
     /// # Errors
     /// A description that does not fit the configuration, or tensors that are missing, unexpected or of another shape.
     pub fn compile(&self, plan: PlanOptions) -> Result<Model> {
-        let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16 };
+        self.compile_for(plan, None)
+    }
+
+    /// As [`OpenModel::compile`], for sequences of at most `context` positions; none: what the configuration says.
+    ///
+    /// # Errors
+    /// As [`OpenModel::compile`].
+    pub fn compile_for(&self, plan: PlanOptions, context: Option<usize>) -> Result<Model> {
+        let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16, context };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
             let found = checkpoint.shapes();
@@ -190,7 +198,13 @@ impl OpenModel {
         let program = match &self.artifact {
             Some(artifact) => self.program(artifact, options)?,
             None => {
-                let model = self.compile(options.plan())?;
+                let resolved = device.resolve(false).0;
+                // Only a GPU needs launches and kernels.
+                let plan = match resolved {
+                    Device::Cpu | Device::Interpreter => PlanOptions::none(),
+                    Device::Auto | Device::Cuda(_) => options.plan(),
+                };
+                let model = self.compile_for(plan, Some(options.context))?;
                 Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
             }
         };
@@ -246,7 +260,7 @@ impl OpenModel {
     /// The text of the graph that the description gives for a configuration; none: its preset.
     fn described(&self, config: Option<&Value>) -> Result<String> {
         let resolved = self.description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(lower(&resolved, DType::BF16).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
+        Ok(lower(&resolved, DType::BF16, None).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
     }
 
     /// Whether it comes with device code, compiled elsewhere.

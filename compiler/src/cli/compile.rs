@@ -85,6 +85,7 @@ impl CompileArgs {
             passes: self.model.selection()?,
             plan: PlanOptions { batches, ..PlanOptions::default() },
             dtype,
+            context: self.max_context.map(|positions| positions as usize),
         })
     }
 }

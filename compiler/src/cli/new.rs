@@ -13,6 +13,7 @@ use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
 use crate::description::{Description, architectures, find_for};
 use crate::draft::draft;
+use crate::plan::PlanOptions;
 use crate::tensors;
 
 /// From what, and where to.
@@ -83,7 +84,11 @@ fn checked(
     tensors: &BTreeMap<String, Vec<usize>>,
 ) -> Result<()> {
     let description = Description::parse(text, name).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-    let model = compile(&description, Some(config), &CompileOptions::default())?;
+    let model = compile(
+        &description,
+        Some(config),
+        &CompileOptions { plan: PlanOptions::none(), ..CompileOptions::default() },
+    )?;
     let found = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     tensors::reconcile(checkpoint, &found, &model.resolved, &model.described)
         .map_err(|diagnostics| anyhow!("{diagnostics}"))?;

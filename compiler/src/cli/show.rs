@@ -11,6 +11,7 @@ use crate::compile::{CompileOptions, Model, compile};
 use crate::description::Facts;
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
+use crate::plan::PlanOptions;
 use crate::tensors::{self, Accounting};
 
 /// What to check.
@@ -23,7 +24,8 @@ pub(super) struct CheckArgs {
 /// One line that says what the model is.
 pub(super) fn check(args: &CheckArgs) -> Result<()> {
     let opened = args.model.open()?;
-    let model = compile(&opened.description, opened.config.as_ref(), &args.model.options()?)?;
+    let options = CompileOptions { plan: PlanOptions::none(), ..args.model.options()? };
+    let model = compile(&opened.description, opened.config.as_ref(), &options)?;
     let accounting = opened.account(&model)?;
     if !model.resolved.unread.is_empty() {
         tell(format!("config.json has keys that nothing reads: {}", model.resolved.unread.join(", ")));
@@ -101,7 +103,7 @@ pub(super) fn graph(args: &GraphArgs) -> Result<()> {
 }
 
 fn graph_of(model: &ModelArgs, after: Option<&str>) -> Result<Graph> {
-    let mut options: CompileOptions = model.options()?;
+    let mut options = CompileOptions { plan: PlanOptions::none(), ..model.options()? };
     if let Some(pass) = after {
         options.passes = options.passes.stop_after(pass)?;
     }

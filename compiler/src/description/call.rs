@@ -57,6 +57,8 @@ pub enum AttrValue {
     Activation(Activation),
     /// A scaling of RoPE.
     RopeScaling(RopeScaling),
+    /// Of every `step` (the third) places `size` (the second) from `first` on.
+    Part([usize; 3]),
 }
 
 /// An activation function, by torch's name.
@@ -101,6 +103,14 @@ impl Call {
     pub fn float(&self, name: &str) -> Option<f64> {
         match self.attributes.get(name)? {
             AttrValue::Float(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// The attribute of that name, where it is a part.
+    pub fn part(&self, name: &str) -> Option<[usize; 3]> {
+        match self.attributes.get(name)? {
+            AttrValue::Part(part) => Some(*part),
             _ => None,
         }
     }

@@ -45,6 +45,7 @@ impl Config {
     pub(super) fn new(mut values: BTreeMap<String, Value>) -> Config {
         unify_dtype(&mut values);
         unify_rope(&mut values);
+        trained_context(&mut values);
         values.retain(|key, value| *value != Value::Null || key == "rope_scaling");
         Config { values }
     }
@@ -98,6 +99,18 @@ fn unify_rope(values: &mut BTreeMap<String, Value>) {
         if let Some(value) = main.and_then(|main| main.get(key)) {
             values.insert(key.to_owned(), value.clone());
         }
+    }
+}
+
+/// Where the trained context stands beside `rope_scaling`, not in it, a scaling that needs it takes it from there.
+fn trained_context(values: &mut BTreeMap<String, Value>) {
+    let Some(original) = values.get("original_max_position_embeddings").cloned() else { return };
+    let Some(Value::Table(scaling)) = values.get("rope_scaling") else { return };
+    let takes = |kind: &str| ["llama3", "yarn", "longrope"].contains(&kind);
+    if original != Value::Null && scaling.get("rope_type").and_then(Value::text).is_some_and(takes) {
+        let mut scaling = (**scaling).clone();
+        scaling.insert("original_max_position_embeddings".to_owned(), original);
+        values.insert("rope_scaling".to_owned(), Value::Table(Arc::new(scaling)));
     }
 }
 

@@ -13,6 +13,7 @@ const INERT: &[&str] = &[
     "auto_map",
     "hidden_dropout",
     "initializer_range",
+    "original_max_position_embeddings",
     "pad_token_id",
     "pretraining_tp",
     "torch_dtype",

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 use super::diagnostics::{Code, Diagnostic};
 use super::expr::Expr;
 use super::read::{Reader, in_file_order};
-use super::signature::{Default, INPUTS, Kind, SIGNATURES, Signature};
+use super::signature::{Default, INPUTS, Kind, OpName, SIGNATURES, Signature};
 use super::value::Value;
 use super::{Given, Line, Place};
 
@@ -37,6 +37,7 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
     let what = format!("`{name}`");
     let out = reader.needed(table, "out", span.clone(), &what).and_then(|value| out_name(reader, value));
     let values = values(reader, table, signature, &what, span.clone());
+    let experts = signature.op == OpName::Experts;
     let mut weights = Vec::new();
     for role in signature.weights {
         let given = match role.required {
@@ -45,7 +46,7 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
         };
         if let Some(given) = given {
             let read = given_by(reader, given, DEPTH, &mut |reader, value| {
-                Some((weight_name(reader, value, place)?, value.span()))
+                Some((weight_name(reader, value, place, experts)?, value.span()))
             });
             weights.push((role.name, read?));
         }
@@ -70,11 +71,17 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
     Some(Line { signature, out: out?, values: values?, weights, attributes, when, span })
 }
 
-/// A weight's name: the characters that checkpoints use, and `{layer}` inside `[layer]`.
-pub(super) fn weight_name(reader: &mut Reader, value: &Spanned<DeValue<'_>>, place: Place) -> Option<String> {
+/// A weight's name: the characters that checkpoints use, `{layer}` inside `[layer]`, and once `{expert}` where `experts`.
+pub(super) fn weight_name(
+    reader: &mut Reader,
+    value: &Spanned<DeValue<'_>>,
+    place: Place,
+    experts: bool,
+) -> Option<String> {
     let name = reader.string(value, "a weight's name")?;
     let rest = if place == Place::Layer { name.replace("{layer}", "0") } else { name.clone() };
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let rest = if experts { rest.replacen("{expert}", "0", 1) } else { rest };
     if !rest.is_empty() && rest.chars().all(good) {
         return Some(name);
     }

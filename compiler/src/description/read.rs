@@ -120,7 +120,7 @@ impl Reader {
         let known: &[&str] = if place == Place::Layer { &["count", "weights", "ops"] } else { &["weights", "ops"] };
         self.known_keys(table, known, &format!("[{}]", place.name()));
         let prefix = match table.get("weights") {
-            Some(value) => line::weight_name(self, value, place)?,
+            Some(value) => line::weight_name(self, value, place, false)?,
             None => String::new(),
         };
         let ops = self.needed(table, "ops", span.clone(), &format!("[{}]", place.name()))?;

@@ -9,7 +9,7 @@ use super::expr::{Environment, Expr, Failure};
 use super::facts::count_of;
 use super::features;
 use super::rope::{Refusal, RopeScaling};
-use super::signature::{Attribute, Default, INPUTS, Kind};
+use super::signature::{Attribute, Default, INPUTS, Kind, OpName};
 use super::value::Value;
 use super::{Description, Given, Line, Place};
 
@@ -253,9 +253,12 @@ impl Resolver<'_> {
                 attributes.insert(attribute.name, value);
             }
         }
-        let op = match attributes.remove("kind") {
-            Some(AttrValue::Activation(activation)) => activation.op(),
-            _ => line.signature.op,
+        let op = match (line.signature.op, attributes.get("kind")) {
+            (OpName::Activation, Some(&AttrValue::Activation(activation))) => {
+                attributes.remove("kind");
+                activation.op()
+            }
+            (op, _) => op,
         };
         let outs = vec![line.out.0.clone()];
         Some(Call { op, outs, values, weights, weight_spans, attributes, layer, span: line.span.clone() })
@@ -338,6 +341,7 @@ impl Resolver<'_> {
             (Kind::Count, value) => count_of(value).map(AttrValue::Count),
             (Kind::Float, value) => value.number().filter(|number| (*number as f32).is_finite()).map(AttrValue::Float),
             (Kind::Bool, Value::Bool(flag)) => Some(AttrValue::Bool(*flag)),
+            (Kind::Part, Value::List(items)) => part_of(items).map(AttrValue::Part),
             (Kind::Activation, Value::Str(name)) => match ACTIVATIONS.iter().find(|(known, _)| **known == **name) {
                 Some((_, activation)) => Some(AttrValue::Activation(*activation)),
                 None => {
@@ -375,7 +379,7 @@ impl Resolver<'_> {
             Refusal::Unsupported(what) => Diagnostic::new(Code::UnsupportedFeature, format!("{what} is not supported"))
                 .at(span.clone(), "")
                 .note(format!("{} asks for it", self.origin))
-                .help("supported types are \"linear\", \"llama3\" and \"yarn\""),
+                .help("supported types are \"linear\", \"dynamic\", \"llama3\", \"yarn\" and \"longrope\""),
             Refusal::Missing(key) => {
                 let message = format!("{} has no key `{key}`", self.origin);
                 Diagnostic::new(Code::MissingConfigKey, message)
@@ -444,4 +448,11 @@ impl Resolver<'_> {
         };
         self.diagnostics.push(diagnostic);
     }
+}
+
+/// `[first, size, step]` with at least one place, and all of them within a step.
+fn part_of(items: &[Value]) -> Option<[usize; 3]> {
+    let [Value::Int(first), size, step] = items else { return None };
+    let (first, size, step) = (usize::try_from(*first).ok()?, count_of(size)?, count_of(step)?);
+    (first <= step && first + size <= step).then_some([first, size, step])
 }

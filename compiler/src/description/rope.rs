@@ -38,6 +38,24 @@ pub enum RopeScaling {
         /// Round the ends of the passage to whole dimensions.
         truncate: bool,
     },
+    /// A divisor for each frequency, of one list within the trained context and of another beyond, and a magnitude on cosine and sine.
+    LongRope {
+        /// Divisors for sequences within the trained context.
+        short: Vec<f64>,
+        /// Divisors for longer ones.
+        long: Vec<f64>,
+        /// The trained context, in tokens.
+        original: f64,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+    },
+    /// A base that grows with the sequence beyond the trained context.
+    Dynamic {
+        /// The stretch.
+        factor: f64,
+        /// The trained context, in tokens.
+        original: f64,
+    },
 }
 
 /// What is wrong with a table: unsupported features are told from plain mistakes.
@@ -66,6 +84,11 @@ impl RopeScaling {
                 original: fields.positive("original_max_position_embeddings")?,
             },
             "yarn" => fields.yarn(context)?,
+            "longrope" => fields.longrope(context)?,
+            "dynamic" => RopeScaling::Dynamic {
+                factor: fields.positive("factor")?,
+                original: context.ok_or_else(|| Refusal::Missing("max_position_embeddings".to_owned()))?,
+            },
             other => return Err(Refusal::Unsupported(format!("`rope_scaling` of type {other:?}"))),
         };
         match table.keys().find(|key| !fields.read.contains(&key.as_str())) {
@@ -109,6 +132,35 @@ impl Fields<'_> {
             attention_factor,
             truncate,
         })
+    }
+
+    fn longrope(&mut self, context: Option<f64>) -> Result<RopeScaling, Refusal> {
+        let given = self.optional("original_max_position_embeddings")?;
+        let Some(original) = given.or(context) else {
+            return Err(Refusal::Missing("rope_scaling.original_max_position_embeddings".to_owned()));
+        };
+        let stretch = self.optional("factor")?.or(context.map(|context| context / original)).unwrap_or(1.0);
+        let told = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original.ln()).sqrt() };
+        Ok(RopeScaling::LongRope {
+            short: self.positives("short_factor")?,
+            long: self.positives("long_factor")?,
+            original,
+            attention_factor: self.optional("attention_factor")?.unwrap_or(told),
+        })
+    }
+
+    fn positives(&mut self, key: &'static str) -> Result<Vec<f64>, Refusal> {
+        self.read.push(key);
+        let wrong =
+            |value: &Value| Refusal::WrongType(format!("`rope_scaling.{key}` must be positive numbers, not {value}"));
+        match self.table.get(key) {
+            None => Err(Refusal::Missing(format!("rope_scaling.{key}"))),
+            Some(Value::List(items)) => {
+                let number = |item: &Value| item.number().filter(|number| number.is_finite() && *number > 0.0);
+                items.iter().map(|item| number(item).ok_or_else(|| wrong(item))).collect()
+            }
+            Some(other) => Err(wrong(other)),
+        }
     }
 
     fn positive(&mut self, key: &'static str) -> Result<f64, Refusal> {
@@ -155,7 +207,7 @@ mod tests {
     #[test]
     fn what_is_not_honoured_is_refused() {
         for (table, expected) in [
-            (json!({"rope_type": "dynamic", "factor": 2.0}), "Unsupported(\"`rope_scaling` of type \\\"dynamic\\\"\")"),
+            (json!({"rope_type": "mrope", "factor": 2.0}), "Unsupported(\"`rope_scaling` of type \\\"mrope\\\"\")"),
             (json!({"rope_type": "linear"}), "Missing(\"rope_scaling.factor\")"),
             (
                 json!({"rope_type": "linear", "factor": 2.0, "beta_fast": 1}),

@@ -26,6 +26,12 @@ pub const SIGNATURES: &[Signature] = &[
             attribute("heads", Kind::Count, Default::Absent, "the result is split into so many heads"),
             attribute("head_dim", Kind::Count, Default::KeyWith("heads", "head_dim"), "size of a head"),
             attribute("transposed", Kind::Bool, Default::Bool(false), "the weight is stored `[in, out]`"),
+            attribute(
+                "part",
+                Kind::Part,
+                Default::Absent,
+                "of every `step` outputs of a fused weight, `size` from `first` on",
+            ),
         ],
         one_of: &["features", "heads"],
     },
@@ -42,13 +48,16 @@ pub const SIGNATURES: &[Signature] = &[
     },
     Signature {
         op: OpName::LayerNorm,
-        doc: "(x - mean(x)) / sqrt(var(x) + eps) · w + b, over the last axis.",
+        doc: "(x - mean(x)) / sqrt(var(x) + eps) · (w + offset) + b, over the last axis.",
         values: &[value("x", "input")],
         weights: &[
             optional_weight("weight", "`[size of the last axis]`"),
             optional_weight("bias", "`[size of the last axis]`"),
         ],
-        attributes: &[attribute("eps", Kind::Float, Default::Required, "added to the variance")],
+        attributes: &[
+            attribute("eps", Kind::Float, Default::Required, "added to the variance"),
+            attribute("offset", Kind::Float, Default::Float(0.0), "added to the weight"),
+        ],
         one_of: &[],
     },
     Signature {
@@ -68,7 +77,10 @@ pub const SIGNATURES: &[Signature] = &[
         op: OpName::Attention,
         doc: "Causal attention over this layer's cache, to which k and v are appended first. Query heads share key heads in consecutive groups.",
         values: &[value("q", "queries, with heads"), value("k", "keys, with heads"), value("v", "values, with heads")],
-        weights: &[],
+        weights: &[optional_weight(
+            "sinks",
+            "`[heads of q]`, a logit that takes part in the softmax and adds no value",
+        )],
         attributes: &[
             attribute("scale", Kind::Float, Default::Required, "multiplies q · k"),
             attribute("window", Kind::Count, Default::Absent, "each token sees itself and the window - 1 before it"),
@@ -76,8 +88,50 @@ pub const SIGNATURES: &[Signature] = &[
         ],
         one_of: &[],
     },
+    Signature {
+        op: OpName::Reshape,
+        doc: "The same values, in heads or in one piece.",
+        attributes: &[
+            attribute("features", Kind::Count, Default::Absent, "values of a token, in one piece"),
+            attribute("heads", Kind::Count, Default::Absent, "heads they fall into"),
+        ],
+        one_of: &["features", "heads"],
+        ..PLAIN
+    },
     Signature { op: OpName::Add, doc: "a + b.", values: PAIR, ..PLAIN },
     Signature { op: OpName::Mul, doc: "a · b, element by element.", values: PAIR, ..PLAIN },
+    Signature {
+        op: OpName::Glu,
+        doc: "a · sigmoid(b).",
+        values: &[value("a", "left"), value("b", "right, of `a`'s size or one value a token")],
+        ..PLAIN
+    },
+    Signature {
+        op: OpName::Experts,
+        doc: "Σ share · down(f(gate x) · up x) over the experts of the largest `top_k` router logits; f(up x) without a gate. \
+              Shares are the softmax over all logits, in fp32.",
+        values: &[value("x", "input"), value("router", "a logit for each expert")],
+        weights: &[
+            optional_weight(
+                "gate",
+                "`[features, in]` of each expert, `{expert}` in its name; or one tensor with an axis more in front",
+            ),
+            weight("up", "as `gate`"),
+            weight("down", "`[out, features]` of each expert, named alike"),
+        ],
+        attributes: &[
+            attribute("top_k", Kind::Count, Default::Required, "experts a token"),
+            attribute("features", Kind::Count, Default::Required, "values inside an expert"),
+            attribute("out_features", Kind::Count, Default::Key("hidden_size"), "size of the result"),
+            attribute("kind", Kind::Activation, Default::Required, "a Hugging Face name: `hidden_act`"),
+            attribute("gate_part", Kind::Part, Default::Absent, "of a fused weight, as `part` of `linear`"),
+            attribute("up_part", Kind::Part, Default::Absent, "likewise"),
+            attribute("normalise", Kind::Bool, Default::Bool(false), "divide the shares by their sum"),
+            attribute("sigmoid", Kind::Bool, Default::Bool(false), "shares are the sigmoid of each logit"),
+            attribute("scale", Kind::Float, Default::Float(1.0), "multiplies the shares"),
+        ],
+        one_of: &[],
+    },
     Signature { op: OpName::Silu, doc: "x · sigmoid(x).", ..PLAIN },
     Signature { op: OpName::Gelu, doc: "x · Φ(x), exact.", ..PLAIN },
     Signature { op: OpName::GeluTanh, doc: "The tanh approximation of gelu.", ..PLAIN },
@@ -163,6 +217,8 @@ pub enum Kind {
     Activation,
     /// A `rope_scaling` table.
     RopeScaling,
+    /// A list `[first, size, step]`.
+    Part,
 }
 
 /// What holds where an attribute is not given.
@@ -210,10 +266,16 @@ ops! {
     Rope = "rope";
     /// Causal attention over a cache.
     Attention = "attention";
+    /// Another shape.
+    Reshape = "reshape";
     /// Sum.
     Add = "add";
     /// Product.
     Mul = "mul";
+    /// A product with a sigmoid.
+    Glu = "glu";
+    /// Routed experts.
+    Experts = "experts";
     /// SiLU.
     Silu = "silu";
     /// GELU.
@@ -259,6 +321,7 @@ impl Kind {
             Kind::Bool => "true or false",
             Kind::Activation => "the name of an activation function",
             Kind::RopeScaling => "a rope_scaling table",
+            Kind::Part => "a list `[first, size, step]` of ints, with first + size at most step",
         }
     }
 }

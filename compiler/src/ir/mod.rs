@@ -9,11 +9,16 @@ mod patch;
 mod text;
 mod types;
 mod verify;
+mod weight;
 
 pub use graph::{Graph, Node, NodeId, Results, Value};
 pub use interpret::{Interpreter, Tensor, erf, evaluate, nmse, random_run, random_tensor};
-pub use op::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Projection, Role, Rope, RopeScaling};
+pub use op::{
+    Activation, Attention, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Role, Rope, RopeScaling,
+};
+pub use op::{Route, Scoring};
 pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
 pub use types::{DType, Dim, Type};
 pub use verify::{VerifyError, verify, verify_all};
+pub use weight::{Part, WeightName};

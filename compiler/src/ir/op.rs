@@ -29,6 +29,8 @@ pub enum Op {
     Add,
     /// `a · b`, element by element.
     Mul,
+    /// `a · sigmoid(b)`, element by element; `b` may be one value a token.
+    Glu,
     /// An activation function, element by element.
     Activation(Activation),
     /// `factor · x`.
@@ -37,6 +39,11 @@ pub enum Op {
     Softcap(f32),
     /// The same elements under another shape.
     Reshape,
+    /// Which experts a token goes to, `i32[T, top_k]`, and what share each has, `f32[T, top_k]`, from a logit for each expert.
+    Route(Route),
+    /// `Σ share · down_e(f(gate_e x) · up_e x)` over the chosen experts of each token. Weights hold all experts, `[experts, out, in]`; only the
+    /// chosen ones need to be read.
+    Experts(Experts),
     /// The next token of each row of logits. The reference takes the first largest; a step samples as its parameters say.
     Sample,
 }
@@ -175,6 +182,38 @@ pub struct Attention {
     pub proj: Option<Projection>,
 }
 
+/// How a router's logits choose experts. The largest are chosen, the first of equal ones.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Experts a token.
+    pub top_k: usize,
+    /// What makes shares of logits.
+    pub scoring: Scoring,
+    /// The shares of the chosen are divided by their sum.
+    pub normalise: bool,
+    /// Multiplies the shares at the end.
+    pub scale: f32,
+}
+
+/// What makes shares of a router's logits, in fp32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Softmax over all experts.
+    Softmax,
+    /// The sigmoid of each.
+    Sigmoid,
+}
+
+/// An MLP a expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Behind the gate, or behind `up` where there is no gate.
+    pub activation: Activation,
+    /// Has a gate.
+    pub gated: bool,
+}
+
 /// The output projection of a fused attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Projection {
@@ -249,6 +288,16 @@ pub enum Role {
     ProjWeight,
     /// Bias of the fused output projection.
     ProjBias,
+    /// The experts of each token, `i32[T, top_k]`.
+    Chosen,
+    /// Their shares, `f32[T, top_k]`.
+    Shares,
+    /// Gates of all experts.
+    Gate,
+    /// Up projections of all experts.
+    Up,
+    /// Down projections of all experts.
+    Down,
 }
 
 impl Op {
@@ -267,8 +316,16 @@ impl Op {
             Op::Rope(_) => vec![Role::X, Role::Positions],
             Op::KvAppend => vec![Role::Cache, Role::X, Role::Positions],
             Op::Attention(attention) => attention.roles(),
-            Op::Add | Op::Mul => vec![Role::A, Role::B],
-            Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Reshape | Op::Sample => vec![Role::X],
+            Op::Add | Op::Mul | Op::Glu => vec![Role::A, Role::B],
+            Op::Experts(experts) => {
+                let mut roles = vec![Role::X, Role::Chosen, Role::Shares];
+                roles.extend(experts.gated.then_some(Role::Gate));
+                roles.extend([Role::Up, Role::Down]);
+                roles
+            }
+            Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Reshape | Op::Route(_) | Op::Sample => {
+                vec![Role::X]
+            }
         }
     }
 
@@ -286,10 +343,13 @@ impl Op {
             Op::Attention(attention) => attention.name(),
             Op::Add => "add".into(),
             Op::Mul => "mul".into(),
+            Op::Glu => "glu".into(),
             Op::Activation(activation) => activation.name().into(),
             Op::Scale(_) => "scale".into(),
             Op::Softcap(_) => "softcap".into(),
             Op::Reshape => "reshape".into(),
+            Op::Route(_) => "route".into(),
+            Op::Experts(_) => "experts".into(),
             Op::Sample => "sample".into(),
         }
     }
@@ -387,6 +447,16 @@ impl Attention {
             Some(Projection { residual: true, .. }) => "_proj_add",
         };
         format!("{norm}{rope}{append}attention{proj}")
+    }
+}
+
+impl Scoring {
+    /// `softmax` or `sigmoid`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scoring::Softmax => "softmax",
+            Scoring::Sigmoid => "sigmoid",
+        }
     }
 }
 

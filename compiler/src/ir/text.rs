@@ -100,6 +100,18 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
         Op::Rope(rope) => list.rope(rope),
         Op::Scale(factor) => list.add("factor", number(factor)),
         Op::Softcap(cap) => list.add("cap", number(cap)),
+        Op::Route(route) => {
+            list.add("top_k", route.top_k.to_string());
+            list.add("scoring", route.scoring.name().into());
+            list.flag("normalise", route.normalise);
+            if route.scale != 1.0 {
+                list.add("scale", number(&route.scale));
+            }
+        }
+        Op::Experts(experts) => {
+            list.add("activation", experts.activation.name().into());
+            list.flag("gated", experts.gated);
+        }
         Op::Matmul(matmul) => {
             list.call("norm", matmul.norm.as_ref(), norm_call);
             if matmul.biases.contains(&true) || matmul.biases.len() != weights_implied(matmul, results) {
@@ -129,7 +141,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
             }
         }
         Op::Input(_) | Op::Weight(_) | Op::State(_) | Op::Embedding | Op::KvAppend => {}
-        Op::Add | Op::Mul | Op::Activation(_) | Op::Reshape | Op::Sample => {}
+        Op::Add | Op::Mul | Op::Glu | Op::Activation(_) | Op::Reshape | Op::Sample => {}
     }
     list.text
 }

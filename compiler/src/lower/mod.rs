@@ -1,27 +1,30 @@
 //! A resolved description to a graph: one call, one or a few nodes. What does not fit together is an error on the call's line.
 
+mod experts;
+mod rope;
 mod shapes;
 
 use std::collections::BTreeMap;
 
-use crate::description::RopeScaling as DescribedScaling;
-use crate::description::{AttrValue, Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
-use crate::ir::{Activation, Attention, DType, Graph, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Type, Value};
+use crate::description::{Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
+use crate::ir::{Activation, Attention, DType, Graph, Matmul, Norm, NormKind, Op, Part, Rope, Type, Value, WeightName};
 
 use shapes::{Heads, words};
 
 /// The graph of a model. Weights and caches are of type `dtype`; activations are `f32`.
 ///
+/// `context` is the longest sequence that is meant to run, in positions; none: what the configuration says. Some scalings of RoPE depend on it.
 /// Inputs are `tokens` and `positions`. Outputs, in order: the logits `f32[T, vocabulary]`, the sampled token `i32[T]`, and each layer's caches after the
 /// step, keys before values (`keys.N`, `values.N`). Attention appends to its layer's caches before it reads them. A weight that is named twice is one
 /// node.
 ///
 /// # Errors
 /// Shapes that do not fit together, on the lines at fault.
-pub fn lower(resolved: &Resolved, dtype: DType) -> Result<Graph, Diagnostics> {
+pub fn lower(resolved: &Resolved, dtype: DType, context: Option<usize>) -> Result<Graph, Diagnostics> {
     let mut lowering = Lowering {
         graph: Graph::new(&resolved.name),
         dtype,
+        context: context.or(resolved.facts.max_position_embeddings),
         values: BTreeMap::new(),
         weights: BTreeMap::new(),
         caches: BTreeMap::new(),
@@ -47,6 +50,7 @@ pub fn lower(resolved: &Resolved, dtype: DType) -> Result<Graph, Diagnostics> {
 struct Lowering {
     graph: Graph,
     dtype: DType,
+    context: Option<usize>,
     /// The node that each name stands for at this point.
     values: BTreeMap<String, Value>,
     weights: BTreeMap<String, Value>,
@@ -65,6 +69,9 @@ impl Lowering {
             OpName::LayerNorm => self.norm(call, NormKind::Layer),
             OpName::Rope => self.rope(call),
             OpName::Attention => self.attention(call),
+            OpName::Reshape => self.reshape(call),
+            OpName::Glu => self.glu(call),
+            OpName::Experts => self.experts(call),
             OpName::Add => self.pair(call, Op::Add),
             OpName::Mul => self.pair(call, Op::Mul),
             OpName::Silu => self.plain(call, Op::Activation(Activation::Silu)),
@@ -104,10 +111,13 @@ impl Lowering {
         let outputs = sizes.iter().product();
         let transposed = call.flag("transposed");
         let shape = if transposed { [inputs, outputs] } else { [outputs, inputs] };
-        let mut operands = vec![x, self.weight(call, "weight", &shape)?];
+        let name = |role: &str, axis: usize| -> Result<WeightName, Diagnostic> {
+            Ok(WeightName::of(&call.weights[role], None, part(call, "part", axis, outputs)?))
+        };
+        let mut operands = vec![x, self.named_weight(call, &name("weight", usize::from(transposed))?, &shape)?];
         let bias = call.weights.contains_key("bias");
         if bias {
-            operands.push(self.weight(call, "bias", &[outputs])?);
+            operands.push(self.named_weight(call, &name("bias", 0)?, &[outputs])?);
         }
         let matmul = Matmul { transposed, ..Matmul::plain(bias) };
         Ok(self.node(call, Op::Matmul(matmul), &operands, Type::activation(&sizes)))
@@ -137,6 +147,23 @@ impl Lowering {
         Ok(self.node(call, Op::Norm(norm), &operands, result))
     }
 
+    fn reshape(&mut self, call: &Call) -> Lowered {
+        let x = self.activation(call, "x")?;
+        let ty = self.graph.type_of(x).clone();
+        let values = ty.row_size();
+        let sizes = match call.count("heads") {
+            Some(heads) if !values.is_multiple_of(heads) => {
+                return Err(mismatch(call, format!("`x` is {}, which {heads} heads cannot share evenly", words(&ty))));
+            }
+            Some(heads) => vec![heads, values / heads],
+            None => vec![count(call, "features")],
+        };
+        if sizes.iter().product::<usize>() != values {
+            return Err(mismatch(call, format!("`x` is {}, and cannot be {} in one piece", words(&ty), sizes[0])));
+        }
+        Ok(self.node(call, Op::Reshape, &[x], Type::activation(&sizes)))
+    }
+
     fn rope(&mut self, call: &Call) -> Lowered {
         let x = self.activation(call, "x")?;
         let heads = self.heads(call, "x")?;
@@ -146,8 +173,8 @@ impl Lowering {
             return Err(mismatch(call, message).help("`dim` is even and at most the size of a head"));
         }
         positive(call, "theta")?;
-        let theta = call.float("theta").expect("the signature requires it");
-        let rope = Rope { theta, dim, interleaved: call.flag("interleaved"), scaling: scaling(call) };
+        let (theta, scaling) = rope::scaled(call, dim, self.context)?;
+        let rope = Rope { theta, dim, interleaved: call.flag("interleaved"), scaling };
         let result = self.graph.type_of(x).clone();
         let positions = self.values["positions"];
         Ok(self.node(call, Op::Rope(rope), &[x, positions], result))
@@ -184,10 +211,17 @@ impl Lowering {
             Some(_) => Some(positive(call, "softcap")?),
             None => None,
         };
-        let attention = Attention { window: call.count("window"), softcap, ..Attention::plain(number(call, "scale")) };
+        let sinks = call.weights.contains_key("sinks");
+        let plain = Attention::plain(number(call, "scale"));
+        let attention = Attention { window: call.count("window"), softcap, sinks, ..plain };
+        let heads = q.count;
         let q = self.operand(call, "q");
         let result = self.graph.type_of(q).clone();
-        Ok(self.node(call, Op::Attention(attention), &[q, caches[0], caches[1], positions], result))
+        let mut operands = vec![q, caches[0], caches[1], positions];
+        if sinks {
+            operands.push(self.weight(call, "sinks", &[heads])?);
+        }
+        Ok(self.node(call, Op::Attention(attention), &operands, result))
     }
 
     fn pair(&mut self, call: &Call, op: Op) -> Lowered {
@@ -257,9 +291,13 @@ impl Lowering {
     }
 
     fn weight(&mut self, call: &Call, role: &str, shape: &[usize]) -> Lowered {
-        let name = &call.weights[role];
+        self.named_weight(call, &WeightName::of(&call.weights[role], None, None), shape)
+    }
+
+    fn named_weight(&mut self, call: &Call, name: &WeightName, shape: &[usize]) -> Lowered {
+        let name = name.to_string();
         let ty = Type::weight(self.dtype, shape);
-        if let Some(known) = self.weights.get(name) {
+        if let Some(known) = self.weights.get(&name) {
             let before = self.graph.type_of(*known);
             if *before == ty {
                 return Ok(*known);
@@ -268,22 +306,19 @@ impl Lowering {
             return Err(mismatch(call, message));
         }
         let value = self.graph.value(Op::Weight(name.clone()), &[], ty, call.layer);
-        self.weights.insert(name.clone(), value);
+        self.weights.insert(name, value);
         Ok(value)
     }
 }
 
-fn scaling(call: &Call) -> RopeScaling {
-    let Some(AttrValue::RopeScaling(scaling)) = call.attributes.get("scaling") else { return RopeScaling::None };
-    match *scaling {
-        DescribedScaling::Linear { factor } => RopeScaling::Linear { factor },
-        DescribedScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original }
-        }
-        DescribedScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate } => {
-            RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate }
-        }
+/// The part that `attribute` takes of a weight with `outputs` of its outputs along `axis`; none where the whole is taken.
+fn part(call: &Call, attribute: &str, axis: usize, outputs: usize) -> Result<Option<Part>, Diagnostic> {
+    let Some([first, size, step]) = call.part(attribute) else { return Ok(None) };
+    if !outputs.is_multiple_of(size) {
+        let message = format!("`{attribute}` takes runs of {size} outputs, which do not make {outputs}");
+        return Err(mismatch(call, message));
     }
+    Ok(Some(Part { axis, first, size, step }))
 }
 
 fn mismatch(call: &Call, message: impl Into<String>) -> Diagnostic {

@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::ir::{Attention, DType, Epilogue, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type, Value};
+use fusec::ir::{Attention, DType, Epilogue, Experts, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
+use fusec::ir::{Value, WeightName};
 
+use super::experts::{HiddenStep, RouteStep, SumStep};
 use super::pack::{Recipe, WeightSource, vector};
 use super::plan::{Buffer, BufferShape, CacheShape};
 use super::step::{
@@ -129,6 +131,20 @@ impl<'a> Lowering<'a> {
                 self.homes.insert(node.result(0), Home::Cache(cache));
             }
             Op::Attention(attention) => self.attention(node, attention)?,
+            Op::Glu => {
+                let (a, b) = (self.input(self.operand(node, Role::A)?)?, self.input(self.operand(node, Role::B)?)?);
+                let out = self.result(node.result(0));
+                self.push(Step::Glu { a, b, out });
+            }
+            Op::Route(route) => {
+                let x = self.input(self.operand(node, Role::X)?)?;
+                let out = self.new_buffer(2 * route.top_k);
+                for result in 0..2 {
+                    self.homes.insert(node.result(result), Home::Buffer(out));
+                }
+                self.push(Step::Route(RouteStep { route: route.clone(), x, out }));
+            }
+            Op::Experts(experts) => self.experts(node, experts)?,
             Op::Add => self.combine(node, false)?,
             Op::Mul => self.combine(node, true)?,
             Op::Activation(activation) => self.map(node, Map::Activation(*activation))?,
@@ -313,6 +329,48 @@ impl<'a> Lowering<'a> {
         )
     }
 
+    fn experts(&mut self, node: NodeId, experts: &Experts) -> Result<()> {
+        let x = self.input(self.operand(node, Role::X)?)?;
+        let (chosen, shares) = (self.operand(node, Role::Chosen)?, self.operand(node, Role::Shares)?);
+        ensure!(chosen.node == shares.node, "the experts and their shares come from two routers");
+        let routed = self.input(chosen)?;
+        let top_k = self.graph.type_of(shares).row_size();
+        let mut inner = vec![self.operand(node, Role::Up)?];
+        if experts.gated {
+            inner.insert(0, self.operand(node, Role::Gate)?);
+        }
+        let [count, features, columns] = self.sizes(inner[0])?;
+        ensure!(
+            columns == self.shapes[x].size,
+            "the experts have {columns} columns, their operand {}",
+            self.shapes[x].size
+        );
+        let down = self.operand(node, Role::Down)?;
+        let [_, outputs, _] = self.sizes(down)?;
+        let each = |this: &mut Self, weights: &[Value], rows: usize, columns: usize| -> Result<Vec<usize>> {
+            let dtype = this.graph.type_of(weights[0]).dtype;
+            let names = weights.iter().map(|&weight| Ok(WeightName::parse(&this.weight_name(weight)?)));
+            let names: Vec<WeightName> = names.collect::<Result<_>>()?;
+            let recipe = |expert: usize| Recipe {
+                names: names.iter().map(|name| name.matrix(expert).to_string()).collect(),
+                rows: vec![rows; names.len()],
+                columns,
+                dtype,
+                transposed: false,
+                paired: names.len() == 2,
+            };
+            Ok((0..count).map(|expert| this.packed(recipe(expert))).collect())
+        };
+        let matrices = each(self, &inner, features, columns)?;
+        let hidden = self.new_buffer(top_k * features);
+        let activation = experts.activation;
+        self.push(Step::ExpertHidden(HiddenStep { x, routed, top_k, matrices, activation, out: hidden }));
+        let matrices = each(self, &[down], outputs, features)?;
+        let out = self.result(node.result(0));
+        self.push(Step::ExpertSum(SumStep { hidden, routed, top_k, matrices, out }));
+        Ok(())
+    }
+
     /// Norm, rotation or both of each head of `x`, into a new value.
     fn heads(&mut self, x: Value, norm: Option<NormStep>, angles: Option<Angles>, result: Value) -> Result<()> {
         let (heads, dim) = self.heads_of(x)?;
@@ -402,13 +460,17 @@ impl<'a> Lowering<'a> {
         let dtype = self.graph.type_of(weights[0]).dtype;
         ensure!(dtype != DType::I32, "a matrix of i32");
         let names = weights.iter().map(|&weight| self.weight_name(weight)).collect::<Result<Vec<_>>>()?;
-        let recipe = Recipe { names, rows: rows.to_vec(), columns, dtype, transposed, paired };
+        Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, dtype, transposed, paired }))
+    }
+
+    /// The number of a matrix; equal ones share one.
+    fn packed(&mut self, recipe: Recipe) -> usize {
         let next = self.recipes.len();
         let number = *self.recipe_numbers.entry(recipe.clone()).or_insert(next);
         if number == next {
             self.recipes.push(recipe);
         }
-        Ok(number)
+        number
     }
 
     fn constant(&self, value: Value, size: usize) -> Result<Box<[f32]>> {

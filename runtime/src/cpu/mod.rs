@@ -5,6 +5,7 @@
 
 mod attention;
 mod bandwidth;
+mod experts;
 mod lower;
 mod math;
 mod memory;
@@ -180,13 +181,19 @@ impl CpuModel {
         self.options
     }
 
-    /// Bytes of weights that one decode step reads: every matrix that is multiplied. Rows looked up, norms and biases are not counted.
+    /// Bytes of weights that one decode step reads: every matrix that is multiplied, of experts the chosen ones. Rows looked up, norms and biases are not counted.
     pub fn weight_bytes_per_step(&self) -> usize {
         let products = self.plan.body.iter().chain(&self.plan.tail).filter_map(|scheduled| match &scheduled.step {
-            Step::Matmul(step) => Some(self.weights.recipe(step.matrix)),
+            Step::Matmul(step) => Some((1, step.matrix)),
+            Step::ExpertHidden(step) => Some((step.top_k, step.matrices[0])),
+            Step::ExpertSum(step) => Some((step.top_k, step.matrices[0])),
             _ => None,
         });
-        products.map(|recipe| recipe.rows.iter().sum::<usize>() * recipe.columns * recipe.dtype.bytes()).sum()
+        let bytes = |(times, matrix): (usize, usize)| {
+            let recipe = self.weights.recipe(matrix);
+            times * recipe.rows.iter().sum::<usize>() * recipe.columns * recipe.dtype.bytes()
+        };
+        products.map(bytes).sum()
     }
 
     /// Bytes of caches that a decode step at this position reads, for one sequence, windows left aside.

@@ -6,6 +6,7 @@ use std::ops::Range;
 use fusec::ir::{Activation, Epilogue, NormKind};
 
 use super::attention::{scores, weighted_sum};
+use super::experts::{HiddenStep, RouteStep, SumStep};
 use super::math::{self, Isa};
 use super::memory::SharedFloats;
 use super::pack::Weights;
@@ -27,8 +28,16 @@ pub(crate) enum Step {
     Attention(AttentionStep),
     /// `a + b` or `a · b`.
     Combine { multiply: bool, a: Operand, b: Operand, out: Buffer },
+    /// `a · sigmoid(b)`.
+    Glu { a: Buffer, b: Buffer, out: Buffer },
     /// A function of each element.
     Map { map: Map, x: Buffer, out: Buffer },
+    /// Which experts a row goes to.
+    Route(RouteStep),
+    /// What the chosen experts have inside.
+    ExpertHidden(HiddenStep),
+    /// The sum of the chosen experts.
+    ExpertSum(SumStep),
     /// The selected rows of a buffer.
     Gather { x: Buffer, out: Buffer },
 }
@@ -161,8 +170,17 @@ impl Step {
                 }
                 touch(Access::Write(*out));
             }
-            Step::Map { x, out, .. } | Step::Gather { x, out } => {
+            Step::Glu { a, b, out } => {
+                [a, b].into_iter().for_each(|&buffer| touch(Access::Read(buffer)));
+                touch(Access::Write(*out));
+            }
+            Step::Map { x, out, .. } | Step::Gather { x, out } | Step::Route(RouteStep { x, out, .. }) => {
                 touch(Access::Read(*x));
+                touch(Access::Write(*out));
+            }
+            Step::ExpertHidden(HiddenStep { x, routed, out, .. })
+            | Step::ExpertSum(SumStep { hidden: x, routed, out, .. }) => {
+                [x, routed].into_iter().for_each(|&buffer| touch(Access::Read(buffer)));
                 touch(Access::Write(*out));
             }
         }
@@ -253,14 +271,16 @@ impl Execution<'_> {
     /// What a step is cut along: rows, heads, panels or elements.
     fn items(&self, step: &Step, count: usize) -> usize {
         match step {
-            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } => count,
+            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => count,
+            Step::ExpertHidden(step) => count * step.top_k * self.weights.recipe(step.matrices[0]).panels(0),
+            Step::ExpertSum(step) => count * self.weights.recipe(step.matrices[0]).panels(0),
             Step::Heads(step) => count * step.heads,
             Step::Attention(step) => count * step.heads,
             Step::Matmul(step) => {
                 let recipe = self.weights.recipe(step.matrix);
                 (0..step.outs.len()).map(|out| recipe.panels(out)).sum()
             }
-            Step::Combine { out, .. } | Step::Map { out, .. } => count * self.size(*out),
+            Step::Combine { out, .. } | Step::Glu { out, .. } | Step::Map { out, .. } => count * self.size(*out),
         }
     }
 
@@ -268,14 +288,14 @@ impl Execution<'_> {
     fn chunks(&self, step: &Step, count: usize, threads: usize) -> usize {
         let items = self.items(step, count);
         let least_items = match step {
-            Step::Matmul(_) => 4,
+            Step::Matmul(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) => 4,
             Step::Attention(_) => 1,
             Step::Heads(step) => 256usize.div_ceil(step.dim),
-            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } => 1,
-            Step::Combine { .. } | Step::Map { .. } => 512,
+            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => 1,
+            Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } => 512,
         };
         let each = match step {
-            Step::Matmul(_) | Step::Attention(_) => CHUNKS_A_THREAD,
+            Step::Matmul(_) | Step::Attention(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) => CHUNKS_A_THREAD,
             _ => 1,
         };
         let largest = match step {
@@ -295,6 +315,10 @@ impl Execution<'_> {
             Step::Combine { multiply, a, b, out } => {
                 self.by_row(*out, part, |row, part| self.combine(*multiply, a, b, *out, row, part));
             }
+            Step::Glu { a, b, out } => self.by_row(*out, part, |row, part| self.glu(*a, *b, *out, row, part)),
+            Step::Route(step) => self.route(step, part),
+            Step::ExpertHidden(step) => self.expert_hidden(step, part),
+            Step::ExpertSum(step) => self.expert_sum(step, part),
             Step::Map { map, x, out } => self.by_row(*out, part, |row, part| self.map(*map, *x, *out, row, part)),
             Step::Gather { x, out } => {
                 for row in part {
@@ -316,11 +340,11 @@ impl Execution<'_> {
         }
     }
 
-    fn size(&self, buffer: Buffer) -> usize {
+    pub(super) fn size(&self, buffer: Buffer) -> usize {
         self.plan.places[buffer].size
     }
 
-    fn row(&self, buffer: Buffer, row: usize) -> &[f32] {
+    pub(super) fn row(&self, buffer: Buffer, row: usize) -> &[f32] {
         let place = self.plan.places[buffer];
         // SAFETY: the barriers of the plan, see `Execution`: nobody writes a buffer while a step reads it.
         unsafe { self.memory.read(place.start + row * place.size, place.size) }
@@ -328,7 +352,7 @@ impl Execution<'_> {
 
     /// Part of a row, which this thread alone touches in this step.
     #[allow(clippy::mut_from_ref)]
-    fn write(&self, buffer: Buffer, row: usize, from: usize, length: usize) -> &mut [f32] {
+    pub(super) fn write(&self, buffer: Buffer, row: usize, from: usize, length: usize) -> &mut [f32] {
         let place = self.plan.places[buffer];
         // SAFETY: the chunks of a step do not overlap, and the barriers of the plan keep other steps away, see `Execution`.
         unsafe { self.memory.write(place.start + row * place.size + from, length) }

@@ -5,12 +5,14 @@ mod dtype;
 pub mod gguf;
 mod hugging_face;
 mod pack;
+mod select;
 
 pub use dtype::Dtype;
 pub use pack::{dummy_pattern, lane_share, pack};
 
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, bail, ensure};
+use fusec::ir::WeightName;
 use fusec::tensors;
 use fusec::text::closest;
 use memmap2::Mmap;
@@ -156,9 +158,13 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// A tensor's dimensions, slowest first: `[out_features, in_features]` of a linear layer. Fails where there is no such tensor.
-    pub fn shape(&self, name: &str) -> Result<&[usize]> {
-        Ok(&self.tensor(name)?.shape)
+    /// The dimensions of a weight, slowest first: `[out_features, in_features]` of a linear layer. `name` is a [`WeightName`]: a tensor, a part of
+    /// one, or several as one. Fails where there is no such tensor or it has no such part.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor.shape.clone()),
+            None => self.selected_shape(&WeightName::parse(name)),
+        }
     }
 
     /// How a tensor is stored. Fails where there is no such tensor.
@@ -166,23 +172,30 @@ impl Checkpoint {
         Ok(self.tensor(name)?.dtype)
     }
 
-    /// A whole tensor in row-major order, each value widened exactly. Fails where there is no such tensor or its type is not read.
+    /// A whole weight in row-major order, each value widened exactly. Fails where there is no such weight or its type is not read.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let rows = self.tensor(name)?.rows_and_columns().0;
+        let rows = self.shape(name)?.first().copied().unwrap_or(1);
         let mut values = Vec::new();
         self.read_rows_f32(name, 0..rows, &mut values)?;
         Ok(values)
     }
 
-    /// Replaces the contents of `out` by some rows of a tensor: `rows.len()` × (the product of all dimensions but the first) values. A tensor of one
+    /// Replaces the contents of `out` by some rows of a weight: `rows.len()` × (the product of all dimensions but the first) values. A weight of one
     /// dimension has rows of one value.
     ///
-    /// Fails where there is no such tensor, its type is not read, or it has fewer rows.
+    /// Fails where there is no such weight, its type is not read, or it has fewer rows.
     pub fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        let tensor = self.tensor(name)?;
+        out.clear();
+        match self.tensors.get(name) {
+            Some(tensor) => self.append_rows(name, tensor, rows, out),
+            None => self.append_selected(&WeightName::parse(name), rows, out),
+        }
+    }
+
+    /// Appends some rows of a tensor.
+    fn append_rows(&self, name: &str, tensor: &Tensor, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let (count, columns) = tensor.rows_and_columns();
         ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of tensor {name}, which has {count}");
-        out.clear();
         out.reserve(rows.len() * columns);
         let source = &self.sources[tensor.file];
         let bytes = match source {

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::attention::attention;
+use super::experts::{experts, glu, route};
 use super::matmul::{Product, matmul};
 use super::{Tensor, maths};
 use crate::ir::{Epilogue, Matmul, Norm, NormKind, Op, Role, Rope};
@@ -26,6 +27,9 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Attention(fused) => fused_attention(fused, &operands, shapes)?,
         Op::Add => vec![add(operands.get(Role::A), operands.get(Role::B))],
         Op::Mul => vec![mul(operands.get(Role::A), operands.get(Role::B))],
+        Op::Glu => vec![glu(operands.get(Role::A), operands.get(Role::B))],
+        Op::Route(of) => route(of, x()),
+        Op::Experts(of) => vec![experts(of, &operands)?],
         Op::Activation(activation) => vec![map(x(), |x| maths::activate(*activation, x))],
         Op::Scale(factor) => vec![map(x(), |x| x * factor)],
         Op::Softcap(cap) => vec![map(x(), |x| cap * (x / cap).tanh())],
@@ -47,12 +51,12 @@ impl<'a> Operands<'a> {
         Ok(Operands { roles, tensors })
     }
 
-    fn find(&self, role: Role) -> Option<&'a Tensor> {
+    pub(super) fn find(&self, role: Role) -> Option<&'a Tensor> {
         self.roles.iter().position(|known| *known == role).map(|index| self.tensors[index])
     }
 
     /// The operand of a role that the op has.
-    fn get(&self, role: Role) -> &'a Tensor {
+    pub(super) fn get(&self, role: Role) -> &'a Tensor {
         self.find(role).expect("the op's roles hold this one")
     }
 }

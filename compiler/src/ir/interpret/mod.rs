@@ -2,6 +2,7 @@
 
 mod attention;
 mod evaluate;
+mod experts;
 mod maths;
 mod matmul;
 mod random;

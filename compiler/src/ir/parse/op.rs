@@ -5,7 +5,8 @@ use std::str::FromStr;
 use super::ParseError;
 use super::scan::{Attribute, AttributeValue, Form, Scan};
 use crate::ir::text::weights_implied;
-use crate::ir::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling};
+use crate::ir::{Activation, Attention, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling};
+use crate::ir::{Route, Scoring};
 
 /// The op of that name. `leaf` is the text in quotes after it, `results` how many types follow.
 pub(super) fn build(
@@ -29,6 +30,17 @@ pub(super) fn build(
         "kv_append" => Op::KvAppend,
         "add" => Op::Add,
         "mul" => Op::Mul,
+        "glu" => Op::Glu,
+        "route" => Op::Route(Route {
+            top_k: attributes.number("top_k")?,
+            scoring: scoring(&mut attributes)?,
+            normalise: attributes.flag("normalise", false)?,
+            scale: attributes.optional_number("scale")?.unwrap_or(1.0),
+        }),
+        "experts" => {
+            let activation = activation(&mut attributes)?.ok_or_else(|| attributes.missing("activation"))?;
+            Op::Experts(Experts { activation, gated: attributes.flag("gated", false)? })
+        }
         "scale" => Op::Scale(attributes.number("factor")?),
         "softcap" => Op::Softcap(attributes.number("cap")?),
         "reshape" => Op::Reshape,
@@ -55,14 +67,10 @@ pub(super) fn build(
 
 fn matmul(attributes: &mut Attributes<'_>, name: &str, results: usize) -> Result<Matmul, ParseError> {
     let gated = name.contains("_gated");
-    let epilogue = match attributes.take("activation") {
+    let epilogue = match activation(attributes)? {
         None => Epilogue::None,
-        Some(value) => {
-            let word = attributes.word(&value, "an activation")?;
-            let unknown = || attributes.error(&value, format!("unknown activation `{word}`"));
-            let activation = Activation::parse(word).ok_or_else(unknown)?;
-            if gated { Epilogue::Gate(activation) } else { Epilogue::Activate(activation) }
-        }
+        Some(activation) if gated => Epilogue::Gate(activation),
+        Some(activation) => Epilogue::Activate(activation),
     };
     let mut matmul = Matmul {
         norm: norm_attribute(attributes, "norm")?,
@@ -80,6 +88,22 @@ fn matmul(attributes: &mut Attributes<'_>, name: &str, results: usize) -> Result
         }
     };
     Ok(matmul)
+}
+
+fn activation(attributes: &mut Attributes<'_>) -> Result<Option<Activation>, ParseError> {
+    let Some(value) = attributes.take("activation") else { return Ok(None) };
+    let word = attributes.word(&value, "an activation")?;
+    let unknown = || attributes.error(&value, format!("unknown activation `{word}`"));
+    Activation::parse(word).ok_or_else(unknown).map(Some)
+}
+
+fn scoring(attributes: &mut Attributes<'_>) -> Result<Scoring, ParseError> {
+    let value = attributes.take("scoring").ok_or_else(|| attributes.missing("scoring"))?;
+    match attributes.word(&value, "`softmax` or `sigmoid`")? {
+        "softmax" => Ok(Scoring::Softmax),
+        "sigmoid" => Ok(Scoring::Sigmoid),
+        word => Err(attributes.error(&value, format!("expected `softmax` or `sigmoid`, found `{word}`"))),
+    }
 }
 
 fn attention(attributes: &mut Attributes<'_>, name: &str) -> Result<Attention, ParseError> {

@@ -1,5 +1,6 @@
 //! What a graph must keep to, whoever built or rewrote it.
 
+mod experts;
 mod fused;
 mod rules;
 #[cfg(test)]
@@ -139,6 +140,11 @@ pub(super) fn role_words(role: Role) -> String {
         Role::Sinks => "sinks".into(),
         Role::ProjWeight => "projection weight".into(),
         Role::ProjBias => "projection bias".into(),
+        Role::Chosen => "chosen experts".into(),
+        Role::Shares => "shares".into(),
+        Role::Gate => "gate".into(),
+        Role::Up => "up".into(),
+        Role::Down => "down".into(),
     }
 }
 

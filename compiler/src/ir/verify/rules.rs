@@ -12,6 +12,9 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
     if let Op::Attention(fused) = op {
         return attention(fused, node);
     }
+    if let Op::Route(route) = op {
+        return super::experts::route(route, node);
+    }
     result_count(node, 1)?;
     let result = &node.results[0];
     match op {
@@ -57,6 +60,8 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             }
             must(result, a, || "a".into())
         }
+        Op::Glu => super::experts::glu(node),
+        Op::Experts(experts) => super::experts::experts(experts, node),
         Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) => {
             let x = node.get(Role::X);
             activation("x", x)?;
@@ -82,7 +87,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             logits("x", x)?;
             must(result, &Type::tokens(), || format!("a sample of {x}"))
         }
-        Op::Matmul(_) | Op::Attention(_) => unreachable!("both have rules of their own"),
+        Op::Matmul(_) | Op::Attention(_) | Op::Route(_) => unreachable!("they have rules of their own"),
     }
 }
 

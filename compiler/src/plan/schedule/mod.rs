@@ -31,6 +31,13 @@ impl Default for PlanOptions {
     }
 }
 
+impl PlanOptions {
+    /// Nothing to launch: for who needs the graph alone.
+    pub fn none() -> PlanOptions {
+        PlanOptions { batches: Vec::new(), prompts: Vec::new() }
+    }
+}
+
 /// Plans a verified graph.
 ///
 /// # Errors
@@ -259,6 +266,9 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Reshape => {
                     let from = self.place(node, Role::X)?;
                     self.places.insert(node.result(0), from);
+                }
+                Op::Glu | Op::Route(_) | Op::Experts(_) => {
+                    bail!("no kernel computes {op} yet: models with routed experts run on the CPU (--device cpu)")
                 }
                 Op::Sample if sample => self.sample(node, None)?,
                 Op::Sample => {}

@@ -1,0 +1,74 @@
+//! Routed experts: which, and what they compute.
+
+use anyhow::{Result, ensure};
+
+use super::evaluate::Operands;
+use super::matmul::dot;
+use super::{Tensor, maths};
+use crate::ir::{Experts, Role, Route, Scoring};
+
+/// The chosen experts of each row of logits, best first, and their shares.
+pub(super) fn route(route: &Route, logits: &Tensor) -> Vec<Tensor> {
+    let (mut chosen, mut shares) = (Vec::new(), Vec::new());
+    for token in 0..logits.shape[0] {
+        let row = logits.row(token);
+        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let power = |logit: f32| f64::from(logit - largest).exp();
+        let sum: f64 = row.iter().map(|&logit| power(logit)).sum();
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        order.truncate(route.top_k);
+        let share = |&expert: &usize| match route.scoring {
+            Scoring::Softmax => power(row[expert]) / sum,
+            Scoring::Sigmoid => sigmoid(row[expert]),
+        };
+        let own: Vec<f64> = order.iter().map(share).collect();
+        let whole = if route.normalise { own.iter().sum() } else { 1.0 };
+        shares.extend(own.iter().map(|share| (share / whole * f64::from(route.scale)) as f32));
+        chosen.extend(order.iter().map(|&expert| expert as f32));
+    }
+    let shape = [logits.shape[0], route.top_k];
+    vec![Tensor::new(shape, chosen), Tensor::new(shape, shares)]
+}
+
+/// One token and expert after the other.
+pub(super) fn experts(fused: &Experts, operands: &Operands<'_>) -> Result<Tensor> {
+    let (x, chosen, shares) = (operands.get(Role::X), operands.get(Role::Chosen), operands.get(Role::Shares));
+    let (up, down) = (operands.get(Role::Up), operands.get(Role::Down));
+    let outputs = down.shape[1];
+    let mut out = Vec::with_capacity(x.shape[0] * outputs);
+    for token in 0..x.shape[0] {
+        let mut sum = vec![0.0f64; outputs];
+        for (&expert, &share) in chosen.row(token).iter().zip(shares.row(token)) {
+            ensure!((expert as usize) < up.shape[0], "expert {expert} is chosen, and there are {}", up.shape[0]);
+            let up = product(up, expert as usize, x.row(token));
+            let hidden: Vec<f32> = match fused.gated {
+                true => {
+                    let gate = product(operands.get(Role::Gate), expert as usize, x.row(token));
+                    gate.iter().zip(&up).map(|(&gate, up)| maths::activate(fused.activation, gate) * up).collect()
+                }
+                false => up.iter().map(|&up| maths::activate(fused.activation, up)).collect(),
+            };
+            let result = product(down, expert as usize, &hidden);
+            sum.iter_mut().zip(result).for_each(|(sum, value)| *sum += f64::from(share) * f64::from(value));
+        }
+        out.extend(sum.into_iter().map(|value| value as f32));
+    }
+    Ok(Tensor::new([x.shape[0], outputs], out))
+}
+
+/// `a · sigmoid(b)`.
+pub(super) fn glu(a: &Tensor, b: &Tensor) -> Tensor {
+    let repeat = a.data.len() / b.data.len().max(1);
+    let data = a.data.iter().enumerate().map(|(i, &a)| (f64::from(a) * sigmoid(b.data[i / repeat])) as f32);
+    Tensor::new(a.shape.clone(), data.collect::<Vec<_>>())
+}
+
+/// One expert's matrix times a vector.
+fn product(stack: &Tensor, expert: usize, x: &[f32]) -> Vec<f32> {
+    stack.row(expert).chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+}
+
+fn sigmoid(x: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(x)).exp())
+}

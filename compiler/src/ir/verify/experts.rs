@@ -1,0 +1,66 @@
+//! The rules of routed experts.
+
+use super::rules::{activation, logits, must, positive, result_count, same};
+use super::{Check, Checked};
+use crate::ir::{DType, Dim, Experts, Role, Route, Type};
+
+pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
+    result_count(node, 2)?;
+    let x = node.get(Role::X);
+    logits("x", x)?;
+    let experts = x.row_size();
+    if route.top_k == 0 || route.top_k > experts {
+        return Err(format!("top_k is {}, but x is {x}: {experts} experts", route.top_k));
+    }
+    positive("scale", route.scale)?;
+    must(&node.results[0], &chosen(route.top_k), || format!("top_k {}", route.top_k))?;
+    must(&node.results[1], &Type::activation(&[route.top_k]), || format!("top_k {}", route.top_k))
+}
+
+pub(super) fn experts(fused: &Experts, node: &Checked<'_>) -> Check {
+    let x = node.get(Role::X);
+    activation("x", x)?;
+    let shares = node.get(Role::Shares);
+    logits("shares", shares)?;
+    same("chosen experts", node.get(Role::Chosen), &chosen(shares.row_size()))?;
+    let up = node.get(Role::Up);
+    let [count, features, inputs] = stack("up", up)?;
+    if inputs != x.row_size() {
+        return Err(format!("x is {x}, {} values a token, but up is {up}, {inputs} columns", x.row_size()));
+    }
+    if fused.gated {
+        same("gate", node.get(Role::Gate), up)?;
+    }
+    let down = node.get(Role::Down);
+    let [other, outputs, columns] = stack("down", down)?;
+    if (other, columns) != (count, features) {
+        return Err(format!(
+            "up is {up}, but down is {down}: {count} experts of {features} values need [{count}, …, {features}]"
+        ));
+    }
+    must(&node.results[0], &Type::activation(&[outputs]), || format!("down {down}"))
+}
+
+pub(super) fn glu(node: &Checked<'_>) -> Check {
+    let (a, b) = (node.get(Role::A), node.get(Role::B));
+    activation("a", a)?;
+    if b != a && *b != Type::activation(&[1]) {
+        return Err(format!("a is {a}, but b is {b}; b is one value a token or as many as a"));
+    }
+    must(&node.results[0], a, || "a".into())
+}
+
+/// `i32[T, top_k]`.
+fn chosen(top_k: usize) -> Type {
+    Type { dtype: DType::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] }
+}
+
+/// `[experts, rows, columns]` of a weight.
+fn stack(name: &str, ty: &Type) -> Result<[usize; 3], String> {
+    match ty.shape[..] {
+        [Dim::Fixed(count), Dim::Fixed(rows), Dim::Fixed(columns)] if ty.dtype != DType::I32 => {
+            Ok([count, rows, columns])
+        }
+        _ => Err(format!("{name} is {ty}, but must be a weight of three axes, [experts, out, in]")),
+    }
+}

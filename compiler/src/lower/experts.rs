@@ -1,0 +1,50 @@
+//! Routed experts, and products with a sigmoid.
+
+use super::shapes::words;
+use super::{Lowered, Lowering, count, mismatch, part, positive};
+use crate::description::{Activation as Described, AttrValue, Call};
+use crate::ir::{Activation, DType, Dim, Experts, Op, Results, Route, Scoring, Type, WeightName};
+
+impl Lowering {
+    pub(super) fn experts(&mut self, call: &Call) -> Lowered {
+        let (x, router) = (self.activation(call, "x")?, self.activation(call, "router")?);
+        let (inputs, experts) = (self.graph.type_of(x).row_size(), self.graph.type_of(router).row_size());
+        let (top_k, features, outputs) = (count(call, "top_k"), count(call, "features"), count(call, "out_features"));
+        if top_k > experts {
+            return Err(mismatch(call, format!("`top_k` is {top_k}, and `router` has {experts} logits")));
+        }
+        let scoring = if call.flag("sigmoid") { Scoring::Sigmoid } else { Scoring::Softmax };
+        let route = Route { top_k, scoring, normalise: call.flag("normalise"), scale: positive(call, "scale")? };
+        let chosen = Type { dtype: DType::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] };
+        let routed = self.graph.add(Op::Route(route), &[router], vec![chosen, Type::activation(&[top_k])], call.layer);
+        let mut operands = vec![x, routed.result(0), routed.result(1)];
+        let gated = call.weights.contains_key("gate");
+        let roles = [("gate", features, inputs), ("up", features, inputs), ("down", outputs, features)];
+        for (role, rows, columns) in roles.into_iter().skip(usize::from(!gated)) {
+            let stacked = call.weights[role].contains("{expert}");
+            let part = part(call, &format!("{role}_part"), usize::from(!stacked), rows)?;
+            let name = WeightName::of(&call.weights[role], Some(experts), part);
+            operands.push(self.named_weight(call, &name, &[experts, rows, columns])?);
+        }
+        let activation = match call.attributes.get("kind") {
+            Some(AttrValue::Activation(Described::Gelu)) => Activation::Gelu,
+            Some(AttrValue::Activation(Described::GeluTanh)) => Activation::GeluTanh,
+            Some(AttrValue::Activation(Described::Relu)) => Activation::Relu,
+            Some(AttrValue::Activation(Described::Relu2)) => Activation::Relu2,
+            _ => Activation::Silu,
+        };
+        let op = Op::Experts(Experts { activation, gated });
+        Ok(self.node(call, op, &operands, Type::activation(&[outputs])))
+    }
+
+    pub(super) fn glu(&mut self, call: &Call) -> Lowered {
+        let [a, b] = [self.activation(call, "a")?, self.activation(call, "b")?];
+        let [left, right] = [a, b].map(|value| self.graph.type_of(value).clone());
+        if left != right && right != Type::activation(&[1]) {
+            let (left, right) = (words(&left), words(&right));
+            let message = format!("`a` (`{}`) is {left}, `b` (`{}`) is {right}", call.values["a"], call.values["b"]);
+            return Err(mismatch(call, message).help("`b` has one value a token, or as many as `a`"));
+        }
+        Ok(self.node(call, Op::Glu, &[a, b], left))
+    }
+}

@@ -1,0 +1,46 @@
+//! The scaling that a rotation has, for the context in use.
+
+use super::positive;
+use crate::description::RopeScaling as Described;
+use crate::description::{AttrValue, Call, Code, Diagnostic};
+use crate::ir::RopeScaling;
+
+/// The base of the frequencies and their scaling, for `dim` values of a head and sequences of at most `context` positions.
+///
+/// `longrope` has two lists of divisors, for sequences within the trained context and beyond; `dynamic` stretches the base with the sequence. Both
+/// are fixed here, by the longest sequence that is meant to run.
+pub(super) fn scaled(call: &Call, dim: usize, context: Option<usize>) -> Result<(f64, RopeScaling), Diagnostic> {
+    positive(call, "theta")?;
+    let theta = call.float("theta").expect("the signature requires it");
+    let Some(AttrValue::RopeScaling(scaling)) = call.attributes.get("scaling") else {
+        return Ok((theta, RopeScaling::None));
+    };
+    let length = |original: f64| context.map_or(original, |context| context as f64);
+    let scaling = match scaling.clone() {
+        Described::Linear { factor } => RopeScaling::Linear { factor },
+        Described::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original }
+        }
+        Described::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate } => {
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate }
+        }
+        Described::LongRope { short, long, original, attention_factor } => {
+            let (which, factors) = if length(original) > original { ("long", long) } else { ("short", short) };
+            if factors.len() != dim / 2 {
+                let message = format!(
+                    "`rope_scaling.{which}_factor` has {} values, and RoPE turns {dim}: {} pairs",
+                    factors.len(),
+                    dim / 2
+                );
+                return Err(Diagnostic::new(Code::ShapeMismatch, message).at(call.span.clone(), ""));
+            }
+            RopeScaling::LongRope { factors, attention_factor }
+        }
+        Described::Dynamic { factor, original } => {
+            let stretch = factor * length(original).max(original) / original - (factor - 1.0);
+            let base = if dim > 2 { theta * stretch.powf(dim as f64 / (dim as f64 - 2.0)) } else { theta };
+            return Ok((base, RopeScaling::None));
+        }
+    };
+    Ok((theta, scaling))
+}

@@ -1,0 +1,124 @@
+//! Routed experts: of the weights, those of the chosen experts alone are read.
+
+use std::ops::Range;
+
+use fusec::ir::{Activation, Route, Scoring};
+
+use super::math;
+use super::plan::Buffer;
+use super::step::Execution;
+use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
+
+/// The chosen experts of each row and their shares, from a logit for each.
+pub(crate) struct RouteStep {
+    pub route: Route,
+    pub x: Buffer,
+    /// Experts, then shares: twice `top_k` values.
+    pub out: Buffer,
+}
+
+/// What each chosen expert has inside.
+pub(crate) struct HiddenStep {
+    pub x: Buffer,
+    pub routed: Buffer,
+    pub top_k: usize,
+    /// One an expert: its gate and up in turns, or its up.
+    pub matrices: Vec<usize>,
+    pub activation: Activation,
+    /// `top_k` times the values of one expert.
+    pub out: Buffer,
+}
+
+/// The sum of the chosen experts by their shares.
+pub(crate) struct SumStep {
+    pub hidden: Buffer,
+    pub routed: Buffer,
+    pub top_k: usize,
+    /// One an expert.
+    pub matrices: Vec<usize>,
+    pub out: Buffer,
+}
+
+impl Execution<'_> {
+    pub(super) fn route(&self, step: &RouteStep, rows: Range<usize>) {
+        let Route { top_k, scoring, normalise, scale } = step.route;
+        for row in rows {
+            let logits = self.row(step.x, row);
+            let (chosen, shares) = self.write(step.out, row, 0, 2 * top_k).split_at_mut(top_k);
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+            for place in 0..top_k {
+                let free = (0..logits.len()).filter(|&expert| !chosen[..place].contains(&(expert as f32)));
+                let better = |best: usize, expert: usize| if logits[expert] > logits[best] { expert } else { best };
+                let expert = free.reduce(better).expect("there are at least top_k experts");
+                chosen[place] = expert as f32;
+                shares[place] = match scoring {
+                    Scoring::Softmax => (logits[expert] - largest).exp() / sum,
+                    Scoring::Sigmoid => sigmoid(logits[expert]),
+                };
+            }
+            let whole = if normalise { shares.iter().sum() } else { 1.0 };
+            shares.iter_mut().for_each(|share| *share *= scale / whole);
+        }
+    }
+
+    /// Items are panels of one expert's rows, for each chosen expert of each row.
+    pub(super) fn expert_hidden(&self, step: &HiddenStep, items: Range<usize>) {
+        let panels = self.weights.recipe(step.matrices[0]).panels(0);
+        let features = self.size(step.out) / step.top_k;
+        for item in items {
+            let (row, slot, panel) = (item / panels / step.top_k, item / panels % step.top_k, item % panels);
+            let matrix = step.matrices[self.row(step.routed, row)[slot] as usize];
+            let x = self.row(step.x, row);
+            let first = panel * PANEL_ROWS;
+            let length = PANEL_ROWS.min(features - first);
+            let out = self.write(step.out, row, slot * features + first, length);
+            out.copy_from_slice(&self.one_panel(matrix, 0, panel, x)[..length]);
+            math::activate(self.isa, step.activation, out);
+            if self.weights.recipe(matrix).paired {
+                math::multiply(self.isa, out, &self.one_panel(matrix, 1, panel, x)[..length]);
+            }
+        }
+    }
+
+    /// Items are panels of the result, for each row.
+    pub(super) fn expert_sum(&self, step: &SumStep, items: Range<usize>) {
+        let panels = self.weights.recipe(step.matrices[0]).panels(0);
+        let (features, outputs) = (self.size(step.hidden) / step.top_k, self.size(step.out));
+        for item in items {
+            let (row, panel) = (item / panels, item % panels);
+            let (chosen, shares) = self.row(step.routed, row).split_at(step.top_k);
+            let first = panel * PANEL_ROWS;
+            let out = self.write(step.out, row, first, PANEL_ROWS.min(outputs - first));
+            out.fill(0.0);
+            for (slot, (&expert, share)) in chosen.iter().zip(shares).enumerate() {
+                let hidden = &self.row(step.hidden, row)[slot * features..(slot + 1) * features];
+                let values = self.one_panel(step.matrices[expert as usize], 0, panel, hidden);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out += share * value);
+            }
+        }
+    }
+
+    /// `a · sigmoid(b)`, where `b` has one value a row or as many as `a`.
+    pub(super) fn glu(&self, a: Buffer, b: Buffer, out: Buffer, row: usize, part: Range<usize>) {
+        let b = self.row(b, row);
+        let values = self.row(a, row)[part.clone()].iter().zip(part.clone());
+        let out = self.write(out, row, part.start, part.len());
+        for (out, (a, at)) in out.iter_mut().zip(values) {
+            *out = a * sigmoid(b[if b.len() == 1 { 0 } else { at }]);
+        }
+    }
+
+    /// Panel `panel` of tensor `part` of a matrix, times one vector.
+    fn one_panel(&self, matrix: usize, part: usize, panel: usize, x: &[f32]) -> [f32; PANEL_ROWS] {
+        let recipe = self.weights.recipe(matrix);
+        let mut sums = [[0.0; PANEL_ROWS]; TILE_TOKENS];
+        let bytes = self.weights.panel(matrix, recipe.place(part, panel));
+        tile::multiply(self.isa, recipe.dtype, bytes, &[x], &mut sums);
+        sums[0]
+    }
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}

@@ -1,0 +1,125 @@
+//! Weights that are a part of a tensor, or several tensors as one.
+
+use std::ops::Range;
+
+use anyhow::{Context, Result, ensure};
+use fusec::ir::{Part, WeightName};
+
+use super::{Checkpoint, Tensor};
+
+impl Checkpoint {
+    /// The shape of a weight, from that of its first tensor; all are of one shape.
+    pub(super) fn selected_shape(&self, weight: &WeightName) -> Result<Vec<usize>> {
+        let names = weight.tensors();
+        let first = names.first().with_context(|| format!("{weight} is made of no tensor"))?;
+        let shape = &self.tensor(first)?.shape;
+        for name in &names[1..] {
+            let other = &self.tensor(name)?.shape;
+            ensure!(other == shape, "{}: {name} is {other:?} and {first} is {shape:?}", self.origin);
+        }
+        weight.shape(shape).with_context(|| format!("{}: {first} is {shape:?}: it has no {weight}", self.origin))
+    }
+
+    /// Appends some rows of a weight.
+    pub(super) fn append_selected(&self, weight: &WeightName, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let count = self.selected_shape(weight)?.first().copied().unwrap_or(1);
+        ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of {weight}, which has {count}");
+        if weight.stacked().is_some() {
+            for row in rows {
+                let matrix = weight.matrix(row);
+                let inner = self.selected_shape(&matrix)?.first().copied().unwrap_or(1);
+                self.append_selected(&matrix, 0..inner, out)?;
+            }
+            return Ok(());
+        }
+        let name = &weight.tensors()[0];
+        let tensor = self.tensor(name)?;
+        match (weight.index(), weight.part()) {
+            (None, None) => self.append_rows(name, tensor, rows, out),
+            (None, Some(part)) => self.append_part(name, tensor, part, rows, out),
+            (Some(index), part) => {
+                // A matrix of several is one row: it is read whole, and the rows taken from it.
+                let mut whole = Vec::new();
+                self.append_rows(name, tensor, index..index + 1, &mut whole)?;
+                let shape = &tensor.shape[1..];
+                let part = part.map(|part| Part { axis: part.axis - 1, ..part });
+                let selected = part.map_or(whole.clone(), |part| cut(&whole, shape, part));
+                let columns = selected.len() / count.max(1);
+                out.extend_from_slice(&selected[rows.start * columns..rows.end * columns]);
+                Ok(())
+            }
+        }
+    }
+
+    fn append_part(
+        &self,
+        name: &str,
+        tensor: &Tensor,
+        part: Part,
+        rows: Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        if part.axis > 0 {
+            let mut whole = Vec::new();
+            self.append_rows(name, tensor, rows.clone(), &mut whole)?;
+            let mut shape = tensor.shape.clone();
+            shape[0] = rows.len();
+            out.extend(cut(&whole, &shape, part));
+            return Ok(());
+        }
+        // Rows of one run lie side by side.
+        let mut row = rows.start;
+        while row < rows.end {
+            let length = (part.size - row % part.size).min(rows.end - row);
+            let place = part.place(row);
+            self.append_rows(name, tensor, place..place + length, out)?;
+            row += length;
+        }
+        Ok(())
+    }
+}
+
+/// The part of a tensor of `shape`.
+fn cut(values: &[f32], shape: &[usize], part: Part) -> Vec<f32> {
+    let inner: usize = shape[part.axis + 1..].iter().product();
+    let runs = values.chunks_exact(part.step * inner);
+    runs.flat_map(|run| run[part.first * inner..(part.first + part.size) * inner].iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn parts_and_stacks_are_read() {
+        let tensor = |shape: &[usize], first: usize| {
+            let count = shape.iter().product::<usize>();
+            (shape.to_vec(), (first..first + count).map(|value| value as f32).collect::<Vec<f32>>())
+        };
+        let tensors = BTreeMap::from([
+            ("fused".to_owned(), tensor(&[6, 2], 0)),
+            ("e.0.w".to_owned(), tensor(&[2, 3], 100)),
+            ("e.1.w".to_owned(), tensor(&[2, 3], 200)),
+            ("all".to_owned(), tensor(&[2, 4, 2], 300)),
+        ]);
+        let checkpoint = Checkpoint::from_memory(serde_json::Value::Null, tensors).expect("shapes fit");
+        let read = |name: &str| (checkpoint.shape(name).unwrap(), checkpoint.read_f32(name).unwrap());
+        assert_eq!(read("fused[1..2 of 3]"), (vec![2, 2], vec![2.0, 3.0, 8.0, 9.0]));
+        assert_eq!(read("fused[:, 1..2 of 2]"), (vec![6, 1], vec![1.0, 3.0, 5.0, 7.0, 9.0, 11.0]));
+        assert_eq!(read("e.{0..2}.w[1..2 of 2]"), (vec![2, 1, 3], vec![103.0, 104.0, 105.0, 203.0, 204.0, 205.0]));
+        assert_eq!(read("all[1]"), (vec![4, 2], (308..316).map(|value| value as f32).collect()));
+        assert_eq!(read("all[1, 1..2 of 4]"), (vec![1, 2], vec![310.0, 311.0]));
+        assert_eq!(read("all[:, 1..2 of 4]"), (vec![2, 1, 2], vec![302.0, 303.0, 310.0, 311.0]));
+        let mut rows = Vec::new();
+        checkpoint.read_rows_f32("fused[1..3 of 3]", 1..3, &mut rows).unwrap();
+        assert_eq!(rows, [4.0, 5.0, 8.0, 9.0]);
+        for (name, said) in [
+            ("fused[0..2 of 4]", "the checkpoint in memory: fused is [6, 2]: it has no fused[0..2 of 4]"),
+            ("e.{0..3}.w", "the checkpoint in memory: there is no tensor e.2.w; did you mean e.0.w?"),
+        ] {
+            assert_eq!(checkpoint.shape(name).unwrap_err().to_string(), said);
+        }
+    }
+}

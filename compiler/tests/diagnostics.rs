@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use fusec::description::Code;
 
-const FOLDERS: &[&str] = &["description", "lower", "tensors"];
+const FOLDERS: &[&str] = &["description", "lower", "tensors", "../../tests/verify"];
 
 const HEAD: &str = "# Diagnostics
 
 What `fusec` and `fuserun` say about a description, a configuration and a checkpoint, by code. A code is stable: it is never given another meaning.
 The first digits tell the kind: F00 the file, F01 its keys and types, F02 values, F03 expressions, F04 the configuration, F05 shapes, F06 tensors of a
-checkpoint. Each example is one of the tests' cases.
+checkpoint, F07 what another implementation computes. Each example is one of the tests' cases.
 
 <!-- made by BLESS=1 cargo test -p fusec --test diagnostics -->
 ";

@@ -9,4 +9,5 @@ pub mod device;
 pub mod generate;
 pub mod model;
 pub mod step;
+pub mod verify;
 pub mod weights;

@@ -231,6 +231,8 @@ codes! {
     TensorShape = "F0602";
     /// Nothing in the description reads a tensor of the checkpoint.
     UnusedTensor = "F0603";
+    /// A value differs from the one that another implementation computed.
+    ValueDiffers = "F0701";
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod bench;
 mod generate;
 mod logits;
 mod sampling;
+mod verify;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -37,6 +38,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Writes the logits of given tokens to a safetensors file.
     Logits(logits::LogitsArgs),
+    /// Compares what the model computes with another implementation, and finds the first value that differs.
+    Verify(verify::VerifyArgs),
     /// Prints the token ids of a text.
     Tokenize(generate::TokenizeArgs),
 }
@@ -104,6 +107,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
     })
 }

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod device;
 pub mod generate;
 pub mod model;
+pub mod profile;
 pub mod step;
 pub mod verify;
 pub mod weights;

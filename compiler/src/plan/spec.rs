@@ -150,18 +150,7 @@ impl KernelSpec {
     /// The kernel's name: its chain, then its sizes.
     pub fn name(&self) -> String {
         match self {
-            KernelSpec::Matvec(spec) => {
-                let source = match (&spec.norm, &spec.combine) {
-                    (Some(_), _) => "norm_",
-                    (None, Some(_)) => "attention_",
-                    (None, None) => "",
-                };
-                let gated = if spec.tiles.gated { "_gated" } else { "" };
-                let residual = if spec.residual { "_add" } else { "" };
-                let argmax = if spec.argmax { "_sample" } else { "" };
-                let noun = if spec.combine.is_some() { "proj" } else { "matvec" };
-                format!("{source}{noun}{gated}{residual}{argmax}_{}_b{}", spec.tiles.suffix(), spec.batch)
-            }
+            KernelSpec::Matvec(spec) => format!("{}_{}_b{}", spec.kind(), spec.tiles.suffix(), spec.batch),
             KernelSpec::Matmul(spec) => {
                 let gated = if spec.tiles.gated { "_gated" } else { "" };
                 let paired = if spec.paired { "_paired" } else { "" };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
+use super::shapes::{matmul_grid, matmul_shape, matvec_shape, shaped};
 use super::{Builder, MULTIPROCESSORS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
@@ -77,15 +77,19 @@ impl Builder<'_, '_> {
         }
         let share = heads / key_heads;
         let group = (1..=4).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
-        let warps = 8;
+        let window = attention.window.unwrap_or(0);
         let lanes = (head_dim.div_ceil(8)).next_power_of_two();
         let combined = self.few() && attention.proj.is_some();
-        let keys_per_split = 2 * warps * 32 / lanes;
+        let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
+        let (warps, keys_per_split) = match tuned.filter(|_| self.few()) {
+            Some(entry) => (entry.warps, entry.keys),
+            None => (8, 2 * 8 * 32 / lanes),
+        };
         let blocks = heads / group * self.rows.count;
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { max.max(2) } else { max };
-        let splits = Splits { max, keys: keys_per_split, window: attention.window.unwrap_or(0) };
+        let splits = Splits { max, keys: keys_per_split, window };
         let proj_input = attention.proj.is_some() && !combined;
         let result = node.result(0);
         let (out, storage, statistics) = if combined {
@@ -208,8 +212,7 @@ impl Builder<'_, '_> {
         let bytes = rows * k * 2;
         if self.few() {
             let (warps, depth) = matvec_shape(k);
-            let blocks = spread(tiles.count());
-            let spec = MatvecSpec {
+            let mut spec = MatvecSpec {
                 tiles,
                 batch: self.rows.count,
                 warps,
@@ -220,6 +223,7 @@ impl Builder<'_, '_> {
                 residual: proj.residual,
                 argmax: false,
             };
+            let blocks = shaped(&mut spec, self.planner.tuning);
             let args = vec![packed, x, null, null, bias, residual, out, null, null, statistics, self.positions(), null];
             self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
         } else {

@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::arena::{Lifetime, place};
 use super::spec::{ElementKind, KernelSpec, NormSpec, Storage};
+use super::tuning::Tuning;
 use super::{Arg, Cache, Io, Kernel, Launch, Plan, Recipe, Step, StepKind, WeightBuffer};
 use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
-const MULTIPROCESSORS: usize = 132;
+pub(crate) const MULTIPROCESSORS: usize = 132;
 
 /// What to plan for.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,18 +24,20 @@ pub struct PlanOptions {
     pub batches: Vec<usize>,
     /// Chunk lengths of prompts: multiples of 8 above 8.
     pub prompts: Vec<usize>,
+    /// Launch shapes that were measured.
+    pub tuning: Tuning,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512] }
+        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default() }
     }
 }
 
 impl PlanOptions {
     /// Nothing to launch: for who needs the graph alone.
     pub fn none() -> PlanOptions {
-        PlanOptions { batches: Vec::new(), prompts: Vec::new() }
+        PlanOptions { batches: Vec::new(), prompts: Vec::new(), ..PlanOptions::default() }
     }
 }
 
@@ -43,7 +46,7 @@ impl PlanOptions {
 /// # Errors
 /// A batch or a chunk that no kernel serves, or an op form that none computes (named).
 pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
-    let mut planner = Planner::new(graph)?;
+    let mut planner = Planner::new(graph, &options.tuning)?;
     let (body, head) = (planner.body.clone(), planner.head.clone());
     for &batch in &options.batches {
         ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
@@ -71,6 +74,7 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
 /// What all steps share.
 struct Planner<'g> {
     graph: &'g Graph,
+    tuning: &'g Tuning,
     /// Nodes up to the last layer, in order.
     body: Vec<NodeId>,
     /// Nodes behind the last layer.
@@ -84,7 +88,7 @@ struct Planner<'g> {
 }
 
 impl<'g> Planner<'g> {
-    fn new(graph: &'g Graph) -> Result<Planner<'g>> {
+    fn new(graph: &'g Graph, tuning: &'g Tuning) -> Result<Planner<'g>> {
         let order: Vec<NodeId> = graph.ordered();
         let last_layer = order.iter().rposition(|&node| graph.node(node).layer.is_some());
         let split = last_layer.map_or(0, |position| position + 1);
@@ -93,6 +97,7 @@ impl<'g> Planner<'g> {
         let (body, head) = order.split_at(split);
         Ok(Planner {
             graph,
+            tuning,
             body: body.to_vec(),
             head: head.to_vec(),
             weights: Vec::new(),

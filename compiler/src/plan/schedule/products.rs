@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
+use super::shapes::{matmul_grid, matmul_shape, matvec_shape, shaped};
 use super::{Builder, Place, Source};
 use crate::ir::{Activation, Epilogue, Matmul, NodeId, Results, Role};
 use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, Storage, Tiles};
@@ -104,10 +104,8 @@ impl Builder<'_, '_> {
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
         let (warps, depth) = matvec_shape(k);
-        let blocks = spread(tiles.count());
         let argmax = matmul.sample && sample;
-        let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
-        let spec = MatvecSpec {
+        let mut spec = MatvecSpec {
             tiles,
             batch: self.rows.count,
             warps,
@@ -118,6 +116,8 @@ impl Builder<'_, '_> {
             residual: matmul.residual,
             argmax,
         };
+        let blocks = shaped(&mut spec, self.planner.tuning);
+        let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
         let null = Source::Ready(Arg::Null);
         let maxima_arg = maxima.map_or(null, |buffer| Source::Buffer(buffer, 0));
         let args =

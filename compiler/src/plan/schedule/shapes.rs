@@ -2,7 +2,16 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
-use crate::plan::spec::{MatmulSpec, Tiles};
+use crate::plan::spec::{MatmulSpec, MatvecSpec, Tiles};
+use crate::plan::tuning::Tuning;
+
+/// Gives a product of few rows the shape that was measured for it, where one was, and returns its blocks.
+pub(super) fn shaped(spec: &mut MatvecSpec, tuning: &Tuning) -> usize {
+    let tiles = spec.tiles.count();
+    let Some(entry) = tuning.matvec(spec) else { return spread(tiles, 2) };
+    (spec.warps, spec.depth) = (entry.warps, entry.depth);
+    spread(tiles, entry.blocks)
+}
 
 /// Warps that share the columns of a row tile, and the pairs of tiles each has in flight: 64 KB of weights a block.
 ///
@@ -12,11 +21,11 @@ pub(super) fn matvec_shape(k: usize) -> (usize, usize) {
     (8, (4 * pairs.div_ceil(8)).min(8))
 }
 
-/// Blocks for this many row tiles, two a multiprocessor: each takes the same number of turns, or one fewer.
+/// Blocks for this many row tiles, so many a multiprocessor: each takes the same number of turns, or one fewer.
 ///
-/// One a multiprocessor costs 10% on the same model: a block's start and end then leave its multiprocessor idle.
-pub(super) fn spread(tiles: usize) -> usize {
-    let turns = tiles.div_ceil(2 * MULTIPROCESSORS);
+/// One a multiprocessor costs 10% more than two on the same model: a block's start and end then leave its multiprocessor idle.
+pub(super) fn spread(tiles: usize, blocks: usize) -> usize {
+    let turns = tiles.div_ceil(blocks * MULTIPROCESSORS);
     tiles.div_ceil(turns)
 }
 

@@ -21,6 +21,11 @@ pub fn required(graph: &Graph) -> Vec<(String, Vec<usize>)> {
     graph.ordered().iter().filter_map(weight).collect()
 }
 
+/// The names of the checkpoint's tensors that weights are read from, sorted.
+pub fn names(required: &[(String, Vec<usize>)]) -> BTreeSet<String> {
+    required.iter().flat_map(|(name, _)| WeightName::parse(name).tensors()).collect()
+}
+
 /// What a whole checkpoint holds for a description: each weight found, each tensor accounted for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accounting {
@@ -146,16 +151,16 @@ fn unmatched<'a>(
 fn place(resolved: &Resolved, tensor: &str) -> Option<Span> {
     let calls = resolved.calls.iter();
     let mut named = calls.flat_map(|call| call.weights.iter().map(move |(role, name)| (call, role, name)));
-    let (call, role, _) = named.find(|(_, _, name)| names(name, tensor))?;
+    let (call, role, _) = named.find(|(_, _, name)| stands_for(name, tensor))?;
     call.weight_spans.get(role).cloned()
 }
 
 /// Whether a weight's name in a call stands for a tensor; what is in braces stands for any number.
-fn names(name: &str, tensor: &str) -> bool {
+fn stands_for(name: &str, tensor: &str) -> bool {
     match (name.split_once('{'), name.split_once('}')) {
         (Some((before, _)), Some((_, after))) => tensor.strip_prefix(before).is_some_and(|rest| {
             let digits = rest.len() - rest.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
-            digits > 0 && names(after, &rest[digits..])
+            digits > 0 && stands_for(after, &rest[digits..])
         }),
         _ => name == tensor,
     }

@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from families import FAMILIES
+
 HERE = pathlib.Path(__file__).resolve().parent
 DEMO = HERE.parent.parent / "models" / "demo"
 TOKENS = 40
@@ -94,7 +96,7 @@ GOLDENS = {
     ),
     "qwen2": ((Qwen2Config, Qwen2ForCausalLM), shape(112, 7, 1, 16, 152, 304, True, theta=1e6), "bfloat16", None, []),
     "qwen3": ((Qwen3Config, Qwen3ForCausalLM), shape(64, 4, 2, 32, 128, 320, True, theta=1e6), "bfloat16", None, []),
-}
+} | FAMILIES
 
 
 @torch.no_grad()
@@ -102,21 +104,33 @@ def randomise(model, generator, dtype) -> None:
     """Weights that every dropped or misplaced tensor shows with, rounded to bf16 (and to f16 where that is stored)."""
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        if "norm" in name:
-            value = 1.0 + 0.25 * noise
+        # GPT-2 stores [in, out].
+        inputs = weight.shape[0 if model.config.model_type == "gpt2" else -1]
+        if "norm" in name and not name.endswith(".bias") or ".ln_" in name and name.endswith(".weight"):
+            value = without_norm(model) + 0.25 * noise
         elif name.endswith(".bias"):
             # RoPE turns slowly in most of a head, so a key's bias shows in the softmax only when it is large.
             value = (1.5 if "k_proj" in name else 0.3) * noise
-        elif "embed_tokens" in name:
+        elif any(part in name for part in ["embed_tokens", "embed_in", "wte", "wpe"]):
             value = 0.25 * noise
-        elif "lm_head" in name:
-            value = 2.5 / weight.shape[1] ** 0.5 * noise
-        elif "q_proj" in name or "k_proj" in name:
-            value = 1.0 / weight.shape[1] ** 0.5 * noise
+        elif "lm_head" in name or "embed_out" in name:
+            value = 2.5 / inputs**0.5 * noise
+        elif any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value"]):
+            value = 1.0 / inputs**0.5 * noise
+        elif "experts" in name:
+            value = 1.2 / inputs**0.5 * noise
+        elif name.endswith("mlp.gate.weight"):
+            # Routers that are sure: which experts are chosen must not hang on rounding.
+            value = 3.0 / inputs**0.5 * noise
         else:
-            value = 0.7 / weight.shape[1] ** 0.5 * noise
+            value = 0.7 / inputs**0.5 * noise
         # What fits both formats reads the same through either.
         weight.copy_(value.to(torch.bfloat16).to(torch.float16 if dtype == "float16" else torch.bfloat16))
+
+
+def without_norm(model) -> float:
+    """The weight that a norm has no effect with: Gemma stores it less one."""
+    return 0.0 if model.config.model_type.startswith("gemma") else 1.0
 
 
 def nmse(found, expected) -> float:
@@ -138,22 +152,43 @@ def smallest_effect(folder, tokens, expected) -> tuple:
     for name, weight in model.named_parameters():
         if weight.dim() == 1:
             kept = weight.clone()
-            weight.fill_(0.0 if name.endswith(".bias") else 1.0)
+            weight.fill_(0.0 if name.endswith(".bias") else without_norm(model))
             effects.append((nmse(model(tokens[None].long()).logits[0], expected), name))
             weight.copy_(kept)
-    return min(effects)
+    # A model without such weights has nothing to lose.
+    return min(effects, default=(1.0, "nothing"))
 
 
 def v4_form(config: dict) -> dict:
     """config.json as transformers 4 wrote it: RoPE keys at the top level, `torch_dtype`, no head_dim where it follows."""
     old = copy.deepcopy(config)
-    rope = old.pop("rope_parameters")
-    old["rope_theta"] = rope.pop("rope_theta")
-    old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    kind = old["model_type"]
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.57.1"
-    if old["head_dim"] * old["num_attention_heads"] == old["hidden_size"] and old["model_type"] != "qwen3":
-        del old["head_dim"]
+    rope = old.pop("rope_parameters", None)
+    if kind == "gemma3_text":
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
+        rope = rope["full_attention"]
+    if rope:
+        theta, part = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", None)
+        old["rotary_emb_base" if kind == "gpt_neox" else "rope_theta"] = theta
+        if part is not None:
+            old["rotary_pct" if kind == "gpt_neox" else "partial_rotary_factor"] = part
+        if "original_max_position_embeddings" in old:
+            rope.pop("original_max_position_embeddings", None)
+        old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    # What older files do not have, where it is the default.
+    if kind in ["gemma2", "gemma3_text", "smollm3", "qwen2_moe"]:
+        old.pop("layer_types")
+    if kind == "smollm3":
+        old.pop("no_rope_layers")
+    if kind == "qwen3_moe":
+        old["num_experts"] = old.pop("num_local_experts")
+    own_size = ["qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
+    if "head_dim" in old and kind not in own_size:
+        if old["head_dim"] in [None, old["hidden_size"] / old["num_attention_heads"]]:
+            del old["head_dim"]
     return dict(sorted(old.items()))
 
 
@@ -181,7 +216,7 @@ def make(name: str) -> str:
     model = model_class(config_class(**options))
     randomise(model, generator, dtype)
     model.to(getattr(torch, dtype)).save_pretrained(folder, **(dict(max_shard_size=shard) if shard else {}))
-    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").unlink(missing_ok=True)
     tokens = torch.randint(options["vocab_size"], (TOKENS,), generator=generator)
     expected = write_expected(folder, folder, tokens)
 

@@ -42,8 +42,8 @@ impl HostEngine {
             ..ModelName::default()
         };
         let open = OpenModel::open(&name)?;
-        let mut plan =
-            open.compile(PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning: case.tuning.clone() })?.plan;
+        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning: case.tuning.clone() };
+        let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
         let sources = plan.kernels.iter().map(|kernel| {
@@ -292,6 +292,81 @@ fn qwen2() -> Result<()> {
 #[test]
 fn qwen3() -> Result<()> {
     check(&Case::new("qwen3"))
+}
+
+#[test]
+fn gemma() -> Result<()> {
+    check(&Case::new("gemma"))
+}
+
+#[test]
+fn gemma2() -> Result<()> {
+    check(&Case { prompt: 12, ..Case::new("gemma2") })
+}
+
+#[test]
+fn gemma3() -> Result<()> {
+    check(&Case { prompt: 12, ..Case::new("gemma3") })
+}
+
+#[test]
+fn gpt2() -> Result<()> {
+    check(&Case::new("gpt2"))
+}
+
+#[test]
+fn gpt_neox() -> Result<()> {
+    check(&Case::new("gpt_neox"))
+}
+
+#[test]
+fn gpt_neox_serial() -> Result<()> {
+    check(&Case::new("gpt_neox-serial"))
+}
+
+#[test]
+fn granite() -> Result<()> {
+    check(&Case::new("granite"))
+}
+
+#[test]
+fn olmo() -> Result<()> {
+    check(&Case::new("olmo"))
+}
+
+#[test]
+fn olmo2() -> Result<()> {
+    check(&Case::new("olmo2"))
+}
+
+#[test]
+fn phi3() -> Result<()> {
+    check(&Case { prompt: 15, ..Case::new("phi3") })
+}
+
+#[test]
+fn phi3_long() -> Result<()> {
+    check(&Case::new("phi3-long"))
+}
+
+#[test]
+fn smollm3() -> Result<()> {
+    check(&Case::new("smollm3"))
+}
+
+#[test]
+fn stablelm() -> Result<()> {
+    check(&Case::new("stablelm"))
+}
+
+#[test]
+fn stablelm_parallel() -> Result<()> {
+    check(&Case::new("stablelm-parallel"))
+}
+
+#[test]
+fn starcoder2() -> Result<()> {
+    check(&Case { prompt: 13, ..Case::new("starcoder2") })
 }
 
 /// What is said of the first decode step of a case.

@@ -55,7 +55,7 @@ fn summary(name: &str, model: &Model) -> String {
     let context = max_position_embeddings.map_or(String::new(), |context| format!(", context {context}"));
     format!(
         "{name}: {num_layers} layers, vocabulary {vocab_size}{context}, {} tensors with {weights} weights",
-        tensors.len()
+        tensors::names(&tensors).len()
     )
 }
 

@@ -145,8 +145,10 @@ impl Resolver<'_> {
 
     /// Keys that matter and that no expression names.
     fn unhonoured(&mut self) {
+        let no_windows = self.config.get("use_sliding_window") == Some(&Value::Bool(false));
         for (key, value) in self.config.iter() {
-            if self.is_mentioned(key) {
+            let idle = no_windows && ["sliding_window", "max_window_layers"].contains(&key);
+            if idle || self.is_mentioned(key) {
                 continue;
             }
             if let Some(what) = features::asked(key, value) {

@@ -3,9 +3,24 @@
 /// Name and text of each shipped description, by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
     &[
+        ("gemma.toml", include_str!("../../../models/gemma.toml")),
+        ("gemma2.toml", include_str!("../../../models/gemma2.toml")),
+        ("gemma3.toml", include_str!("../../../models/gemma3.toml")),
+        ("gpt2.toml", include_str!("../../../models/gpt2.toml")),
+        ("gpt_neox.toml", include_str!("../../../models/gpt_neox.toml")),
+        ("granite.toml", include_str!("../../../models/granite.toml")),
         ("llama.toml", include_str!("../../../models/llama.toml")),
+        ("mixtral.toml", include_str!("../../../models/mixtral.toml")),
+        ("olmo.toml", include_str!("../../../models/olmo.toml")),
+        ("olmo2.toml", include_str!("../../../models/olmo2.toml")),
+        ("phi3.toml", include_str!("../../../models/phi3.toml")),
         ("qwen2.toml", include_str!("../../../models/qwen2.toml")),
+        ("qwen2_moe.toml", include_str!("../../../models/qwen2_moe.toml")),
         ("qwen3.toml", include_str!("../../../models/qwen3.toml")),
+        ("qwen3_moe.toml", include_str!("../../../models/qwen3_moe.toml")),
+        ("smollm3.toml", include_str!("../../../models/smollm3.toml")),
+        ("stablelm.toml", include_str!("../../../models/stablelm.toml")),
+        ("starcoder2.toml", include_str!("../../../models/starcoder2.toml")),
     ]
 }
 

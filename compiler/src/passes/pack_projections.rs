@@ -6,7 +6,8 @@ use crate::ir::{DType, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
 ///
 /// q, k and v, or gate and up, become one product. Saves a kernel and its edge for each further weight, and the reads
 /// of `x`. Weights keep the order in which their products are used. Must not join what belongs to different layers,
-/// or weights that lie differently in memory: one kernel walks them all.
+/// or weights that lie differently in memory: one kernel walks them all; nor an MLP's products with others of the same
+/// vector (where attention and MLP are parallel): its activation is fused behind them.
 pub const PACK_PROJECTIONS: Rewrite =
     Rewrite { name: "pack-projections", doc: "matmul(x, w0), matmul(x, w1), … => matmul(x, w0, w1, …)", find };
 
@@ -24,6 +25,8 @@ fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
     guard(siblings.len() > 1, "the other products of the same vector belong to other layers")?;
     siblings.retain(|&node| projection(graph, node).is_some_and(|other| other.transposed == first.transposed));
     guard(siblings.len() > 1, "the other weights are stored the other way round")?;
+    siblings.retain(|&node| is_activated(graph, node) == is_activated(graph, root));
+    guard(siblings.len() > 1, "the other products of the same vector are on the other side of an MLP's edge")?;
     siblings.retain(|&node| weight_type(graph, node) == Ok(dtype));
     guard(siblings.len() > 1, "the other weights are of another element type")?;
 
@@ -44,6 +47,11 @@ fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
 fn projection(graph: &Graph, node: NodeId) -> Option<&Matmul> {
     let Op::Matmul(matmul) = graph.op(node) else { return None };
     (matmul.is_bare() && matmul.norm.is_none() && matmul.biases.len() == 1).then_some(matmul)
+}
+
+/// Whether an activation, or a product with one, reads the result.
+fn is_activated(graph: &Graph, node: NodeId) -> bool {
+    graph.users(node.result(0)).iter().any(|&user| matches!(graph.op(user), Op::Activation(_) | Op::Mul))
 }
 
 fn weight_type(graph: &Graph, node: NodeId) -> Result<DType, Miss> {

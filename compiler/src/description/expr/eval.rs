@@ -225,14 +225,14 @@ fn call(function: Function, arguments: &[Expr], environment: &dyn Environment, s
             }
             Ok(Value::Float(number.sqrt()))
         }
-        Function::Int => {
-            let number = needs_number(&first, &arguments[0].span)?.trunc();
-            // Beyond 2^53 a float is no exact whole number.
-            if number.abs() > (1i64 << 53) as f64 {
-                return Err(overflow(span));
+        Function::Int => match &first {
+            Value::Int(_) => Ok(first),
+            _ => {
+                let number = needs_number(&first, &arguments[0].span)?.trunc();
+                // Beyond this not every whole number is one of f64.
+                if number.abs() < 2f64.powi(53) { Ok(Value::Int(number as i64)) } else { Err(overflow(span)) }
             }
-            Ok(if let Value::Int(_) = first { first } else { Value::Int(number as i64) })
-        }
+        },
         Function::Len => match &first {
             Value::List(items) => Ok(Value::Int(items.len() as i64)),
             Value::Table(items) => Ok(Value::Int(items.len() as i64)),
@@ -355,10 +355,9 @@ mod tests {
             ("min(3, 2.5, 9)", "2.5"),
             ("max(3, 2, 9)", "9"),
             ("sqrt(16)", "4.0"),
-            ("int(7.9)", "7"),
-            ("int(-7.9)", "-7"),
-            ("int(heads * 0.25)", "8"),
             ("len(layer_types)", "2"),
+            ("int(0.4 * 80)", "32"),
+            ("int(-2.5)", "-2"),
             ("[1, 2][0]", "1"),
             ("1e3", "1000.0"),
             ("(1 + 2) * 3", "9"),
@@ -388,8 +387,9 @@ mod tests {
             ("1 if true", "`a if condition else b` needs its `else`"),
             ("floor(1)", "there is no function `floor`"),
             ("9223372036854775807 + 1", "the result does not fit 64 bits"),
-            ("int(1e300)", "the result does not fit 64 bits"),
             ("10.0 ** 400", "the result is not a finite number"),
+            ("int(1e300)", "the result does not fit 64 bits"),
+            ("int('a')", "a number is needed here, this is a string: \"a\""),
             ("", "the expression ends too early"),
         ] {
             assert_eq!(run(text), Err(expected.to_owned()), "{text}");

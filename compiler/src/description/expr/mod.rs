@@ -59,8 +59,8 @@ enum Function {
     Min,
     Max,
     Sqrt,
-    Int,
     Len,
+    Int,
 }
 
 impl Expr {

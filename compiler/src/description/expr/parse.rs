@@ -310,12 +310,12 @@ impl<'a> Parser<'a, '_> {
             "min" => (Some(Function::Min), 1, usize::MAX),
             "max" => (Some(Function::Max), 1, usize::MAX),
             "sqrt" => (Some(Function::Sqrt), 1, 1),
-            "int" => (Some(Function::Int), 1, 1),
             "len" => (Some(Function::Len), 1, 1),
+            "int" => (Some(Function::Int), 1, 1),
             "default" => (None, 2, 2),
             other => {
                 let error = self.error(name.span.clone(), format!("there is no function `{other}`"));
-                return Err(error.suggest(other, ["min", "max", "sqrt", "int", "len", "default"]));
+                return Err(error.suggest(other, ["min", "max", "sqrt", "len", "int", "default"]));
             }
         };
         if arguments.len() < least || arguments.len() > most {

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::shapes::{matmul_grid, matmul_shape, matvec_shape, shaped};
 use super::{Builder, Place, Source};
-use crate::ir::{Activation, Epilogue, Matmul, NodeId, Results, Role};
+use crate::ir::{Activation, Epilogue, Matmul, NodeId, Op, Results, Role};
 use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, Storage, Tiles};
 use crate::plan::{Arg, Io, Part, Recipe};
 
@@ -16,10 +16,13 @@ impl Builder<'_, '_> {
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
         let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
-        let tokens = self.io(Io::Tokens, Io::PromptTokens);
+        let ids = match self.graph().op(self.operand(node, Role::Ids)?.node) {
+            Op::Input(name) if name == "positions" => self.positions(),
+            _ => self.io(Io::Tokens, Io::PromptTokens),
+        };
         let grid = [self.rows.count, 1, 1];
         let bytes = self.rows.count * k * 2;
-        self.launch(KernelSpec::Embedding(tiles), grid, vec![Source::Ready(Arg::Weight(table)), tokens, out], bytes);
+        self.launch(KernelSpec::Embedding(tiles), grid, vec![Source::Ready(Arg::Weight(table)), ids, out], bytes);
         Ok(())
     }
 

@@ -1,0 +1,164 @@
+//! No silent nonsense: a configuration key that changes what a model computes either changes what a shipped description computes, or is refused by
+//! name.
+
+use fusec::description::{Description, Resolved, shipped};
+use serde_json::{Map, Value, json};
+
+/// Keys, and a value that asks for something.
+fn features() -> Vec<(&'static str, Value)> {
+    let kinds = json!(["full_attention", "full_attention", "sliding_attention"].repeat(64));
+    vec![
+        ("activation_function", json!("relu")),
+        ("add_bias_linear", json!(true)),
+        ("add_cross_attention", json!(true)),
+        ("add_qkv_bias", json!(true)),
+        ("alibi", json!(true)),
+        ("apply_residual_connection_post_layernorm", json!(true)),
+        ("attention_bias", json!(true)),
+        ("attention_chunk_size", json!(8192)),
+        ("attention_multiplier", json!(0.3)),
+        ("attn_logit_softcapping", json!(11.0)),
+        ("attn_output_gate", json!(true)),
+        ("attn_temperature_tuning", json!(true)),
+        ("clip_qkv", json!(8.0)),
+        ("decoder_sparse_step", json!(2)),
+        ("do_layer_norm_before", json!(false)),
+        ("embedding_multiplier", json!(3.0)),
+        ("final_logit_softcapping", json!(11.0)),
+        ("hidden_act", json!("relu")),
+        ("hidden_activation", json!("relu")),
+        ("is_encoder_decoder", json!(true)),
+        ("kv_lora_rank", json!(64)),
+        ("layer_types", kinds),
+        ("lm_head_bias", json!(true)),
+        ("logit_scale", json!(2.0)),
+        ("logits_scaling", json!(3.0)),
+        ("max_window_layers", json!(1)),
+        ("mlp_bias", json!(true)),
+        ("mlp_only_layers", json!([0])),
+        ("n_routed_experts", json!(4)),
+        ("n_shared_experts", json!(1)),
+        ("no_rope_layers", json!([0, 1].repeat(64))),
+        ("num_experts", json!(7)),
+        ("num_kv_shared_layers", json!(2)),
+        ("num_local_experts", json!(7)),
+        ("parallel_attn", json!(true)),
+        ("partial_rotary_factor", json!(0.5)),
+        ("position_embedding_type", json!("alibi")),
+        ("qk_layernorm", json!(true)),
+        ("quantization_config", json!({"bits": 4})),
+        ("query_pre_attn_scalar", json!(99)),
+        ("qkv_bias", json!(true)),
+        ("residual_multiplier", json!(0.5)),
+        ("rope_interleave", json!(true)),
+        ("rope_interleaved", json!(true)),
+        ("rope_local_base_freq", json!(777.0)),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": 3.0})),
+        ("rope_scaling", json!({"type": "mrope", "factor": 3.0})),
+        ("rope_theta", json!(777.0)),
+        ("rotary_emb_base", json!(777)),
+        ("rotary_pct", json!(0.5)),
+        ("scale_attn_by_inverse_layer_idx", json!(true)),
+        ("scale_attn_weights", json!(false)),
+        ("scale_depth", json!(1.4)),
+        ("scale_emb", json!(12.0)),
+        ("scale_embedding", json!(true)),
+        ("sliding_window", json!(99)),
+        ("sliding_window_pattern", json!(2)),
+        ("text_config", json!({})),
+        ("tie_word_embeddings", json!(true)),
+        ("use_bias", json!(true)),
+        ("use_bidirectional_attention", json!(true)),
+        ("use_mrope", json!(true)),
+        ("use_parallel_residual", json!(true)),
+        ("use_qk_norm", json!(true)),
+        ("use_qkv_bias", json!(true)),
+        ("vision_config", json!({})),
+    ]
+}
+
+/// What transformers reads of a family's configuration, and no more: the key changes nothing there either.
+const IGNORED: &[(&str, &str)] = &[
+    // A window is used only where `model_type` is "mistral".
+    ("llama", "sliding_window"),
+    // `hidden_activation` is what counts.
+    ("gemma2", "hidden_act"),
+    ("gemma3", "hidden_act"),
+    // The older spelling of `num_experts`.
+    ("qwen2_moe", "num_local_experts"),
+    ("qwen3_moe", "num_local_experts"),
+];
+
+#[test]
+fn a_feature_changes_the_model_or_is_refused() {
+    let mut silent = Vec::new();
+    let (mut changed, mut refused) = (0, 0);
+    for (file, text) in shipped() {
+        let family = file.trim_end_matches(".toml");
+        let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
+        let resolve = |config: &Map<String, Value>| description.resolve(Some(&Value::Object(config.clone())));
+        for preset in presets(text) {
+            let plain = told(&resolve(&preset).unwrap_or_else(|errors| panic!("{errors}")));
+            let windows_off = preset.get("use_sliding_window") == Some(&json!(false));
+            for (key, value) in features() {
+                let idle = windows_off && ["sliding_window", "max_window_layers", "layer_types"].contains(&key);
+                if idle || preset.get(key) == Some(&value) {
+                    continue;
+                }
+                let asked = |value: Value| {
+                    let mut config = preset.clone();
+                    config.insert(key.to_owned(), value);
+                    resolve(&config)
+                };
+                // What a family does unless told otherwise shows by the opposite.
+                let opposite = value.as_bool().map(|flag| json!(!flag)).filter(|_| text.contains(key));
+                match (asked(value.clone()), opposite.map(asked)) {
+                    (Ok(other), _) | (_, Some(Ok(other))) if told(&other) != plain => changed += 1,
+                    (Err(errors), _) | (_, Some(Err(errors))) => {
+                        let said = errors.to_string();
+                        let word = key.split('_').next().expect("a word");
+                        assert!(said.contains(word), "{family}: {key} is refused by another name: {said}");
+                        refused += 1;
+                    }
+                    _ if IGNORED.contains(&(family, key)) => {}
+                    _ => silent.push(format!("{family}: {key} = {value}")),
+                }
+            }
+        }
+    }
+    assert!(silent.is_empty(), "keys that change nothing and are not refused:\n{}", silent.join("\n"));
+    assert!(changed > 100 && refused > 500, "{changed} change the model, {refused} are refused");
+}
+
+/// The `[config]` of a description as JSON; once more with windows where the family has a switch for them.
+fn presets(text: &str) -> Vec<Map<String, Value>> {
+    let plain = preset(text);
+    let mut windows = plain.clone();
+    if windows.contains_key("use_sliding_window") {
+        windows.insert("use_sliding_window".to_owned(), json!(true));
+        windows.insert("sliding_window".to_owned(), json!(50));
+        if windows.contains_key("max_window_layers") {
+            windows.insert("max_window_layers".to_owned(), json!(2));
+        }
+        return vec![plain, windows];
+    }
+    vec![plain]
+}
+
+/// The `[config]` of a description, as JSON.
+fn preset(text: &str) -> Map<String, Value> {
+    let table: toml::Table = toml::from_str(text).expect("a description is TOML");
+    let config = serde_json::to_value(&table["config"]).expect("a preset is JSON too");
+    config.as_object().expect("a table").clone()
+}
+
+/// All that is computed.
+fn told(resolved: &Resolved) -> String {
+    let call = |call: &fusec::description::Call| {
+        format!(
+            "{:?} {:?} {:?} {:?} {:?} {:?}\n",
+            call.op, call.outs, call.values, call.weights, call.attributes, call.layer
+        )
+    };
+    resolved.calls.iter().map(call).collect()
+}

@@ -1,0 +1,168 @@
+"""The golden checkpoints of families other than Llama, Qwen2 and Qwen3: see make.py, which makes them."""
+
+import transformers as hf
+
+ROPE = dict(rope_type="default", rope_theta=10000.0)
+
+
+def golden(family, options, *changes):
+    """(classes, configuration, dtype stored, largest shard, changes of the configuration that must change the logits)"""
+    classes = (getattr(hf, f"{family}Config"), getattr(hf, FAMILY_MODELS.get(family, f"{family}ForCausalLM")))
+    common = dict(max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=None)
+    return classes, common | options, "bfloat16", None, list(changes)
+
+
+FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+
+
+def sizes(hidden, heads, kv_heads, intermediate, vocab, layers=2, **more):
+    return dict(
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=intermediate,
+        vocab_size=vocab,
+        num_hidden_layers=layers,
+        rope_parameters=ROPE,
+    ) | more
+
+
+def gemma(hidden, heads, kv_heads, head_dim, intermediate, vocab, **more):
+    return sizes(hidden, heads, kv_heads, intermediate, vocab, head_dim=head_dim, **more)
+
+
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+    long_factor=[1.0, 1.5, 2.5, 4.0, 7.0, 9.0],
+)
+NEOX = dict(hidden_size=72, num_attention_heads=3, intermediate_size=116, vocab_size=223, num_hidden_layers=2)
+EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40)
+
+FAMILIES = {
+    "gemma": golden("Gemma", gemma(56, 4, 1, 24, 116, 231), dict(hidden_act="relu")),
+    "granite": golden(
+        "Granite",
+        sizes(
+            72, 6, 2, 116, 227, tie_word_embeddings=True,
+            attention_multiplier=0.2, embedding_multiplier=5.0, residual_multiplier=0.6, logits_scaling=0.5,
+        ),
+        dict(attention_multiplier=0.3),
+        dict(embedding_multiplier=2.0),
+        dict(residual_multiplier=1.0),
+        dict(logits_scaling=1.0),
+    ),
+    "smollm3": golden(
+        "SmolLM3",
+        sizes(64, 4, 2, 116, 229, layers=4, rope_parameters=ROPE | dict(rope_theta=20000.0), tie_word_embeddings=True),
+        dict(no_rope_layers=[1, 1, 1, 1]),
+        dict(no_rope_layers=[0, 1, 1, 1]),
+        dict(use_sliding_window=True, sliding_window=8, layer_types=None),
+    ),
+    "stablelm": golden(
+        "StableLm",
+        sizes(80, 5, 5, 116, 225, use_qkv_bias=True, rope_parameters=ROPE | dict(partial_rotary_factor=0.25)),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=1.0)),
+    ),
+    "stablelm-parallel": golden(
+        "StableLm",
+        sizes(64, 4, 2, 100, 225, use_parallel_residual=True, rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+    ),
+    "starcoder2": golden(
+        "Starcoder2",
+        sizes(72, 6, 2, 116, 231, sliding_window=11),
+        dict(sliding_window=None),
+        dict(sliding_window=12),
+        dict(hidden_act="relu"),
+    ),
+    "gpt2": golden(
+        "GPT2",
+        dict(n_embd=60, n_head=3, n_layer=2, n_positions=64, vocab_size=221),
+        dict(activation_function="relu"),
+        dict(scale_attn_weights=False),
+    ),
+    "olmo": golden("Olmo", sizes(72, 6, 3, 116, 229)),
+    "gemma2": golden(
+        "Gemma2",
+        gemma(
+            56, 4, 2, 24, 100, 231, layers=3, sliding_window=9, query_pre_attn_scalar=40,
+            attn_logit_softcapping=2.0, final_logit_softcapping=8.0,
+        ),
+        dict(attn_logit_softcapping=None),
+        dict(final_logit_softcapping=None),
+        dict(query_pre_attn_scalar=24),
+        dict(sliding_window=10),
+        dict(layer_types=["sliding_attention"] * 3),
+    ),
+    "gemma3": golden(
+        "Gemma3Text",
+        gemma(
+            48, 4, 1, 16, 92, 231, layers=7, sliding_window=9, query_pre_attn_scalar=10,
+            rope_parameters=dict(
+                full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100000.0),
+                sliding_attention=dict(rope_type="default", rope_theta=5000.0),
+            ),
+        ),
+        dict(sliding_window=10),
+        dict(layer_types=["sliding_attention"] * 7),
+        dict(
+            rope_parameters=dict(
+                full_attention=dict(rope_type="default", rope_theta=100000.0),
+                sliding_attention=dict(rope_type="default", rope_theta=5000.0),
+            )
+        ),
+        dict(
+            rope_parameters=dict(
+                full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100000.0),
+                sliding_attention=dict(rope_type="default", rope_theta=100000.0),
+            )
+        ),
+    ),
+    # 40 tokens are within the trained context of the first and beyond that of the second.
+    "phi3": golden(
+        "Phi3",
+        sizes(
+            72, 4, 2, 100, 227, sliding_window=13, original_max_position_embeddings=64,
+            rope_parameters=LONGROPE | dict(partial_rotary_factor=0.7),
+        ),
+        dict(sliding_window=14),
+        dict(original_max_position_embeddings=32),
+    ),
+    "phi3-long": golden(
+        "Phi3",
+        sizes(48, 4, 4, 92, 229, original_max_position_embeddings=32, rope_parameters=dict(LONGROPE)),
+        dict(original_max_position_embeddings=64),
+    ),
+    "gpt_neox": golden(
+        "GPTNeoX",
+        NEOX | dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.25)),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+        dict(use_parallel_residual=False),
+        dict(hidden_act="relu"),
+    ),
+    "gpt_neox-serial": golden(
+        "GPTNeoX", NEOX | dict(rope_parameters=ROPE | dict(partial_rotary_factor=1.0), use_parallel_residual=False)
+    ),
+    "olmo2": golden("Olmo2", sizes(72, 6, 3, 116, 229, rope_parameters=ROPE | dict(rope_theta=500000.0))),
+    "mixtral": golden(
+        "Mixtral",
+        sizes(56, 4, 2, 40, 227, num_local_experts=5, num_experts_per_tok=2, sliding_window=None),
+        dict(num_experts_per_tok=1),
+    ),
+    "qwen2_moe": golden(
+        "Qwen2Moe",
+        sizes(
+            56, 4, 2, 92, 227, layers=3, mlp_only_layers=[1], shared_expert_intermediate_size=68, **EXPERTS,
+            norm_topk_prob=False,
+        ),
+        dict(norm_topk_prob=True),
+        dict(num_experts_per_tok=3),
+    ),
+    "qwen3_moe": golden(
+        "Qwen3Moe",
+        sizes(56, 4, 2, 92, 227, head_dim=24, **EXPERTS, norm_topk_prob=True),
+        dict(norm_topk_prob=False),
+        dict(num_experts_per_tok=1),
+    ),
+}

@@ -10,6 +10,7 @@ pub mod description;
 pub mod draft;
 pub mod emit;
 pub mod ir;
+pub mod library;
 pub mod lower;
 pub mod passes;
 pub mod plan;

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, architectures, find_for};
+use fusec::description::{Description, Facts, architectures};
 use fusec::ir::{DType, Graph, verify};
+use fusec::library;
 use fusec::lower::lower;
 use fusec::passes::Selection;
 use fusec::plan::{Plan, PlanOptions, StepKind, Tuning, TuningSource};
@@ -118,7 +119,8 @@ impl OpenModel {
             (None, None) => {
                 let config = config.as_ref().context("a checkpoint has a config")?;
                 let architectures = architectures(config);
-                let (file, text) = find_for(&architectures).with_context(|| unserved(&architectures))?;
+                let found = library::serving(&architectures)?.with_context(|| unserved(&architectures))?;
+                let library::Found { file, text } = found;
                 (file.to_string(), text.to_string())
             }
         };
@@ -317,7 +319,7 @@ fn unserved(architectures: &[&str]) -> String {
     match architectures {
         [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
         names => format!(
-            "no description serves {}; the shipped ones serve {}. Write one TOML file and name it with --description",
+            "no description serves {}; the shipped ones serve {}. Draft one with fusec new --from DIR, and name it with --description",
             names.join(", "),
             served().join(", ")
         ),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use fuse_tests::{Golden, TempFolder, fusec, goldens, nmse, root};
+use fuse_tests::{Golden, TempFolder, command, finish, fusec, goldens, nmse, root};
 use fuserun::backend::{Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
 use safetensors::SafeTensors;
@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 const BOUND: f64 = 1e-8;
 
-/// Goldens whose computation no tensor and no key tells whole: their drafts pass the check, and their logits may differ.
-const UNTOLD: &[&str] = &[];
+/// Goldens whose layers are not alike: their drafts list the tensors that only some layers have, and leave those to the user.
+const UNEVEN: &[&str] = &["qwen2_moe"];
 
 #[test]
 fn a_draft_of_each_golden_gives_its_logits() {
@@ -25,6 +25,10 @@ fn a_draft_of_each_golden_gives_its_logits() {
         let (from, to) = (golden.folder.to_str().unwrap(), draft.to_str().unwrap());
         let made = fusec(&["new", "--from", from, "-o", to]);
         assert_eq!((made.code, made.stdout.as_str()), (0, ""), "{}: {}", golden.name, made.stderr);
+        if UNEVEN.contains(&golden.name.as_str()) {
+            assert!(made.stderr.contains("does not pass fusec check yet"), "{}: {}", golden.name, made.stderr);
+            continue;
+        }
         let checked = fusec(&["check", to, "--checkpoint", from]);
         if checked.code != 0 {
             wrong.push(format!("{}: {}", golden.name, checked.stderr));
@@ -33,13 +37,12 @@ fn a_draft_of_each_golden_gives_its_logits() {
         assert!(made.stderr.contains("it passes fusec check"), "{}: {}", golden.name, made.stderr);
         match logits(&golden.folder, &draft, golden) {
             Ok(found) if nmse(&found, &golden.logits) <= BOUND => same += 1,
-            Ok(_) if UNTOLD.contains(&golden.name.as_str()) => {}
             Ok(found) => wrong.push(format!("{}: NMSE {:.2e}", golden.name, nmse(&found, &golden.logits))),
             Err(error) => wrong.push(format!("{}: {error:#}", golden.name)),
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(same >= 11, "{same} goldens were drafted");
+    assert!(same >= 28, "{same} goldens were drafted");
 }
 
 fn logits(checkpoint: &Path, description: &Path, golden: &Golden) -> anyhow::Result<Vec<f32>> {
@@ -188,4 +191,46 @@ fn what_cannot_be_drafted_from_is_one_clear_message() {
     assert_eq!(fs::read_to_string(&there).unwrap(), "mine");
     let flat = strange("llama-untied", |name| if name.contains("layers") { String::new() } else { name.into() }, &[]);
     refused(&["--from", flat.path().to_str().unwrap()], "no tensor is named like one of a layer");
+}
+
+#[test]
+fn a_description_of_the_users_is_found_by_what_it_serves() {
+    let folder = strange("llama-untied", str::to_owned, &[]);
+    let (own, checkpoint) = (TempFolder::new(), folder.path().to_str().unwrap());
+    let check = |model: &[&str]| {
+        let mut check = command("fusec");
+        check.env("FUSE_MODELS", own.path()).arg("check").args(model).args(["--checkpoint", checkpoint]);
+        finish(&mut check, "")
+    };
+    assert!(check(&[]).stderr.contains("no description serves StrangeForCausalLM"), "nothing is there yet");
+    let (text, _) = drafted(&folder);
+    let path = own.write("mine.toml", &text);
+    for model in [&[][..], &["mine"]] {
+        let done = check(model);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert!(done.stdout.starts_with(&format!("{}: strange: ", path.display())), "{}", done.stdout);
+    }
+    // The user's stands in front of the shipped one, also in fuserun, and without FUSE_MODELS in the folder for configurations.
+    let golden = root().join("tests/goldens/llama-untied");
+    let home = TempFolder::new();
+    fs::create_dir_all(home.path().join("fuse/models")).unwrap();
+    home.write(
+        "fuse/models/broken.toml",
+        text.replace("StrangeForCausalLM", "LlamaForCausalLM").replace("rms_norm", "rms_nrom"),
+    );
+    let mut logits = command("fuserun");
+    logits
+        .env_remove("FUSE_MODELS")
+        .env("XDG_CONFIG_HOME", home.path())
+        .args(["logits", "--tokens", "1", "-m"])
+        .arg(&golden);
+    let done = finish(logits.args(["--device", "cpu", "-o"]).arg(home.path().join("logits.safetensors")), "");
+    assert!(done.code == 1 && done.stderr.contains("broken.toml:") && done.stderr.contains("F0104"), "{}", done.stderr);
+    assert_eq!(
+        check(&["llama", "--config", golden.join("config.json").to_str().unwrap()]).code,
+        0,
+        "others are not disturbed"
+    );
+    own.write("second.toml", &text);
+    assert!(check(&[]).stderr.contains("both serve StrangeForCausalLM"));
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
-use crate::description::{Description, architectures, find_for, shipped};
+use crate::description::{Description, architectures, shipped};
+use crate::library::{self, Found};
 use crate::passes::Selection;
 use crate::tensors::Accounting;
 use crate::text::closest;
@@ -105,8 +106,8 @@ fn read_description(model: &Path) -> Result<(String, String)> {
     if !model.exists() {
         let named = model.to_str().unwrap_or_default();
         let families = || shipped().iter().map(|(file, _)| file.trim_end_matches(".toml"));
-        if let Some((file, text)) = shipped().iter().find(|(file, _)| file.trim_end_matches(".toml") == named) {
-            return Ok(((*file).to_owned(), (*text).to_owned()));
+        if let Some(Found { file, text }) = library::named(named)? {
+            return Ok((file, text));
         }
         let near = closest(named, families()).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         let families: Vec<&str> = families().collect();
@@ -122,17 +123,17 @@ fn read_description(model: &Path) -> Result<(String, String)> {
     Ok((model.display().to_string(), text))
 }
 
-/// The shipped description for the architecture that a config.json names.
+/// The description for the architecture that a config.json names: the user's own, or the shipped one.
 fn serving(config: &Value) -> Result<(String, String)> {
     let names = architectures(config);
-    let Some((file, text)) = find_for(&names) else {
+    let Some(Found { file, text }) = library::serving(&names)? else {
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
         bail!(
-            "no shipped description serves {}: name one that does before the flags, or draft one with fusec new --from DIR",
+            "no description serves {}: name one that does before the flags, or draft one with fusec new --from DIR",
             names.join(", ")
         );
     };
-    Ok((file.to_owned(), text.to_owned()))
+    Ok((file, text))
 }
 
 /// Reads a JSON file.

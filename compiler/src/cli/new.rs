@@ -11,8 +11,9 @@ use clap::Args;
 use super::checkpoint;
 use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
-use crate::description::{Description, architectures, find_for};
+use crate::description::{Description, architectures};
 use crate::draft::draft;
+use crate::library;
 use crate::plan::PlanOptions;
 use crate::tensors;
 
@@ -59,8 +60,8 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
             "the draft".to_owned()
         }
     };
-    if let Some((file, _)) = find_for(&architectures(&config)) {
-        tell(format!("{file}, which is shipped, serves this checkpoint: it needs no description of its own"));
+    if let Some(found) = library::serving(&architectures(&config))? {
+        tell(format!("{} serves this checkpoint: it needs no description of its own", found.file));
     }
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     tell(format!(

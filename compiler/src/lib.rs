@@ -10,7 +10,6 @@ pub mod description;
 pub mod draft;
 pub mod emit;
 pub mod ir;
-pub mod library;
 pub mod lower;
 pub mod passes;
 pub mod plan;

@@ -1,6 +1,8 @@
 //! A checkpoint's tensors against those that a model reads: names and shapes, no values.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use anyhow::{Result, bail};
 
@@ -151,7 +153,10 @@ fn unmatched<'a>(
 fn place(resolved: &Resolved, tensor: &str) -> Option<Span> {
     let calls = resolved.calls.iter();
     let mut named = calls.flat_map(|call| call.weights.iter().map(move |(role, name)| (call, role, name)));
-    let (call, role, _) = named.find(|(_, _, name)| stands_for(name, tensor))?;
+    let (call, role, _) = named.find(|(_, _, name)| {
+        // A checkpoint that was saved without its head lacks the first component.
+        stands_for(name, tensor) || name.split_once('.').is_some_and(|(_, rest)| stands_for(rest, tensor))
+    })?;
     call.weight_spans.get(role).cloned()
 }
 
@@ -259,6 +264,7 @@ pub fn harmless(name: &str, shape: &[usize], tied: bool) -> bool {
 /// Checks that the tensors `found` in `checkpoint` (what messages call it) are the `required` ones, in name and shape, both ways.
 ///
 /// Left over may be buffers that older files carry (`inv_freq`, `masked_bias`, a causal mask) and the copy of a `tied` head.
+/// Names may lack their first component; see [`locate`].
 ///
 /// # Errors
 /// All that is wrong at once: what is missing, with the left-over name that may be meant; both shapes where they differ; what is left over.
@@ -305,6 +311,16 @@ pub fn account(
     bail!("{checkpoint}: its tensors are not those of the model\n  {}", lines.join("\n  "))
 }
 
+/// The name under which a checkpoint has a tensor. One that was saved without the head that the language model adds lacks the first component
+/// (`transformer.h.0.ln_1.weight` is `h.0.ln_1.weight`): it is left out where no tensor begins with it.
+pub fn locate<'n, T>(name: &'n str, found: &BTreeMap<impl Borrow<str> + Ord, T>) -> &'n str {
+    let Some((first, rest)) = name.split_once('.') else { return name };
+    let whole = &name[..first.len() + 1];
+    let from = (Bound::Included(whole), Bound::Unbounded);
+    let begins = found.range::<str, _>(from).next().is_some_and(|(known, _)| known.borrow().starts_with(whole));
+    if !begins && found.contains_key(rest) { rest } else { name }
+}
+
 /// The tensors that weights are read from.
 struct Needed {
     /// Names and shapes, in the order in which weights name them first.
@@ -323,6 +339,7 @@ fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(String, Vec<usize>)]) -
             false => WeightName::parse(name),
         };
         for tensor in weight.tensors() {
+            let tensor = locate(&tensor, found).to_owned();
             let shape = weight.tensor_shape(shape).unwrap_or_else(|| shape.clone());
             if !parts.contains_key(&tensor) {
                 tensors.push((tensor.clone(), shape));
@@ -374,6 +391,26 @@ mod tests {
              wrong shape: mlp.up_proj.weight is [8, 4] and the model needs [4, 8]\n  \
              unexpected: q_proj.bias [4]";
         assert_eq!(message(found, needed, false).as_deref(), Some(said));
+    }
+
+    #[test]
+    fn a_checkpoint_without_its_head_and_with_its_masks_passes() {
+        let needed: &[(&str, &[usize])] =
+            &[("transformer.h.0.attn.w[0..2 of 2]", &[2, 4]), ("transformer.wte", &[3, 4])];
+        let bare: &[(&str, &[usize])] = &[
+            ("h.0.attn.bias", &[1, 1, 8, 8]),
+            ("h.0.attn.masked_bias", &[]),
+            ("h.0.attn.w", &[2, 4]),
+            ("wte", &[3, 4]),
+        ];
+        assert_eq!(message(bare, needed, false), None);
+        // A first component that some tensor has stays, and a bias of one axis is a bias.
+        let half: &[(&str, &[usize])] =
+            &[("h.0.attn.bias", &[8]), ("h.0.attn.w", &[2, 4]), ("transformer.wte", &[3, 4])];
+        let said = "here: its tensors are not those of the model\n  \
+             missing: transformer.h.0.attn.w [2, 4]\n  \
+             unexpected: h.0.attn.bias [8]\n  unexpected: h.0.attn.w [2, 4]";
+        assert_eq!(message(half, needed, false).as_deref(), Some(said));
     }
 
     #[test]

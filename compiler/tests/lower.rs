@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fusec::description::{Description, Diagnostics, shipped};
-use fusec::ir::{DType, Graph, Op, verify_all};
+use fusec::ir::{DType, Graph, Op, RopeScaling, verify_all};
 use fusec::lower::lower;
 
 #[test]
@@ -55,6 +55,37 @@ fn a_tied_head_is_one_weight() {
         matches!(graph.op(*node), Op::Weight(weight) if weight == "model.embed_tokens.weight" || weight == "lm_head.weight")
     });
     assert_eq!(tables.count(), 1);
+}
+
+/// `longrope` takes its long list, and `dynamic` a larger base, where the context is beyond the trained one.
+#[test]
+fn rope_follows_the_context() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lower/parts_and_experts.toml"))
+        .expect("the case is there");
+    let dynamic = text.replace("rope_type = \"longrope\"", "rope_type = \"dynamic\"");
+    let dynamic = dynamic.replace("original_max_position_embeddings = 64, ", "");
+    let from = dynamic.find("short_factor").expect("two lists");
+    let to = dynamic[from..].find("factor = 1.0").expect("a factor") + from;
+    let dynamic = format!("{}{}", &dynamic[..from], dynamic[to..].replacen("factor = 1.0", "factor = 4.0", 1));
+    let ropes = |text: &str, context: Option<usize>| {
+        let resolved = Description::parse(text, "tiny.toml").and_then(|description| description.resolve(None));
+        let graph = resolved.and_then(|resolved| lower(&resolved, DType::F32, context));
+        let graph = graph.unwrap_or_else(|errors| panic!("{errors}"));
+        let rope = graph.ordered().into_iter().find_map(|node| match graph.op(node) {
+            Op::Rope(rope) => Some(rope.clone()),
+            _ => None,
+        });
+        rope.expect("q is rotated")
+    };
+    let factors = |context| match ropes(&text, context).scaling {
+        RopeScaling::LongRope { factors, .. } => factors[0],
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([Some(64), Some(65), None].map(factors), [1.0, 5.0, 5.0]);
+    let base = |context| ropes(&dynamic, context).theta;
+    // 10000 · (4 · 256 / 128 - 3) ^ (8 / 6)
+    assert_eq!([Some(20), Some(128), None].map(base), [10000.0; 3]);
+    assert!((base(Some(256)) - 10000.0 * 5f64.powf(8.0 / 6.0)).abs() < 1e-6);
 }
 
 fn graph(text: &str, name: &str) -> Result<Graph, Diagnostics> {

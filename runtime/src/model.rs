@@ -6,9 +6,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, architectures};
+use fusec::description::{Description, Facts, architectures, find_serving, user_folder};
 use fusec::ir::{DType, Graph, verify};
-use fusec::library;
 use fusec::lower::lower;
 use fusec::passes::Selection;
 use fusec::plan::{Plan, PlanOptions, StepKind, Tuning, TuningSource};
@@ -119,9 +118,8 @@ impl OpenModel {
             (None, None) => {
                 let config = config.as_ref().context("a checkpoint has a config")?;
                 let architectures = architectures(config);
-                let found = library::serving(&architectures)?.with_context(|| unserved(&architectures))?;
-                let library::Found { file, text } = found;
-                (file.to_string(), text.to_string())
+                let found = find_serving(&architectures, user_folder().as_deref())?;
+                found.with_context(|| unserved(&architectures))?
             }
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;

@@ -1,14 +1,14 @@
 {% include "device.cuh" %}
 // {{ name }}: one expression of one or two operands, element by element.
-constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4;
+constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4, CLAMP = 5, GLU = 6, GLU_ROW = 7;
 constexpr int KIND = {{ kind }};
 constexpr int ACTIVATION = {{ activation }};
-constexpr float FACTOR = {{ factor }};          // of SCALE, the cap of SOFTCAP
+constexpr float FACTOR = {{ factor }};          // of SCALE, the cap of SOFTCAP, the limit of CLAMP
 constexpr int SIZE = {{ size }};                // values a row
 constexpr int THREADS = {{ threads }};
 typedef {{ out_type }} Out;
 
-// a, b (null for one operand) fp32 [rows][SIZE], out [rows][SIZE]. Grid: rows.
+// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]. Grid: rows.
 KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* a, const float* b, Out* out) {
   launch_dependents();
   wait_for_dependencies();
@@ -19,6 +19,9 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* a, const float* b
     if (KIND == MUL) y *= b[at];
     if (KIND == SCALE) y *= FACTOR;
     if (KIND == SOFTCAP) y = FACTOR * tanhf(y / FACTOR);
+    if (KIND == CLAMP) y = y > FACTOR ? FACTOR : y < -FACTOR ? -FACTOR : y;
+    if (KIND == GLU) y /= 1.0f + expf(-b[at]);
+    if (KIND == GLU_ROW) y /= 1.0f + expf(-b[blockIdx.x]);
     if (KIND == ACTIVATE) y = activate<ACTIVATION>(y);
     store(out + at, y);
   }

@@ -83,6 +83,7 @@ FAMILIES = {
         dict(scale_attn_weights=False),
     ),
     "olmo": golden("Olmo", sizes(72, 6, 3, 116, 229)),
+    "olmo-clip": golden("Olmo", sizes(48, 4, 2, 76, 201, clip_qkv=0.9), dict(clip_qkv=None)),
     "gemma2": golden(
         "Gemma2",
         gemma(

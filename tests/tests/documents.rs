@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use fuse_tests::{Finished, fusec, fuserun, root};
-use fusec::description::{Description, shipped};
+use fuse_tests::{Finished, fusec, fuserun, goldens, root};
+use fusec::compile::{CompileOptions, compile};
+use fusec::description::{Description, architectures, shipped};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -12,18 +13,17 @@ fn read(path: &str) -> String {
 #[test]
 fn the_readme_lists_what_is_served() {
     let readme = read("README.md");
-    let row = |(file, text): &(&str, &str)| {
-        let description = Description::parse(text, file).unwrap();
-        let architectures: Vec<String> = description.serves.iter().map(|name| format!("`{name}`")).collect();
-        format!("| [`models/{file}`](models/{file}) | {} |", architectures.join(", "))
-    };
-    let expected: BTreeSet<String> = shipped().iter().map(row).collect();
-    let found: BTreeSet<String> = readme
-        .lines()
-        .filter(|line| line.starts_with("| [`models/"))
-        .map(|line| line.splitn(4, '|').take(3).map(|cell| format!("{cell}|")).collect())
-        .collect();
-    assert_eq!(found, expected);
+    let (before, rest) = readme.split_once("<!-- models").expect("a mark before the table");
+    let (mark, rest) = rest.split_once("-->\n").expect("the mark ends");
+    let (_, after) = rest.split_once("<!-- end of models").expect("a mark behind the table");
+    let head = "| description | `architectures` in config.json | what it is | compiled alone | runs on |\n| --- | --- | --- | --- | --- |\n";
+    let rows: String = shipped().iter().map(|(file, text)| row(file, text)).collect();
+    let whole = format!("{before}<!-- models{mark}-->\n{head}{rows}<!-- end of models{after}");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(root().join("README.md"), whole).expect("the README can be written");
+    } else {
+        assert!(readme == whole, "the README's models are not those of models/; BLESS=1 writes them");
+    }
     let files: BTreeSet<String> = std::fs::read_dir(root().join("models"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -32,6 +32,43 @@ fn the_readme_lists_what_is_served() {
     let inside: BTreeSet<String> = shipped().iter().map(|(file, _)| file.to_string()).collect();
     assert_eq!(inside, files, "each description is in the binary");
 }
+
+/// A family's row: what its file says of itself, and whether it can be planned for a GPU.
+fn row(file: &str, text: &str) -> String {
+    let description = Description::parse(text, file).unwrap();
+    let architectures: Vec<String> = description.serves.iter().map(|name| format!("`{name}`")).collect();
+    let what = text.lines().next().and_then(|line| line.strip_prefix("# ")).expect("the first line says what it is");
+    let preset = text.lines().find_map(|line| line.strip_prefix("[config] # ")).expect("a preset has a name");
+    let runs_on = match compile(&description, None, &CompileOptions::default()) {
+        Ok(_) => "GPU, CPU",
+        Err(error) if format!("{error:#}").contains("run on the CPU") => "CPU",
+        Err(error) => panic!("{file}: {error:#}"),
+    };
+    format!("| [`models/{file}`](models/{file}) | {} | {what} | {preset} | {runs_on} |\n", architectures.join(", "))
+}
+
+/// A family is one short file, and each is checked against logits.
+#[test]
+fn every_family_is_short_and_has_a_golden() {
+    let mut served: BTreeSet<String> = BTreeSet::new();
+    for golden in goldens().iter().filter(|golden| golden.name != "demo") {
+        let config = std::fs::read_to_string(golden.folder.join("config.json")).expect("a golden has a config.json");
+        let config = serde_json::from_str(&config).expect("it is JSON");
+        served.extend(architectures(&config).into_iter().map(str::to_owned));
+    }
+    for (file, text) in shipped() {
+        let description = Description::parse(text, file).unwrap();
+        let preset = text.lines().skip_while(|line| !line.starts_with("[config]")).take_while(|line| !line.is_empty());
+        let lines = text.lines().count() - preset.count();
+        assert!(lines <= LONGEST, "{file} has {lines} lines without its preset");
+        for name in &description.serves {
+            assert!(served.contains(name), "{file} serves {name}, which no golden has");
+        }
+    }
+}
+
+/// Lines of a description without its preset.
+const LONGEST: usize = 60;
 
 #[test]
 fn the_guide_names_every_flag_and_variable() {

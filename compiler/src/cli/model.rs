@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
-use crate::description::{Description, architectures, shipped};
-use crate::library::{self, Found};
+use crate::description::{Description, architectures, find_named, find_serving, shipped, user_folder};
 use crate::passes::Selection;
 use crate::tensors::Accounting;
 use crate::text::closest;
@@ -101,13 +100,13 @@ fn pass_list(list: &str) -> Result<String> {
     Selection::parse(list).map(|_| list.to_owned())
 }
 
-/// File name and text: of the file, or of the shipped description of that name.
+/// File name and text: of the file, or of the description of that name in the user's folder or in the binary.
 fn read_description(model: &Path) -> Result<(String, String)> {
     if !model.exists() {
         let named = model.to_str().unwrap_or_default();
         let families = || shipped().iter().map(|(file, _)| file.trim_end_matches(".toml"));
-        if let Some(Found { file, text }) = library::named(named)? {
-            return Ok((file, text));
+        if let Some(found) = find_named(named, user_folder().as_deref())? {
+            return Ok(found);
         }
         let near = closest(named, families()).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         let families: Vec<&str> = families().collect();
@@ -123,17 +122,17 @@ fn read_description(model: &Path) -> Result<(String, String)> {
     Ok((model.display().to_string(), text))
 }
 
-/// The description for the architecture that a config.json names: the user's own, or the shipped one.
+/// The description for the architecture that a config.json names: one in the user's folder, or a shipped one.
 fn serving(config: &Value) -> Result<(String, String)> {
     let names = architectures(config);
-    let Some(Found { file, text }) = library::serving(&names)? else {
+    let Some(found) = find_serving(&names, user_folder().as_deref())? else {
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
         bail!(
             "no description serves {}: name one that does before the flags, or draft one with fusec new --from DIR",
             names.join(", ")
         );
     };
-    Ok((file, text))
+    Ok(found)
 }
 
 /// Reads a JSON file.

@@ -11,9 +11,8 @@ use clap::Args;
 use super::checkpoint;
 use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
-use crate::description::{Description, architectures};
+use crate::description::{Description, architectures, find_serving, user_folder};
 use crate::draft::draft;
-use crate::library;
 use crate::plan::PlanOptions;
 use crate::tensors;
 
@@ -60,8 +59,8 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
             "the draft".to_owned()
         }
     };
-    if let Some(found) = library::serving(&architectures(&config))? {
-        tell(format!("{} serves this checkpoint: it needs no description of its own", found.file));
+    if let Some((file, _)) = find_serving(&architectures(&config), user_folder().as_deref())? {
+        tell(format!("{file} serves this checkpoint: it needs no description of its own"));
     }
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     tell(format!(

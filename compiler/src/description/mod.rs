@@ -19,6 +19,7 @@ mod resolve;
 mod rope;
 mod shipped;
 mod signature;
+mod user;
 mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,7 @@ pub use reference::operations;
 pub use rope::RopeScaling;
 pub use shipped::{architectures, find_for, shipped};
 pub use signature::{Attribute, Default, INPUTS, Kind, OpName, RESULT, Role, SIGNATURES, Signature};
+pub use user::{find_named, find_serving, user_folder};
 pub use value::Value;
 
 use expr::Expr;

@@ -150,6 +150,12 @@ pub const SIGNATURES: &[Signature] = &[
         ..PLAIN
     },
     Signature {
+        op: OpName::Clamp,
+        doc: "x, bounded by ±limit.",
+        attributes: &[attribute("limit", Kind::Float, Default::Required, "the bound")],
+        ..PLAIN
+    },
+    Signature {
         op: OpName::Softcap,
         doc: "cap · tanh(x / cap).",
         attributes: &[attribute("cap", Kind::Float, Default::Required, "the bound")],
@@ -290,6 +296,8 @@ ops! {
     Activation = "activation";
     /// A constant factor.
     Scale = "scale";
+    /// A hard bound.
+    Clamp = "clamp";
     /// A soft bound.
     Softcap = "softcap";
 }

@@ -102,6 +102,9 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 ElementKind::Scale(factor) => (2, factor, None),
                 ElementKind::Softcap(cap) => (3, cap, None),
                 ElementKind::Activate(function) => (4, 0.0, Some(function)),
+                ElementKind::Clamp(limit) => (5, limit, None),
+                ElementKind::Glu { per_row: false } => (6, 0.0, None),
+                ElementKind::Glu { per_row: true } => (7, 0.0, None),
             };
             templates::Elementwise {
                 name,

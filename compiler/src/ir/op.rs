@@ -37,6 +37,8 @@ pub enum Op {
     Scale(f32),
     /// `cap · tanh(x / cap)`.
     Softcap(f32),
+    /// `min(max(x, -limit), limit)`.
+    Clamp(f32),
     /// The same elements under another shape.
     Reshape,
     /// Which experts a token goes to, `i32[T, top_k]`, and what share each has, `f32[T, top_k]`, from a logit for each expert.
@@ -323,7 +325,13 @@ impl Op {
                 roles.extend([Role::Up, Role::Down]);
                 roles
             }
-            Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Reshape | Op::Route(_) | Op::Sample => {
+            Op::Activation(_)
+            | Op::Scale(_)
+            | Op::Softcap(_)
+            | Op::Clamp(_)
+            | Op::Reshape
+            | Op::Route(_)
+            | Op::Sample => {
                 vec![Role::X]
             }
         }
@@ -347,6 +355,7 @@ impl Op {
             Op::Activation(activation) => activation.name().into(),
             Op::Scale(_) => "scale".into(),
             Op::Softcap(_) => "softcap".into(),
+            Op::Clamp(_) => "clamp".into(),
             Op::Reshape => "reshape".into(),
             Op::Route(_) => "route".into(),
             Op::Experts(_) => "experts".into(),

@@ -100,6 +100,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
         Op::Rope(rope) => list.rope(rope),
         Op::Scale(factor) => list.add("factor", number(factor)),
         Op::Softcap(cap) => list.add("cap", number(cap)),
+        Op::Clamp(limit) => list.add("limit", number(limit)),
         Op::Route(route) => {
             list.add("top_k", route.top_k.to_string());
             list.add("scoring", route.scoring.name().into());

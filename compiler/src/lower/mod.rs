@@ -97,6 +97,10 @@ impl Lowering {
             OpName::Relu2 => self.plain(call, Op::Activation(Activation::Relu2)),
             OpName::Activation => unreachable!("resolving names the activation"),
             OpName::Scale => self.plain(call, Op::Scale(number(call, "factor"))),
+            OpName::Clamp => {
+                let limit = positive(call, "limit")?;
+                self.plain(call, Op::Clamp(limit))
+            }
             OpName::Softcap => {
                 let cap = positive(call, "cap")?;
                 self.plain(call, Op::Softcap(cap))

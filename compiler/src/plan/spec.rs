@@ -140,6 +140,11 @@ pub enum ElementKind {
     Mul,
     Scale(f32),
     Softcap(f32),
+    Clamp(f32),
+    /// `a · sigmoid(b)`; `per_row`: b is one value a row.
+    Glu {
+        per_row: bool,
+    },
     Activate(Activation),
 }
 
@@ -263,6 +268,9 @@ impl ElementKind {
             ElementKind::Mul => "mul",
             ElementKind::Scale(_) => "scale",
             ElementKind::Softcap(_) => "softcap",
+            ElementKind::Clamp(_) => "clamp",
+            ElementKind::Glu { per_row: false } => "glu",
+            ElementKind::Glu { per_row: true } => "glu_row",
             ElementKind::Activate(activation) => activation.name(),
         }
     }

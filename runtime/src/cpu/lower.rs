@@ -150,6 +150,7 @@ impl<'a> Lowering<'a> {
             Op::Activation(activation) => self.map(node, Map::Activation(*activation))?,
             Op::Scale(factor) => self.map(node, Map::Scale(*factor))?,
             Op::Softcap(cap) => self.map(node, Map::Softcap(*cap))?,
+            Op::Clamp(limit) => self.map(node, Map::Clamp(*limit))?,
         }
         Ok(())
     }
@@ -582,7 +583,7 @@ fn tail_of(graph: &Graph) -> HashSet<NodeId> {
                 tail.insert(node);
                 return tail;
             }
-            Op::Scale(_) | Op::Softcap(_) | Op::Activation(_) | Op::Reshape | Op::Norm(_) => {
+            Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) | Op::Activation(_) | Op::Reshape | Op::Norm(_) => {
                 tail.insert(node);
                 match graph.operand(node, Role::X) {
                     Some(x) => node = x.node,

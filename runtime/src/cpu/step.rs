@@ -127,6 +127,7 @@ pub(crate) enum Map {
     Activation(Activation),
     Scale(f32),
     Softcap(f32),
+    Clamp(f32),
 }
 
 /// What a step touches.
@@ -533,6 +534,7 @@ impl Execution<'_> {
             Map::Activation(activation) => math::activate(self.isa, activation, out),
             Map::Scale(factor) => math::scale(self.isa, factor, out),
             Map::Softcap(cap) => math::softcap(self.isa, cap, out),
+            Map::Clamp(limit) => out.iter_mut().for_each(|value| *value = value.clamp(-limit, limit)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use fusec::ir::{Graph, Interpreter, Op, Results, Tensor, nmse, random_tensor, verify};
+use fusec::ir::{Graph, Interpreter, Op, Results, Tensor, WeightName, nmse, random_tensor, verify};
 
 use super::{CpuModel, CpuOptions, Logits, Row, WeightSource};
 
@@ -12,7 +12,10 @@ struct Random<'a>(&'a Graph);
 
 impl Random<'_> {
     fn tensor(&self, name: &str) -> Result<Tensor> {
-        Ok(random_tensor(name, &self.shape(name)?, 11))
+        let shape = self.shape(name)?;
+        let Some(index) = WeightName::parse(name).index() else { return Ok(random_tensor(name, &shape, 11)) };
+        let whole = self.tensor(name.split('[').next().context("a name")?)?;
+        Ok(Tensor::new(shape, whole.row(index)))
     }
 }
 
@@ -21,6 +24,12 @@ impl WeightSource for Random<'_> {
         let graph = self.0;
         let is_wanted = |op: &Op| matches!(op, Op::Weight(weight) if weight == name);
         let node = graph.ordered().into_iter().find(|&node| is_wanted(graph.op(node)));
+        if let (None, Some(index)) = (node, WeightName::parse(name).index()) {
+            // One matrix of several.
+            let whole = self.shape(name.split('[').next().context("a name")?)?;
+            anyhow::ensure!(index < whole[0], "{name} of {whole:?}");
+            return Ok(whole[1..].to_vec());
+        }
         Ok(graph.type_of(node.with_context(|| format!("no weight {name}"))?.result(0)).fixed_sizes().collect())
     }
 
@@ -123,7 +132,13 @@ fn each_op_agrees_with_the_interpreter() {
         "%y = add %x %r : f32[T, 24]",
         "%y = mul %x %r : f32[T, 24]",
         "%y = scale %x {factor=-0.3} : f32[T, 24]",
+        "%y = glu %x %r : f32[T, 24]",
+        "%y = glu %q %q : f32[T, 3, 8]",
+        "%g = weight \"g\" : bf16[1, 24]\n%o = matmul %x %g : f32[T, 1]\n%y = glu %x %o : f32[T, 24]",
+        "%lg = matmul %x %w7 : f32[T, 7]\n%ch, %sh = route %lg {top_k=3, scoring=softmax, normalise} : i32[T, 3], f32[T, 3]\n%gw = weight \"gw\" : bf16[7, 13, 24]\n%uw = weight \"uw\" : bf16[7, 13, 24]\n%dw = weight \"dw\" : bf16[7, 10, 13]\n%y = experts %x %ch %sh %gw %uw %dw {activation=silu, gated} : f32[T, 10]",
+        "%lg = matmul %x %w7 : f32[T, 7]\n%ch, %sh = route %lg {top_k=2, scoring=sigmoid, scale=1.5} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : f32[7, 5, 24]\n%dw = weight \"dw\" : f16[7, 24, 5]\n%y = experts %r %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
         "%y = softcap %x {cap=0.7} : f32[T, 24]",
+        "%y = clamp %x {limit=0.4} : f32[T, 24]",
         "%y = silu %x : f32[T, 24]",
         "%y = gelu %x : f32[T, 24]",
         "%y = gelu_tanh %x : f32[T, 24]",

@@ -116,7 +116,13 @@ impl Checkpoint {
     /// A weight of one dimension with "norm" in its name is all ones; every other tensor is uniform noise of standard deviation 0.02.
     pub fn dummy(config: Value, tensors: &[(String, Vec<usize>)], seed: u64) -> Checkpoint {
         let mut checkpoint = Checkpoint::empty("the made-up checkpoint", config);
-        for (name, shape) in tensors {
+        // Parts and stacks are read from the tensors that a real checkpoint would have.
+        let whole = tensors.iter().flat_map(|(name, shape)| {
+            let weight = WeightName::parse(name);
+            let tensor = weight.tensor_shape(shape).unwrap_or_else(|| shape.clone());
+            weight.tensors().into_iter().map(move |name| (name, tensor.clone()))
+        });
+        for (name, shape) in &whole.collect::<BTreeMap<String, Vec<usize>>>() {
             let file = checkpoint.sources.len();
             let ones = shape.len() == 1 && name.contains("norm") && name.ends_with("weight");
             checkpoint.sources.push(if ones {
@@ -237,7 +243,7 @@ impl Checkpoint {
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).with_context(|| {
+        self.tensors.get(tensors::locate(name, &self.tensors)).with_context(|| {
             let near = closest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
             format!("{}: there is no tensor {name}{near}", self.origin)
         })

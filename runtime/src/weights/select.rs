@@ -115,11 +115,28 @@ mod tests {
         let mut rows = Vec::new();
         checkpoint.read_rows_f32("fused[1..3 of 3]", 1..3, &mut rows).unwrap();
         assert_eq!(rows, [4.0, 5.0, 8.0, 9.0]);
+        // A checkpoint that lacks the first component of every name.
+        assert_eq!(read("model.e.0.w[0..1 of 2]"), (vec![1, 3], vec![100.0, 101.0, 102.0]));
         for (name, said) in [
             ("fused[0..2 of 4]", "the checkpoint in memory: fused is [6, 2]: it has no fused[0..2 of 4]"),
             ("e.{0..3}.w", "the checkpoint in memory: there is no tensor e.2.w; did you mean e.0.w?"),
         ] {
             assert_eq!(checkpoint.shape(name).unwrap_err().to_string(), said);
         }
+    }
+
+    #[test]
+    fn made_up_checkpoints_have_the_tensors_of_real_ones() {
+        let required =
+            [("e.{0..2}.w", vec![2, 3, 4]), ("qkv[0..2 of 6]", vec![2, 4]), ("all[:, 0..2 of 4]", vec![3, 2, 5])];
+        let required = required.map(|(name, shape)| (name.to_owned(), shape));
+        let checkpoint = Checkpoint::dummy(serde_json::Value::Null, &required, 1);
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["all", "e.0.w", "e.1.w", "qkv"]);
+        for (name, shape) in &required {
+            assert_eq!(checkpoint.shape(name).unwrap(), *shape, "{name}");
+        }
+        let values = checkpoint.read_f32("e.{0..2}.w").unwrap();
+        assert_eq!(values[12..], checkpoint.read_f32("e.1.w").unwrap());
+        assert_ne!(values[..12], values[12..]);
     }
 }

@@ -323,10 +323,17 @@ fn elements() -> Result<()> {
         (ElementKind::Mul, Op::Mul),
         (ElementKind::Scale(0.375), Op::Scale(0.375)),
         (ElementKind::Softcap(0.75), Op::Softcap(0.75)),
+        (ElementKind::Clamp(0.5), Op::Clamp(0.5)),
+        (ElementKind::Glu { per_row: false }, Op::Glu),
+        (ElementKind::Glu { per_row: true }, Op::Glu),
     ];
     kinds.extend(Activation::ALL.map(|activation| (ElementKind::Activate(activation), Op::Activation(activation))));
     for (kind, op) in kinds {
         let count = op.roles().len();
+        let b = match kind {
+            ElementKind::Glu { per_row: true } => Tensor::new([2, 1], &b.data[..2]),
+            _ => b.clone(),
+        };
         let expected = evaluate(&op, &[&a, &b][..count], &[vec![2, size]])?;
         let (a, b, out) = (HostBuffer::input(&a.data), HostBuffer::input(&b.data), HostBuffer::output::<f32>(2 * size));
         let second = if count == 2 { b.address() } else { 0 };

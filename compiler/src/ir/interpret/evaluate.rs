@@ -33,6 +33,7 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Activation(activation) => vec![map(x(), |x| maths::activate(*activation, x))],
         Op::Scale(factor) => vec![map(x(), |x| x * factor)],
         Op::Softcap(cap) => vec![map(x(), |x| cap * (x / cap).tanh())],
+        Op::Clamp(limit) => vec![map(x(), |x| x.clamp(-limit, *limit))],
         Op::Reshape => vec![Tensor::new(shape()?.clone(), x().data.clone())],
         Op::Sample => vec![first_largest(x())],
     })

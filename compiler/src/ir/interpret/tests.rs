@@ -95,9 +95,45 @@ fn sums_products_scales_caps_shapes_and_samples() {
     near(&results(Op::Mul, &[a, b], &[&[1, 2]])[0], &[3.0, -10.0]);
     near(&results(Op::Scale(0.5), &[a], &[&[1, 2]])[0], &[0.5, -1.0]);
     near(&results(Op::Softcap(2.0), &[a], &[&[1, 2]])[0], &[0.924_234_3, -1.523_188_3]);
+    near(&results(Op::Clamp(1.5), &[a], &[&[1, 2]])[0], &[1.0, -1.5]);
     near(&results(Op::Reshape, &[(&[1, 4], &[1.0, 2.0, 3.0, 4.0])], &[&[1, 2, 2]])[0], &[1.0, 2.0, 3.0, 4.0]);
     // The first of equals wins, and row by row.
     near(&results(Op::Sample, &[(&[2, 3], &[1.0, 4.0, 4.0, -3.0, -5.0, -4.0])], &[&[2]])[0], &[1.0, 0.0]);
+}
+
+#[test]
+fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
+    let logits: (&[usize], &[f32]) = (&[2, 3], &[0.0, 2f32.ln(), 2f32.ln(), 1.0, 0.0, -1.0]);
+    let route = |scoring, normalise, scale| Op::Route(Route { top_k: 2, scoring, normalise, scale });
+    let shapes: [&[usize]; 2] = [&[2, 2], &[2, 2]];
+    let plain = results(route(Scoring::Softmax, false, 1.0), &[logits], &shapes);
+    // The first of equals comes first.
+    near(&plain[0], &[1.0, 2.0, 0.0, 1.0]);
+    near(&plain[1][..2], &[0.4, 0.4]);
+    near(&results(route(Scoring::Softmax, true, 3.0), &[logits], &shapes)[1][..2], &[1.5, 1.5]);
+    let sigmoid = results(route(Scoring::Sigmoid, false, 1.0), &[logits], &shapes);
+    near(&sigmoid[1], &[2.0 / 3.0, 2.0 / 3.0, 0.731_058_6, 0.5]);
+
+    // Two experts of one value inside: x·(1, 0) and x·(0, 1), put out as (1, 2) and (10, 20) times that.
+    let x: (&[usize], &[f32]) = (&[1, 2], &[3.0, 5.0]);
+    let chosen: (&[usize], &[f32]) = (&[1, 2], &[1.0, 0.0]);
+    let shares: (&[usize], &[f32]) = (&[1, 2], &[0.5, 2.0]);
+    let up: (&[usize], &[f32]) = (&[2, 1, 2], &[1.0, 0.0, 0.0, 1.0]);
+    let gate: (&[usize], &[f32]) = (&[2, 1, 2], &[0.0, 1.0, -1.0, 0.0]);
+    let down: (&[usize], &[f32]) = (&[2, 2, 1], &[1.0, 2.0, 10.0, 20.0]);
+    let experts = |gated| Op::Experts(Experts { activation: Activation::Relu, gated });
+    let found = results(experts(false), &[x, chosen, shares, up, down], &[&[1, 2]]);
+    near(&found[0], &[0.5 * 10.0 * 5.0 + 2.0 * 3.0, 0.5 * 20.0 * 5.0 + 2.0 * 2.0 * 3.0]);
+    // Expert 1's gate is relu(-3) = 0; expert 0's is relu(5).
+    let found = results(experts(true), &[x, chosen, shares, gate, up, down], &[&[1, 2]]);
+    near(&found[0], &[2.0 * 15.0, 2.0 * 30.0]);
+    let absent = [x, (&[1, 2], &[2.0, 0.0]), shares, up, down];
+    let tensors: Vec<Tensor> = absent.iter().map(|&(shape, data)| Tensor::new(shape, data)).collect();
+    let error = evaluate(&experts(false), &tensors.iter().collect::<Vec<_>>(), &[vec![1, 2]]).expect_err("of two");
+    assert_eq!(error.to_string(), "expert 2 is chosen, and there are 2");
+
+    near(&results(Op::Glu, &[x, (&[1, 2], &[0.0, 3f32.ln()])], &[&[1, 2]])[0], &[1.5, 3.75]);
+    near(&results(Op::Glu, &[x, (&[1, 1], &[0.0])], &[&[1, 2]])[0], &[1.5, 2.5]);
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub(super) fn build(
         }
         "scale" => Op::Scale(attributes.number("factor")?),
         "softcap" => Op::Softcap(attributes.number("cap")?),
+        "clamp" => Op::Clamp(attributes.number("limit")?),
         "reshape" => Op::Reshape,
         "sample" => Op::Sample,
         _ => match Activation::parse(name) {

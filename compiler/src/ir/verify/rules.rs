@@ -62,12 +62,13 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
         }
         Op::Glu => super::experts::glu(node),
         Op::Experts(experts) => super::experts::experts(experts, node),
-        Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) => {
+        Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) => {
             let x = node.get(Role::X);
             activation("x", x)?;
             match op {
                 Op::Scale(factor) if !factor.is_finite() => Err(format!("the factor is {factor}")),
                 Op::Softcap(cap) => positive("cap", *cap),
+                Op::Clamp(limit) => positive("limit", *limit),
                 _ => Ok(()),
             }?;
             must(result, x, || "x".into())

@@ -268,11 +268,17 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Activation(activation) => self.elementwise(node, ElementKind::Activate(*activation))?,
                 Op::Scale(factor) => self.elementwise(node, ElementKind::Scale(*factor))?,
                 Op::Softcap(cap) => self.elementwise(node, ElementKind::Softcap(*cap))?,
+                Op::Clamp(limit) => self.elementwise(node, ElementKind::Clamp(*limit))?,
+                Op::Glu => {
+                    let [a, b] = [self.operand(node, Role::A)?, self.operand(node, Role::B)?];
+                    let per_row = self.graph().type_of(a) != self.graph().type_of(b);
+                    self.elementwise(node, ElementKind::Glu { per_row })?;
+                }
                 Op::Reshape => {
                     let from = self.place(node, Role::X)?;
                     self.places.insert(node.result(0), from);
                 }
-                Op::Glu | Op::Route(_) | Op::Experts(_) => {
+                Op::Route(_) | Op::Experts(_) => {
                     bail!("no kernel computes {op} yet: models with routed experts run on the CPU (--device cpu)")
                 }
                 Op::Sample if sample => self.sample(node, None)?,
@@ -469,7 +475,9 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     fn elementwise(&mut self, node: NodeId, kind: ElementKind) -> Result<()> {
         let (a, b) = match kind {
-            ElementKind::Add | ElementKind::Mul => (self.pointer(node, Role::A)?, self.pointer(node, Role::B)?),
+            ElementKind::Add | ElementKind::Mul | ElementKind::Glu { .. } => {
+                (self.pointer(node, Role::A)?, self.pointer(node, Role::B)?)
+            }
             _ => (self.pointer(node, Role::X)?, Source::Ready(Arg::Null)),
         };
         let size = self.graph().type_of(node.result(0)).row_size();

@@ -44,6 +44,7 @@ const HOSTS: &[&str] = &[
     "keepachangelog.com",
     "semver.org",
     "rustup.rs",
+    "json-schema.org",
     "localhost",
     "127.0.0.1",
 ];

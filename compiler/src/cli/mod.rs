@@ -35,6 +35,8 @@ enum Command {
     Check(show::CheckArgs),
     /// Drafts a description from a checkpoint: its config.json, and the names and shapes of its tensors.
     New(new::NewArgs),
+    /// Prints the JSON Schema of descriptions, for editors.
+    Schema,
     /// Prints the graph in its text form.
     Print(show::PrintArgs),
     /// Says which passes fired, and why others did not.
@@ -55,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Compile(args) => compile::run(&args),
         Command::Check(args) => show::check(&args),
         Command::New(args) => new::run(&args),
+        Command::Schema => show::schema(),
         Command::Print(args) => show::print(&args),
         Command::Explain(args) => show::explain(&args),
         Command::Graph(args) => show::graph(&args),

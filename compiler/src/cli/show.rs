@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use super::model::ModelArgs;
 use super::{show, tell};
 use crate::compile::{CompileOptions, Model, compile};
-use crate::description::Facts;
+use crate::description::{Facts, json_schema};
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
 use crate::plan::PlanOptions;
@@ -57,6 +57,11 @@ fn summary(name: &str, model: &Model) -> String {
         "{name}: {num_layers} layers, vocabulary {vocab_size}{context}, {} tensors with {weights} weights",
         tensors::names(&tensors).len()
     )
+}
+
+/// The JSON Schema of descriptions.
+pub(super) fn schema() -> Result<()> {
+    show(format!("{}\n", serde_json::to_string_pretty(&json_schema())?))
 }
 
 /// Which graph to print.

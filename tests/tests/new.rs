@@ -232,5 +232,5 @@ fn a_description_of_the_users_is_found_by_what_it_serves() {
         "others are not disturbed"
     );
     own.write("second.toml", &text);
-    assert!(check(&[]).stderr.contains("both serve StrangeForCausalLM"));
+    assert!(check(&[]).stderr.contains("serve the same architecture"));
 }

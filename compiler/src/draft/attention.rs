@@ -57,6 +57,9 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
         }
         writer.linear(letter, x, module, &size, part.as_deref(), ATTENTION_BIASES);
         writer.norm_in_place(letter, norm.as_ref());
+        if writer.keys.get("clip_qkv").is_some() {
+            writer.line(letter, "clamp", &format!("x = \"{letter}\", limit = \"clip_qkv\""));
+        }
         if whole {
             writer.line(letter, "reshape", &format!("x = \"{letter}\", heads = \"{heads}\""));
         }

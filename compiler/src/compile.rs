@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::artifact::{Artifact, Manifest};
 use crate::build::{Arch, Nvrtc, Options, compile_all};
-use crate::description::{Description, Facts};
+use crate::description::{Description, Facts, Resolved};
 use crate::emit::emit;
 use crate::ir::{DType, Graph};
 use crate::lower::lower;
@@ -38,6 +38,8 @@ impl Default for CompileOptions {
 pub struct Model {
     /// What the configuration says of the whole model.
     pub facts: Facts,
+    /// The description, evaluated.
+    pub resolved: Resolved,
     /// The graph as described.
     pub described: Graph,
     /// The graph after the passes.
@@ -77,7 +79,7 @@ pub fn compile(
         .iter()
         .map(|kernel| Ok((kernel.name.clone(), emit(kernel)?)))
         .collect::<Result<BTreeMap<String, String>>>()?;
-    Ok(Model { facts: resolved.facts, described, graph, report, plan, sources, tuning })
+    Ok(Model { facts: resolved.facts.clone(), resolved, described, graph, report, plan, sources, tuning })
 }
 
 impl Model {

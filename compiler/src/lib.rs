@@ -7,6 +7,7 @@ pub mod build;
 pub mod cli;
 pub mod compile;
 pub mod description;
+pub mod draft;
 pub mod emit;
 pub mod ir;
 pub mod lower;

@@ -6,6 +6,7 @@ use std::ops::Bound;
 
 use anyhow::{Result, bail};
 
+use crate::description::{Code, Diagnostic, Diagnostics, Resolved, Span};
 use crate::ir::{Graph, Op, Part, Results, WeightName};
 use crate::text::closest;
 
@@ -27,9 +28,242 @@ pub fn names(required: &[(String, Vec<usize>)]) -> BTreeSet<String> {
     required.iter().flat_map(|(name, _)| WeightName::parse(name).tensors()).collect()
 }
 
+/// What a whole checkpoint holds for a description: each weight found, each tensor accounted for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accounting {
+    /// Tensors that one operation reads.
+    pub once: usize,
+    /// Tensors that several operations read, such as a tied head.
+    pub shared: Vec<String>,
+    /// Tensors that no operation needs and that carry nothing: see [`account`].
+    pub ignored: Vec<String>,
+}
+
+/// Checks that the tensors `found` in `checkpoint` (what messages call it) are those that a description reads, in name and shape, both ways.
+/// `graph` is what `resolved` lowers to. Errors stand on the line that names the weight; for what may be left over see [`account`].
+///
+/// # Errors
+/// Each weight that is missing, with the left-over tensor that may be meant; each with another shape; all tensors that nothing reads.
+pub fn reconcile(
+    checkpoint: &str,
+    found: &BTreeMap<&str, &[usize]>,
+    resolved: &Resolved,
+    graph: &Graph,
+) -> Result<Accounting, Diagnostics> {
+    let Needed { tensors: required, unread } = needed(found, &required(graph));
+    let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
+    let unneeded = |name: &&str| !needed.contains(name) && !harmless(name, found[name], resolved.facts.tied_head);
+    let mut left: BTreeSet<&str> = found.keys().copied().filter(unneeded).collect();
+    let mut diagnostics = Diagnostics::new(resolved.source.clone());
+    for weight in unmatched(&required, found, resolved) {
+        diagnostics.push(weight.diagnostic(checkpoint, found, &mut left));
+    }
+    // The parts of a tensor that is missing or misshapen say nothing more.
+    if diagnostics.is_empty() {
+        for (tensor, what) in unread {
+            let message = format!("{checkpoint}: `{tensor}` is read in part: {what}");
+            let diagnostic = Diagnostic::new(Code::UnusedTensor, message);
+            diagnostics.push(match place(resolved, &tensor) {
+                Some(span) => diagnostic.at(span, "the first part that is read"),
+                None => diagnostic,
+            });
+        }
+    }
+    let uses = uses(resolved);
+    if !left.is_empty() {
+        diagnostics.push(unused(checkpoint, &left, found, &uses, resolved));
+    }
+    diagnostics.sort();
+    let shared = |name: &&str| uses.get(*name).is_some_and(|lines| lines.len() > 1);
+    let ignored = |name: &&&str| !needed.contains(**name);
+    let accounting = Accounting {
+        once: needed.iter().filter(|name| !shared(name)).count(),
+        shared: needed.iter().filter(|name| shared(name)).map(|name| name.to_string()).collect(),
+        ignored: found.keys().filter(ignored).map(|name| name.to_string()).collect(),
+    };
+    diagnostics.into_result(accounting)
+}
+
+/// The weights of one line of a description that a checkpoint lacks or has in another shape.
+struct Unmatched<'a> {
+    span: Span,
+    /// The first one's name and shape.
+    name: &'a str,
+    shape: &'a [usize],
+    /// How many more the line names, in other layers.
+    more: usize,
+    missing: bool,
+}
+
+impl Unmatched<'_> {
+    fn diagnostic(&self, checkpoint: &str, found: &BTreeMap<&str, &[usize]>, left: &mut BTreeSet<&str>) -> Diagnostic {
+        let Unmatched { name, shape, .. } = self;
+        let more = match self.more {
+            0 => String::new(),
+            1 => "; the same in 1 more layer".to_owned(),
+            more => format!("; the same in {more} more layers"),
+        };
+        if !self.missing {
+            let stored = found[name];
+            let message = format!("`{name}` is {stored:?} in {checkpoint}, and the description makes it {shape:?}");
+            let mut diagnostic =
+                Diagnostic::new(Code::TensorShape, message).at(self.span.clone(), format!("{shape:?}{more}"));
+            diagnostic =
+                diagnostic.note(format!("the checkpoint has {}, this line needs {}", words(stored), words(shape)));
+            let turned: Vec<usize> = stored.iter().rev().copied().collect();
+            return match shape.len() == 2 && turned == *shape && turned != stored {
+                true => diagnostic.help("`transposed = true` reads a weight that is stored `[in, out]`"),
+                false => diagnostic,
+            };
+        }
+        let message = format!("{checkpoint} has no tensor `{name}`");
+        let diagnostic =
+            Diagnostic::new(Code::MissingTensor, message).at(self.span.clone(), format!("{shape:?}{more}"));
+        let Some(near) = meant(name, shape, left, found) else {
+            return diagnostic
+                .help("where some checkpoints lack it, choose it by a configuration key: `{ if = …, then = … }`");
+        };
+        left.retain(|other| pattern(other) != pattern(near));
+        diagnostic.help(format!("did you mean `{near}`? nothing else reads it"))
+    }
+}
+
+/// What is wrong with the required weights, one entry a place and kind, in the order of the graph.
+fn unmatched<'a>(
+    required: &'a [(String, Vec<usize>)],
+    found: &BTreeMap<&str, &[usize]>,
+    resolved: &Resolved,
+) -> Vec<Unmatched<'a>> {
+    let mut list: Vec<Unmatched<'a>> = Vec::new();
+    for (name, shape) in required {
+        let missing = match found.get(name.as_str()) {
+            Some(stored) if *stored == shape => continue,
+            stored => stored.is_none(),
+        };
+        let span = place(resolved, name).unwrap_or(0..0);
+        match list.iter_mut().find(|other| other.span == span && other.missing == missing) {
+            Some(other) => other.more += 1,
+            None => list.push(Unmatched { span, name, shape, more: 0, missing }),
+        }
+    }
+    list
+}
+
+/// Where the description names a tensor.
+fn place(resolved: &Resolved, tensor: &str) -> Option<Span> {
+    let calls = resolved.calls.iter();
+    let mut named = calls.flat_map(|call| call.weights.iter().map(move |(role, name)| (call, role, name)));
+    let (call, role, _) = named.find(|(_, _, name)| {
+        // A checkpoint that was saved without its head lacks the first component.
+        stands_for(name, tensor) || name.split_once('.').is_some_and(|(_, rest)| stands_for(rest, tensor))
+    })?;
+    call.weight_spans.get(role).cloned()
+}
+
+/// Whether a weight's name in a call stands for a tensor; what is in braces stands for any number.
+fn stands_for(name: &str, tensor: &str) -> bool {
+    match (name.split_once('{'), name.split_once('}')) {
+        (Some((before, _)), Some((_, after))) => tensor.strip_prefix(before).is_some_and(|rest| {
+            let digits = rest.len() - rest.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
+            digits > 0 && stands_for(after, &rest[digits..])
+        }),
+        _ => name == tensor,
+    }
+}
+
+/// The places that read each tensor whole, by its name in the calls.
+fn uses(resolved: &Resolved) -> BTreeMap<&str, BTreeSet<usize>> {
+    let mut uses: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+    for call in &resolved.calls {
+        let parts = ["part", "gate_part", "up_part"].iter().any(|part| call.part(part).is_some());
+        for (role, name) in call.weights.iter().filter(|_| !parts) {
+            uses.entry(name)
+                .or_default()
+                .insert(call.weight_spans.get(role).map_or(call.span.start, |span| span.start));
+        }
+    }
+    uses
+}
+
+fn unused(
+    checkpoint: &str,
+    left: &BTreeSet<&str>,
+    found: &BTreeMap<&str, &[usize]>,
+    uses: &BTreeMap<&str, BTreeSet<usize>>,
+    resolved: &Resolved,
+) -> Diagnostic {
+    let message = match left.len() {
+        1 => format!("nothing reads 1 tensor of {checkpoint}"),
+        count => format!("nothing reads {count} tensors of {checkpoint}"),
+    };
+    let mut diagnostic = Diagnostic::new(Code::UnusedTensor, message);
+    let mut patterns: Vec<(String, &str, usize)> = Vec::new();
+    for name in left {
+        let pattern = pattern(name);
+        match patterns.iter_mut().find(|(known, _, _)| *known == pattern) {
+            Some((_, _, count)) => *count += 1,
+            None => patterns.push((pattern, name, 1)),
+        }
+    }
+    for (pattern, name, count) in patterns.iter().take(LISTED) {
+        let shown = if *count == 1 { name } else { pattern.as_str() };
+        let times = if *count == 1 { String::new() } else { format!(", {count} of them") };
+        diagnostic = diagnostic.note(format!("{shown} {:?}{times}", found[name]));
+    }
+    if patterns.len() > LISTED {
+        diagnostic = diagnostic.note(format!("and {} more", patterns.len() - LISTED));
+    }
+    // A line that was copied and not changed reads its neighbour's weight.
+    let text = &resolved.source.text;
+    let line = |start: &usize| (text[..*start].matches('\n').count() + 1).to_string();
+    for (name, starts) in uses.iter().filter(|(name, starts)| starts.len() > 1 && !name.contains("embed")).take(1) {
+        let lines: Vec<String> = starts.iter().map(line).collect();
+        diagnostic = diagnostic
+            .help(format!("lines {} read the same tensor, `{name}`: is one of them meant?", lines.join(" and ")));
+    }
+    diagnostic.help("let the description read them: each tensor of a checkpoint changes what the model computes")
+}
+
+/// The left-over tensor that a missing one may be: of the same shape and under another prefix, or with a slip in its name.
+fn meant<'a>(
+    name: &str,
+    shape: &[usize],
+    left: &BTreeSet<&'a str>,
+    found: &BTreeMap<&str, &[usize]>,
+) -> Option<&'a str> {
+    let alike = || left.iter().copied().filter(|other| found[other] == shape);
+    let below = |whole: &str, part: &str| whole.strip_suffix(part).is_some_and(|before| before.ends_with('.'));
+    let prefixed = alike().find(|other| below(other, name) || below(name, other));
+    prefixed.or_else(|| closest(name, alike())).or_else(|| closest(name, left.iter().copied()))
+}
+
+/// A tensor's name with each number in it as `{}`.
+fn pattern(name: &str) -> String {
+    let part =
+        |part: &str| if part.bytes().all(|byte| byte.is_ascii_digit()) { "{}".to_owned() } else { part.to_owned() };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+/// A weight's shape in words.
+fn words(shape: &[usize]) -> String {
+    match shape {
+        [size] => format!("{size} values"),
+        [rows, columns] => format!("{rows} rows of {columns}"),
+        other => format!("the shape {other:?}"),
+    }
+}
+
+/// What a checkpoint may hold and no operation needs: buffers that older files carry, and the copy of a `tied` head.
+pub fn harmless(name: &str, shape: &[usize], tied: bool) -> bool {
+    let mask = matches!(shape, [1, 1, rows, columns] if rows == columns)
+        && (name.ends_with("attn.bias") || name.ends_with("attention.bias"));
+    let rotations = name.ends_with("inv_freq");
+    mask || rotations || name.ends_with(".masked_bias") || (tied && name == "lm_head.weight")
+}
+
 /// Checks that the tensors `found` in `checkpoint` (what messages call it) are the `required` ones, in name and shape, both ways.
 ///
-/// Left over may be buffers that older files carry (`rotary_emb.inv_freq`, `attn.masked_bias`, the mask `attn.bias`) and the copy of a `tied` head.
+/// Left over may be buffers that older files carry (`inv_freq`, `masked_bias`, a causal mask) and the copy of a `tied` head.
 /// Names may lack their first component; see [`locate`].
 ///
 /// # Errors
@@ -43,16 +277,8 @@ pub fn account(
 ) -> Result<()> {
     let Needed { tensors, unread } = needed(found, required);
     let needed: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-    let harmless = |name: &str| {
-        // A bias has one axis; GPT-2 and GPT-NeoX have a triangle of ones under such a name, [1, 1, context, context].
-        let mask = || found[name].len() == 4 && [".attn.bias", ".attention.bias"].iter().any(|end| name.ends_with(end));
-        name.ends_with("rotary_emb.inv_freq")
-            || name.ends_with(".masked_bias")
-            || mask()
-            || (tied && name == "lm_head.weight")
-    };
     let mut left: BTreeSet<&str> =
-        found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name)).collect();
+        found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name, found[name], tied)).collect();
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
     for (name, shape) in &tensors {
         match found.get(name.as_str()) {
@@ -63,7 +289,7 @@ pub fn account(
             Some(_) => {}
         }
     }
-    misshapen.extend(unread);
+    misshapen.extend(unread.into_iter().map(|(tensor, what)| format!("read in part: {tensor}: {what}")));
     let kinds = [missing.len(), misshapen.len(), left.len()].iter().filter(|&&count| count > 0).count();
     if kinds == 0 {
         return Ok(());
@@ -99,8 +325,8 @@ pub fn locate<'n, T>(name: &'n str, found: &BTreeMap<impl Borrow<str> + Ord, T>)
 struct Needed {
     /// Names and shapes, in the order in which weights name them first.
     tensors: Vec<(String, Vec<usize>)>,
-    /// A line for each tensor of which no weight reads some part.
-    unread: Vec<String>,
+    /// Each tensor of which no weight reads some part, and which.
+    unread: Vec<(String, String)>,
 }
 
 fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(String, Vec<usize>)]) -> Needed {
@@ -135,7 +361,7 @@ fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(String, Vec<usize>)]) -
             }
             end = end.max(part.first + part.size);
         }
-        (end < step).then(|| format!("read in part: {tensor}: nothing reads place {end} of every {step}"))
+        (end < step).then(|| (tensor, format!("nothing reads place {end} of every {step}")))
     });
     Needed { unread: unread.collect(), tensors }
 }

@@ -1,7 +1,7 @@
 //! What a tuning record does to plans, sources and artifacts.
 
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, shipped};
+use fusec::description::{Description, find_for};
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
 use fusec::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 
@@ -25,7 +25,7 @@ fn record(matvec: Option<MatvecTuning>, attention: Option<AttentionTuning>) -> T
 }
 
 fn model(tuning: Tuning) -> Model {
-    let (file, text) = shipped()[0];
+    let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");
     let plan = PlanOptions { batches: vec![1, 2], prompts: vec![32], tuning };
     compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles")

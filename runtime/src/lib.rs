@@ -10,4 +10,5 @@ pub mod generate;
 pub mod model;
 pub mod profile;
 pub mod step;
+pub mod verify;
 pub mod weights;

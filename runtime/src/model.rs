@@ -199,9 +199,9 @@ impl OpenModel {
         let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16, context };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
-            checkpoint
-                .account(&tensors::required(&model.described), model.facts.tied_head)
-                .with_context(|| format!("{} does not fit {}", self.name, model.plan.name))?;
+            let found = checkpoint.shapes();
+            tensors::reconcile(&self.name, &found, &model.resolved, &model.described)
+                .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
         }
         Ok(model)
     }
@@ -216,9 +216,9 @@ impl OpenModel {
             None => {
                 let resolved = device.resolve(false).0;
                 // Only a GPU needs launches and kernels.
-                let plan = match resolved {
+                let plan = match &resolved {
                     Device::Cpu | Device::Interpreter => PlanOptions::none(),
-                    Device::Auto | Device::Cuda(_) => PlanOptions { tuning: self.tuning(device)?, ..options.plan() },
+                    Device::Auto | Device::Cuda(_) => PlanOptions { tuning: self.tuning(&resolved)?, ..options.plan() },
                 };
                 let model = self.compile_for(plan, Some(options.context))?;
                 Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
@@ -317,7 +317,7 @@ fn unserved(architectures: &[&str]) -> String {
     match architectures {
         [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
         names => format!(
-            "no description serves {}; the shipped ones serve {}. Write one TOML file and name it with --description",
+            "no description serves {}; the shipped ones serve {}. Draft one with fusec new --from DIR, and name it with --description",
             names.join(", "),
             served().join(", ")
         ),

@@ -28,8 +28,8 @@ pub fn fusec<A: AsRef<OsStr>>(arguments: &[A]) -> Finished {
     finish(command("fusec").args(arguments), "")
 }
 
-/// A command of the program of this name (and package), which reads no settings of ours from the environment, but where NVRTC is, and keeps
-/// kernels in `.cache/kernels`.
+/// A command of the program of this name (and package), which reads no settings of ours from the environment, but where NVRTC is, finds no
+/// descriptions of the user's, and keeps kernels in `.cache/kernels`.
 ///
 /// # Panics
 /// When it cannot be built.
@@ -42,7 +42,7 @@ pub fn command(program: &'static str) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("FUSE_CACHE", root().join(".cache"));
+    command.env("FUSE_CACHE", root().join(".cache")).env("FUSE_MODELS", root().join("no-descriptions"));
     command
 }
 

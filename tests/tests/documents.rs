@@ -110,7 +110,7 @@ fn commands(help: &str) -> Vec<String> {
 
 #[test]
 fn what_the_documents_link_to_is_there() {
-    for document in ["README.md", "docs/guide.md", "CONTRIBUTING.md"] {
+    for document in ["README.md", "docs/guide.md", "docs/add-a-model.md", "CONTRIBUTING.md"] {
         let text = read(document);
         let folder = root().join(document).parent().unwrap().to_path_buf();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {

@@ -13,6 +13,7 @@ use fusec::passes::PIPELINE;
 const ROOMS: &[(&str, &[&str])] = &[
     ("description", &["text"]),
     ("ir", &[]),
+    ("draft", &["description"]),
     ("lower", &["description", "ir"]),
     ("passes", &["ir", "text"]),
     ("plan", &["ir"]),
@@ -43,6 +44,7 @@ const HOSTS: &[&str] = &[
     "keepachangelog.com",
     "semver.org",
     "rustup.rs",
+    "json-schema.org",
     "localhost",
     "127.0.0.1",
 ];

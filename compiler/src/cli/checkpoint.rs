@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use super::model::read_json;
-use crate::tensors;
+use crate::compile::Model;
+use crate::tensors::{self, Accounting};
 
 /// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -25,21 +26,27 @@ pub(super) fn config(folder: &Path) -> Result<Value> {
     read_json(&folder.join("config.json"))
 }
 
-/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. A folder with a config.json alone passes.
-pub(super) fn account(folder: &Path, required: &[(String, Vec<usize>)], tied: bool) -> Result<()> {
-    let files = weight_files(folder)?;
-    if files.is_empty() {
-        return Ok(());
+/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with a config.json alone.
+pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>> {
+    let found = tensors(folder)?;
+    if found.is_empty() {
+        return Ok(None);
     }
+    let found = found.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let accounting = tensors::reconcile(&folder.display().to_string(), &found, &model.resolved, &model.described);
+    accounting.map(Some).map_err(|diagnostics| anyhow!("{diagnostics}"))
+}
+
+/// Name and shape of each tensor in the folder's weight files.
+pub(super) fn tensors(folder: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
     let mut found = BTreeMap::new();
-    for file in &files {
-        for (name, shape) in shapes(file).with_context(|| format!("cannot read {}", file.display()))? {
+    for file in weight_files(folder)? {
+        for (name, shape) in shapes(&file).with_context(|| format!("cannot read {}", file.display()))? {
             let twice = found.insert(name.clone(), shape).is_some();
             ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
         }
     }
-    let found = found.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
-    tensors::account(&folder.display().to_string(), &found, required, tied)
+    Ok(found)
 }
 
 /// The safetensors files that hold the weights: what the index names, else `model.safetensors`, else all.

@@ -4,6 +4,7 @@ mod checkpoint;
 mod compile;
 mod inspect;
 mod model;
+mod new;
 mod show;
 mod tune;
 
@@ -32,6 +33,10 @@ enum Command {
     Compile(compile::CompileArgs),
     /// Checks a description, its configuration and the tensors of its checkpoint.
     Check(show::CheckArgs),
+    /// Drafts a description from a checkpoint: its config.json, and the names and shapes of its tensors.
+    New(new::NewArgs),
+    /// Prints the JSON Schema of descriptions, for editors.
+    Schema,
     /// Prints the graph in its text form.
     Print(show::PrintArgs),
     /// Says which passes fired, and why others did not.
@@ -51,6 +56,8 @@ pub fn main() -> ExitCode {
     exit(match Cli::parse().command {
         Command::Compile(args) => compile::run(&args),
         Command::Check(args) => show::check(&args),
+        Command::New(args) => new::run(&args),
+        Command::Schema => show::schema(),
         Command::Print(args) => show::print(&args),
         Command::Explain(args) => show::explain(&args),
         Command::Graph(args) => show::graph(&args),

@@ -10,7 +10,7 @@ use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
 use crate::description::{Description, architectures, find_named, find_serving, shipped, user_folder};
 use crate::passes::Selection;
-use crate::tensors;
+use crate::tensors::Accounting;
 use crate::text::closest;
 
 /// Which model, and which passes.
@@ -82,10 +82,16 @@ impl Opened {
     /// The model up to the text of its kernels, its tensors found in the checkpoint where one is named.
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
         let model = compile(&self.description, self.config.as_ref(), options)?;
-        if let Some(folder) = &self.checkpoint {
-            checkpoint::account(folder, &tensors::required(&model.graph), model.facts.tied_head)?;
-        }
+        self.account(&model)?;
         Ok(model)
+    }
+
+    /// What the checkpoint's tensors are to the model; none without a checkpoint, or where it has no weights.
+    pub fn account(&self, model: &Model) -> Result<Option<Accounting>> {
+        match &self.checkpoint {
+            Some(folder) => checkpoint::account(folder, model),
+            None => Ok(None),
+        }
     }
 }
 
@@ -121,7 +127,10 @@ fn serving(config: &Value) -> Result<(String, String)> {
     let names = architectures(config);
     let Some(found) = find_serving(&names, user_folder().as_deref())? else {
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
-        bail!("no shipped description serves {}: name one that does before the flags", names.join(", "));
+        bail!(
+            "no description serves {}: name one that does before the flags, or draft one with fusec new --from DIR",
+            names.join(", ")
+        );
     };
     Ok(found)
 }

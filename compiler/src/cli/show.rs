@@ -7,12 +7,12 @@ use clap::{Args, ValueEnum};
 
 use super::model::ModelArgs;
 use super::{show, tell};
-use crate::compile::{CompileOptions, Model};
-use crate::description::Facts;
+use crate::compile::{CompileOptions, Model, compile};
+use crate::description::{Facts, json_schema};
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
 use crate::plan::PlanOptions;
-use crate::tensors;
+use crate::tensors::{self, Accounting};
 
 /// What to check.
 #[derive(Args, Clone, Debug)]
@@ -25,13 +25,26 @@ pub(super) struct CheckArgs {
 pub(super) fn check(args: &CheckArgs) -> Result<()> {
     let opened = args.model.open()?;
     let options = CompileOptions { plan: PlanOptions::none(), ..args.model.options()? };
-    let model = opened.compile(&options)?;
-    if let Ok(resolved) = opened.description.resolve(opened.config.as_ref())
-        && !resolved.unread.is_empty()
-    {
-        tell(format!("config.json has keys that nothing reads: {}", resolved.unread.join(", ")));
+    let model = compile(&opened.description, opened.config.as_ref(), &options)?;
+    let accounting = opened.account(&model)?;
+    if !model.resolved.unread.is_empty() {
+        tell(format!("config.json has keys that nothing reads: {}", model.resolved.unread.join(", ")));
     }
-    show(format!("{}: {}\n", opened.file, summary(&opened.description.name, &model)))
+    let accounting = accounting.map_or(String::new(), |accounting| format!("{}\n", accounted(&accounting)));
+    show(format!("{}: {}\n{accounting}", opened.file, summary(&opened.description.name, &model)))
+}
+
+/// `146 tensors of the checkpoint: 145 read once, 1 shared (model.embed_tokens.weight)`
+fn accounted(Accounting { once, shared, ignored }: &Accounting) -> String {
+    let some = |names: &[String], what: &str| match names {
+        [] => String::new(),
+        [first] => format!(", 1 {what} ({first})"),
+        [first, .., last] => format!(", {} {what} ({first} to {last})", names.len()),
+    };
+    let total = once + shared.len() + ignored.len();
+    let (shared, ignored) =
+        (some(shared, "read by several operations"), some(ignored, "that holds no weights of its own"));
+    format!("{total} tensors of the checkpoint: {once} read once{shared}{ignored}")
 }
 
 /// `llama: 16 layers, vocabulary 128256, context 131072, 146 tensors with 1.236 billion weights`
@@ -44,6 +57,11 @@ fn summary(name: &str, model: &Model) -> String {
         "{name}: {num_layers} layers, vocabulary {vocab_size}{context}, {} tensors with {weights} weights",
         tensors::names(&tensors).len()
     )
+}
+
+/// The JSON Schema of descriptions.
+pub(super) fn schema() -> Result<()> {
+    show(format!("{}\n", serde_json::to_string_pretty(&json_schema())?))
 }
 
 /// Which graph to print.

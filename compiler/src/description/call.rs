@@ -34,6 +34,8 @@ pub struct Call {
     pub values: BTreeMap<&'static str, String>,
     /// The checkpoint's tensors it reads, by role, under their whole names.
     pub weights: BTreeMap<&'static str, String>,
+    /// Where the description names each of them.
+    pub weight_spans: BTreeMap<&'static str, Span>,
     /// Its numbers and flags. Defaults are filled in; what is absent is not there.
     pub attributes: BTreeMap<&'static str, AttrValue>,
     /// The layer; `None` outside layers.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::diagnostics::{Code, Diagnostic};
+use super::diagnostics::{Code, Diagnostic, Diagnostics, Source};
 use super::value::Value;
 
 /// Keys and values of a config.json or of a preset. Null is absent, but for `rope_scaling`, which is always there.
@@ -14,6 +14,22 @@ use super::value::Value;
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     values: BTreeMap<String, Value>,
+}
+
+/// The keys of a config.json as expressions see them: one spelling for what transformers 4 and 5 write in two.
+///
+/// # Errors
+/// JSON that is no object.
+pub fn view(json: &serde_json::Value) -> Result<BTreeMap<String, Value>, Diagnostics> {
+    match Config::from_json(json) {
+        Ok(config) => Ok(config.values),
+        Err(diagnostic) => {
+            let source = Source { name: "config.json".to_owned(), text: String::new() };
+            let mut diagnostics = Diagnostics::new(Arc::new(source));
+            diagnostics.push(diagnostic);
+            Err(diagnostics)
+        }
+    }
 }
 
 impl Config {

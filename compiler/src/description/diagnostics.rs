@@ -203,6 +203,8 @@ codes! {
     UndefinedValue = "F0201";
     /// A value is computed and never read.
     UnusedValue = "F0202";
+    /// A value is assigned again before anything reads it.
+    ShadowedValue = "F0203";
     /// An expression cannot be read.
     ExpressionSyntax = "F0301";
     /// An expression cannot be evaluated: types that do not fit, an index out of range, an inexact division.
@@ -223,6 +225,14 @@ codes! {
     UnusedPreset = "F0405";
     /// Shapes do not fit together.
     ShapeMismatch = "F0501";
+    /// The checkpoint lacks a weight that the description names.
+    MissingTensor = "F0601";
+    /// A tensor of the checkpoint has another shape than the description gives it.
+    TensorShape = "F0602";
+    /// Nothing in the description reads a tensor of the checkpoint.
+    UnusedTensor = "F0603";
+    /// A value differs from the one that another implementation computed.
+    ValueDiffers = "F0701";
 }
 
 #[cfg(test)]

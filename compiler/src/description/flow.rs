@@ -81,6 +81,19 @@ fn unused(sections: &[Section], carried: &BTreeSet<&str>, diagnostics: &mut Diag
     dead.sort_by_key(|line| line.span.start);
     for line in dead {
         let (name, span) = &line.out;
+        // The next line of the section that assigns the name: what is read behind it is another value.
+        let lines =
+            sections.iter().map(|section| &section.lines).find(|lines| lines.iter().any(|it| std::ptr::eq(it, line)));
+        let later = lines.into_iter().flatten().filter(|other| other.span.start > line.span.start);
+        if let Some(again) = later.into_iter().find(|other| other.out.0 == *name) {
+            diagnostics.push(
+                Diagnostic::new(Code::ShadowedValue, format!("`{name}` is assigned again before anything reads it"))
+                    .at(span.clone(), "this value is lost")
+                    .at(again.out.1.clone(), "assigned again here")
+                    .help("give one of the two another name, or read the first"),
+            );
+            continue;
+        }
         diagnostics.push(
             Diagnostic::new(Code::UnusedValue, format!("nothing reads `{name}`"))
                 .at(span.clone(), "assigned here")

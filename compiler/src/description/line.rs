@@ -45,7 +45,9 @@ pub(super) fn read(reader: &mut Reader, op: &Spanned<DeValue<'_>>, place: Place)
             false => table.get(role.name),
         };
         if let Some(given) = given {
-            let read = given_by(reader, given, DEPTH, &mut |reader, value| weight_name(reader, value, place, experts));
+            let read = given_by(reader, given, DEPTH, &mut |reader, value| {
+                Some((weight_name(reader, value, place, experts)?, value.span()))
+            });
             weights.push((role.name, read?));
         }
     }

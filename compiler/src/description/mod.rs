@@ -17,6 +17,7 @@ mod read;
 mod reference;
 mod resolve;
 mod rope;
+mod schema;
 mod shipped;
 mod signature;
 mod user;
@@ -26,10 +27,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use call::{Activation, AttrValue, Call, Resolved};
+pub use config::view as config_view;
 pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 pub use facts::Facts;
 pub use reference::operations;
 pub use rope::RopeScaling;
+pub use schema::json_schema;
 pub use shipped::{architectures, find_for, shipped};
 pub use signature::{Attribute, Default, INPUTS, Kind, OpName, RESULT, Role, SIGNATURES, Signature};
 pub use user::{find_named, find_serving, user_folder};
@@ -73,6 +76,18 @@ impl Description {
         resolve::resolve(self, config)
     }
 
+    /// Whether the description names this configuration key, or the facts of every model do.
+    pub fn reads(&self, key: &str) -> bool {
+        // The two spellings of one thing.
+        let twin = match key {
+            "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "partial_rotary_factor" => "rope_parameters",
+            "torch_dtype" => "dtype",
+            "rope_parameters" => return true,
+            _ => key,
+        };
+        self.mentioned.contains(key) || self.mentioned.contains(twin)
+    }
+
     /// The file's name and text.
     pub fn source(&self) -> &Arc<Source> {
         &self.source
@@ -110,7 +125,7 @@ struct Line {
     signature: &'static Signature,
     out: (String, Span),
     values: Vec<(&'static str, String, Span)>,
-    weights: Vec<(&'static str, Given<String>)>,
+    weights: Vec<(&'static str, Given<(String, Span)>)>,
     attributes: Vec<(&'static str, Given<Expr>)>,
     when: Option<Expr>,
     span: Span,

@@ -13,7 +13,7 @@ use super::value::Value;
 use super::{Description, Expectation, Line, Place, Section, features, flow, line};
 
 /// The schema that this version reads.
-const SCHEMA: i64 = 1;
+pub(super) const SCHEMA: i64 = 1;
 
 pub(super) fn read(text: &str, file_name: &str) -> Result<Description, Diagnostics> {
     let source = Arc::new(Source { name: file_name.to_owned(), text: text.to_owned() });
@@ -48,7 +48,9 @@ pub(super) struct Reader {
     diagnostics: Diagnostics,
 }
 
-const TOP_KEYS: &[&str] = &["schema", "name", "serves", "config", "derive", "expect", "embed", "layer", "head"];
+/// The keys of a file.
+pub(super) const TOP_KEYS: &[&str] =
+    &["schema", "name", "serves", "config", "derive", "expect", "embed", "layer", "head"];
 
 impl Reader {
     fn description(&mut self, top: &DeTable<'_>) -> Option<Description> {

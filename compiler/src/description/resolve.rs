@@ -161,14 +161,7 @@ impl Resolver<'_> {
     }
 
     fn is_mentioned(&self, key: &str) -> bool {
-        let mentioned = &self.description.mentioned;
-        // The two spellings of one thing.
-        let twin = match key {
-            "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "partial_rotary_factor" => "rope_parameters",
-            "rope_parameters" => return true,
-            _ => key,
-        };
-        mentioned.contains(key) || mentioned.contains(twin)
+        self.description.reads(key)
     }
 
     fn unread(&self) -> Vec<String> {
@@ -247,7 +240,14 @@ impl Resolver<'_> {
         }
         defined.insert(line.out.0.clone());
         let values = line.values.iter().map(|(role, name, _)| (*role, name.clone())).collect();
-        let weights = self.weights(line, layer, prefix);
+        let (weights, weight_spans) = self.weights(line, layer, prefix).into_iter().fold(
+            (BTreeMap::new(), BTreeMap::new()),
+            |(mut weights, mut spans), (role, name, span)| {
+                weights.insert(role, name);
+                spans.insert(role, span);
+                (weights, spans)
+            },
+        );
         let mut attributes = BTreeMap::new();
         for attribute in line.signature.attributes {
             let given = line.attributes.iter().find(|(name, _)| *name == attribute.name).map(|(_, given)| given);
@@ -262,18 +262,20 @@ impl Resolver<'_> {
             }
             (op, _) => op,
         };
-        Some(Call { op, outs: vec![line.out.0.clone()], values, weights, attributes, layer, span: line.span.clone() })
+        let outs = vec![line.out.0.clone()];
+        Some(Call { op, outs, values, weights, weight_spans, attributes, layer, span: line.span.clone() })
     }
 
-    fn weights(&mut self, line: &Line, layer: Option<usize>, prefix: &str) -> BTreeMap<&'static str, String> {
-        let mut weights = BTreeMap::new();
+    /// Role, whole name and place of each weight of a line.
+    fn weights(&mut self, line: &Line, layer: Option<usize>, prefix: &str) -> Vec<(&'static str, String, Span)> {
+        let mut weights = Vec::new();
         for (role, given) in &line.weights {
             let required = line.signature.weights.iter().any(|other| other.name == *role && other.required);
             match self.choose(given, layer) {
                 Err(()) => {}
-                Ok(Some(name)) => {
+                Ok(Some((name, span))) => {
                     let index = layer.map(|layer| layer.to_string()).unwrap_or_default();
-                    weights.insert(*role, format!("{prefix}{name}").replace("{layer}", &index));
+                    weights.push((*role, format!("{prefix}{name}").replace("{layer}", &index), span.clone()));
                 }
                 Ok(None) if required => {
                     let message = format!("`{}` needs its `{role}`, and no branch gives one", line.signature.op.name());

@@ -21,6 +21,19 @@ use shapes::{Heads, words};
 /// # Errors
 /// Shapes that do not fit together, on the lines at fault.
 pub fn lower(resolved: &Resolved, dtype: DType, context: Option<usize>) -> Result<Graph, Diagnostics> {
+    lower_traced(resolved, dtype, context).map(|(graph, _)| graph)
+}
+
+/// As [`lower`], with the value in the graph that each of the calls defines, in their order.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_traced(
+    resolved: &Resolved,
+    dtype: DType,
+    context: Option<usize>,
+) -> Result<(Graph, Vec<Value>), Diagnostics> {
+    let mut trace = Vec::with_capacity(resolved.calls.len());
     let mut lowering = Lowering {
         graph: Graph::new(&resolved.name),
         dtype,
@@ -36,15 +49,18 @@ pub fn lower(resolved: &Resolved, dtype: DType, context: Option<usize>) -> Resul
     let mut diagnostics = Diagnostics::new(resolved.source.clone());
     for call in &resolved.calls {
         // What depends on a wrong value would only echo its error.
-        if let Err(diagnostic) = lowering.call(call) {
-            diagnostics.push(diagnostic);
-            return Err(diagnostics);
+        match lowering.call(call) {
+            Ok(value) => trace.push(value),
+            Err(diagnostic) => {
+                diagnostics.push(diagnostic);
+                return Err(diagnostics);
+            }
         }
     }
     if let Err(diagnostic) = lowering.finish(resolved) {
         diagnostics.push(diagnostic);
     }
-    diagnostics.into_result(lowering.graph)
+    diagnostics.into_result((lowering.graph, trace))
 }
 
 struct Lowering {
@@ -61,7 +77,7 @@ struct Lowering {
 type Lowered = Result<Value, Diagnostic>;
 
 impl Lowering {
-    fn call(&mut self, call: &Call) -> Result<(), Diagnostic> {
+    fn call(&mut self, call: &Call) -> Lowered {
         let value = match call.op {
             OpName::Embedding => self.embedding(call),
             OpName::Linear => self.linear(call),
@@ -91,7 +107,7 @@ impl Lowering {
             }
         }?;
         self.values.insert(call.outs[0].clone(), value);
-        Ok(())
+        Ok(value)
     }
 
     fn embedding(&mut self, call: &Call) -> Lowered {

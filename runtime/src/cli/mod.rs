@@ -6,6 +6,7 @@ mod logits;
 mod measure;
 mod profile;
 mod sampling;
+mod verify;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -42,6 +43,8 @@ enum Command {
     Profile(profile::ProfileArgs),
     /// Writes the logits of given tokens to a safetensors file.
     Logits(logits::LogitsArgs),
+    /// Compares what the model computes with another implementation, and finds the first value that differs.
+    Verify(verify::VerifyArgs),
     /// Measures artifacts for fusec tune.
     #[command(hide = true)]
     Measure(measure::MeasureArgs),
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
     })

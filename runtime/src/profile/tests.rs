@@ -1,12 +1,12 @@
 use fusec::compile::{CompileOptions, compile};
-use fusec::description::{Description, shipped};
+use fusec::description::{Description, find_for};
 use fusec::plan::StepKind;
 
 use super::*;
 
 /// Llama-3.2-1B's step at depth 511, batch 2, each launch 4 us alone and 3 us in the step, but the second, which ends with the first.
 fn profile() -> Profile {
-    let (file, text) = shipped()[0];
+    let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");
     let plan = compile(&description, None, &CompileOptions::default()).expect("it compiles").plan;
     let step = plan.step(StepKind::Decode { batch: 2 }).expect("a step of two");
@@ -67,7 +67,7 @@ fn bytes_are_weights_and_the_caches_seen() {
 }
 
 fn attention_spec() -> fusec::plan::AttentionSpec {
-    let (file, text) = shipped()[0];
+    let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");
     let plan = compile(&description, None, &CompileOptions::default()).expect("it compiles").plan;
     let spec = plan.kernels.into_iter().find_map(|kernel| match kernel.spec {

@@ -60,7 +60,7 @@ enum Source {
 
 impl Checkpoint {
     /// Opens a Hugging Face directory (config.json with model.safetensors, with model.safetensors.index.json and its shards, or with any other set of
-    /// .safetensors files) or a GGUF file.
+    /// .safetensors files) or a GGUF file; of a model in several GGUF files, any of them.
     ///
     /// Fails with one message that names the file where something is missing, truncated or malformed.
     pub fn open(path: &Path) -> Result<Checkpoint> {
@@ -74,7 +74,7 @@ impl Checkpoint {
         );
         let file = map_file(path)?;
         if file.starts_with(gguf::MAGIC) || path.extension().is_some_and(|extension| extension == "gguf") {
-            let gguf::Opened { config, metadata, tensors } = gguf::open(path, &file)?;
+            let (gguf::Opened { config, metadata, tensors }, files) = gguf::open(path, file)?;
             let origin = path.display().to_string();
             return Ok(Checkpoint {
                 origin,
@@ -82,7 +82,7 @@ impl Checkpoint {
                 config,
                 metadata: Some(metadata),
                 tensors,
-                sources: vec![Source::Mapped(file)],
+                sources: files.into_iter().map(Source::Mapped).collect(),
             });
         }
         bail!(
@@ -234,8 +234,12 @@ impl Checkpoint {
     /// # Errors
     /// All that is wrong, in one message.
     pub fn account(&self, required: &[(String, Vec<usize>)], tied: bool) -> Result<()> {
-        let found = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect();
-        tensors::account(&self.origin, &found, required, tied)
+        tensors::account(&self.origin, &self.shapes(), required, tied)
+    }
+
+    /// Name and shape (slowest dimension first) of every tensor.
+    pub fn shapes(&self) -> BTreeMap<&str, &[usize]> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {

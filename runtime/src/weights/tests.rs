@@ -236,6 +236,81 @@ fn llamas_rotation_pairs_become_half_split_rows() {
     );
 }
 
+/// The file of `llama_with_heads` in three parts: the metadata with the embedding, the matrices, the bias.
+fn parts() -> [Builder; 3] {
+    let part = |number: u16| {
+        let file = Builder::new(3).metadata("split.no", 2, &number.to_le_bytes());
+        file.metadata("split.count", 2, &3u16.to_le_bytes()).metadata("split.tensors.count", 5, &4i32.to_le_bytes())
+    };
+    let mut first = part(0).metadata("general.architecture", 8, &text("llama"));
+    for (key, value) in [
+        ("embedding_length", 3u32),
+        ("block_count", 1),
+        ("feed_forward_length", 4),
+        ("context_length", 64),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+        ("attention.key_length", 6),
+    ] {
+        first = first.metadata(&format!("llama.{key}"), 4, &value.to_le_bytes());
+    }
+    let first = first.metadata("llama.attention.layer_norm_rms_epsilon", 6, &1e-6f32.to_le_bytes());
+    let rows =
+        |from: usize, count: usize| floats(&(from..from + 3 * count).map(|value| value as f32).collect::<Vec<_>>());
+    [
+        first.tensor("token_embd.weight", &[3, 2], 0, &rows(100, 2)),
+        part(1).tensor("blk.0.attn_k.weight", &[3, 6], 0, &rows(200, 6)).tensor(
+            "blk.0.attn_v.weight",
+            &[3, 6],
+            0,
+            &rows(300, 6),
+        ),
+        part(2).tensor("output_norm.weight", &[3], 0, &rows(400, 1)),
+    ]
+}
+
+#[test]
+fn a_model_in_several_gguf_files_is_read_from_any_of_them() {
+    let folder = Folder::new();
+    let names = ["m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf"];
+    for (name, part) in names.iter().zip(parts()) {
+        folder.write(name, part.build());
+    }
+    for name in names {
+        let checkpoint = Checkpoint::open(&folder.0.join(name)).unwrap();
+        assert_eq!(checkpoint.config()["hidden_size"], 3);
+        let read = |name: &str| checkpoint.read_f32(name).unwrap();
+        assert_eq!(read("model.embed_tokens.weight"), [100.0, 101.0, 102.0, 103.0, 104.0, 105.0]);
+        assert_eq!(read("model.norm.weight"), [400.0, 401.0, 402.0]);
+        assert_eq!(read("model.layers.0.self_attn.v_proj.weight")[..4], [300.0, 301.0, 302.0, 303.0]);
+        // Rotation pairs are undone in a part like in a whole file.
+        assert_eq!(read("model.layers.0.self_attn.k_proj.weight")[3..6], [206.0, 207.0, 208.0]);
+    }
+    let error = |name: &str| format!("{:#}", Checkpoint::open(&folder.0.join(name)).unwrap_err());
+    let renamed = folder.write("other.gguf", parts()[0].clone().build());
+    assert!(
+        error(renamed.file_name().unwrap().to_str().unwrap()).contains("its name must end in -00001-of-00003.gguf")
+    );
+    folder.write(names[2], parts()[1].clone().build());
+    assert!(
+        error(names[0]).contains("m-00003-of-00003.gguf: it is not part 3 of 3 by its metadata"),
+        "{}",
+        error(names[0])
+    );
+    std::fs::remove_file(folder.0.join(names[2])).unwrap();
+    assert!(
+        error(names[0]).contains("1 of its 3 parts are missing, m-00003-of-00003.gguf the first"),
+        "{}",
+        error(names[0])
+    );
+    let short = parts()[2].clone().tensor("blk.0.attn_v.weight", &[3, 6], 0, &[0; 72]);
+    folder.write(names[2], short.build());
+    assert!(error(names[1]).contains("tensor blk.0.attn_v.weight is in an earlier part too"), "{}", error(names[1]));
+    let more = parts()[2].clone().tensor("output.weight", &[3, 2], 0, &[0; 24]);
+    folder.write(names[2], more.build());
+    assert!(error(names[1]).contains("its parts hold 5 tensors and it should have 4"), "{}", error(names[1]));
+}
+
 #[test]
 fn tensors_in_memory_read_like_others() {
     let tensors = BTreeMap::from([("w".to_owned(), (vec![2, 2, 2], (0..8).map(|value| value as f32).collect()))]);

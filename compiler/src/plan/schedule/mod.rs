@@ -37,7 +37,7 @@ impl Default for PlanOptions {
 impl PlanOptions {
     /// Nothing to launch: for who needs the graph alone.
     pub fn none() -> PlanOptions {
-        PlanOptions { batches: Vec::new(), prompts: Vec::new(), tuning: Tuning::default() }
+        PlanOptions { batches: Vec::new(), prompts: Vec::new(), ..PlanOptions::default() }
     }
 }
 

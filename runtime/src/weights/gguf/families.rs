@@ -58,7 +58,28 @@ const FAMILIES: &[Family] = &[
         inside: INSIDE,
         paired_rows: &[],
     },
+    Family {
+        architecture: "olmo2",
+        class: "Olmo2ForCausalLM",
+        model_type: "olmo2",
+        activation: "silu",
+        outside: OUTSIDE,
+        inside: INSIDE_POST_NORM,
+        paired_rows: &[],
+    },
+    Family {
+        architecture: "smollm3",
+        class: "SmolLM3ForCausalLM",
+        model_type: "smollm3",
+        activation: "silu",
+        outside: OUTSIDE,
+        inside: INSIDE,
+        paired_rows: &[("attn_q", Heads::Query), ("attn_k", Heads::KeyValue)],
+    },
 ];
+
+/// SmolLM3 turns q and k in three layers of four; a GGUF file does not say so.
+const TURNED_LAYERS: u64 = 4;
 
 const OUTSIDE: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
@@ -77,11 +98,26 @@ const INSIDE: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
+/// Norms behind the blocks and none before them.
+const INSIDE_POST_NORM: &[(&str, &str)] = &[
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+
 /// The tensor that carries llama 3's scaled rotation frequencies as divisors, one a pair; it becomes config.json's `rope_scaling`.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
-/// Renames the tensors and writes the config.json of the file's family; `file` holds the bytes that the tensors point into.
-pub(super) fn adapt(contents: Contents, file: &[u8]) -> Result<Opened> {
+/// Renames the tensors and writes the config.json of the file's family; `files` hold the bytes that the tensors point into.
+pub(super) fn adapt(contents: Contents, files: &[&[u8]]) -> Result<Opened> {
     let architecture =
         contents.metadata.text("general.architecture").context("the metadata key general.architecture is missing")?;
     let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
@@ -91,7 +127,7 @@ pub(super) fn adapt(contents: Contents, file: &[u8]) -> Result<Opened> {
             known.join(", ")
         );
     };
-    let config = family.config(&contents, file)?;
+    let config = family.config(&contents, files)?;
     let mut tensors = BTreeMap::new();
     for (name, entry) in contents.tensors {
         if name == ROPE_DIVISORS {
@@ -115,7 +151,7 @@ pub(super) fn adapt(contents: Contents, file: &[u8]) -> Result<Opened> {
         };
         let clash = tensors.insert(
             renamed.clone(),
-            Tensor { shape: entry.shape, dtype: entry.dtype, file: 0, bytes: entry.bytes, paired_heads },
+            Tensor { shape: entry.shape, dtype: entry.dtype, file: entry.file, bytes: entry.bytes, paired_heads },
         );
         ensure!(clash.is_none(), "two tensors are called {renamed}");
     }
@@ -140,7 +176,7 @@ impl Family {
     }
 
     /// config.json as transformers would have written it.
-    fn config(&self, contents: &Contents, file: &[u8]) -> Result<Json> {
+    fn config(&self, contents: &Contents, files: &[&[u8]]) -> Result<Json> {
         let keys = Keys { architecture: self.architecture, metadata: &contents.metadata };
         let has = |name: &str| contents.tensors.contains_key(name);
         let embedding = contents.tensors.get("token_embd.weight").context("the tensor token_embd.weight is missing")?;
@@ -175,7 +211,7 @@ impl Family {
             ),
         );
         put("rope_theta", json!(keys.float("rope.freq_base").unwrap_or(10000.0)));
-        put("rope_scaling", rope_scaling(&keys, contents, file, head_dim)?);
+        put("rope_scaling", rope_scaling(&keys, contents, files, head_dim)?);
         if let Some(rotated) =
             keys.optional("rope.dimension_count")?.filter(|&rotated| rotated != head_dim && head_dim > 0)
         {
@@ -184,7 +220,15 @@ impl Family {
         if let Some(window) = keys.optional("attention.sliding_window")? {
             put("sliding_window", json!(window));
         }
-        put("attention_bias", json!(has("blk.0.attn_q.bias")));
+        if self.architecture == "smollm3" {
+            let layers = keys.unsigned("block_count")?;
+            let turned: Vec<u8> = (1..=layers).map(|layer| u8::from(!layer.is_multiple_of(TURNED_LAYERS))).collect();
+            put("no_rope_layers", json!(turned));
+        }
+        // Qwen 2 has biases of q, k and v in every checkpoint, and no key for them.
+        if self.architecture != "qwen2" {
+            put("attention_bias", json!(has("blk.0.attn_q.bias")));
+        }
         put("mlp_bias", json!(has("blk.0.ffn_up.bias")));
         put("tie_word_embeddings", json!(!has("output.weight")));
         for (key, gguf) in
@@ -210,11 +254,11 @@ fn working_dtype(contents: &Contents) -> &'static str {
 }
 
 /// `rope_scaling` from the metadata or the divisor tensor; null where the rotation is plain.
-fn rope_scaling(keys: &Keys<'_>, contents: &Contents, file: &[u8], head_dim: u64) -> Result<Json> {
+fn rope_scaling(keys: &Keys<'_>, contents: &Contents, files: &[&[u8]], head_dim: u64) -> Result<Json> {
     if let Some(entry) = contents.tensors.get(ROPE_DIVISORS) {
         ensure!(entry.dtype == Dtype::F32, "{ROPE_DIVISORS} is {}, not F32", entry.dtype);
         let mut divisors = Vec::new();
-        entry.dtype.widen(&file[entry.bytes.clone()], &mut divisors);
+        entry.dtype.widen(&files[entry.file][entry.bytes.clone()], &mut divisors);
         return llama3_scaling(&divisors, keys.float("rope.freq_base").unwrap_or(10000.0), head_dim);
     }
     let factor = || {

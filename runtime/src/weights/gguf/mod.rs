@@ -6,10 +6,12 @@
 
 mod families;
 mod read;
+mod split;
 
 use super::{Dtype, Tensor};
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result};
+use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -50,6 +52,8 @@ struct Entry {
     /// Slowest dimension first.
     shape: Vec<usize>,
     dtype: Dtype,
+    /// Which part of a model in several files.
+    file: usize,
     /// From the start of the file; empty where the type is not read.
     bytes: std::ops::Range<usize>,
 }
@@ -61,10 +65,18 @@ pub(super) struct Opened {
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-/// Reads the header of the GGUF file whose bytes are `file`; `path` is for messages.
-pub(super) fn open(path: &Path, file: &[u8]) -> Result<Opened> {
-    let contents = read::read(file).with_context(|| format!("{}: not a usable GGUF file", path.display()))?;
-    families::adapt(contents, file).with_context(|| path.display().to_string())
+/// Reads the header of the GGUF file at `path`, whose bytes are `file`, and those of the other parts where it is one of several. Returns the bytes of
+/// all parts, in the order that the tensors count them.
+pub(super) fn open(path: &Path, file: Mmap) -> Result<(Opened, Vec<Mmap>)> {
+    let contents = read::read(&file).with_context(|| format!("{}: not a usable GGUF file", path.display()))?;
+    let count = contents.metadata.unsigned("split.count").filter(|count| *count > 1);
+    let (contents, files) = match count {
+        Some(count) => split::join(path, file, contents, count).with_context(|| path.display().to_string())?,
+        None => (contents, vec![file]),
+    };
+    let bytes: Vec<&[u8]> = files.iter().map(|file| &file[..]).collect();
+    let opened = families::adapt(contents, &bytes).with_context(|| path.display().to_string())?;
+    Ok((opened, files))
 }
 
 impl Metadata {

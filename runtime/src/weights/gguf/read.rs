@@ -11,10 +11,6 @@ const LONGEST_LIST: usize = 1 << 22;
 pub(super) fn read(file: &[u8]) -> Result<Contents> {
     let mut cursor = Cursor { file, at: 0 };
     let (tensor_count, metadata) = cursor.header()?;
-    if let Some(count) = metadata.unsigned("split.count").filter(|&count| count > 1) {
-        bail!("it is one of {count} parts; merge them into one file first (llama-gguf-split --merge)");
-    }
-
     let listed = (0..tensor_count).map(|index| cursor.listed(index)).collect::<Result<Vec<_>>>()?;
     let alignment = match metadata.get("general.alignment") {
         None => 32,
@@ -29,7 +25,7 @@ pub(super) fn read(file: &[u8]) -> Result<Contents> {
     for Listed { name, shape, dtype, offset } in listed {
         let bytes = place(&name, &shape, dtype, data, offset, alignment, file.len())?;
         ensure!(
-            tensors.insert(name.clone(), Entry { shape, dtype, bytes }).is_none(),
+            tensors.insert(name.clone(), Entry { shape, dtype, file: 0, bytes }).is_none(),
             "the tensor {name} appears twice"
         );
     }
@@ -298,16 +294,12 @@ mod tests {
     }
 
     #[test]
-    fn other_versions_and_parts_are_refused_by_name() {
+    fn other_versions_and_formats_are_refused_by_name() {
         let refused = |file: Vec<u8>| format!("{:#}", read(&file).err().unwrap());
         assert_eq!(refused(Builder::new(1).build()), "it is version 1; versions 2 and 3 are read");
         assert_eq!(
             refused(Builder::new(3u32.swap_bytes()).build()),
             "it is big-endian; only little-endian files are read"
-        );
-        assert!(
-            refused(Builder::new(3).metadata("split.count", 2, &4u16.to_le_bytes()).build())
-                .starts_with("it is one of 4 parts")
         );
         assert_eq!(refused(b"PK\x03\x04".to_vec()), "it does not start with the letters GGUF");
         let odd = Builder::new(3).tensor("w", &[48, 1], 2, &[0; 27]).build();

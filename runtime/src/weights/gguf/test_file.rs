@@ -1,6 +1,7 @@
 //! Writes small GGUF files for tests.
 
 /// Collects the parts of a file; `build` lays them out with the default alignment.
+#[derive(Clone)]
 pub(crate) struct Builder {
     version: u32,
     metadata: Vec<Vec<u8>>,

@@ -1,7 +1,6 @@
+use super::super::read;
 use super::super::test_file::{Builder, text};
-use super::super::{open, read};
 use super::*;
-use std::path::Path;
 
 /// A llama or qwen of one layer: hidden 8, 2 heads of 4, 1 key-value head.
 fn tiny(architecture: &str) -> Builder {
@@ -28,7 +27,7 @@ fn tiny(architecture: &str) -> Builder {
 
 fn opened(file: Builder) -> Result<Opened> {
     let file = file.build();
-    open(Path::new("tiny.gguf"), &file)
+    adapt(read::read(&file)?, &[&file]).context("tiny.gguf")
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
@@ -104,7 +103,7 @@ fn missing_keys_and_other_families_are_named() {
     let message = |file: Builder| format!("{:#}", opened(file).err().unwrap());
     assert_eq!(
         message(Builder::new(3).metadata("general.architecture", 8, &text("gemma3"))),
-        "tiny.gguf: GGUF files of architecture 'gemma3' are not read (known: llama, qwen2, qwen3); use the model's Hugging Face directory instead"
+        "tiny.gguf: GGUF files of architecture 'gemma3' are not read (known: llama, qwen2, qwen3, olmo2, smollm3); use the model's Hugging Face directory instead"
     );
     assert_eq!(message(Builder::new(3)), "tiny.gguf: the metadata key general.architecture is missing");
     let no_keys = Builder::new(3).metadata("general.architecture", 8, &text("llama")).tensor(
@@ -131,4 +130,39 @@ fn scaling_types_come_from_the_metadata() {
     assert_eq!(opened(with("yarn")).unwrap().config["rope_scaling"], yarn);
     assert_eq!(opened(with("none")).unwrap().config["rope_scaling"], Json::Null);
     assert!(opened(with("longrope")).is_err());
+}
+
+#[test]
+fn each_family_has_a_description_that_reads_its_configuration() {
+    for family in FAMILIES {
+        let config = opened(tiny(family.architecture)).unwrap().config;
+        let (file, text) = fusec::description::find_for(&[family.class]).expect("a shipped description serves it");
+        let description = fusec::description::Description::parse(text, file).unwrap();
+        let resolved =
+            description.resolve(Some(&config)).unwrap_or_else(|errors| panic!("{}: {errors}", family.architecture));
+        // Each name that a file may have is one that the description reads.
+        let read: Vec<&String> = resolved.calls.iter().flat_map(|call| call.weights.values()).collect();
+        for (_, name) in family.inside.iter().filter(|(gguf, _)| !gguf.ends_with("q_norm") && !gguf.ends_with("k_norm"))
+        {
+            let name = format!("model.layers.0.{name}.weight");
+            assert!(read.contains(&&name), "{}: {file} does not read {name}", family.architecture);
+        }
+    }
+}
+
+#[test]
+fn smollm3_turns_three_layers_of_four() {
+    let mut file = Builder::new(3).metadata("general.architecture", 8, &text("smollm3"));
+    for (key, value) in [
+        ("embedding_length", 8u32),
+        ("block_count", 8),
+        ("feed_forward_length", 12),
+        ("context_length", 64),
+        ("attention.head_count", 2),
+    ] {
+        file = file.metadata(&format!("smollm3.{key}"), 4, &value.to_le_bytes());
+    }
+    let file = file.metadata("smollm3.attention.layer_norm_rms_epsilon", 6, &1e-6f32.to_le_bytes());
+    let opened = opened(file.tensor("token_embd.weight", &[8, 5], 0, &[0; 160])).unwrap();
+    assert_eq!(opened.config["no_rope_layers"], json!([1, 1, 1, 0, 1, 1, 1, 0]));
 }

@@ -1,0 +1,96 @@
+//! `fusec new`: a description drafted from a checkpoint.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Args;
+
+use super::checkpoint;
+use super::{show, tell};
+use crate::compile::{CompileOptions, compile};
+use crate::description::{Description, architectures, find_serving, user_folder};
+use crate::draft::draft;
+use crate::plan::PlanOptions;
+use crate::tensors;
+
+/// From what, and where to.
+#[derive(Args, Clone, Debug)]
+pub(super) struct NewArgs {
+    /// A Hugging Face folder: its config.json and the headers of its .safetensors files are read, no weight is.
+    #[arg(long, env = "FUSE_FROM", value_name = "DIR")]
+    from: PathBuf,
+    /// The file to write; stdout if it is not given. A file that is there is left alone.
+    #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.toml")]
+    output: Option<PathBuf>,
+}
+
+/// Writes the draft; what is left to do goes to stderr.
+pub(super) fn run(args: &NewArgs) -> Result<()> {
+    let config = checkpoint::config(&args.from)?;
+    let all = checkpoint::tensors(&args.from)?;
+    ensure!(
+        !all.is_empty(),
+        "{} holds no .safetensors file: a draft needs the names of its tensors",
+        args.from.display()
+    );
+    let weights: BTreeMap<String, Vec<usize>> = all
+        .iter()
+        .filter(|(name, shape)| !tensors::harmless(name, shape, false))
+        .map(|(n, s)| (n.clone(), s.clone()))
+        .collect();
+    let draft = draft(&config, &weights).with_context(|| format!("cannot draft from {}", args.from.display()))?;
+    let name = match &args.output {
+        Some(path) => {
+            let written = fs::File::create_new(path)
+                .and_then(|mut file| std::io::Write::write_all(&mut file, draft.text.as_bytes()));
+            written.map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => {
+                    anyhow!("{} is there already: name another file, or remove it", path.display())
+                }
+                _ => anyhow!("cannot write {}: {error}", path.display()),
+            })?;
+            path.display().to_string()
+        }
+        None => {
+            show(&draft.text)?;
+            "the draft".to_owned()
+        }
+    };
+    if let Some((file, _)) = find_serving(&architectures(&config), user_folder().as_deref())? {
+        tell(format!("{file} serves this checkpoint: it needs no description of its own"));
+    }
+    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    tell(format!(
+        "{name}: {}, {} that nothing reads",
+        counted(draft.todos, "TODO line"),
+        counted(draft.unmatched.len(), "tensor")
+    ));
+    match checked(&draft.text, &name, &config, &args.from.display().to_string(), &all) {
+        Ok(()) => tell(format!("it passes fusec check {name} --checkpoint {}", args.from.display())),
+        Err(error) => tell(format!("it does not pass fusec check yet:\n{error:#}")),
+    }
+    Ok(())
+}
+
+/// What `fusec check` would say.
+fn checked(
+    text: &str,
+    name: &str,
+    config: &serde_json::Value,
+    checkpoint: &str,
+    tensors: &BTreeMap<String, Vec<usize>>,
+) -> Result<()> {
+    let description = Description::parse(text, name).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let model = compile(
+        &description,
+        Some(config),
+        &CompileOptions { plan: PlanOptions::none(), ..CompileOptions::default() },
+    )?;
+    let found = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    tensors::reconcile(checkpoint, &found, &model.resolved, &model.described)
+        .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The lines of a layer's attention.
+
+use super::block::{Attention, Sizes};
+use super::names::{Module, Names};
+use super::write::Writer;
+use crate::description::Value;
+
+/// Families in which neighbours are the pairs of RoPE: no tensor tells it, and few configurations do.
+const NEIGHBOURS: &[&str] =
+    &["gptj", "codegen", "cohere", "cohere2", "glm", "glm4", "chatglm", "ernie4_5", "helium", "llama4_text"];
+
+/// Reads the sizes of heads from the configuration, or from q's weight.
+pub(super) fn sizes(writer: &mut Writer, names: &Names, hidden: usize) -> Sizes {
+    let keys = &mut writer.keys;
+    let heads = keys.count("num_attention_heads").filter(|heads| *heads > 0);
+    let given = keys.count("head_dim");
+    let q = names.inside.iter().find(|module| module.shape.len() == 2 && module.is(&["q_proj", "wq", "query", "q"]));
+    let told = heads.and_then(|heads| q.map_or(hidden, |q| out_size(q, hidden)).checked_div(heads));
+    let head_dim = given.or(told).unwrap_or(hidden);
+    let Some(heads) = heads else {
+        keys.derive("num_attention_heads", "1");
+        writer.todo("no key of config.json counts the heads of the attention");
+        return Sizes { hidden, heads: 1, head_dim };
+    };
+    if given.is_none() {
+        if heads * head_dim == hidden {
+            keys.derive("head_dim", "\"hidden_size / num_attention_heads\"");
+        } else {
+            keys.derive("head_dim", &head_dim.to_string());
+            writer.todo(format!("no key of config.json is the size of a head; q's weight says {head_dim}"));
+        }
+    }
+    Sizes { hidden, heads, head_dim }
+}
+
+/// The size of a matrix that is not `hidden`.
+fn out_size(module: &Module, hidden: usize) -> usize {
+    module.shape.iter().copied().find(|size| *size != hidden).unwrap_or(hidden)
+}
+
+/// Writes the lines from the block's input to its output, `o`.
+pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x: &str) {
+    key_heads(writer, attention, sizes);
+    for (letter, module, norm) in
+        [("q", &attention.q, &attention.q_norm), ("k", &attention.k, &attention.k_norm), ("v", &attention.v, &None)]
+    {
+        let heads = if letter == "q" { "num_attention_heads" } else { "num_key_value_heads" };
+        let part = attention.fused.as_ref().map(|fused| part(letter, fused));
+        let whole = norm.as_ref().is_some_and(|norm| norm.shape != [sizes.head_dim]);
+        let size = match whole {
+            true => format!("features = \"{heads} * head_dim\""),
+            false => format!("heads = \"{heads}\""),
+        };
+        let module = module.as_ref().or(attention.fused.as_ref());
+        if attention.fused.is_some() && letter == "q" {
+            writer.note("TODO the order of q, k and v in the fused weight is told by its name alone");
+        }
+        writer.linear(letter, x, module, &size, part.as_deref(), ATTENTION_BIASES);
+        writer.norm_in_place(letter, norm.as_ref());
+        if writer.keys.get("clip_qkv").is_some() {
+            writer.line(letter, "clamp", &format!("x = \"{letter}\", limit = \"clip_qkv\""));
+        }
+        if whole {
+            writer.line(letter, "reshape", &format!("x = \"{letter}\", heads = \"{heads}\""));
+        }
+    }
+    rope(writer);
+    let scale = if writer.keys.get("attention_multiplier").is_some() {
+        "attention_multiplier"
+    } else if writer.keys.get("query_pre_attn_scalar").is_some() {
+        "query_pre_attn_scalar ** -0.5"
+    } else {
+        "head_dim ** -0.5"
+    };
+    let mut more = format!("q = \"q\", k = \"k\", v = \"v\", scale = \"{scale}\"");
+    if let Some(window) = window(writer) {
+        more += &format!(", window = {window}");
+    }
+    if writer.keys.get("attn_logit_softcapping").is_some() {
+        more += ", softcap = \"attn_logit_softcapping\"";
+    }
+    writer.line("a", "attention", &more);
+    writer.linear("o", "a", attention.o.as_ref(), "features = \"hidden_size\"", None, ATTENTION_BIASES);
+}
+
+/// Keys that ask for biases of the attention.
+const ATTENTION_BIASES: &[&str] =
+    &["attention_bias", "qkv_bias", "use_qkv_bias", "add_qkv_bias", "attn_bias", "use_bias", "bias"];
+
+/// How many heads k and v have: from the weights, and under which key.
+fn key_heads(writer: &mut Writer, attention: &Attention, sizes: Sizes) {
+    let Sizes { hidden, heads, head_dim } = sizes;
+    let counted = match (&attention.k, &attention.fused) {
+        (Some(k), _) => Some(out_size(k, hidden) / head_dim),
+        (None, Some(fused)) => (out_size(fused, hidden) / head_dim).checked_sub(heads).map(|rest| rest / 2),
+        (None, None) => None,
+    };
+    let Some(counted) = counted else { return };
+    let given = writer.keys.count("num_key_value_heads");
+    if given == Some(counted) {
+        return;
+    }
+    let multi = writer.keys.flag("multi_query").is_some()
+        && counted == if writer.keys.flag("multi_query") == Some(true) { 1 } else { heads };
+    if multi {
+        writer.keys.derive("num_key_value_heads", "\"1 if multi_query else num_attention_heads\"");
+    } else if counted == heads {
+        writer.keys.derive("num_key_value_heads", "\"num_attention_heads\"");
+    } else {
+        writer.keys.derive("num_key_value_heads", &counted.to_string());
+        writer.todo(format!("no key of config.json counts the heads of k and v; the weights say {counted}"));
+    }
+}
+
+/// `part` of q, k or v in a fused weight: for each key head its queries, its key and its value, or all queries, all keys, all values.
+fn part(letter: &str, fused: &Module) -> String {
+    let grouped = fused.is(&["query_key_value", "wqkv"]) && !fused.stem.ends_with("Wqkv");
+    let (queries, one) = match grouped {
+        true => ("num_attention_heads / num_key_value_heads", "head_dim"),
+        false => ("num_attention_heads", "num_key_value_heads * head_dim"),
+    };
+    let q = format!("{queries} * head_dim");
+    let step = match grouped {
+        true => format!("({queries} + 2) * head_dim"),
+        false => "(num_attention_heads + 2 * num_key_value_heads) * head_dim".to_owned(),
+    };
+    match letter {
+        "q" => format!("[0, {q}, {step}]"),
+        "k" => format!("[{q}, {one}, {step}]"),
+        _ => format!("[{q} + {one}, {one}, {step}]"),
+    }
+}
+
+/// Lines that turn q and k, where positions are not learned and nothing else is asked for.
+fn rope(writer: &mut Writer) {
+    let alibi = writer.keys.flag("alibi") == Some(true) || writer.keys.text("position_embedding_type") == Some("alibi");
+    if writer.learned_positions || alibi {
+        return;
+    }
+    if writer.keys.find("rope_theta").is_none() {
+        writer.keys.derive("rope_theta", "10000.0");
+        writer.todo("no key of config.json is the base of RoPE: 10000 is what most families take");
+    }
+    let sliding = if writer.keys.get("rope_local_base_freq").is_some() { sliding_layer(writer) } else { None };
+    let (theta, scaling) = match sliding {
+        Some(sliding) => (
+            format!("\"rope_local_base_freq if {sliding} else rope_theta\""),
+            format!("{{ if = \"not ({sliding})\", then = \"rope_scaling\" }}"),
+        ),
+        None => ("\"rope_theta\"".to_owned(), "\"rope_scaling\"".to_owned()),
+    };
+    let mut more = format!("theta = {theta}, scaling = {scaling}");
+    let partial = writer.keys.find("partial_rotary_factor").and_then(|factor| factor.number());
+    if writer.keys.get("rotary_dim").is_some() {
+        more += ", dim = \"rotary_dim\"";
+    } else if partial.is_some_and(|factor| factor != 1.0) {
+        more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
+    }
+    let flag = ["rope_interleave", "rope_interleaved", "use_interleaved_rope"]
+        .iter()
+        .find(|key| writer.keys.flag(key).is_some());
+    if let Some(key) = flag {
+        more += &format!(", interleaved = \"{key}\"");
+    } else if writer.keys.text("model_type").is_some_and(|family| NEIGHBOURS.contains(&family)) {
+        writer.note("TODO told by `model_type` alone: neighbours are the pairs of RoPE");
+        more += ", interleaved = true";
+    }
+    if writer.keys.get("no_rope_layers").is_some() {
+        more += ", when = \"no_rope_layers[layer] != 0\"";
+    }
+    for letter in ["q", "k"] {
+        writer.line(letter, "rope", &format!("x = \"{letter}\", {more}"));
+    }
+}
+
+/// The window of a layer's attention, where the configuration has one.
+fn window(writer: &mut Writer) -> Option<String> {
+    let switch = writer.keys.flag("use_sliding_window").map_or("", |_| "use_sliding_window and ");
+    let asked = writer.keys.get("sliding_window").is_some() || writer.keys.flag("use_sliding_window") == Some(true);
+    if !asked && writer.keys.get("max_window_layers").is_none() {
+        return None;
+    }
+    let choice = |condition: &str| Some(format!("{{ if = \"{condition}\", then = \"sliding_window ?? null\" }}"));
+    match sliding_layer(writer) {
+        Some(sliding) => choice(&format!("{switch}{sliding}")),
+        None if !switch.is_empty() => choice("use_sliding_window"),
+        None => Some("\"sliding_window ?? null\"".to_owned()),
+    }
+}
+
+/// The condition under which a layer is one with a window, where not all layers are alike; a derived key helps.
+fn sliding_layer(writer: &mut Writer) -> Option<&'static str> {
+    let listed = matches!(writer.keys.get("layer_types"), Some(Value::List(_)));
+    let by_count = "'sliding_attention' if layer >= max_window_layers else 'full_attention'";
+    let kind = if writer.keys.get("max_window_layers").is_some() {
+        if listed { format!("\"layer_types[layer] ?? ({by_count})\"") } else { format!("\"{by_count}\"") }
+    } else if listed {
+        "\"layer_types[layer]\"".to_owned()
+    } else if writer.keys.get("sliding_window_pattern").is_some() {
+        "\"'full_attention' if (layer + 1) % sliding_window_pattern == 0 else 'sliding_attention'\"".to_owned()
+    } else if writer.is_gemma() {
+        let pattern = if writer.keys.get("rope_local_base_freq").is_some() { 6 } else { 2 };
+        writer.todo(format!("told by `model_type` alone: one layer of {pattern} is without a window"));
+        format!("\"'full_attention' if (layer + 1) % {pattern} == 0 else 'sliding_attention'\"")
+    } else {
+        return None;
+    };
+    writer.keys.derive("layer_type", &kind);
+    Some("layer_type == 'sliding_attention'")
+}

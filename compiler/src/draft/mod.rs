@@ -1,0 +1,155 @@
+//! A description drafted from a checkpoint: its config.json, and the names and shapes of its tensors. What they tell is written; what they do not
+//! tell is a `# TODO` line.
+//!
+//! Nothing is decided by a family's name where a tensor or a key tells it: norms, fused and split projections, biases, the order of norms, experts,
+//! learned positions, a tied head and transposed weights all show.
+
+mod attention;
+mod block;
+mod ends;
+mod keys;
+mod names;
+mod write;
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, anyhow};
+
+use crate::description::{Code, Description, architectures, config_view};
+use block::{Attention, Experts, Mlp, Norms, Sizes};
+use keys::Keys;
+use names::{Module, Names};
+use write::Writer;
+
+/// A description, written as far as it can be told.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// The TOML.
+    pub text: String,
+    /// Its `# TODO` lines.
+    pub todos: usize,
+    /// Tensors that nothing in it reads, each with its shape; layers are folded into `{}`.
+    pub unmatched: Vec<String>,
+}
+
+/// Drafts a description. `config` is a config.json, `tensors` the shape of each tensor, slowest dimension first, without those that hold no weights.
+///
+/// # Errors
+/// A configuration that is no object, or tensors that no layers can be told from.
+pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>) -> Result<Draft> {
+    let keys = Keys::new(config_view(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?);
+    let mut writer = Writer::new(keys);
+    let mut names = Names::of(tensors)?;
+    let (hidden, head) = ends::embed(&mut writer, &mut names)?;
+    let sizes = attention::sizes(&mut writer, &names, hidden);
+    layer(&mut writer, &mut names, sizes);
+    ends::head(&mut writer, &mut names, hidden, head);
+    let layers = writer.keys.count("num_hidden_layers");
+    match layers {
+        Some(layers) if layers == names.layers => {}
+        Some(layers) => {
+            writer.todo(format!("config.json counts {layers} layers, the tensors {}", names.layers));
+        }
+        None => {
+            writer.keys.derive("num_hidden_layers", &names.layers.to_string());
+            writer.todo("no key of config.json counts the layers");
+        }
+    }
+    let unmatched = unmatched(&names);
+    let serves = architectures(config);
+    let family = family(&writer.keys, &serves);
+    if serves.is_empty() {
+        writer.todo("config.json names no `architectures`: write under `serves` what shall find this file");
+    }
+    let sketch = writer.text(&family, &serves, &names.prefix, &unmatched, &[])?;
+    let description = Description::parse(&sketch, "the draft").map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    if let Err(diagnostics) = description.resolve(Some(config)) {
+        for diagnostic in diagnostics.list().iter().filter(|diagnostic| diagnostic.code == Code::UnsupportedFeature) {
+            writer.todo(diagnostic.message.replace(&description.source().name, "this file"));
+        }
+    }
+    let preset: Vec<(&String, &serde_json::Value)> =
+        config.as_object().into_iter().flatten().filter(|(key, _)| description.reads(key)).collect();
+    let text = writer.text(&family, &serves, &names.prefix, &unmatched, &preset)?;
+    let todos = text.lines().filter(|line| line.trim_start().starts_with("# TODO")).count();
+    Ok(Draft { text, todos, unmatched })
+}
+
+/// The operations of a layer.
+fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
+    let hidden = sizes.hidden;
+    let modules = &mut names.inside;
+    let attention = Attention::take(modules, sizes);
+    let experts = Experts::take(modules, hidden);
+    let mlp = match &experts {
+        Some(_) => Mlp::default(),
+        None => Mlp::take(modules, hidden, |module| !module.below(&["attn", "attention"])),
+    };
+    let norms = Norms::take(modules, hidden);
+    writer.learn_orientation(&attention, &mlp, sizes);
+    let bare = norms.count() == 0 && !names.outside.iter().any(|module| module.shape == [hidden]);
+    let Norms { before_attention, after_attention, before_mlp, after_mlp } = norms;
+    // One norm for two blocks, or two norms of the same input: both blocks read the layer's input.
+    let split =
+        |norm: &Option<Module>, word: &str| norm.as_ref().is_some_and(|norm| norm.last().to_lowercase().contains(word));
+    let shared = before_attention.is_some() && before_mlp.is_none() && after_attention.is_none() && after_mlp.is_none();
+    let asked = ["use_parallel_residual", "parallel_attn", "parallel_residual"]
+        .iter()
+        .find(|key| writer.keys.flag(key).is_some());
+    let parallel = shared
+        || (split(&before_attention, "ln_attn") && split(&before_mlp, "ln_mlp"))
+        || asked.is_some_and(|key| writer.keys.flag(key) == Some(true));
+    if let (Some(key), true) = (asked, parallel) {
+        writer.expect(key, "true");
+    }
+
+    let input = writer.norm("h", "x", before_attention.as_ref(), bare);
+    attention::write(writer, &attention, sizes, &input);
+    writer.norm_in_place("o", after_attention.as_ref());
+    writer.scale_residual("o");
+    let second = if parallel { "g" } else { "h" };
+    if !parallel {
+        writer.line("x", "add", "a = \"x\", b = \"o\"");
+    }
+    let input = match (&before_mlp, parallel) {
+        (None, true) => input,
+        (norm, _) => writer.norm(second, "x", norm.as_ref(), bare),
+    };
+    match &experts {
+        Some(experts) => write::experts(writer, experts, hidden, &input),
+        None => write::mlp(writer, &mlp, hidden, &input, "m"),
+    }
+    writer.norm_in_place("m", after_mlp.as_ref());
+    writer.scale_residual("m");
+    if parallel {
+        writer.line("x", "add", "a = \"x\", b = \"o\"");
+    }
+    writer.line("x", "add", "a = \"x\", b = \"m\"");
+    if !attention.is_whole() {
+        writer.todo("the attention was not recognised whole: what is missing stands as `TODO` in its lines");
+    }
+    if experts.is_none() && !mlp.is_whole() {
+        writer.todo("the feed-forward part was not recognised whole: what is missing stands as `TODO` in its lines");
+    }
+}
+
+/// What is left, with layers folded: `model.layers.{}.mlp.extra.weight [64]`.
+fn unmatched(names: &Names) -> Vec<String> {
+    let shown =
+        |name: &str, shape: &[usize]| if shape.is_empty() { name.to_owned() } else { format!("{name} {shape:?}") };
+    let mut list: Vec<String> = names.outside.left().iter().map(|(name, shape)| shown(name, shape)).collect();
+    list.extend(names.inside.left().iter().map(|(name, shape)| shown(&format!("{}{{}}.{name}", names.prefix), shape)));
+    list.extend(names.uneven.iter().map(|(name, shape, layers)| {
+        let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+        format!("{}{{}}.{name} {shape:?}, otherwise in other layers than {}", names.prefix, layers.join(", "))
+    }));
+    list
+}
+
+/// An identifier: config.json's `model_type`, else the first architecture.
+fn family(keys: &Keys, serves: &[&str]) -> String {
+    let given = keys.text("model_type").or(serves.first().copied()).unwrap_or("model");
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '_' };
+    let name: String = given.chars().map(plain).collect();
+    if name.starts_with(|letter: char| letter.is_ascii_digit()) { format!("m{name}") } else { name }
+}

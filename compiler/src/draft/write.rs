@@ -1,0 +1,364 @@
+//! Lines of TOML.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+use serde_json::Value as Json;
+
+use super::block::{Attention, Experts, Mlp, Sizes};
+use super::ends::changes;
+use super::keys::Keys;
+use super::names::Module;
+
+/// A description as it grows.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub keys: Keys,
+    /// Positions come from a table, not from RoPE.
+    pub learned_positions: bool,
+    /// The checkpoint has no norm's weight.
+    pub bare_norms: bool,
+    /// Weights are stored `[in, out]`, told from those that are not square.
+    transposed: bool,
+    sections: [Vec<String>; 3],
+    section: usize,
+    todos: Vec<String>,
+    expect: Vec<(String, String)>,
+}
+
+impl Writer {
+    pub fn new(keys: Keys) -> Writer {
+        Writer {
+            keys,
+            learned_positions: false,
+            bare_norms: false,
+            transposed: false,
+            sections: Default::default(),
+            section: 0,
+            todos: Vec::new(),
+            expect: Vec::new(),
+        }
+    }
+
+    /// The section that lines go to: embed, layer, head.
+    pub fn section(&mut self, section: usize) {
+        self.section = section;
+    }
+
+    /// Adds an operation; `rest` is what follows `op`.
+    pub fn line(&mut self, out: &str, op: &str, rest: &str) {
+        self.sections[self.section].push(format!("  {{ out = \"{out}\", op = \"{op}\", {rest} }},"));
+    }
+
+    /// Adds a comment before the next line.
+    pub fn note(&mut self, text: &str) {
+        self.sections[self.section].push(format!("  # {text}"));
+    }
+
+    /// Adds something to do, at the head of the file.
+    pub fn todo(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        if !self.todos.contains(&text) {
+            self.todos.push(text);
+        }
+    }
+
+    /// Adds a value that a key must have.
+    pub fn expect(&mut self, key: &str, value: &str) {
+        self.expect.push((key.to_owned(), value.to_owned()));
+    }
+
+    pub fn is_gemma(&self) -> bool {
+        self.keys.text("model_type").is_some_and(|family| family.starts_with("gemma"))
+    }
+
+    /// Tells from matrices that are not square whether weights are stored `[in, out]`.
+    pub fn learn_orientation(&mut self, attention: &Attention, mlp: &Mlp, sizes: Sizes) {
+        let outs = [&attention.q, &attention.k, &attention.v, &attention.fused, &mlp.gate, &mlp.up, &mlp.fused];
+        let turned = |module: &Module| module.shape[0] == sizes.hidden && module.shape[1] != sizes.hidden;
+        let into = [&attention.o, &mlp.down].into_iter().flatten();
+        let turned_back = |module: &Module| module.shape[1] == sizes.hidden && module.shape[0] != sizes.hidden;
+        self.transposed = outs.into_iter().flatten().any(turned) || into.into_iter().any(turned_back);
+    }
+
+    /// A linear layer; `TODO` where no module plays its part. `biases` are keys that ask for its bias.
+    pub fn linear(
+        &mut self,
+        out: &str,
+        x: &str,
+        module: Option<&Module>,
+        size: &str,
+        part: Option<&str>,
+        biases: &[&str],
+    ) {
+        let Some(module) = module else {
+            return self.line(out, "linear", &format!("x = \"{x}\", weight = \"TODO.weight\", {size}"));
+        };
+        let mut rest = format!("x = \"{x}\", weight = \"{}\"", module.weight);
+        if module.bias {
+            let asked = biases.iter().find(|key| self.keys.flag(key) == Some(true));
+            rest += &match asked {
+                Some(key) => {
+                    self.keys.derive(key, "false");
+                    format!(", bias = {{ if = \"{key}\", then = \"{}.bias\" }}", module.stem)
+                }
+                None => format!(", bias = \"{}.bias\"", module.stem),
+            };
+        }
+        write!(rest, ", {size}").expect("writing to a string");
+        if let Some(part) = part {
+            write!(rest, ", part = \"{part}\"").expect("writing to a string");
+        }
+        if self.transposed {
+            rest += ", transposed = true";
+        }
+        self.line(out, "linear", &rest);
+    }
+
+    /// A norm from `x` to `out`; nothing where there is none, unless norms are `bare`. Returns the value that holds the result.
+    pub fn norm(&mut self, out: &str, x: &str, module: Option<&Module>, bare: bool) -> String {
+        self.bare_norms |= bare;
+        if module.is_none() && !bare {
+            return x.to_owned();
+        }
+        let (op, eps) = self.kind_of_norm(module);
+        let weight = module.map_or(String::new(), |module| {
+            let bias = if module.bias { format!(", bias = \"{}.bias\"", module.stem) } else { String::new() };
+            format!(", weight = \"{}\"{bias}", module.weight)
+        });
+        let offset = if self.is_gemma() && op == "rms_norm" { ", offset = 1.0" } else { "" };
+        self.line(out, op, &format!("x = \"{x}\"{weight}, eps = {eps}{offset}"));
+        out.to_owned()
+    }
+
+    /// A norm of a value, in its place.
+    pub fn norm_in_place(&mut self, value: &str, module: Option<&Module>) {
+        self.norm(value, value, module, false);
+    }
+
+    /// Which norm it is, and its epsilon as TOML.
+    fn kind_of_norm(&mut self, module: Option<&Module>) -> (&'static str, String) {
+        let key = self.keys.epsilon();
+        let op = match (module, key) {
+            (None, _) => "layer_norm",
+            (Some(module), _) if module.bias => "layer_norm",
+            (Some(_), Some(key)) if key.contains("rms") => "rms_norm",
+            (Some(_), Some(key)) if key.starts_with("layer") => {
+                self.todo("norms have no bias and the epsilon is a LayerNorm's: they may be RMSNorm");
+                "layer_norm"
+            }
+            (Some(_), _) => {
+                self.todo("no tensor and no key tells RMSNorm from a LayerNorm without bias: RMSNorm is assumed");
+                "rms_norm"
+            }
+        };
+        let eps = key.map_or_else(
+            || {
+                self.todo("no key of config.json is the epsilon of the norms: 1e-5 is assumed");
+                "1e-5".to_owned()
+            },
+            |key| format!("\"{key}\""),
+        );
+        (op, eps)
+    }
+
+    /// The factor on what a block adds, where the configuration has one.
+    pub fn scale_residual(&mut self, value: &str) {
+        if changes(self.keys.get("residual_multiplier")) {
+            self.line(value, "scale", &format!("x = \"{value}\", factor = \"residual_multiplier\""));
+        }
+    }
+
+    /// The activation in a feed-forward part, in the place of `value`.
+    fn activation(&mut self, value: &str, gated: bool) {
+        match self.keys.activation() {
+            Some(key) => self.line(value, "activation", &format!("x = \"{value}\", kind = \"{key}\"")),
+            None => {
+                self.note("TODO no key of config.json names the activation");
+                self.sections[self.section].push(format!(
+                    "  {{ out = \"{value}\", op = \"{}\", x = \"{value}\" }},",
+                    if gated { "silu" } else { "gelu" }
+                ));
+            }
+        }
+    }
+
+    /// The key for a size inside a feed-forward part, as TOML.
+    fn inner(&mut self, keys: &[&str], size: usize, hidden: usize) -> String {
+        for key in keys {
+            if self.keys.count(key) == Some(size) {
+                return format!("\"{key}\"");
+            }
+        }
+        if size.is_multiple_of(hidden) && self.keys.get(keys[0]).is_none() {
+            self.keys.derive(keys[0], &format!("\"{} * hidden_size\"", size / hidden));
+            return format!("\"{}\"", keys[0]);
+        }
+        self.todo(format!("no key of config.json is {size}, the size inside the feed-forward part"));
+        size.to_string()
+    }
+
+    /// The whole file.
+    pub fn text(
+        &self,
+        name: &str,
+        serves: &[&str],
+        prefix: &str,
+        unmatched: &[String],
+        preset: &[(&String, &Json)],
+    ) -> Result<String> {
+        let mut text = String::from(
+            "# Drafted from a checkpoint's config.json and the names and shapes of its tensors: compare its logits before you trust it.\n",
+        );
+        for todo in &self.todos {
+            writeln!(text, "# TODO {todo}")?;
+        }
+        if !unmatched.is_empty() {
+            writeln!(text, "# TODO nothing here reads these tensors of the checkpoint:")?;
+            unmatched.iter().try_for_each(|tensor| writeln!(text, "#   {tensor}"))?;
+        }
+        let serves: Vec<String> = serves.iter().map(|name| format!("\"{name}\"")).collect();
+        writeln!(text, "schema = 1\nname = \"{name}\"\nserves = [{}]", serves.join(", "))?;
+        if !preset.is_empty() {
+            text += "\n[config] # the checkpoint's, so that the file compiles alone\n";
+            for (key, value) in preset.iter().filter(|(_, value)| !value.is_null()) {
+                writeln!(text, "{key} = {}", toml_of(value)?)?;
+            }
+        }
+        if !self.keys.derived().is_empty() {
+            text += "\n[derive] # what config.json lacks or calls otherwise\n";
+            for (key, expression) in self.keys.derived() {
+                writeln!(text, "{key} = {expression}")?;
+            }
+        }
+        if !self.expect.is_empty() {
+            text += "\n[expect]\n";
+            for (key, value) in &self.expect {
+                writeln!(text, "{key} = {value}")?;
+            }
+        }
+        let [embed, layer, head] = self.sections.each_ref().map(|lines| lines.join("\n"));
+        write!(text, "\n[embed]\nops = [\n{embed}\n]\n")?;
+        write!(
+            text,
+            "\n[layer]\ncount = \"num_hidden_layers\"\nweights = \"{prefix}{{layer}}.\"\nops = [\n{layer}\n]\n"
+        )?;
+        write!(text, "\n[head]\nops = [\n{head}\n]\n")?;
+        Ok(text)
+    }
+}
+
+/// The lines of a dense feed-forward part, from `x` to `out`.
+pub(super) fn mlp(writer: &mut Writer, mlp: &Mlp, hidden: usize, x: &str, out: &str) {
+    dense(writer, mlp, hidden, x, out, &["intermediate_size"]);
+}
+
+fn dense(writer: &mut Writer, mlp: &Mlp, hidden: usize, x: &str, out: &str, keys: &[&str]) {
+    const BIASES: &[&str] = &["mlp_bias", "use_bias", "add_bias_linear", "bias"];
+    let size = mlp.inner(hidden).map_or("\"TODO\"".to_owned(), |size| writer.inner(keys, size, hidden));
+    let features = format!("features = {size}");
+    let gated = mlp.gate.is_some() || mlp.fused.is_some();
+    if gated {
+        let name = size.trim_matches('"').to_owned();
+        let part = |first: &str| mlp.fused.as_ref().map(|_| format!("[{first}, {name}, 2 * {name}]"));
+        let (gate, up) = (mlp.gate.as_ref().or(mlp.fused.as_ref()), mlp.up.as_ref().or(mlp.fused.as_ref()));
+        if mlp.fused.is_some() {
+            writer.note("TODO that the gate is the first half of the fused weight is what most families do");
+        }
+        writer.linear("gate", x, gate, &features, part("0").as_deref(), BIASES);
+        writer.linear("up", x, up, &features, part(&name).as_deref(), BIASES);
+        writer.activation("gate", true);
+        writer.line(out, "mul", "a = \"gate\", b = \"up\"");
+    } else {
+        writer.linear(out, x, mlp.up.as_ref(), &features, None, BIASES);
+        writer.activation(out, false);
+    }
+    writer.linear(out, out, mlp.down.as_ref(), "features = \"hidden_size\"", None, BIASES);
+}
+
+/// The lines of routed experts, from `x` to `m`.
+pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: &str) {
+    let Some(size) = experts.each.inner(hidden) else {
+        writer.todo("the experts' weights were not recognised");
+        return writer.line("m", "scale", &format!("x = \"{x}\", factor = 1.0"));
+    };
+    let count = experts.router.count_of_experts();
+    let key =
+        if writer.keys.count("num_experts") == Some(count) { "\"num_experts\"".into() } else { count.to_string() };
+    writer.linear("r", x, Some(&experts.router), &format!("features = {key}"), None, &[]);
+    let features = writer.inner(&["moe_intermediate_size", "intermediate_size"], size, hidden);
+    if writer.keys.count("num_experts_per_tok").is_none() {
+        writer.todo("no key of config.json says how many experts a token has");
+        writer.keys.derive("num_experts_per_tok", "2");
+    }
+    let of = |module: &Option<Module>| module.as_ref().map(|module| module.weight.clone());
+    let mut rest = format!("x = \"{x}\", router = \"r\"");
+    for (role, name) in
+        [("gate", of(&experts.each.gate)), ("up", of(&experts.each.up)), ("down", of(&experts.each.down))]
+    {
+        if let Some(name) = name {
+            write!(rest, ", {role} = \"{name}\"").expect("writing to a string");
+        }
+    }
+    write!(rest, ", top_k = \"num_experts_per_tok\", features = {features}").expect("writing to a string");
+    match writer.keys.activation() {
+        Some(key) => write!(rest, ", kind = \"{key}\"").expect("writing to a string"),
+        None => {
+            writer.note("TODO no key of config.json names the activation");
+            rest += ", kind = \"'silu'\"";
+        }
+    }
+    if writer.keys.flag("norm_topk_prob").is_some() {
+        rest += ", normalise = \"norm_topk_prob\"";
+    } else {
+        writer.note("TODO no key of config.json says whether the shares of the chosen experts are made to sum to one");
+        rest += ", normalise = true";
+    }
+    writer.line("m", "experts", &rest);
+    if let Some(shared) = &experts.shared {
+        dense(
+            writer,
+            shared,
+            hidden,
+            x,
+            "s",
+            &["shared_expert_intermediate_size", "moe_intermediate_size", "intermediate_size"],
+        );
+        if let Some(gate) = &experts.shared_gate {
+            writer.linear("t", x, Some(gate), "features = 1", None, &[]);
+            writer.line("s", "glu", "a = \"s\", b = \"t\"");
+        }
+        writer.line("m", "add", "a = \"m\", b = \"s\"");
+    }
+}
+
+impl Module {
+    /// Rows of a router.
+    fn count_of_experts(&self) -> usize {
+        self.shape[0]
+    }
+}
+
+/// A JSON value as TOML, on one line.
+fn toml_of(value: &Json) -> Result<String> {
+    Ok(match value {
+        Json::Null => bail!("TOML has no null"),
+        Json::Bool(flag) => flag.to_string(),
+        Json::Number(number) => match number.as_i64() {
+            Some(number) => number.to_string(),
+            None => format!("{:?}", number.as_f64().unwrap_or_default()),
+        },
+        Json::String(text) => serde_json::to_string(text)?,
+        Json::Array(items) => format!("[{}]", items.iter().map(toml_of).collect::<Result<Vec<_>>>()?.join(", ")),
+        Json::Object(items) => {
+            let items = items.iter().filter(|(_, value)| !value.is_null());
+            let item = |(key, value): (&String, &Json)| Ok(format!("{} = {}", toml_key(key)?, toml_of(value)?));
+            format!("{{ {} }}", items.map(item).collect::<Result<Vec<_>>>()?.join(", "))
+        }
+    })
+}
+
+fn toml_key(key: &str) -> Result<String> {
+    let bare = !key.is_empty() && key.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter));
+    Ok(if bare { key.to_owned() } else { serde_json::to_string(key)? })
+}

@@ -1,0 +1,93 @@
+//! `fuserun verify`: what the model computes against what another implementation computed.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+use fusec::cli::{show, tell};
+use fusec::plan::PlanOptions;
+
+use super::ModelArgs;
+use crate::backend::Device;
+use crate::verify::{self, Expected};
+
+/// In fp32 against fp32 only the order of sums differs.
+const EXACT: f64 = 1e-9;
+/// With weights and activations rounded to 16 bits on either side.
+const ROUNDED: f64 = 1e-3;
+
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What to compare with: a safetensors file with `tokens`, `logits` and values between, as docs/expected.py writes it.
+    #[arg(long, env = "FUSE_AGAINST", value_name = "FILE.safetensors")]
+    against: PathBuf,
+    /// The normalised mean squared error up to which two values are the same; 1e-9 in the interpreter, 1e-3 on a device.
+    #[arg(long, env = "FUSE_BOUND", value_name = "NMSE")]
+    bound: Option<f64>,
+}
+
+pub fn run(args: &VerifyArgs) -> Result<()> {
+    let expected = Expected::read(&args.against)?;
+    if let Some(bound) = args.bound {
+        ensure!(bound > 0.0 && bound.is_finite(), "--bound {bound} is not above 0");
+    }
+    ensure!(
+        expected.logits.is_some() || !expected.values.is_empty(),
+        "{} holds nothing to compare: neither logits nor other values",
+        expected.name
+    );
+    let model = args.model.open(false)?;
+    let device = args.model.device(&model);
+    let exact = device == Device::Interpreter;
+    if exact || !expected.values.is_empty() {
+        in_the_interpreter(args, &model, &expected)?;
+    }
+    if exact || expected.logits.is_none() {
+        return Ok(());
+    }
+    let options = args.model.load_options(&model, &[1], 4096.max(expected.tokens.len()))?;
+    let mut backend = model.load(&device, &options)?;
+    for (path, by_step) in [("prompt", false), ("decode", true)] {
+        let what = format!("{}, {path} path", backend.describe());
+        let found = backend.logits(&expected.tokens, by_step)?;
+        match verify::logits(&what, &found, &expected, args.bound.unwrap_or(ROUNDED)) {
+            Ok(line) => show(format!("{line}\n"))?,
+            Err(error) if expected.values.is_empty() => {
+                // Whose fault it is: the description's, or the device's.
+                tell(format!("{error:#}"));
+                in_the_interpreter(args, &model, &expected)?;
+                bail!(
+                    "the description agrees in the interpreter and not on {what}: the fault is not the description's"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Every value of the file in the interpreter; the first that differs is the error.
+fn in_the_interpreter(args: &VerifyArgs, model: &crate::model::OpenModel, expected: &Expected) -> Result<()> {
+    let bound = args.bound.unwrap_or(if expected.exact { EXACT } else { ROUNDED });
+    let checkpoint = model.checkpoint().context("dummy weights cannot be verified: name a checkpoint")?;
+    let compiled = model.compile(PlanOptions::none())?;
+    let findings = verify::values(&compiled, checkpoint, expected, bound)?;
+    if !findings.unmatched.is_empty() {
+        let listed = findings.unmatched.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
+        let more = findings.unmatched.len().saturating_sub(8);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        tell(format!("not compared, as the description has no such value: {listed}{more}"));
+    }
+    if let Some(difference) = findings.difference {
+        return Err(anyhow!("{difference}"));
+    }
+    if let Some((name, error)) = findings.agree.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
+        show(format!("interpreter: {} values agree, largest NMSE {error:.1e} ({name})\n", findings.agree.len()))?;
+    }
+    if expected.logits.is_some() {
+        show(format!("{}\n", verify::logits("interpreter", &findings.logits, expected, bound)?))?;
+    }
+    Ok(())
+}

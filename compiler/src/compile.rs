@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::json;
 
 use crate::artifact::{Artifact, Manifest};
 use crate::build::{Arch, Nvrtc, Options, compile_all};
@@ -11,7 +12,7 @@ use crate::emit::emit;
 use crate::ir::{DType, Graph};
 use crate::lower::lower;
 use crate::passes::{self, Report, Selection};
-use crate::plan::{Plan, PlanOptions, plan};
+use crate::plan::{Plan, PlanOptions, Tuning, plan};
 
 /// What to compile for.
 #[derive(Clone, Debug)]
@@ -47,6 +48,8 @@ pub struct Model {
     pub plan: Plan,
     /// CUDA text by kernel name.
     pub sources: BTreeMap<String, String>,
+    /// The launch shapes that the plan was given.
+    pub tuning: Tuning,
 }
 
 /// Takes a description and a configuration (none: its preset) to kernels.
@@ -67,13 +70,14 @@ pub fn compile(
     let described = lower(&resolved, options.dtype, options.context).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let mut graph = described.clone();
     let report = passes::run(&mut graph, &options.passes, &mut |_, _, _| {})?;
+    let tuning = options.plan.tuning.clone();
     let plan = plan(&graph, &options.plan).with_context(|| format!("cannot plan {}", graph.name))?;
     let sources = plan
         .kernels
         .iter()
         .map(|kernel| Ok((kernel.name.clone(), emit(kernel)?)))
         .collect::<Result<BTreeMap<String, String>>>()?;
-    Ok(Model { facts: resolved.facts, described, graph, report, plan, sources })
+    Ok(Model { facts: resolved.facts, described, graph, report, plan, sources, tuning })
 }
 
 impl Model {
@@ -98,6 +102,11 @@ impl Model {
             sources: self.sources.clone(),
             ..Artifact::default()
         };
+        if !self.tuning.is_empty() {
+            let Tuning { arch, gpu, .. } = &self.tuning;
+            let tuning = json!({ "arch": arch, "gpu": gpu, "sha256": self.tuning.digest() });
+            artifact.manifest.extra.insert("tuning".into(), tuning);
+        }
         let Some(nvrtc) = nvrtc else { return Ok(artifact) };
         artifact.manifest.nvrtc_version = Some(nvrtc.version_text());
         for &arch in archs {

@@ -8,5 +8,6 @@ pub mod demo;
 pub mod device;
 pub mod generate;
 pub mod model;
+pub mod profile;
 pub mod step;
 pub mod weights;

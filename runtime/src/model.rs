@@ -4,17 +4,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fusec::artifact::Artifact;
+use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, Facts, architectures, find_serving, user_folder};
 use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
-use fusec::plan::{Plan, PlanOptions, StepKind};
+use fusec::plan::{Plan, PlanOptions, StepKind, Tuning, TuningSource};
 use fusec::tensors;
 use serde_json::Value;
 
 use crate::backend::{Backend, Device, LoadOptions, Program, Weights};
 use crate::demo;
+use crate::device::Gpu;
 use crate::generate::chat::ChatTemplate;
 use crate::generate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
@@ -32,6 +34,8 @@ pub struct ModelName {
     pub dummy_weights: bool,
     /// Passes that run; none: all.
     pub passes: Option<Selection>,
+    /// Where launch shapes on a GPU come from.
+    pub tuning: TuningSource,
 }
 
 /// A description that is matched with its checkpoint, before anything is compiled.
@@ -43,6 +47,7 @@ pub struct OpenModel {
     checkpoint: Option<Checkpoint>,
     artifact: Option<Artifact>,
     passes: Selection,
+    tuning: TuningSource,
     embedded: bool,
     name: String,
 }
@@ -66,8 +71,8 @@ impl OpenModel {
             }
             (Some(path), Some("fuse")) => {
                 ensure!(
-                    described.is_none() && name.passes.is_none(),
-                    "{} is compiled: give --description and --passes to fusec compile",
+                    described.is_none() && name.passes.is_none() && !matches!(name.tuning, TuningSource::File(_)),
+                    "{} is compiled: give --description, --passes and --tuning to fusec compile",
                     path.display()
                 );
                 artifact = Some(Artifact::read(path)?);
@@ -118,8 +123,19 @@ impl OpenModel {
             }
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        let tuning = name.tuning.clone();
         let name = path.map_or_else(|| "the demo model".to_string(), |path| path.display().to_string());
-        Ok(OpenModel { description, description_text: text, config, checkpoint, artifact, passes, embedded, name })
+        Ok(OpenModel {
+            description,
+            description_text: text,
+            config,
+            checkpoint,
+            artifact,
+            passes,
+            tuning,
+            embedded,
+            name,
+        })
     }
 
     /// What the user called it.
@@ -198,11 +214,10 @@ impl OpenModel {
         let program = match &self.artifact {
             Some(artifact) => self.program(artifact, options)?,
             None => {
-                let resolved = device.resolve(false).0;
                 // Only a GPU needs launches and kernels.
-                let plan = match resolved {
+                let plan = match device.resolve(false).0 {
                     Device::Cpu | Device::Interpreter => PlanOptions::none(),
-                    Device::Auto | Device::Cuda(_) => options.plan(),
+                    Device::Auto | Device::Cuda(_) => PlanOptions { tuning: self.tuning(device)?, ..options.plan() },
                 };
                 let model = self.compile_for(plan, Some(options.context))?;
                 Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
@@ -225,6 +240,13 @@ impl OpenModel {
             );
         }
         Backend::load(program, weights, device, options)
+    }
+
+    /// The launch shapes for a device. The CPU has none.
+    fn tuning(&self, device: &Device) -> Result<Tuning> {
+        let Device::Cuda(ordinal) = device else { return Ok(Tuning::default()) };
+        let (major, minor) = Gpu::open(*ordinal)?.compute_capability()?;
+        self.tuning.record(&[Arch::for_device(major, minor)?.to_string()])
     }
 
     fn program(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Program> {

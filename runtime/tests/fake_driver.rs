@@ -153,7 +153,7 @@ fn launches(gpu: &Gpu, module: &Module) -> Result<()> {
         message("absent", 0) == "kernel `absent`: cuModuleGetFunction: named symbol not found (CUDA_ERROR_NOT_FOUND)"
     );
     ensure!(message("narrow", 0).contains("parameter 0 is 4 bytes wide"));
-    ensure!(message("k65", 0).contains("more than 64 parameters"));
+    ensure!(message("k65", 0).contains("parameters of 520 bytes: more than 64 of 8 bytes each"));
     ensure!(message("k1", 300_000).contains("a block cannot have 300000 bytes of dynamic shared memory"));
 
     let plain = LaunchOptions::default();
@@ -209,9 +209,27 @@ fn graph(gpu: Gpu, module: Module) -> Result<()> {
     Ok(())
 }
 
-/// The smallest file that passes for a cubin: an ELF header that names no section.
+/// The smallest file that passes for a cubin: a section a kernel, with the bytes of its parameters in the record that the assembler leaves.
 fn cubin() -> Vec<u8> {
-    let mut bytes = vec![0; 64];
+    let kernels = [("k1", 8_u16), ("k3", 24), ("k65", 520), ("narrow", 4)];
+    let (mut bytes, mut names, mut entries) = (vec![0; 64], Vec::new(), Vec::new());
+    let mut section = |name: usize, offset: usize, len: usize| {
+        let words = [name as u64 | 1 << 32, 0, 0, offset as u64, len as u64, 0, 0, 0];
+        entries.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+    };
+    for (name, width) in kernels {
+        section(names.len(), bytes.len(), 4);
+        names.extend(format!(".nv.info.{name}\0").into_bytes());
+        bytes.extend([[3, 0x19], width.to_le_bytes()].concat());
+    }
+    section(names.len(), bytes.len(), names.len() + 1);
+    bytes.extend([&names[..], b"\0"].concat());
     bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    let table = bytes.len() as u64;
+    bytes[0x28..0x30].copy_from_slice(&table.to_le_bytes());
+    for (at, value) in [(0x3a, 64), (0x3c, kernels.len() as u16 + 1), (0x3e, kernels.len() as u16)] {
+        bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes.extend(entries);
     bytes
 }

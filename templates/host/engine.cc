@@ -23,8 +23,8 @@ struct FuseAccumulators { float d[4]; };
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 // What is known of two bytes of global memory: the step and the launch that wrote them last, the launches that read them last, plainly and
-// by load_early or load_stream, and the blocks that did (all ones: several).
-struct FuseTouched { u32 step, written, read, early, writer, reader; };
+// by load_early or load_stream, the blocks that did (all ones: several), and whether they were added to.
+struct FuseTouched { u32 step, written, read, early, writer, reader, added; };
 // Memory that a launch may touch, sorted by address. touched: null where it is read only.
 struct FuseRange { u64 begin, end; FuseTouched* touched; };
 struct FuseLaunch {
@@ -299,20 +299,23 @@ const FuseRange* range_of(u64 at, u64 bytes) {
   fail("%s %llu bytes at %#llx, which no registered buffer holds", verb, bytes, at);
 }
 
-enum Access { READ, WRITE, ATOMIC, STREAM };
+enum Access { READ, WRITE, ATOMIC, STREAM, ACCUMULATE };
 
 // Order among blocks and launches. Blocks that write the same bytes do so with the same values (attention's groups share a key head).
 void global_access(FuseTouched* touched, u64 offset, u64 bytes, Access how) {
   const u32 now = launch->number, self = block.x + launch->grid[0] * (block.y + launch->grid[1] * block.z), several = ~0u;
   for (FuseTouched* t = touched + offset / 2; t <= touched + (offset + bytes - 1) / 2; t++) {
-    if (how == WRITE) {
+    if (how == WRITE || how == ACCUMULATE) {
       if (t->early == now) fail("writes what a thread of this launch reads by load_early or load_stream");
       if (t->read == now && t->reader != self) fail("race: writes global memory that another block of the launch read");
+      // Blocks may add to the same sum, in any order, but to none that this launch writes.
+      if (t->written == now && how != (t->added ? ACCUMULATE : WRITE)) fail("race: writes and adds to the same global memory in one launch");
+      t->added = how == ACCUMULATE;
       t->writer = t->written == now && t->writer != self ? several : self;
       t->step = launch->step, t->written = now;
     } else {
       if (how == STREAM && t->step == launch->step) fail("reads by load_early or load_stream what a kernel of this step writes");
-      if (t->written == now && t->writer != self) fail("race: reads global memory that another block of the launch wrote");
+      if (t->written == now && (t->writer != self || t->added)) fail("race: reads global memory that another block of the launch wrote");
       t->reader = t->read == now && t->reader != self ? several : self;
       t->read = now;
       if (how == STREAM) t->early = now;
@@ -324,7 +327,7 @@ void access(const void* p, u64 bytes, Access how) {
   if (!current) return;
   const char* at = (const char*)p;
   if (at >= current->stack && at < current->stack + STACK_BYTES) return;
-  const bool write = how == WRITE || how == ATOMIC;
+  const bool write = how == WRITE || how == ATOMIC || how == ACCUMULATE;
   if (at >= __start_fuse_shared && at + bytes <= __stop_fuse_shared)
     return shared_access(static_shadow, at - __start_fuse_shared, bytes, write, how == ATOMIC);
   if (at >= dynamic && at < dynamic + sizeof dynamic) {
@@ -336,7 +339,8 @@ void access(const void* p, u64 bytes, Access how) {
   const FuseRange* range = range_of((u64)at, bytes);
   if (!range) outside((u64)at, bytes, write);
   if (how == ATOMIC) fail("a shared atomic on global memory");
-  if (how == WRITE && !range->touched)
+  if (how == ACCUMULATE && (u64)at % bytes) fail("adds to a sum at an address that is no multiple of %llu", bytes);
+  if ((how == WRITE || how == ACCUMULATE) && !range->touched)
     fail("writes %llu bytes at offset %llu of an input of %llu bytes", bytes, (u64)at - range->begin, range->end - range->begin);
   if (how != STREAM && !current->waited) fail("touches global memory before wait_for_dependencies; only load_early and load_stream may");
   if (range->touched) global_access(range->touched, (u64)at - range->begin, bytes, how);
@@ -368,6 +372,7 @@ FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
 }
 void fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; }
 void fuse_atomic_add8(u64* p, u64 value) { access(p, 8, ATOMIC); *p += value; }
+void fuse_accumulate(float* p, float value) { access(p, 4, ACCUMULATE); *p += value; }
 
 // What -fsanitize=thread calls.
 #define ACCESS(size)                                                                  \

@@ -35,6 +35,7 @@ u64 fuse_shuffle_xor(u64 value, int mask);
 u64 fuse_shuffle_up(u64 value, int delta);
 void fuse_atomic_add4(u32* p, u32 value);
 void fuse_atomic_add8(u64* p, u64 value);
+void fuse_accumulate(float* p, float value);
 }
 
 #define threadIdx fuse_thread_index()
@@ -78,11 +79,13 @@ DEVICE int shuffle_xor(int value, int mask) { return (int)(u32)fuse_shuffle_xor(
 DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
 
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }
+DEVICE float power_of_two(float exponent) { return exp2f(exponent); }
 DEVICE float sine_of(float angle) { return sinf(angle); }
 DEVICE float cosine_of(float angle) { return cosf(angle); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE void atomic_add_shared(u32* p, u32 value) { fuse_atomic_add4(p, value); }
 DEVICE void atomic_add_shared(u64* p, u64 value) { fuse_atomic_add8(p, value); }
+DEVICE void accumulate(float* p, float value) { fuse_accumulate(p, value); }
 DEVICE void publish(u32* p, u32 value) { *p = value; }
 
 // The way from an array of 64-bit words to a kernel's parameters. host_build.rs appends the exported entry, which uses it.

@@ -52,33 +52,29 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
   warp_barrier();
 }
 
-// Two keys and two values of a stream, from base on: what a lane holds of them. A key this step makes is in shared memory only.
-DEVICE void load_keys(Vec4 (&key)[2], Vec4 (&value)[2], const u16* keys_at, const u16* values_at, int base, int end, int position) {
-  const int part = threadIdx.x % 32 % LANES, stream = threadIdx.x / LANES;
-#pragma unroll
-  for (int u = 0; u < 2; u++) {
-    const int at = base + u * STREAMS + stream;
-    key[u] = value[u] = {0, 0, 0, 0};
-    if (at < end && 8 * part < PADDED && !(APPEND && at == position)) {
-      const u64 offset = (u64)at * PADDED + 8 * part;
-      key[u] = APPEND ? load_stream((const Vec4*)(keys_at + offset)) : *(const Vec4*)(keys_at + offset);
-      value[u] = APPEND ? load_stream((const Vec4*)(values_at + offset)) : *(const Vec4*)(values_at + offset);
-    }
+// What a lane holds of a stream's key and value, of the STREAMS from `base` on. A key this step makes is in shared memory only.
+DEVICE void load_key(Vec4& key, Vec4& value, const u16* keys_at, const u16* values_at, int base, int end, int position) {
+  const int part = threadIdx.x % 32 % LANES, at = base + (int)threadIdx.x / LANES;
+  key = value = {0, 0, 0, 0};
+  if (at < end && 8 * part < PADDED && !(APPEND && at == position)) {
+    const u64 offset = (u64)at * PADDED + 8 * part;
+    key = APPEND ? load_stream((const Vec4*)(keys_at + offset)) : *(const Vec4*)(keys_at + offset);
+    value = APPEND ? load_stream((const Vec4*)(values_at + offset)) : *(const Vec4*)(values_at + offset);
   }
 }
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
 // out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
-// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM].  Grid: KEY_HEADS * GROUPS, SPLITS, rows.
+// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero. Grid: KEY_HEADS * GROUPS, SPLITS, rows.
 KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
     const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
-    float* statistics, u64 context) {
+    float* statistics, u64 context, float* zeros, u64 zero_count) {
   SHARED float queries[GROUP][PADDED];
   SHARED float raw[WARPS][PADDED];
   SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
-  SHARED float merged[WARPS][GROUP][PADDED];
-  SHARED float merged_statistics[WARPS][GROUP][2];
+  SHARED float merged[STREAMS][GROUP][PADDED];
+  SHARED float peaks[GROUP][STREAMS], totals[GROUP][STREAMS], group_statistics[GROUP][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
@@ -95,10 +91,16 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k
   u16* keys_at = key_cache + cache_row;
   u16* values_at = value_cache + cache_row;
   Vec4 key[2], value[2];
-  if (APPEND) load_keys(key, value, keys_at, values_at, begin, end, position);
+  const auto load_first = [&]() {
+#pragma unroll
+    for (int i = 0; i < 2; i++) load_key(key[i], value[i], keys_at, values_at, begin + i * STREAMS, end, position);
+  };
+  if (APPEND) load_first();
   wait_for_dependencies();
+  const u64 block = blockIdx.x + gridDim.x * (split + gridDim.y * row);
+  for (u64 i = block * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * gridDim.y * rows * THREADS) zeros[i] = 0.0f;
   if (split >= splits) return;
-  if (!APPEND) load_keys(key, value, keys_at, values_at, begin, end, position);
+  if (!APPEND) load_first();
 
   // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to
   // say so, as it will be combined.
@@ -129,82 +131,77 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k
 #pragma unroll
     for (int i = 0; i < 8; i++) query[h][i] = holds ? queries[h][8 * part + i] * (SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E) : 0.0f;
   }
-  for (int base = begin; base < end; base += 2 * STREAMS) {
-    Vec4 next_key[2], next_value[2];
-    load_keys(next_key, next_value, keys_at, values_at, base + 2 * STREAMS, end, position);
+#pragma unroll 1
+  for (int base = begin; base < end; base += STREAMS) {
+    const int at = base + stream;
+    const bool live = at < end;
+    if (newest && at == position && holds) key[0] = fresh[0][part], value[0] = fresh[1][part];
+    float k8[8], v8[8];
+    unpack(k8, key[0]);
+    unpack(v8, value[0]);
+    key[0] = key[1], value[0] = value[1];
+    load_key(key[1], value[1], keys_at, values_at, base + 2 * STREAMS, end, position);
 #pragma unroll
-    for (int u = 0; u < 2; u++) {
-      const int at = base + u * STREAMS + stream;
-      const bool live = at < end;
-      if (newest && at == position && holds) key[u] = fresh[0][part], value[u] = fresh[1][part];
-      float k8[8], v8[8];
-      unpack(k8, key[u]);
-      unpack(v8, value[u]);
-      key[u] = next_key[u], value[u] = next_value[u];
+    for (int h = 0; h < GROUP; h++) {
+      float score = 0.0f;
 #pragma unroll
-      for (int h = 0; h < GROUP; h++) {
-        float score = 0.0f;
+      for (int i = 0; i < 8; i++) score += query[h][i] * k8[i];
 #pragma unroll
-        for (int i = 0; i < 8; i++) score += query[h][i] * k8[i];
+      for (int mask = LANES / 2; mask > 0; mask /= 2) score += shuffle_xor(score, mask);
+      if (SOFTCAP > 0.0f) score = SOFTCAP * tanhf(score / SOFTCAP) * LOG2E;
+      if (live) {
+        const float peak = fmaxf(largest[h], score);
+        const float keep = power_of_two(largest[h] - peak), weight = power_of_two(score - peak);
+        largest[h] = peak;
+        total[h] = total[h] * keep + weight;
 #pragma unroll
-        for (int mask = LANES / 2; mask > 0; mask /= 2) score += shuffle_xor(score, mask);
-        if (SOFTCAP > 0.0f) score = SOFTCAP * tanhf(score / SOFTCAP) * LOG2E;
-        if (live) {
-          const float peak = fmaxf(largest[h], score);
-          const float keep = exp2f(largest[h] - peak), weight = exp2f(score - peak);
-          largest[h] = peak;
-          total[h] = total[h] * keep + weight;
-#pragma unroll
-          for (int i = 0; i < 8; i++) sum[h][i] = sum[h][i] * keep + weight * v8[i];
-        }
+        for (int i = 0; i < 8; i++) sum[h][i] = sum[h][i] * keep + weight * v8[i];
       }
     }
   }
 
-  // Streams of a warp merge by exchange, warps through shared memory, both in a fixed order.
+  // Streams merge through shared memory in their order: a warp a head weighs them, then a thread a value adds them up.
 #pragma unroll
   for (int h = 0; h < GROUP; h++) {
+    if (holds) {
 #pragma unroll
-    for (int mask = LANES; mask < 32; mask *= 2) {
-      const float peak = fmaxf(largest[h], shuffle_xor(largest[h], mask));
-      const float keep = largest[h] == NEGATIVE_INFINITY ? 0.0f : exp2f(largest[h] - peak);
-      largest[h] = peak;
-      total[h] *= keep;
-      total[h] += shuffle_xor(total[h], mask);
-#pragma unroll
-      for (int i = 0; i < 8; i++) {
-        sum[h][i] *= keep;
-        sum[h][i] += shuffle_xor(sum[h][i], mask);
+      for (int i = 0; i < 8; i += 4) {
+        const Vec4 four = {bits_of(sum[h][i]), bits_of(sum[h][i + 1]), bits_of(sum[h][i + 2]), bits_of(sum[h][i + 3])};
+        *(Vec4*)&merged[stream][h][8 * part + i] = four;
       }
     }
-    if (lane < LANES && holds) {
+    if (part == 0) peaks[h][stream] = largest[h], totals[h][stream] = total[h];
+  }
+  block_barrier();
+  if (warp < GROUP) {
+    const int h = warp;
+    float peak = NEGATIVE_INFINITY, weights = 0.0f;
+    for (int s = lane; s < STREAMS; s += 32) peak = fmaxf(peak, peaks[h][s]);
 #pragma unroll
-      for (int i = 0; i < 8; i++) merged[warp][h][8 * part + i] = sum[h][i];
-      if (lane == 0) merged_statistics[warp][h][0] = largest[h], merged_statistics[warp][h][1] = total[h];
+    for (int mask = 16; mask > 0; mask /= 2) peak = fmaxf(peak, shuffle_xor(peak, mask));
+    const bool sink = SINKS && split == 0;
+    if (sink) peak = fmaxf(peak, sinks[first_head + h] * LOG2E);
+    for (int s = lane; s < STREAMS; s += 32) {
+      const float weight = peaks[h][s] == NEGATIVE_INFINITY ? 0.0f : power_of_two(peaks[h][s] - peak);
+      weights += weight * totals[h][s];
+      peaks[h][s] = weight;
     }
+    weights = warp_sum(weights);
+    if (sink) weights += power_of_two(sinks[first_head + h] * LOG2E - peak);
+    if (lane == 0) group_statistics[h][0] = peak, group_statistics[h][1] = weights;
   }
   block_barrier();
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
     const int h = i / HEAD_DIM, d = i % HEAD_DIM;
     const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;
-    float peak = NEGATIVE_INFINITY, weights = 0.0f, value = 0.0f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) peak = fmaxf(peak, merged_statistics[w][h][0]);
-    const bool sink = SINKS && split == 0;
-    if (sink) peak = fmaxf(peak, sinks[first_head + h] * LOG2E);
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-      if (merged_statistics[w][h][0] == NEGATIVE_INFINITY) continue;
-      const float keep = exp2f(merged_statistics[w][h][0] - peak);
-      weights += keep * merged_statistics[w][h][1];
-      value += keep * merged[w][h][d];
-    }
-    if (sink) weights += exp2f(sinks[first_head + h] * LOG2E - peak);
+    float value = 0.0f;
+#pragma unroll 8
+    for (int s = 0; s < STREAMS; s++) value += peaks[h][s] * merged[s][h][d];
     if (SPLITS > 1) {
       store(out + at * HEAD_DIM + d, value);
-      if (d == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = weights;
+      if (d == 0) statistics[at * 2] = group_statistics[h][0], statistics[at * 2 + 1] = group_statistics[h][1];
     } else {
-      store(out + at * HEAD_DIM + d, value / weights);
+      store(out + at * HEAD_DIM + d, value / group_statistics[h][1]);
     }
   }
 }

@@ -63,11 +63,18 @@ DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu,
 
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
+DEVICE float power_of_two(float exponent) {
+  float value;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(exponent));
+  return value;
+}
 DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
 DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
 DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
 DEVICE void atomic_add_shared(u64* p, u64 value) { atomicAdd(p, value); }
+// Adds to a float in memory, in no order.
+DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
 // A word that the host polls in pinned memory.
 DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif

@@ -3,12 +3,13 @@
 {% include "tiles.cuh" %}
 constexpr int THREADS = {{ threads }};
 
-// out [rows][K]; tokens [rows], zeros for a negative one. Grid: rows.
+// out [rows][K]; tokens [rows], zeros for a negative one. Grid: rows, a thread a column.
 KERNEL void __launch_bounds__(THREADS) {{ name }}(const Vec4* weights, const int* tokens, Out* out) {
   launch_dependents();
   wait_for_dependencies();
   const int token = tokens[blockIdx.x];
-  for (int k = threadIdx.x; k < K; k += THREADS) {
+  const int k = threadIdx.x + THREADS * blockIdx.y;
+  if (k < K) {
     // Column k lies in pair k / 32, in the share of quad k / 8 % 4; two of its eight columns fill one register of one tile.
     const int tile = k / 4 % 2, half = k / 2 % 2, odd = k % 2, quad = k / 8 % 4, row = token % 16;
     const u16* lane = (const u16*)(tile_pointer(weights, token / 16, k / 32) + tile * 32 + row % 8 * 4 + quad);

@@ -6,7 +6,9 @@
 constexpr int BATCH = {{ batch }};              // rows of x
 constexpr int WARPS = {{ warps }};              // they take the pairs of a row tile in turn
 constexpr int DEPTH = {{ depth }};              // pairs of weights a warp has in flight
-constexpr int NORM = {{ norm }};                // 0 none, 1 rms_norm, 2 layer_norm of x, which is then fp32
+constexpr int UNIT = {{ unit }};                // row tiles that are finished together
+constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
+constexpr int NORM = {{ norm }};                // 0 none, 1 rms_norm, 2 layer_norm of x
 constexpr float EPS = {{ eps }};
 constexpr bool COMBINE = {{ combine }};         // x is what the blocks of a split attention left
 constexpr bool STAGED = {{ staged }};           // x goes through shared memory as bfloat16
@@ -14,43 +16,46 @@ constexpr int HEADS = {{ heads }}, HEAD_DIM = {{ head_dim }};   // of that atten
 constexpr int ACTIVATION = {{ activation }};
 constexpr bool ARGMAX = {{ argmax }};           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
+constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile that a block takes
+constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp
+constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of pairs a unit
+constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 // Under a norm x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
 // them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
-constexpr int STAGE_STRIDE = PAIRS * 32 + 32;                    // 64 bytes more than a row: rows fall into other banks
-constexpr int PASSES = (PAIRS * 32 + 8 * THREADS - 1) / (8 * THREADS);   // eights of x a thread brings to shared memory
+constexpr int STAGED_K = BLOCK_PAIRS * 32;                       // columns of x that a block brings to shared memory
+constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
+constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);    // eights of x a thread brings there
+constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
-static_assert(16 * BATCH <= THREADS, "one thread a result");
+static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
+static_assert(UNIT == 1 || DEPTH == UNIT * SHARE, "a ring holds whole row tiles, or a part of one");
 static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way passes through shared memory");
+static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
+static_assert(SPLIT == 1 || (NORM == 0 && !GATED && OUTPUTS == 1 && ACTIVATION == IDENTITY && !ARGMAX), "a share of a sum is only added");
 
-// The pairs of a warp, tile after tile: where the next loads come from.
-struct Cursor {
-  const Vec4* at;
-  int tile, turn;
-};
-
-DEVICE Cursor first_pair(const Vec4* weights, int warp, int lane) {
-  return {tile_pointer(weights, blockIdx.x, warp) + lane, (int)blockIdx.x, 0};
+// Where the pairs of a warp begin in a chunk of a unit.
+DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, int warp, int lane) {
+  return tile_pointer(weights, unit * UNIT, rank * BLOCK_PAIRS + warp + WARPS * DEPTH * chunk) + lane;
 }
 
-// Starts the loads of one pair and steps to the next.
-DEVICE void load_pair(Vec4 (&pair)[2], Cursor& cursor, const Vec4* weights, int warp, int lane) {
-  if (cursor.tile < TILES && (PAIRS % WARPS == 0 || warp + WARPS * cursor.turn < PAIRS)) {
-    pair[0] = load_stream(cursor.at);
-    pair[1] = load_stream(cursor.at + 32);
-  }
-  cursor.at += WARPS * 64;
-  if (++cursor.turn == SHARE) {
-    cursor.turn = 0;
-    cursor.tile += gridDim.x;
-    cursor.at = tile_pointer(weights, cursor.tile, warp) + lane;
-  }
+// Whether pair i of a chunk of a unit is one, and not padding.
+DEVICE bool is_pair(int unit, int chunk, int i, int rank, int warp) {
+  const int tile = UNIT > 1 ? i / SHARE : 0, turn = UNIT > 1 ? i % SHARE : chunk * DEPTH + i, pair = warp + WARPS * turn;
+  return WHOLE || (unit * UNIT + tile < TILES && turn < SHARE && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
 }
 
-// Eight consecutive floats, zeros beyond K. EARLY: of a weight, before the wait.
+// Starts the loads of pair i of a chunk of a unit that begins at `from`.
+DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int unit, int chunk, int i, int rank, int warp) {
+  if (unit >= UNITS || !is_pair(unit, chunk, i, rank, warp)) return;
+  from += ((UNIT > 1 ? i / SHARE * PAIRS : 0) + WARPS * (UNIT > 1 ? i % SHARE : i)) * 64;
+  pair[0] = load_stream(from);
+  pair[1] = load_stream(from + 32);
+}
+
+// Eight consecutive values, zeros beyond K. EARLY: of a weight, before the wait.
 template <bool EARLY>
 DEVICE void load_floats(float (&v)[8], const float* row, int k) {
   if (K % 4 == 0) {
@@ -66,7 +71,6 @@ DEVICE void load_floats(float (&v)[8], const float* row, int k) {
     for (int i = 0; i < 8; i++) v[i] = k + i >= K ? 0.0f : EARLY ? float_of((u32)load_early((const int*)row + k + i)) : row[k + i];
   }
 }
-
 DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
   return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
@@ -95,7 +99,7 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
 // The loads of two rows go out together.
 DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
   constexpr int ROWS_AT_ONCE = BATCH > 1 && NORM == 1 ? 2 : 1;
-#pragma unroll
+#pragma unroll 1
   for (int first = 0; first < BATCH; first += ROWS_AT_ONCE) {
     float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {};
     if (NORM == 2) {
@@ -109,7 +113,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
       const int k = 8 * (threadIdx.x + THREADS * pass);
-      if (k >= PAIRS * 32) break;
+      if (k >= STAGED_K) break;
       float v[ROWS_AT_ONCE][8];
 #pragma unroll
       for (int r = 0; r < ROWS_AT_ONCE; r++) load_floats<false>(v[r], x + (first + r) * K, k);
@@ -133,79 +137,65 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 }
 
 {% if combine %}
-// The softmax-weighted mean of the splits, in their order; the loads of four splits go out together. Eights of columns lie in one head, or
-// are taken one by one.
-constexpr int RUN = HEAD_DIM % 8 == 0 ? 8 : 1;
+// The softmax-weighted mean of the splits, in their order, for the columns of x from `base` on; the loads of four splits go out together.
+// Fours of columns lie in one head, or are taken one by one.
+constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
 constexpr int TOGETHER = SPLITS < 4 ? SPLITS : 4;
 
-DEVICE void load_run(float (&v)[RUN], const float* from) {
-  if (RUN == 8) {
+DEVICE void stage_combined(u16* staged, const float* partial, const float* statistics, const int (&position_of)[BATCH], int base) {
+#pragma unroll 1
+  for (int i = RUN * threadIdx.x; i < BATCH * STAGED_K; i += RUN * THREADS) {
+    const int b = i / STAGED_K, k = base + i % STAGED_K, head = k / HEAD_DIM, splits = k < K ? active_splits(position_of[b]) : 0;
+    float largest = NEGATIVE_INFINITY, total = 0.0f, sum[RUN] = {};
+#pragma unroll 1
+    for (int first = 0; first < splits; first += TOGETHER) {
+      float score[TOGETHER], weight[TOGETHER];
+      Vec4 values[TOGETHER];
 #pragma unroll
-    for (int h = 0; h < RUN; h += 4) {
-      const Vec4 four = *(const Vec4*)(from + h);
-      v[h] = float_of(four.x), v[(h + 1) % RUN] = float_of(four.y), v[(h + 2) % RUN] = float_of(four.z), v[(h + 3) % RUN] = float_of(four.w);
-    }
-  } else {
-    v[0] = from[0];
-  }
-}
-
-DEVICE void stage_combined(u16* staged, const float* partial, const float* statistics, const int* splits_of) {
-#pragma unroll
-  for (int b = 0; b < BATCH; b++) {
-    const int splits = splits_of[b];
-    for (int k = 8 * threadIdx.x; k < PAIRS * 32; k += 8 * THREADS) {
-      float v[8];
-#pragma unroll
-      for (int run = 0; run < 8; run += RUN) {
-        float largest = NEGATIVE_INFINITY, total = 0.0f, sum[RUN] = {};
-        const int head = (k + run) / HEAD_DIM;
-        const bool inside = k + run < K;
-        for (int first = 0; first < splits && inside; first += TOGETHER) {
-          float score[TOGETHER], weight[TOGETHER], values[TOGETHER][RUN];
-#pragma unroll
-          for (int s = 0; s < TOGETHER; s++) {
-            const int at = (first + s) * BATCH + b;
-            score[s] = NEGATIVE_INFINITY, weight[s] = 0.0f;
-            if (first + s < splits) {
-              score[s] = statistics[(at * HEADS + head) * 2], weight[s] = statistics[(at * HEADS + head) * 2 + 1];
-              load_run(values[s], partial + (u64)at * K + k + run);
-            }
-          }
-#pragma unroll
-          for (int s = 0; s < TOGETHER; s++) {
-            if (first + s >= splits) break;
-            const float peak = fmaxf(largest, score[s]), keep = exp2f(largest - peak), take = exp2f(score[s] - peak);
-            largest = peak;
-            total = total * keep + take * weight[s];
-#pragma unroll
-            for (int i = 0; i < RUN; i++) sum[i] = sum[i] * keep + take * values[s][i];
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < RUN; i++) v[run + i] = inside && splits > 0 ? sum[i] / total : 0.0f;
+      for (int s = 0; s < TOGETHER; s++) {
+        if (first + s >= splits) break;
+        const int at = (first + s) * BATCH + b;
+        score[s] = statistics[(at * HEADS + head) * 2], weight[s] = statistics[(at * HEADS + head) * 2 + 1];
+        if (RUN == 4) values[s] = *(const Vec4*)(partial + (u64)at * K + k); else values[s].x = bits_of(partial[(u64)at * K + k]);
       }
-      store_eight(staged + b * STAGE_STRIDE + k, v);
+#pragma unroll
+      for (int s = 0; s < TOGETHER; s++) {
+        if (first + s >= splits) break;
+        const float peak = fmaxf(largest, score[s]), keep = power_of_two(largest - peak), take = power_of_two(score[s] - peak);
+        largest = peak;
+        total = total * keep + take * weight[s];
+        const u32 words[4] = {values[s].x, values[s].y, values[s].z, values[s].w};
+#pragma unroll
+        for (int j = 0; j < RUN; j++) sum[j] = sum[j] * keep + take * float_of(words[j]);
+      }
     }
+    u16* to = staged + b * STAGE_STRIDE + i % STAGED_K;
+#pragma unroll
+    for (int j = 0; j < RUN; j++) store(to + j, splits > 0 ? sum[j] / total : 0.0f);
   }
 }
 {% endif %}
 
 // weights: packed tiles. x: fp32 [BATCH][K] under a norm, bfloat16 [BATCH][K] without, or [SPLITS][BATCH][K] under COMBINE.
-// norm_weight, norm_bias, bias (in packed row order), residual [BATCH][ROWS]: null where absent. maxima: [BATCH][gridDim.x] value, row.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const Vec4* weights, const void* x, const float* norm_weight, const float* norm_bias,
-    const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics, const int* positions, u32* maxima) {
-  SHARED float partial[2][WARPS][16][COLUMNS];
+// norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
+// With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. zeros: `zero_count` floats that are set to zero.
+KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) {{ name }}(const Vec4* weights, const void* x, const float* norm_weight,
+    const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
+    const int* positions, u32* maxima, float* zeros, u64 zero_count) {
+  SHARED float partial[2][UNIT][WARPS][16][COLUMNS];
   SHARED float sums[WARPS][BATCH];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   u16* staged = (u16*)shared_memory();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const int rank = blockIdx.x % SPLIT, first_unit = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
 
   // The weights depend on nothing: they are on their way before the kernel that makes x is done. Nor do positions within a step.
   launch_dependents();
   Vec4 held[DEPTH][2];
-  Cursor cursor = first_pair(weights, warp, lane);
+  {
+    const Vec4* from = place_in(weights, first_unit, 0, rank, warp, lane);
 #pragma unroll
-  for (int i = 0; i < DEPTH; i++) load_pair(held[i], cursor, weights, warp, lane);
+    for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, first_unit, 0, i, rank, warp);
+  }
   float w[PASSES][8];
   if (NORM != 0) {
 #pragma unroll
@@ -215,107 +205,118 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const Vec4* weights, const voi
       if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
     }
   }
-  {% if combine %}int splits_of[BATCH];
-#pragma unroll
-  for (int i = 0; i < BATCH; i++) splits_of[i] = active_splits(load_early(positions + i));
+  {% if combine %}SHARED int position_of[BATCH];
+  if (threadIdx.x < BATCH) position_of[threadIdx.x] = load_early(positions + threadIdx.x);
+  block_barrier();
   {% endif %}
   wait_for_dependencies();
 
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
-  {% if combine %}stage_combined(staged, (const float*)x, statistics, splits_of);
+  {% if combine %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
   {% endif %}
   if (STAGED && NORM == 0 && !COMBINE) {
-#pragma unroll
-    for (int b = 0; b < BATCH; b++)
-      for (int k = 8 * threadIdx.x; k < PAIRS * 32; k += 8 * THREADS)
-        *(Vec4*)(staged + b * STAGE_STRIDE + k) = load_activations((const u16*)x + b * K, k);
+    for (int i = 8 * threadIdx.x; i < BATCH * STAGED_K; i += 8 * THREADS) {
+      const int b = i / STAGED_K, k = i % STAGED_K;
+      *(Vec4*)(staged + b * STAGE_STRIDE + k) = load_activations((const u16*)x + b * K, rank * STAGED_K + k);
+    }
   }
+  for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
 
-  // Thread i < 16 BATCH finishes row i % 16 of column i / 16.
-  const int row_in_tile = threadIdx.x % 16, b = threadIdx.x / 16;
-  const bool finishes = b < BATCH && row_in_tile < TILE_ROWS;
-  float scale = 1.0f;
-  if (NORM == 1 && finishes) {
-    float square = 0.0f;
-    for (int i = 0; i < WARPS; i++) square += sums[i][b];
-    scale = rsqrtf(square / K + EPS);
-  }
   float best = NEGATIVE_INFINITY;
-  int best_row = 0;
-
-  // The warp goes through its pairs in a ring of DEPTH. A row tile ends after SHARE of them, wherever in the ring that is.
-  float sum[2][4] = {};
-  int tile = blockIdx.x, turn = 0, parity = 0;
-  while (tile < TILES) {
+  int best_row = 0, parity = 0;
+#pragma unroll 1
+  for (int unit = first_unit; unit < UNITS; unit += teams) {
+    float sum[UNIT][2][4] = {};
+#pragma unroll 1
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+      // Each pair makes room for the one a ring later: of the next chunk, or the next unit.
+      const bool same = chunk + 1 < CHUNKS;
+      const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
+      const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
 #pragma unroll
-    for (int slot = 0; slot < DEPTH; slot++) {
-      if (tile >= TILES) break;
-      const int pair = warp + WARPS * turn;
-      if (PAIRS % WARPS == 0 || pair < PAIRS) {
-        const int k = 32 * pair + 8 * quad;
+      for (int i = 0; i < DEPTH; i++) {
+        if (is_pair(unit, chunk, i, rank, warp)) {
+          const int tile = UNIT > 1 ? i / SHARE : 0, pair = warp + WARPS * (UNIT > 1 ? i % SHARE : chunk * DEPTH + i);
+          const int k = 32 * pair + 8 * quad;
 #pragma unroll
-        for (int round = 0; round < ROUNDS; round++) {
-          const int row = group % COLUMNS + round * BATCH;
-          const Vec4 v = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, k);
-          mma_bf16(sum[0], held[slot][0], v.x, v.y);
-          mma_bf16(sum[1], held[slot][1], v.z, v.w);
+          for (int round = 0; round < ROUNDS; round++) {
+            const int row = group % COLUMNS + round * BATCH;
+            const Vec4 v = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k)
+                                  : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
+            mma_bf16(sum[tile][0], held[i][0], v.x, v.y);
+            mma_bf16(sum[tile][1], held[i][1], v.z, v.w);
+          }
         }
+        load_pair(held[i], from, next_unit, next_chunk, i, rank, warp);
       }
-      load_pair(held[slot], cursor, weights, warp, lane);
-      if (++turn < SHARE) continue;
+    }
 
-      // Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
+    // Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
+#pragma unroll
+    for (int tile = 0; tile < UNIT; tile++)
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int column = 2 * quad + i;
         if (column < COLUMNS) {
-          partial[parity][warp][group][column] = sum[0][i] + sum[1][i];
-          partial[parity][warp][group + 8][column] = sum[0][i + 2] + sum[1][i + 2];
+          partial[parity][tile][warp][group][column] = sum[tile][0][i] + sum[tile][1][i];
+          partial[parity][tile][warp][group + 8][column] = sum[tile][0][i + 2] + sum[tile][1][i + 2];
         }
       }
-      const Place place = place_of(tile, row_in_tile);
-      const bool writes = finishes && place.row < ROWS[place.output];
+    block_barrier();
+    // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
+    for (int job = warp; job < UNIT * BATCH; job += WARPS) {
+      const int b = job % BATCH, tile = unit * UNIT + job / BATCH, row = lane % 16;
+      if (tile >= TILES) break;
+      const Place place = place_of(tile, row);
+      const bool writes = lane < TILE_ROWS && place.row < ROWS[place.output], adds = writes && rank == 0;
       const int at = b * ROWS[place.output] + place.row;
-      float add = 0.0f, bias_low = 0.0f, bias_high = 0.0f;
-      if (writes && residual) add = residual[at];
-      if (writes && bias) bias_low = bias[tile * 16 + row_in_tile];
-      if (writes && bias && GATED) bias_high = bias[tile * 16 + row_in_tile + 8];
-      block_barrier();
-      if (writes) {
-        float y = 0.0f, other = 0.0f;
+      float add = 0.0f, bias_low = 0.0f, bias_high = 0.0f, scale = 1.0f;
+      if (adds && residual) add = residual[at];
+      if (adds && bias) bias_low = bias[tile * 16 + row];
+      if (adds && bias && GATED) bias_high = bias[tile * 16 + row + 8];
+      if (NORM == 1) {
+        float square = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++)
-#pragma unroll
-          for (int c = b; c < COLUMNS; c += BATCH) y += partial[parity][i][row_in_tile][c];
-        if (GATED) {
-#pragma unroll
-          for (int i = 0; i < WARPS; i++)
-#pragma unroll
-            for (int c = b; c < COLUMNS; c += BATCH) other += partial[parity][i][row_in_tile + 8][c];
-        }
-        y = activate<ACTIVATION>(y * scale + bias_low);
-        if (GATED) y *= other * scale + bias_high;
-        y += add;
-        store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
-        if (ARGMAX && y > best) best = y, best_row = place.row;
+        for (int i = 0; i < WARPS; i++) square += sums[i][b];
+        scale = rsqrtf(square / K + EPS);
       }
+      float y = 0.0f;
 #pragma unroll
-      for (int i = 0; i < 4; i++) sum[0][i] = sum[1][i] = 0.0f;
-      turn = 0, parity ^= 1, tile += gridDim.x;
+      for (int i = 0; i < WARPS / 2; i++)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c += BATCH) y += partial[parity][job / BATCH][lane / 16 * (WARPS / 2) + i][row][b + c];
+      y += shuffle_xor(y, 16);
+      const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
+      y = activate<ACTIVATION>(y * scale + bias_low);
+      if (GATED) y *= other * scale + bias_high;
+      
+      y += add;
+      if (writes && SPLIT == 2) accumulate((float*)out0 + at, y);
+      if (writes && SPLIT == 1) store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
+      if (ARGMAX && writes && y > best) best = y, best_row = place.row;
+      
     }
+    parity ^= 1;
   }
 
-  if (ARGMAX && threadIdx.x < (16 * BATCH + 31) / 32 * 32) {
+  if (ARGMAX) {
+    SHARED float best_value[WARPS];
+    SHARED int best_rows[WARPS];
 #pragma unroll
     for (int mask = 8; mask > 0; mask /= 2) {
       const float value = shuffle_xor(best, mask);
       const int row = shuffle_xor(best_row, mask);
       if (value > best || (value == best && row < best_row)) best = value, best_row = row;
     }
-    if (finishes && row_in_tile == 0) {
-      maxima[(b * gridDim.x + blockIdx.x) * 2] = bits_of(best);
-      maxima[(b * gridDim.x + blockIdx.x) * 2 + 1] = best_row;
+    if (lane == 0) best_value[warp] = best, best_rows[warp] = best_row;
+    block_barrier();
+    if (threadIdx.x < BATCH) {
+      for (int i = threadIdx.x; i < WARPS; i += BATCH)
+        if (best_value[i] > best || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x)
+          best = best_value[i], best_row = best_rows[i];
+      maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2] = bits_of(best);
+      maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2 + 1] = best_row;
     }
   }
 }

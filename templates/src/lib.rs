@@ -101,6 +101,8 @@ pub struct Matvec {
     pub batch: usize,
     pub warps: usize,
     pub depth: usize,
+    pub unit: usize,
+    pub split: usize,
     pub norm: usize,
     pub eps: Float,
     pub combine: bool,

@@ -297,7 +297,7 @@ struct Range {
 /// `FuseTouched` of engine.cc.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Touched([u32; 6]);
+struct Touched([u32; 7]);
 
 /// Every living buffer, by address.
 fn ranges() -> MutexGuard<'static, BTreeMap<u64, Range>> {

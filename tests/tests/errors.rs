@@ -238,7 +238,7 @@ fn names_that_contradict_each_other() {
     let twice = ["--description", llama];
     assert_fails(&logits(Path::new(llama), "1", &twice), 1, &["is a description: leave out --description"]);
     let done = logits(&folder.join("x.fuse"), "1", &["--passes", "none"]);
-    assert_fails(&done, 1, &["x.fuse is compiled", "--passes to fusec compile"]);
+    assert_fails(&done, 1, &["x.fuse is compiled", "--passes and --tuning to fusec compile"]);
 }
 
 #[test]
@@ -273,6 +273,18 @@ fn a_device_that_is_not_there() {
     assert_fails(&logits_on(&["--device", "gpu"], folder, "1"), 2, &["gpu", "auto, cpu, cuda:N"]);
     assert_fails(&logits_on(&["--device", "cuda:x"], folder, "1"), 2, &["cuda:x"]);
     assert_fails(&logits_on(&["--device", "cuda:99"], folder, "1"), 1, &["cannot open cuda:99"]);
+}
+
+#[test]
+fn a_profile_that_cannot_be_taken() {
+    let folder = golden("llama-tied");
+    let profile = |more: &[&str]| {
+        fuserun(&[&["profile", "--device", "cpu", "-m", folder.path().to_str().unwrap()], more].concat(), "")
+    };
+    assert_fails(&profile(&[]), 1, &["profile takes a GPU's kernels apart", "needs an NVIDIA GPU"]);
+    assert_fails(&profile(&["--depth", "250"]), 1, &["--depth 250 and 20 steps need 272 positions", "has 256"]);
+    assert_fails(&profile(&["--runs", "0"]), 1, &["--runs"]);
+    assert_fails(&profile(&["--batch", "x"]), 2, &["--batch"]);
 }
 
 #[test]

@@ -6,7 +6,8 @@ use fuse_tests::host_build::{HostBuffer, HostKernel, HostStep};
 use fuse_tests::{Golden, goldens, nmse};
 use fusec::emit::emit;
 use fusec::passes::Selection;
-use fusec::plan::{AttentionSpec, KernelSpec, MatvecSpec, Plan, PlanOptions, RING, StepKind};
+use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
+use fusec::plan::{AttentionSpec, KernelSpec, MatvecSpec, Plan, PlanOptions, RING, StepKind, Tuning};
 use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes, record};
@@ -41,7 +42,7 @@ impl HostEngine {
             ..ModelName::default()
         };
         let open = OpenModel::open(&name)?;
-        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS] };
+        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning: case.tuning.clone() };
         let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
@@ -168,6 +169,7 @@ struct Case {
     /// Tokens of the prompt; the rest of its step's rows are idle.
     prompt: usize,
     passes: Selection,
+    tuning: Tuning,
     change: fn(&mut Plan),
     /// In every source.
     mutation: Option<(&'static str, &'static str)>,
@@ -176,7 +178,8 @@ struct Case {
 impl Case {
     fn new(name: &str) -> Case {
         let golden = goldens().into_iter().find(|golden| golden.name == name).expect("the golden is committed");
-        Case { golden, prompt: 6, passes: Selection::all(), change: |_| {}, mutation: None }
+        let (passes, tuning) = (Selection::all(), Tuning::default());
+        Case { golden, prompt: 6, passes, tuning, change: |_| {}, mutation: None }
     }
 }
 
@@ -235,6 +238,38 @@ fn llama_tied_in_splits() -> Result<()> {
         }
     };
     check(&Case { change, ..Case::new("llama-tied") })
+}
+
+/// Every product and attention of a decode step in a shape of its own.
+#[test]
+fn llama_tied_tuned() -> Result<()> {
+    let mut tuning = Tuning::default();
+    let (us, default_us) = (1.0, 2.0);
+    for batch in [1, 2] {
+        for (kind, k, tiles, warps, depth) in [
+            ("norm_matvec", 128, 16, 4, 3),
+            ("attention_proj_add", 128, 8, 2, 6),
+            ("norm_matvec_gated", 128, 12, 1, 1),
+            ("matvec_add", 96, 8, 16, 2),
+            ("norm_matvec_sample", 128, 19, 4, 12),
+        ] {
+            let kind = kind.to_string();
+            tuning.set_matvec(MatvecTuning { kind, k, tiles, batch, warps, depth, blocks: 1, us, default_us });
+        }
+        let (heads, key_heads, head_dim, window) = (4, 2, 32, 0);
+        let (warps, keys) = (2, 3);
+        let entry = AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, us, default_us };
+        tuning.set_attention(entry);
+    }
+    let change = |plan: &mut Plan| {
+        let mut warps = plan.kernels.iter().filter_map(|kernel| match &kernel.spec {
+            KernelSpec::Matvec(spec) => Some(spec.warps),
+            KernelSpec::Attention(spec) if spec.append => Some(spec.warps),
+            _ => None,
+        });
+        assert!(warps.all(|warps| warps != 8), "every entry finds its kernel");
+    };
+    check(&Case { tuning, change, ..Case::new("llama-tied") })
 }
 
 /// Sizes that fill neither pairs nor tiles.

@@ -26,7 +26,7 @@ fn every_kernel_compiles_for_every_arch() {
 
 #[test]
 fn every_unfused_kernel_compiles() {
-    let plan = PlanOptions { batches: vec![1], prompts: vec![32] };
+    let plan = PlanOptions { batches: vec![1], prompts: vec![32], ..PlanOptions::default() };
     let options = CompileOptions { passes: Selection::none(), plan, ..CompileOptions::default() };
     let wrong: Vec<String> =
         planned().iter().flat_map(|(file, text)| faults(&model(file, text, &options), "sm_90a")).collect();

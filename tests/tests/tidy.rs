@@ -37,6 +37,8 @@ const HOSTS: &[&str] = &[
     "huggingface.co",
     "docs.nvidia.com",
     "www.apache.org",
+    // The name of the SVG format.
+    "www.w3.org",
     "opensource.org",
     "keepachangelog.com",
     "semver.org",
@@ -169,6 +171,13 @@ fn every_family_is_shipped_and_in_the_readme() {
         assert_eq!(format!("{}.toml", description.name), *name);
         assert!(readme.contains(name), "README.md does not name {name}");
     }
+}
+
+#[test]
+fn every_tuning_record_is_shipped() {
+    let files = tracked().into_iter().filter_map(|path| path.strip_prefix("tuning/").map(str::to_owned));
+    let inside = fusec::plan::tuning::shipped().iter().map(|(name, _)| name.to_string());
+    assert_eq!(files.collect::<Vec<_>>(), inside.collect::<Vec<_>>(), "tuning/ and what is in the binary");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::build::{Arch, Nvrtc, Options, ResourceReport};
 use crate::compile::{CompileOptions, Model};
 use crate::ir::DType;
 use crate::passes;
-use crate::plan::PlanOptions;
+use crate::plan::{PlanOptions, TuningSource};
 
 /// What to compile for, and where to put it.
 #[derive(Args, Clone, Debug)]
@@ -34,6 +34,9 @@ pub(super) struct CompileArgs {
     /// The type of weights and caches.
     #[arg(long, env = "FUSE_DTYPE", default_value = "bf16", value_parser = PossibleValuesParser::new(["bf16", "f16", "f32"]))]
     dtype: String,
+    /// Launch shapes: auto (the shipped record of the architecture, where there is one), none (the plan's own rules), or a record of fusec tune.
+    #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
+    tuning: TuningSource,
     /// A folder for the graph as described and after each pass, plan.json, each kernel's source, and the assembler's reports.
     #[arg(long, env = "FUSE_DUMP", value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -80,10 +83,11 @@ impl CompileArgs {
         let mut batches = self.batch.iter().map(|batch| Ok(batch.parse::<usize>()?)).collect::<Result<Vec<usize>>>()?;
         batches.sort();
         batches.dedup();
+        let archs: Vec<String> = self.arch.iter().map(Arch::to_string).collect();
         let dtype = DType::parse(&self.dtype).with_context(|| anyhow!("there is no dtype {}", self.dtype))?;
         Ok(CompileOptions {
             passes: self.model.selection()?,
-            plan: PlanOptions { batches, ..PlanOptions::default() },
+            plan: PlanOptions { batches, tuning: self.tuning.record(&archs)?, ..PlanOptions::default() },
             dtype,
             context: self.max_context.map(|positions| positions as usize),
         })
@@ -96,7 +100,7 @@ fn default_output(opened: &Opened) -> PathBuf {
 }
 
 /// The folder that keeps device code by content: `kernels` in FUSE_CACHE, XDG_CACHE_HOME/fuse or ~/.cache/fuse. None where it cannot be made.
-fn kernel_cache() -> Option<PathBuf> {
+pub(super) fn kernel_cache() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = variable("FUSE_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|root| root.join("fuse")))

@@ -5,6 +5,7 @@ mod compile;
 mod inspect;
 mod model;
 mod show;
+mod tune;
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
@@ -39,6 +40,8 @@ enum Command {
     Graph(show::GraphArgs),
     /// Says what is in a .fuse file: architectures, kernels, registers, shared memory, spills, launches.
     Inspect(inspect::InspectArgs),
+    /// Measures launch shapes on the GPU at hand, with fuserun, and writes those that win into a record.
+    Tune(tune::TuneArgs),
     /// Lists the passes in the order in which they run.
     Passes,
 }
@@ -52,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => show::explain(&args),
         Command::Graph(args) => show::graph(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Passes => show::passes(),
     })
 }

@@ -25,6 +25,8 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 batch: spec.batch,
                 warps: spec.warps,
                 depth: spec.depth,
+                unit: spec.unit,
+                split: spec.split,
                 norm: match spec.norm {
                     None => 0,
                     Some((NormKind::Rms, _)) => 1,

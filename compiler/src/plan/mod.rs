@@ -3,16 +3,19 @@
 mod arena;
 mod schedule;
 pub(crate) mod spec;
+pub mod tuning;
 mod weights;
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use spec::{
     AttentionSpec, ElementKind, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage,
     Tiles,
 };
+pub use tuning::{Tuning, TuningSource};
 pub use weights::{Part, Recipe, WeightBuffer};
 
 /// Tokens of a sequence that may wait for the host to read them.

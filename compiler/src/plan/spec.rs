@@ -49,7 +49,12 @@ pub struct MatvecSpec {
     pub tiles: Tiles,
     pub batch: usize,
     pub warps: usize,
+    /// Pairs of tiles that a warp has in flight.
     pub depth: usize,
+    /// Row tiles that are finished together.
+    pub unit: usize,
+    /// Blocks that share the columns of a row tile: 1, or 2 that add to one sum.
+    pub split: usize,
     pub norm: Option<(NormKind, f32)>,
     /// Heads, head size and splits of the attention whose parts x is.
     pub combine: Option<(usize, usize, Splits)>,
@@ -155,18 +160,7 @@ impl KernelSpec {
     /// The kernel's name: its chain, then its sizes.
     pub fn name(&self) -> String {
         match self {
-            KernelSpec::Matvec(spec) => {
-                let source = match (&spec.norm, &spec.combine) {
-                    (Some(_), _) => "norm_",
-                    (None, Some(_)) => "attention_",
-                    (None, None) => "",
-                };
-                let gated = if spec.tiles.gated { "_gated" } else { "" };
-                let residual = if spec.residual { "_add" } else { "" };
-                let argmax = if spec.argmax { "_sample" } else { "" };
-                let noun = if spec.combine.is_some() { "proj" } else { "matvec" };
-                format!("{source}{noun}{gated}{residual}{argmax}_{}_b{}", spec.tiles.suffix(), spec.batch)
-            }
+            KernelSpec::Matvec(spec) => format!("{}_{}_b{}", spec.kind(), spec.tiles.suffix(), spec.batch),
             KernelSpec::Matmul(spec) => {
                 let gated = if spec.tiles.gated { "_gated" } else { "" };
                 let paired = if spec.paired { "_paired" } else { "" };
@@ -238,7 +232,7 @@ impl MatvecSpec {
     }
 
     fn stage_bytes(&self) -> usize {
-        self.batch * (self.tiles.k.div_ceil(32) * 32 + 32) * 2
+        self.batch * (self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
     }
 }
 

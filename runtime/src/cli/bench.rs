@@ -13,10 +13,11 @@ use serde::Serialize;
 use super::ModelArgs;
 use crate::backend::Backend;
 use crate::cpu::{CpuModel, Logits, ReadBandwidth, Row};
-use crate::step::{GpuEngine, read_ceiling};
+use crate::device::Gpu;
+use crate::step::{GpuEngine, median, read_ceiling};
 
 /// Tokens of the check.
-const CHECK_TOKENS: usize = 12;
+pub(super) const CHECK_TOKENS: usize = 12;
 
 /// How far the two paths may differ with random weights: both round to bf16 at the same places and add in another order.
 const CHECK_BOUND: f64 = 1e-3;
@@ -130,7 +131,7 @@ fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &
     let mut report = Report {
         model: String::new(),
         device: String::new(),
-        versions: format!("driver CUDA {}, fuserun {}", engine.gpu().driver_version()?, env!("CARGO_PKG_VERSION")),
+        versions: versions(engine.gpu())?,
         plan: plan.summary(),
         kernels_per_layer: Some(plan.kernels_per_layer),
         edges_per_layer: Some(plan.edges_per_layer),
@@ -157,8 +158,14 @@ fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &
     Ok(report)
 }
 
-/// The captured step gives the bits of the uncaptured one, and the prompt path agrees with the decode path.
-fn check(engine: &mut GpuEngine) -> Result<String> {
+/// What is named beside a measurement.
+pub(super) fn versions(gpu: &Gpu) -> Result<String> {
+    Ok(format!("driver CUDA {}, fuserun {}", gpu.driver_version()?, env!("CARGO_PKG_VERSION")))
+}
+
+/// The captured graphs are the plan's, the captured step gives the bits of the uncaptured one, and the prompt path agrees with the decode path.
+pub(super) fn check(engine: &mut GpuEngine) -> Result<String> {
+    engine.check_graphs()?;
     let tokens = check_tokens(engine.plan().vocabulary);
     let by_prompt = engine.logits(&tokens, false)?;
     // Last: the uncaptured step below reads the caches that it leaves.
@@ -171,7 +178,7 @@ fn check(engine: &mut GpuEngine) -> Result<String> {
         captured.iter().zip(&uncaptured).all(|(a, b)| a.to_bits() == b.to_bits()),
         "the captured step differs from the uncaptured one"
     );
-    Ok(format!("{agreement}; captured step bitwise equal to uncaptured"))
+    Ok(format!("{agreement}; captured graphs are the plan's; captured step bitwise equal to uncaptured"))
 }
 
 fn check_tokens(vocabulary: usize) -> Vec<u32> {
@@ -333,10 +340,4 @@ fn as_text(report: &Report) -> Result<String> {
         )?;
     }
     Ok(text)
-}
-
-/// Sorts, and returns the middle.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

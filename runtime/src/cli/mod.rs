@@ -3,6 +3,8 @@
 mod bench;
 mod generate;
 mod logits;
+mod measure;
+mod profile;
 mod sampling;
 
 use std::num::NonZeroUsize;
@@ -13,6 +15,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use fusec::cli::{exit, tell};
 use fusec::passes::Selection;
+use fusec::plan::TuningSource;
 
 use crate::backend::{Device, LoadOptions};
 use crate::model::{ModelName, OpenModel};
@@ -35,8 +38,13 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Measures prompt and decode speed.
     Bench(bench::BenchArgs),
+    /// Takes a decode step apart: each kernel's time, bytes and share, what shows between them, a timeline.
+    Profile(profile::ProfileArgs),
     /// Writes the logits of given tokens to a safetensors file.
     Logits(logits::LogitsArgs),
+    /// Measures artifacts for fusec tune.
+    #[command(hide = true)]
+    Measure(measure::MeasureArgs),
     /// Prints the token ids of a text.
     Tokenize(generate::TokenizeArgs),
 }
@@ -62,6 +70,9 @@ pub struct ModelArgs {
     /// Passes to leave out (-name,…), or to run alone (name,…); all or none.
     #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-NAME,…")]
     passes: Option<Selection>,
+    /// Launch shapes on a GPU: auto (the shipped record of its architecture, where there is one), none (the plan's own rules), or a record of fusec tune.
+    #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
+    tuning: TuningSource,
     /// CPU threads; the default is every core.
     #[arg(long, env = "FUSE_THREADS", value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -75,6 +86,7 @@ impl ModelArgs {
             description: self.description.clone(),
             dummy_weights,
             passes: self.passes.clone(),
+            tuning: self.tuning.clone(),
         })
     }
 
@@ -103,7 +115,9 @@ pub fn main() -> ExitCode {
     exit(match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Measure(args) => measure::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
     })
 }

@@ -7,12 +7,14 @@
 //! A kernel's arguments are addresses, which the driver does not check: as with a shared library, whoever loads a [`Module`] vouches that its
 //! kernels keep to the buffers they are given. The plan's kernels do; device code from elsewhere has no way in.
 
+mod cubin;
 mod driver;
 mod gpu;
 mod graph;
 pub mod host_map;
 mod memory;
 mod module;
+pub mod nvtx;
 mod stream;
 
 pub use driver::DriverError;

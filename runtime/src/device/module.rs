@@ -1,13 +1,15 @@
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule, CUresult};
+use anyhow::{Context as _, Result, ensure};
+use cudarc::driver::sys::{self, CUfunction, CUfunction_attribute, CUmodule};
 
 use super::Gpu;
+use super::cubin::parameter_bytes;
 use super::driver::check;
 use super::gpu::Context;
 
@@ -21,6 +23,8 @@ pub struct Module {
 pub(super) struct LoadedModule {
     context: Arc<Context>,
     handle: CUmodule,
+    /// Bytes of parameters by kernel.
+    parameter_bytes: BTreeMap<String, usize>,
 }
 
 // SAFETY: the driver's calls on a module may be made from any thread; the handle is not changed after loading.
@@ -63,7 +67,8 @@ impl Module {
     /// When it is no cubin, or is built for another architecture.
     pub fn load(gpu: &Gpu, cubin: &[u8]) -> Result<Module> {
         // The driver reads as far as the ELF header tells it to, so a cut file would be read beyond its end.
-        ensure!(is_whole_elf(cubin), "not a cubin, or not a whole one ({} bytes)", cubin.len());
+        let parameter_bytes = parameter_bytes(cubin)
+            .with_context(|| format!("not a cubin, or not a whole one ({} bytes)", cubin.len()))?;
         gpu.context.bind()?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: a context is current; the image is a whole ELF file, which the driver copies.
@@ -74,7 +79,7 @@ impl Module {
             }
             _ => error.into(),
         })?;
-        Ok(Module { loaded: Arc::new(LoadedModule { context: gpu.context.clone(), handle }) })
+        Ok(Module { loaded: Arc::new(LoadedModule { context: gpu.context.clone(), handle, parameter_bytes }) })
     }
 
     /// The kernel called `name`, to be launched with up to `dynamic_shared_bytes` bytes of dynamic shared memory. Its code is on the device when
@@ -95,7 +100,8 @@ impl Module {
         check(status, "cuModuleGetFunction")?;
         // SAFETY: the function belongs to a loaded module.
         check(unsafe { sys::cuFuncLoad(function) }, "cuFuncLoad")?;
-        let parameters = parameters_of(function)?;
+        let bytes = self.loaded.parameter_bytes.get(name).copied().unwrap_or(0);
+        let parameters = parameters_of(function, bytes)?;
         let kernel =
             Kernel { module: self.loaded.clone(), function, name: name.into(), parameters, dynamic_shared_bytes };
 
@@ -187,72 +193,22 @@ impl fmt::Debug for Kernel {
     }
 }
 
-/// The number of parameters, each of which must be 8 bytes wide: the launch passes nothing else.
-fn parameters_of(function: CUfunction) -> Result<usize> {
-    for index in 0..=super::stream::MAX_ARGUMENTS {
+/// The number of parameters, which take `bytes` bytes together. Each must be 8 bytes wide: the launch passes nothing else.
+fn parameters_of(function: CUfunction, bytes: usize) -> Result<usize> {
+    ensure!(
+        bytes <= 8 * super::stream::MAX_ARGUMENTS,
+        "parameters of {bytes} bytes: more than {} of 8 bytes each",
+        super::stream::MAX_ARGUMENTS
+    );
+    for index in 0..bytes.div_ceil(8) {
         let (mut offset, mut size) = (0, 0);
         // SAFETY: both pointers are to live integers and the function belongs to a loaded module.
-        match unsafe { sys::cuFuncGetParamInfo(function, index, &mut offset, &mut size) } {
-            CUresult::CUDA_ERROR_INVALID_VALUE => return Ok(index),
-            status => check(status, "cuFuncGetParamInfo")?,
-        }
+        let status = unsafe { sys::cuFuncGetParamInfo(function, index, &mut offset, &mut size) };
+        check(status, "cuFuncGetParamInfo")?;
         ensure!(
             size == 8,
             "parameter {index} is {size} bytes wide; every parameter must be a pointer or another 8-byte value"
         );
     }
-    bail!("more than {} parameters", super::stream::MAX_ARGUMENTS)
-}
-
-/// A 64-bit ELF file whose section and program tables, and every section, lie inside it.
-fn is_whole_elf(bytes: &[u8]) -> bool {
-    let number = |at: usize, width: usize| -> Option<usize> {
-        let field = bytes.get(at..at.checked_add(width)?)?;
-        usize::try_from(field.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))).ok()
-    };
-    let fits = |start: usize, len: usize| start.checked_add(len).filter(|end| *end <= bytes.len());
-    let whole = || {
-        let (programs, program_size, program_count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
-        fits(programs, program_size * program_count)?;
-        let (sections, section_size, section_count) = (number(0x28, 8)?, number(0x3a, 2)?, number(0x3c, 2)?);
-        fits(sections, section_size * section_count)?;
-        for section in (0..section_count).map(|i| sections + i * section_size) {
-            const NO_BITS: usize = 8;
-            if number(section + 0x04, 4)? != NO_BITS {
-                fits(number(section + 0x18, 8)?, number(section + 0x20, 8)?)?;
-            }
-        }
-        Some(())
-    };
-    bytes.starts_with(b"\x7fELF\x02\x01") && whole().is_some()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An ELF header with one section of `len` bytes at 64 and the section table after it.
-    fn elf(len: u64) -> Vec<u8> {
-        let mut bytes = vec![0; 64 + len as usize + 64];
-        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        bytes[0x28..0x30].copy_from_slice(&(64 + len).to_le_bytes());
-        bytes[0x3a..0x3c].copy_from_slice(&64_u16.to_le_bytes());
-        bytes[0x3c..0x3e].copy_from_slice(&1_u16.to_le_bytes());
-        let section = 64 + len as usize;
-        bytes[section + 0x04] = 1;
-        bytes[section + 0x18..section + 0x20].copy_from_slice(&64_u64.to_le_bytes());
-        bytes[section + 0x20..section + 0x28].copy_from_slice(&len.to_le_bytes());
-        bytes
-    }
-
-    #[test]
-    fn only_a_whole_elf_file_reaches_the_driver() {
-        let whole = elf(100);
-        assert!(is_whole_elf(&whole));
-        assert!((0..whole.len()).all(|len| !is_whole_elf(&whole[..len])));
-
-        let mut beyond = whole.clone();
-        beyond[64 + 100 + 0x20] = 255;
-        assert!(!is_whole_elf(&beyond), "a section that ends beyond the file");
-    }
+    Ok(bytes / 8)
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::plan::{Plan, RING, Recipe, Step, StepKind};
+use fusec::plan::{Launch, Plan, RING, Recipe, Step, StepKind};
 
 use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
 use super::chunks::chunks;
 use super::parameters::record;
 use crate::device::{
-    DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream,
+    DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream, nvtx,
 };
 use crate::generate::check_prompt;
 use crate::generate::sampling::SamplingParameters;
@@ -45,18 +45,18 @@ pub struct EngineOptions {
 
 /// A model on a GPU. Everything is allocated and captured when it is made; a step then is one graph launch.
 pub struct GpuEngine {
-    plan: Plan,
-    options: EngineOptions,
-    stream: Stream,
-    graphs: BTreeMap<StepKind, (GraphExec, GraphShape)>,
-    kernels: Vec<Kernel>,
-    addresses: Addresses,
+    pub(super) plan: Plan,
+    pub(super) options: EngineOptions,
+    pub(super) stream: Stream,
+    pub(super) graphs: BTreeMap<StepKind, (GraphExec, GraphShape)>,
+    pub(super) kernels: Vec<Kernel>,
+    pub(super) addresses: Addresses,
     // Dropped after the graphs that use them.
-    arena: DeviceBuffer,
+    pub(super) arena: DeviceBuffer,
     io: IoBuffers,
     _weights: Vec<DeviceBuffer>,
     _caches: Vec<DeviceBuffer>,
-    gpu: Gpu,
+    pub(super) gpu: Gpu,
 }
 
 struct IoBuffers {
@@ -89,15 +89,7 @@ impl GpuEngine {
             options.sequences
         );
         let stream = gpu.stream()?;
-        let kernels = plan
-            .kernels
-            .iter()
-            .map(|kernel| {
-                let cubin =
-                    cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
-                Module::load(&gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)
-            })
-            .collect::<Result<Vec<Kernel>>>()?;
+        let kernels = load_kernels(&gpu, &plan, cubins)?;
         let cache_sizes: Vec<usize> =
             (0..plan.caches.len()).map(|index| cache_bytes(&plan, index, options.context, options.sequences)).collect();
         check_fit(&gpu, &plan, &cache_sizes, options)?;
@@ -132,7 +124,7 @@ impl GpuEngine {
             if matches!(step.kind, StepKind::Decode { batch } if batch > options.sequences) {
                 continue;
             }
-            let graph = engine.stream.capture(|stream| engine.enqueue(stream, step, true))?;
+            let graph = engine.stream.capture(|stream| engine.enqueue(stream, &step.launches, true))?;
             let entry = (graph.instantiate(&engine.stream)?, graph.shape()?);
             engine.graphs.insert(step.kind, entry);
         }
@@ -154,9 +146,9 @@ impl GpuEngine {
         self.options.context
     }
 
-    /// Nodes and edges of a captured step.
-    pub fn graph_shape(&self, kind: StepKind) -> Option<GraphShape> {
-        self.graphs.get(&kind).map(|(_, shape)| *shape)
+    /// Nodes and edges of each captured step.
+    pub fn graph_shapes(&self) -> impl Iterator<Item = (StepKind, GraphShape)> {
+        self.graphs.iter().map(|(kind, (_, shape))| (*kind, *shape))
     }
 
     /// Generates up to `limit` tokens after each prompt. `take` is given each token with its sequence, in order, as soon as it is made;
@@ -268,52 +260,11 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// Microseconds of each of `count` decode steps, each run by itself, the sequences at `depth` when they begin.
-    pub fn time_decode(&mut self, batch: usize, depth: usize, count: usize) -> Result<Vec<f64>> {
-        ensure!(
-            depth + count < self.options.context,
-            "{count} steps from depth {depth} on need a context of more than {}",
-            self.options.context
-        );
-        for sequence in 0..batch {
-            self.set_parameters(sequence, &SamplingParameters::default(), usize::MAX, &[])?;
-        }
-        let rows: Vec<(u32, Option<usize>)> = (0..batch).map(|row| (row as u32 + 1, Some(depth))).collect();
-        self.set_rows(&rows)?;
-        let (begin, end) = (self.gpu.event()?, self.gpu.event()?);
-        (0..count).map(|_| self.time_one(StepKind::Decode { batch }, &begin, &end)).collect()
-    }
-
-    /// Microseconds of `count` runs of a prompt of `length` tokens and its first token, each from an empty cache.
-    pub fn time_prompt(&mut self, length: usize, count: usize) -> Result<Vec<f64>> {
-        let prompt: Vec<u32> = (0..length as u32).map(|i| 1 + i % 97 % self.plan.vocabulary as u32).collect();
-        self.check_prompt(&prompt)?;
-        self.set_parameters(0, &SamplingParameters::default(), usize::MAX, &[])?;
-        (0..count)
-            .map(|_| {
-                self.stream.synchronize()?;
-                let begin = Instant::now();
-                self.run_prompt(0, &prompt)?;
-                self.stream.synchronize()?;
-                Ok(begin.elapsed().as_secs_f64() * 1e6)
-            })
-            .collect()
-    }
-
-    fn time_one(&self, kind: StepKind, begin: &Event, end: &Event) -> Result<f64> {
-        self.stream.synchronize()?;
-        self.stream.record(begin)?;
-        self.replay(kind)?;
-        self.stream.record(end)?;
-        end.synchronize()?;
-        Ok(f64::from(end.elapsed_ms_since(begin)?) * 1e3)
-    }
-
     /// The logits of a step that is run launch by launch, without its graph and without overlap: the judge of capture.
     pub fn uncaptured_logits(&self, kind: StepKind) -> Result<Vec<f32>> {
         let step = self.step(kind)?;
         let offset = step.logits.with_context(|| format!("a {kind:?} step has no logits"))?;
-        self.enqueue(&self.stream, step, false)?;
+        self.enqueue(&self.stream, &step.launches, false)?;
         self.stream.synchronize()?;
         let rows = if let StepKind::Decode { batch: rows } | StepKind::Score { rows } = kind { rows } else { 1 };
         let mut logits = vec![0f32; rows * self.plan.vocabulary];
@@ -331,7 +282,7 @@ impl GpuEngine {
         self.io.positions.upload(0, bytemuck::cast_slice(&positions))
     }
 
-    fn set_parameters(
+    pub(super) fn set_parameters(
         &self,
         sequence: usize,
         sampling: &SamplingParameters,
@@ -356,19 +307,15 @@ impl GpuEngine {
     }
 
     fn replay(&self, kind: StepKind) -> Result<()> {
-        let (graph, _) = self.graphs.get(&kind).with_context(|| format!("the plan has no {kind:?} step"))?;
-        self.stream.replay(graph)
+        self.stream.replay(&self.graph(kind)?.0)
     }
 
-    fn enqueue(&self, stream: &Stream, step: &Step, overlapped: bool) -> Result<()> {
-        for (index, launch) in step.launches.iter().enumerate() {
-            let args: Vec<u64> = launch.args.iter().map(|&arg| self.addresses.resolve(arg)).collect();
-            let kernel = &self.plan.kernels[launch.kernel];
-            let options = LaunchOptions { programmatic: overlapped && index > 0, ..LaunchOptions::default() };
-            let block = [kernel.threads, 1, 1];
-            stream.launch(&self.kernels[launch.kernel], launch.grid, block, kernel.shared_bytes, &args, options)?;
-        }
-        Ok(())
+    pub(super) fn graph(&self, kind: StepKind) -> Result<&(GraphExec, GraphShape)> {
+        self.graphs.get(&kind).with_context(|| format!("the plan has no {kind:?} step"))
+    }
+
+    pub(super) fn enqueue(&self, stream: &Stream, launches: &[Launch], overlapped: bool) -> Result<()> {
+        enqueue(stream, &self.plan, &self.kernels, &self.addresses, launches, overlapped)
     }
 
     fn await_token(&self, sequence: usize, position: usize) -> Result<u32> {
@@ -391,7 +338,7 @@ impl GpuEngine {
         }
     }
 
-    fn step(&self, kind: StepKind) -> Result<&Step> {
+    pub(super) fn step(&self, kind: StepKind) -> Result<&Step> {
         self.plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))
     }
 
@@ -413,9 +360,49 @@ impl GpuEngine {
         })
     }
 
-    fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
+    pub(super) fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
         check_prompt(prompt, self.plan.vocabulary, self.options.context)
     }
+}
+
+/// Puts launches of a plan into a stream, each behind the one before it: `overlapped`, each may start before that one ends.
+pub(super) fn enqueue(
+    stream: &Stream,
+    plan: &Plan,
+    kernels: &[Kernel],
+    addresses: &Addresses,
+    launches: &[Launch],
+    overlapped: bool,
+) -> Result<()> {
+    for (index, launch) in launches.iter().enumerate() {
+        let kernel = &plan.kernels[launch.kernel];
+        let _range = nvtx::range(|| launch_name(launch, &kernel.name));
+        let args: Vec<u64> = launch.args.iter().map(|&arg| addresses.resolve(arg)).collect();
+        let options = LaunchOptions { programmatic: overlapped && index > 0, ..LaunchOptions::default() };
+        let block = [kernel.threads, 1, 1];
+        stream.launch(&kernels[launch.kernel], launch.grid, block, kernel.shared_bytes, &args, options)?;
+    }
+    Ok(())
+}
+
+/// What a launch is called in a profiler: the layer and the graph node that it computes, and its kernel.
+pub(super) fn launch_name(launch: &Launch, kernel: &str) -> String {
+    match launch.layer {
+        Some(layer) => format!("layer {layer} {}: {kernel}", launch.node),
+        None => format!("{}: {kernel}", launch.node),
+    }
+}
+
+/// The device code of a plan's kernels, loaded.
+pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>) -> Result<Vec<Kernel>> {
+    plan.kernels
+        .iter()
+        .map(|kernel| {
+            let cubin =
+                cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
+            Module::load(gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)
+        })
+        .collect()
 }
 
 impl IoBuffers {

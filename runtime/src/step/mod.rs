@@ -5,9 +5,14 @@ mod ceiling;
 mod chunks;
 mod engine;
 mod parameters;
+mod shape;
+mod timing;
+mod variant;
 
 pub use addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
-pub use ceiling::read_ceiling;
+pub use ceiling::{MemoryReader, read_ceiling};
 pub use chunks::{Chunk, chunks};
 pub use engine::{EngineOptions, GpuEngine, WeightSource};
 pub use parameters::{MAX_STOPS, record};
+pub use timing::{LaunchTimes, NOTHING, median};
+pub use variant::{Comparison, Variant};

@@ -1,7 +1,7 @@
 // A libcuda.so.1 with no GPU behind it: memory is the host's, copies happen at once, kernels do not run. Every launch, graph and end of life is a
 // line in the file FAKE_CUDA_TRACE, and misuse (a launch with no current context, a double free) is a line that starts with "MISUSE".
 //
-// Kernels are what their name says: "k3" takes three 8-byte parameters; "narrow" takes a 4-byte one; "absent" is not there.
+// Kernels are what their name says (those of the compiler are any): "k3" takes three 8-byte parameters; "narrow" takes a 4-byte one; "absent" is not there.
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -70,7 +70,11 @@ Result cuCtxSynchronize(void) { return in_context("cuCtxSynchronize") ? SUCCESS 
 
 // ---- memory
 
-Result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) { return *free_bytes = 3u << 30, *total = 4ull << 30, SUCCESS; }
+// FAKE_CUDA_FREE: bytes of free memory, where they are to be few.
+Result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
+    const char* few = getenv("FAKE_CUDA_FREE");
+    return *free_bytes = few ? (size_t)atoll(few) : 3u << 30, *total = 4ull << 30, SUCCESS;
+}
 Result cuMemAlloc_v2(uint64_t* pointer, size_t size) {
     if (!in_context("cuMemAlloc") || !size) return INVALID_VALUE;
     if (size > (3u << 30)) return OUT_OF_MEMORY;
@@ -117,9 +121,11 @@ Result cuModuleGetFunction(Function** function, Module* module, const char* name
     return snprintf((*function)->name, 64, "%s", name), SUCCESS;
 }
 Result cuFuncLoad(Function* function) { return function ? SUCCESS : INVALID_VALUE; }
-static size_t parameters(const Function* function) { return strcmp(function->name, "narrow") ? (size_t)atoi(function->name + 1) : 1; }
+// The arguments that are traced. Of a kernel of the compiler's, which has another name, every parameter that is asked for is there.
+static int own(const Function* function) { return function->name[0] == 'k' && atoi(function->name + 1) > 0; }
+static size_t parameters(const Function* function) { return own(function) ? (size_t)atoi(function->name + 1) : !strcmp(function->name, "narrow"); }
 Result cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* size) {
-    if (index >= parameters(function)) return INVALID_VALUE;
+    if (index >= parameters(function) && (own(function) || parameters(function))) return trace("MISUSE: parameter %zu of %s", index, function->name), INVALID_VALUE;
     return *offset = index * 8, *size = strcmp(function->name, "narrow") ? 8 : 4, SUCCESS;
 }
 Result cuFuncGetAttribute(int* value, int attribute, Function* function) { return *value = attribute == 8 ? function->shared_limit : attribute, SUCCESS; }

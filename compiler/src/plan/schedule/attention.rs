@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
-use super::{Builder, MULTIPROCESSORS, Source};
+use super::products::Operands;
+use super::shapes::{matmul_grid, matmul_shape};
+use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
 use crate::plan::{Arg, Part, Recipe};
@@ -77,15 +78,19 @@ impl Builder<'_, '_> {
         }
         let share = heads / key_heads;
         let group = (1..=4).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
-        let warps = 8;
+        let window = attention.window.unwrap_or(0);
         let lanes = (head_dim.div_ceil(8)).next_power_of_two();
         let combined = self.few() && attention.proj.is_some();
-        let keys_per_split = 2 * warps * 32 / lanes;
+        let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
+        let (warps, keys_per_split) = match tuned.filter(|_| self.few()) {
+            Some(entry) => (entry.warps, entry.keys),
+            None => (8, 2 * 8 * 32 / lanes),
+        };
         let blocks = heads / group * self.rows.count;
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { max.max(2) } else { max };
-        let splits = Splits { max, keys: keys_per_split, window: attention.window.unwrap_or(0) };
+        let splits = Splits { max, keys: keys_per_split, window };
         let proj_input = attention.proj.is_some() && !combined;
         let result = node.result(0);
         let (out, storage, statistics) = if combined {
@@ -122,7 +127,7 @@ impl Builder<'_, '_> {
             k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
         }
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
-        let args = vec![
+        let mut args = vec![
             q,
             k,
             v,
@@ -137,6 +142,7 @@ impl Builder<'_, '_> {
             statistics,
             Source::Ready(Arg::Context),
         ];
+        args.extend(NO_ZEROS);
         self.launch(KernelSpec::Attention(spec), [heads / group, max, self.rows.count], args, 0);
         if attention.proj.is_some() {
             self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
@@ -202,27 +208,32 @@ impl Builder<'_, '_> {
         let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
         let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
         let residual = self.optional(node, Role::Residual)?;
-        let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
         let null = Source::Ready(Arg::Null);
         let bytes = rows * k * 2;
         if self.few() {
-            let (warps, depth) = matvec_shape(k);
-            let blocks = spread(tiles.count());
-            let spec = MatvecSpec {
-                tiles,
+            let mut spec = MatvecSpec {
+                tiles: Tiles { k, rows: vec![rows], gated: false, out: Storage::F32 },
                 batch: self.rows.count,
-                warps,
-                depth,
+                warps: 0,
+                depth: 0,
+                unit: 1,
+                split: 1,
                 norm: None,
                 combine: combine.map(|splits| (heads, head_dim, splits)),
                 activation: None,
                 residual: proj.residual,
                 argmax: false,
             };
-            let args = vec![packed, x, null, null, bias, residual, out, null, null, statistics, self.positions(), null];
-            self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
+            let mut operands =
+                Operands { packed, x, bias, residual, statistics, positions: self.positions(), ..Operands::default() };
+            let blocks = self.shaped(&mut spec, node.result(0), true, &mut operands);
+            if spec.split == 1 {
+                (operands.outs[0], spec.tiles.out) = self.result(node.result(0));
+            }
+            self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), bytes);
         } else {
+            let (out, storage) = self.result(node.result(0));
+            let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
             let spec = matmul_shape(tiles, false, None, self.rows.count);
             let grid = matmul_grid(&spec, self.rows.count);
             let count = Source::Ready(Arg::Number(self.rows.count as u64));

@@ -10,11 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::arena::{Lifetime, place};
 use super::spec::{ElementKind, KernelSpec, NormSpec, Storage};
+use super::tuning::Tuning;
 use super::{Arg, Cache, Io, Kernel, Launch, Plan, Recipe, Step, StepKind, WeightBuffer};
 use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
-const MULTIPROCESSORS: usize = 132;
+pub(crate) const MULTIPROCESSORS: usize = 132;
 
 /// What to plan for.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,18 +24,20 @@ pub struct PlanOptions {
     pub batches: Vec<usize>,
     /// Chunk lengths of prompts: multiples of 8 above 8.
     pub prompts: Vec<usize>,
+    /// Launch shapes that were measured.
+    pub tuning: Tuning,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512] }
+        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default() }
     }
 }
 
 impl PlanOptions {
     /// Nothing to launch: for who needs the graph alone.
     pub fn none() -> PlanOptions {
-        PlanOptions { batches: Vec::new(), prompts: Vec::new() }
+        PlanOptions { batches: Vec::new(), prompts: Vec::new(), tuning: Tuning::default() }
     }
 }
 
@@ -43,7 +46,7 @@ impl PlanOptions {
 /// # Errors
 /// A batch or a chunk that no kernel serves, or an op form that none computes (named).
 pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
-    let mut planner = Planner::new(graph)?;
+    let mut planner = Planner::new(graph, options)?;
     let (body, head) = (planner.body.clone(), planner.head.clone());
     for &batch in &options.batches {
         ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
@@ -71,6 +74,7 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
 /// What all steps share.
 struct Planner<'g> {
     graph: &'g Graph,
+    tuning: &'g Tuning,
     /// Nodes up to the last layer, in order.
     body: Vec<NodeId>,
     /// Nodes behind the last layer.
@@ -84,7 +88,7 @@ struct Planner<'g> {
 }
 
 impl<'g> Planner<'g> {
-    fn new(graph: &'g Graph) -> Result<Planner<'g>> {
+    fn new(graph: &'g Graph, options: &'g PlanOptions) -> Result<Planner<'g>> {
         let order: Vec<NodeId> = graph.ordered();
         let last_layer = order.iter().rposition(|&node| graph.node(node).layer.is_some());
         let split = last_layer.map_or(0, |position| position + 1);
@@ -93,6 +97,7 @@ impl<'g> Planner<'g> {
         let (body, head) = order.split_at(split);
         Ok(Planner {
             graph,
+            tuning: &options.tuning,
             body: body.to_vec(),
             head: head.to_vec(),
             weights: Vec::new(),
@@ -183,6 +188,9 @@ enum Source {
     /// Buffer `.0`, from byte `.1` on.
     Buffer(usize, usize),
 }
+
+/// The last arguments of a kernel that can set memory to zero, when it does not.
+const NO_ZEROS: [Source; 2] = [Source::Ready(Arg::Null), Source::Ready(Arg::Number(0))];
 
 /// The launches of one step (or of two that share their buffers).
 struct Builder<'p, 'g> {
@@ -339,6 +347,26 @@ impl<'p, 'g> Builder<'p, 'g> {
         })
     }
 
+    /// Whether blocks may add to `value`: the launch in front can set it to zero, and its users read fp32.
+    fn can_sum(&self, value: Value) -> bool {
+        let begun = self.ends.last().map_or(0, |end| end.1);
+        let zeros = self.launches[begun..].last().is_some_and(|launch| launch.args.ends_with(&NO_ZEROS));
+        zeros && self.few() && self.storage(value) == Storage::F32
+    }
+
+    /// Room for a sum that the next launch makes and the one in front of it sets to zero.
+    fn sum(&mut self, value: Value) -> Source {
+        let count = self.rows.count * self.graph().type_of(value).row_size();
+        let buffer = self.buffer(count * Storage::F32.bytes());
+        let before = self.launches.len() - 1;
+        self.buffers[buffer].first = before;
+        let args = &mut self.launches[before].args;
+        let zeros = args.len() - NO_ZEROS.len();
+        args[zeros..].copy_from_slice(&[Source::Buffer(buffer, 0), Source::Ready(Arg::Number(count as u64))]);
+        self.set(value, Source::Buffer(buffer, 0), Storage::F32);
+        Source::Buffer(buffer, 0)
+    }
+
     /// The pointer to an fp32 operand.
     fn pointer(&self, node: NodeId, role: Role) -> Result<Source> {
         Ok(self.place(node, role)?.arg)
@@ -357,8 +385,8 @@ impl<'p, 'g> Builder<'p, 'g> {
         self.buffers.len() - 1
     }
 
-    /// Room for a result, stored as its users read it.
-    fn result(&mut self, value: Value) -> (Source, Storage) {
+    /// How the users of a result read it.
+    fn storage(&self, value: Value) -> Storage {
         let graph = self.graph();
         let users = graph.users(value);
         let matmul_input = |&user: &NodeId| {
@@ -367,8 +395,13 @@ impl<'p, 'g> Builder<'p, 'g> {
                 && graph.operand(user, Role::Residual) != Some(value)
         };
         let rounded = !users.is_empty() && !graph.outputs.contains(&value) && users.iter().all(matmul_input);
-        let storage = if rounded { Storage::BF16 } else { Storage::F32 };
-        let buffer = self.buffer(self.rows.count * graph.type_of(value).row_size() * storage.bytes());
+        if rounded { Storage::BF16 } else { Storage::F32 }
+    }
+
+    /// Room for a result, stored as its users read it.
+    fn result(&mut self, value: Value) -> (Source, Storage) {
+        let storage = self.storage(value);
+        let buffer = self.buffer(self.rows.count * self.graph().type_of(value).row_size() * storage.bytes());
         self.set(value, Source::Buffer(buffer, 0), storage);
         (Source::Buffer(buffer, 0), storage)
     }

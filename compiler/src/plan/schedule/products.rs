@@ -2,9 +2,9 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::shapes::{matmul_grid, matmul_shape, matvec_shape, spread};
-use super::{Builder, Place, Source};
-use crate::ir::{Activation, Epilogue, Matmul, NodeId, Op, Results, Role};
+use super::shapes::{matmul_grid, matmul_shape, matvec_shape};
+use super::{Builder, NO_ZEROS, Place, Source};
+use crate::ir::{Activation, Epilogue, Matmul, NodeId, Op, Results, Role, Value};
 use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, Storage, Tiles};
 use crate::plan::{Arg, Io, Part, Recipe};
 
@@ -15,14 +15,14 @@ impl Builder<'_, '_> {
         let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: false };
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+        let spec = KernelSpec::Embedding(Tiles { k, rows: vec![rows], gated: false, out: storage });
         let ids = match self.graph().op(self.operand(node, Role::Ids)?.node) {
             Op::Input(name) if name == "positions" => self.positions(),
             _ => self.io(Io::Tokens, Io::PromptTokens),
         };
-        let grid = [self.rows.count, 1, 1];
+        let grid = [self.rows.count, k.div_ceil(spec.threads()), 1];
         let bytes = self.rows.count * k * 2;
-        self.launch(KernelSpec::Embedding(tiles), grid, vec![Source::Ready(Arg::Weight(table)), ids, out], bytes);
+        self.launch(spec, grid, vec![Source::Ready(Arg::Weight(table)), ids, out], bytes);
         Ok(())
     }
 
@@ -101,36 +101,60 @@ impl Builder<'_, '_> {
     ) -> Result<()> {
         let &Product { node, matmul, packed, bias, residual, bytes } = product;
         let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
-        let norm_weight = self.vector(node, Role::NormWeight, offset)?;
-        let norm_bias = self.vector(node, Role::NormBias, 0.0)?;
-        let x = if matmul.norm.is_some() { x.arg } else { self.rounded(x, k) };
-        let (outs, storage) = self.outputs(node, outputs);
-        let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
-        let (warps, depth) = matvec_shape(k);
-        let blocks = spread(tiles.count());
+        let mut operands = Operands {
+            packed,
+            bias,
+            residual,
+            norm_weight: self.vector(node, Role::NormWeight, offset)?,
+            norm_bias: self.vector(node, Role::NormBias, 0.0)?,
+            x: if matmul.norm.is_some() { x.arg } else { self.rounded(x, k) },
+            ..Operands::default()
+        };
         let argmax = matmul.sample && sample;
-        let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
-        let spec = MatvecSpec {
-            tiles,
+        let mut spec = MatvecSpec {
+            tiles: Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: Storage::F32 },
             batch: self.rows.count,
-            warps,
-            depth,
+            warps: 0,
+            depth: 0,
+            unit: 1,
+            split: 1,
             norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
             combine: None,
             activation: activation_of(matmul.epilogue),
             residual: matmul.residual,
             argmax,
         };
-        let null = Source::Ready(Arg::Null);
-        let maxima_arg = maxima.map_or(null, |buffer| Source::Buffer(buffer, 0));
-        let args =
-            vec![packed, x, norm_weight, norm_bias, bias, residual, outs[0], outs[1], outs[2], null, null, maxima_arg];
-        self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], args, bytes);
+        let may_sum = matmul.norm.is_none() && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
+        let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands);
+        if spec.split == 1 {
+            (operands.outs, spec.tiles.out) = self.outputs(node, outputs);
+        }
+        let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
+        operands.maxima = maxima.map_or(NULL, |buffer| Source::Buffer(buffer, 0));
+        let logits = operands.outs[0];
+        self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), bytes);
         if let Some(maxima) = maxima {
-            self.sample(node, Some((outs[0], maxima, blocks)))?;
+            self.sample(node, Some((logits, maxima, blocks)))?;
         }
         self.note_logits(node);
         Ok(())
+    }
+
+    /// Gives a product of few rows its shape and returns its blocks. Where several blocks share a row tile, `value` becomes a sum.
+    pub(super) fn shaped(
+        &mut self,
+        spec: &mut MatvecSpec,
+        value: Value,
+        may_sum: bool,
+        operands: &mut Operands,
+    ) -> usize {
+        let may_sum = may_sum && self.can_sum(value);
+        let shape = matvec_shape(spec, may_sum, self.planner.tuning);
+        (spec.warps, spec.depth, spec.unit, spec.split) = (shape.warps, shape.depth, shape.unit, shape.split);
+        if spec.split > 1 {
+            operands.outs[0] = self.sum(value);
+        }
+        shape.blocks
     }
 
     /// A product of many rows; its norm is a kernel of its own.
@@ -214,6 +238,52 @@ struct Product<'m> {
     bias: Source,
     residual: Source,
     bytes: usize,
+}
+
+/// The operands of a product of few rows.
+#[derive(Clone)]
+pub(super) struct Operands {
+    pub packed: Source,
+    pub x: Source,
+    pub norm_weight: Source,
+    pub norm_bias: Source,
+    pub bias: Source,
+    pub residual: Source,
+    pub outs: [Source; 3],
+    pub statistics: Source,
+    pub positions: Source,
+    pub maxima: Source,
+}
+
+const NULL: Source = Source::Ready(Arg::Null);
+
+impl Default for Operands {
+    fn default() -> Operands {
+        Operands {
+            packed: NULL,
+            x: NULL,
+            norm_weight: NULL,
+            norm_bias: NULL,
+            bias: NULL,
+            residual: NULL,
+            outs: [NULL; 3],
+            statistics: NULL,
+            positions: NULL,
+            maxima: NULL,
+        }
+    }
+}
+
+impl Operands {
+    /// In the order of the kernel's parameters.
+    pub fn args(&self) -> Vec<Source> {
+        let [out0, out1, out2] = self.outs;
+        let mut args =
+            vec![self.packed, self.x, self.norm_weight, self.norm_bias, self.bias, self.residual, out0, out1, out2];
+        args.extend([self.statistics, self.positions, self.maxima]);
+        args.extend(NO_ZEROS);
+        args
+    }
 }
 
 fn activation_of(epilogue: Epilogue) -> Option<Activation> {

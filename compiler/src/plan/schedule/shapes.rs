@@ -2,22 +2,39 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
-use crate::plan::spec::{MatmulSpec, Tiles};
+use crate::plan::spec::{MatmulSpec, MatvecSpec, Tiles};
+use crate::plan::tuning::Tuning;
 
-/// Warps that share the columns of a row tile, and the pairs of tiles each has in flight: 64 KB of weights a block.
-///
-/// Measured on an H200 (Llama-3.2-1B, batch 1, us a step): 8 warps by 8 pairs 730, 8 by 4 856, 16 by 4 750, 16 by 8 770.
-pub(super) fn matvec_shape(k: usize) -> (usize, usize) {
-    let pairs = k.div_ceil(32);
-    (8, (4 * pairs.div_ceil(8)).min(8))
+/// How a product of few rows is laid over the device.
+pub(super) struct Shape {
+    pub warps: usize,
+    pub depth: usize,
+    pub unit: usize,
+    pub split: usize,
+    pub blocks: usize,
 }
 
-/// Blocks for this many row tiles, two a multiprocessor: each takes the same number of turns, or one fewer.
+/// Two blocks share the columns of a row tile where there are too few row tiles to occupy the device, if their results may be `summed`.
 ///
-/// One a multiprocessor costs 10% on the same model: a block's start and end then leave its multiprocessor idle.
-pub(super) fn spread(tiles: usize) -> usize {
-    let turns = tiles.div_ceil(2 * MULTIPROCESSORS);
-    tiles.div_ceil(turns)
+/// 64 KB of weights in flight a block, two blocks a multiprocessor, is what was best on an H200 (Llama-3.2-1B, batch 1, us a step: 8 warps
+/// by 8 pairs 694, one block a multiprocessor 753). Row tiles are finished together where a ring has room for several.
+pub(super) fn matvec_shape(spec: &MatvecSpec, summed: bool, tuning: &Tuning) -> Shape {
+    let tuned = tuning.matvec(spec);
+    let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
+    let (tiles, pairs) = (spec.tiles.count(), spec.tiles.k.div_ceil(32));
+    let slots = per_multiprocessor * MULTIPROCESSORS;
+    let split = if summed && 2 * tiles <= slots && pairs.is_multiple_of(2) { 2 } else { 1 };
+    let share = pairs.div_ceil(split).div_ceil(warps);
+    let turns = (tiles * split).div_ceil(slots);
+    let unit = (most / share).clamp(1, turns.min(4));
+    let depth = if share <= most {
+        unit * share
+    } else {
+        (most / 2 + 1..=most).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(most)
+    };
+    let units = tiles.div_ceil(unit);
+    let turns = (units * split).div_ceil(slots);
+    Shape { warps, depth, unit, split, blocks: units.div_ceil(turns) * split }
 }
 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.

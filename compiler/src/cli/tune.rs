@@ -1,0 +1,305 @@
+//! `fusec tune`: measures launch shapes on the GPU at hand and writes those that win into a record.
+//!
+//! This program knows no device: it compiles each candidate and hands it to `fuserun measure`, which runs it. A kernel by itself misleads, because in a
+//! step it overlaps with its neighbours: what is measured is a whole decode step with the one shape changed, in turn with the step as the rules have it.
+
+mod candidates;
+mod judge;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::Args;
+
+use self::candidates::{Shape, candidates};
+use self::judge::{About, Judge, Measured};
+use super::compile::kernel_cache;
+use super::model::{ModelArgs, Opened};
+use super::tell;
+use crate::build::{Arch, Nvrtc, Options};
+use crate::compile::{CompileOptions, Model};
+use crate::description::shipped;
+use crate::plan::{PlanOptions, StepKind, Tuning};
+
+/// Which models, and how.
+#[derive(Args, Clone, Debug)]
+pub(super) struct TuneArgs {
+    /// Descriptions, or names of shipped ones; none: all that are shipped.
+    models: Vec<PathBuf>,
+    /// A config.json, in the place of the description's own.
+    #[arg(long, env = "FUSE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sequences that decode together.
+    #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4")]
+    batch: Vec<usize>,
+    /// The position at which decoding begins.
+    #[arg(long, env = "FUSE_TUNE_DEPTH", default_value_t = 512)]
+    depth: usize,
+    /// Rounds of a comparison; a shape wins only if it is the faster one in each.
+    #[arg(long, env = "FUSE_TUNE_ROUNDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Steps a round, of the candidate and of the rules.
+    #[arg(long, env = "FUSE_TUNE_STEPS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// The number of the GPU.
+    #[arg(long, env = "FUSE_TUNE_GPU", default_value_t = 0)]
+    gpu: usize,
+    /// The program that measures; the default is the one beside this program.
+    #[arg(long, env = "FUSE_FUSERUN", value_name = "FILE")]
+    fuserun: Option<PathBuf>,
+    /// The record to write, or to add to; tuning/ARCH.toml if it is not given.
+    #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.toml")]
+    output: Option<PathBuf>,
+}
+
+/// A shape must make the step faster by this much, or the record is left alone.
+const LEAST_GAIN: f64 = 0.002;
+
+/// How far a candidate's logits may be from the rules': both round at the same places and add in another order.
+const MOST_ERROR: f64 = 1e-3;
+
+/// Tunes each model for each batch; the record is written behind each, so that what was measured is kept.
+pub(super) fn run(args: &TuneArgs) -> Result<()> {
+    ensure!(
+        args.config.is_none() || args.models.len() == 1,
+        "--config is the configuration of one model: name that model alone"
+    );
+    let program = measuring_program(args.fuserun.as_deref())?;
+    let nvrtc = Nvrtc::find().map_err(|missing| anyhow!("{missing}"))?;
+    let about = judge::about(&program, args.gpu)?;
+    let arch: Arch = about.arch.parse()?;
+    let compiler = format!("NVRTC {}, fusec {}", nvrtc.version_text(), env!("CARGO_PKG_VERSION"));
+    let output = args.output.clone().unwrap_or_else(|| format!("tuning/{arch}.toml").into());
+    let mut record = begin(&output, &about, &compiler)?;
+    tell(format!("{} ({arch}), driver {}, {compiler}", about.gpu, about.driver));
+
+    let folder = Scratch::new()?;
+    for opened in opened(args)? {
+        for &batch in &args.batch {
+            let bench = Bench { args, program: &program, nvrtc, arch, folder: &folder.0, opened: &opened, batch };
+            bench.tune(&mut record)?;
+            write(&output, &record)?;
+        }
+    }
+    let entries = record.matvecs.len() + record.attentions.len();
+    tell(format!("wrote {}: {entries} shapes", output.display()));
+    Ok(())
+}
+
+/// What one model at one batch is tuned with.
+struct Bench<'a> {
+    args: &'a TuneArgs,
+    program: &'a Path,
+    nvrtc: Nvrtc,
+    arch: Arch,
+    folder: &'a Path,
+    opened: &'a Opened,
+    batch: usize,
+}
+
+impl Bench<'_> {
+    /// Measures the candidates of each shape of the decode step, and all winners together, which go into the record if they win.
+    fn tune(&self, record: &mut Tuning) -> Result<()> {
+        let rules = self.compile(&Tuning::default())?;
+        let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
+        let mut judge = Judge::start(self.program, &self.arguments(&base))?;
+        tell(rules.plan.summary());
+        let step = rules.plan.step(StepKind::Decode { batch: self.batch }).context("a decode step was planned")?;
+        let mut shapes: Vec<Shape> = Vec::new();
+        for launch in &step.launches {
+            let shape = Shape::of(&rules.plan.kernels[launch.kernel].spec, launch.grid[0] as usize, self.batch);
+            shapes.extend(shape.filter(|shape| !shapes.contains(shape)));
+        }
+        let mut winners: Vec<(Shape, Measured)> = Vec::new();
+        for shape in &shapes {
+            let best = self.best(shape, &rules, &mut judge)?;
+            match &best {
+                Some((winner, measured)) => tell(format!("  {shape}: {winner:#}, {measured}")),
+                None => tell(format!("  {shape}: the rules' {shape:#} stands")),
+            }
+            winners.extend(best);
+        }
+        let mut all = Tuning::default();
+        winners.iter().for_each(|(shape, measured)| shape.enter(&mut all, measured));
+        if let [_, _, ..] = winners[..] {
+            let file = self.write("together", &self.compile(&all)?)?;
+            let together = file.map(|file| judge.measure(&file)).transpose()?.flatten();
+            match together.filter(wins) {
+                Some(measured) => tell(format!("  all together: {measured}")),
+                None => {
+                    tell("  together they do not win: only the best of them is kept");
+                    winners.sort_by(|(_, a), (_, b)| b.gain().total_cmp(&a.gain()));
+                    winners.truncate(1);
+                }
+            }
+        }
+        // What was measured before is measured again: a shape whose rules stand has no entry.
+        shapes.iter().for_each(|shape| shape.remove(record));
+        winners.iter().for_each(|(shape, measured)| shape.enter(record, measured));
+        Ok(())
+    }
+
+    /// The candidate that makes the step fastest, measured once more to be sure; none where none wins.
+    fn best(&self, shape: &Shape, rules: &Model, judge: &mut Judge) -> Result<Option<(Shape, Measured)>> {
+        let mut best: Option<(Shape, PathBuf, Measured)> = None;
+        for (candidate, file) in self.prepared(candidates(shape), rules)? {
+            let Some(measured) = judge.measure(&file)?.filter(wins) else { continue };
+            if best.as_ref().is_none_or(|(_, _, before)| measured.gain() > before.gain()) {
+                best = Some((candidate, file, measured));
+            }
+        }
+        let Some((winner, file, _)) = best else { return Ok(None) };
+        Ok(judge.measure(&file)?.filter(wins).map(|measured| (winner, measured)))
+    }
+
+    /// The artifacts of those candidates that change the plan, compile and do not spill; made on every thread there is, in order.
+    fn prepared(&self, candidates: Vec<Shape>, rules: &Model) -> Result<Vec<(Shape, PathBuf)>> {
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(BTreeMap::new());
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(candidate) = candidates.get(index) else { break };
+                let made = self.compile(&candidate.alone()).and_then(|model| match model.plan == rules.plan {
+                    true => Ok(None),
+                    false => self.write(&format!("candidate-{index}"), &model),
+                });
+                done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, made);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..available_parallelism().map_or(1, NonZeroUsize::get) {
+                scope.spawn(work);
+            }
+        });
+        let mut prepared = Vec::new();
+        for (index, made) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            prepared.extend(made?.map(|file| (candidates[index].clone(), file)));
+        }
+        Ok(prepared)
+    }
+
+    fn compile(&self, tuning: &Tuning) -> Result<Model> {
+        let plan = PlanOptions { batches: vec![self.batch], prompts: Vec::new(), tuning: tuning.clone() };
+        self.opened.compile(&CompileOptions { plan, ..CompileOptions::default() })
+    }
+
+    /// Writes the artifact. None where a kernel does not compile or spills.
+    fn write(&self, name: &str, model: &Model) -> Result<Option<PathBuf>> {
+        let options = Options { cache: kernel_cache(), ..Options::default() };
+        let (text, config) = (&self.opened.text, self.opened.config.as_ref());
+        let artifact = match model.artifact(text, config, Some(self.nvrtc), &[self.arch], &options) {
+            Ok(artifact) => artifact,
+            // The rules' kernels must compile; a candidate may be one that the template refuses.
+            Err(error) if model.tuning.is_empty() => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let reports = artifact.reports.values().flat_map(BTreeMap::values);
+        if !reports.into_iter().all(|report| report.is_free_of_spills()) {
+            return Ok(None);
+        }
+        let file = self.folder.join(format!("{name}.fuse"));
+        artifact.write(&file)?;
+        Ok(Some(file))
+    }
+
+    fn arguments(&self, base: &Path) -> Vec<String> {
+        let TuneArgs { depth, rounds, steps, gpu, .. } = self.args;
+        let base = base.display().to_string();
+        let pairs = [
+            ("--base", base),
+            ("--batch", self.batch.to_string()),
+            ("--depth", depth.to_string()),
+            ("--rounds", rounds.to_string()),
+            ("--steps", steps.to_string()),
+            ("--gpu", gpu.to_string()),
+        ];
+        pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+    }
+}
+
+/// Faster in every round, by more than nothing, and right.
+fn wins(measured: &Measured) -> bool {
+    measured.wins == measured.rounds && measured.gain() >= LEAST_GAIN && measured.nmse <= MOST_ERROR
+}
+
+fn opened(args: &TuneArgs) -> Result<Vec<Opened>> {
+    let shipped_ones = || shipped().iter().map(|(file, _)| PathBuf::from(file.trim_end_matches(".toml")));
+    let models = if args.models.is_empty() { shipped_ones().collect() } else { args.models.clone() };
+    let open = |model| {
+        let (checkpoint, passes, level) = (None, None, None);
+        ModelArgs { model: Some(model), checkpoint, config: args.config.clone(), passes, level }.open()
+    };
+    models.into_iter().map(open).collect()
+}
+
+/// `fuserun`, beside this program if it is not named.
+fn measuring_program(named: Option<&Path>) -> Result<PathBuf> {
+    let beside = || -> Result<PathBuf> {
+        let own = std::env::current_exe().context("this program does not know where it lies")?;
+        Ok(own.with_file_name(format!("fuserun{}", std::env::consts::EXE_SUFFIX)))
+    };
+    let path = named.map_or_else(beside, |path| Ok(path.to_path_buf()))?;
+    ensure!(
+        path.is_file(),
+        "there is no {}: fuserun does the measuring; build it (cargo build --release), or name it with --fuserun",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// The record to add to: the file's, if it is of this GPU and compiler and has entries, else an empty one.
+fn begin(output: &Path, about: &About, compiler: &str) -> Result<Tuning> {
+    let About { arch, gpu, driver } = about.clone();
+    let fresh = Tuning { arch, gpu, driver, compiler: compiler.to_owned(), ..Tuning::default() };
+    if !output.exists() {
+        return Ok(fresh);
+    }
+    let text = fs::read_to_string(output).with_context(|| format!("cannot read {}", output.display()))?;
+    let there = Tuning::parse(&text, &output.display().to_string())?;
+    if there.is_empty() {
+        return Ok(fresh);
+    }
+    let header = |tuning: &Tuning| [&tuning.arch, &tuning.gpu, &tuning.driver, &tuning.compiler].map(String::clone);
+    if header(&there) != header(&fresh) {
+        bail!(
+            "{} was measured with {}, and this is {}: name another file with --output, or delete it",
+            output.display(),
+            header(&there).join(", "),
+            header(&fresh).join(", ")
+        );
+    }
+    Ok(there)
+}
+
+fn write(output: &Path, record: &Tuning) -> Result<()> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(output, record.to_string()))
+        .with_context(|| format!("cannot write {}", output.display()))
+}
+
+/// A folder of this run's own, removed with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Scratch> {
+        let path = std::env::temp_dir().join(format!("fusec-tune-{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left of it is in the folder for temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,338 @@
+//! Tuning records: launch shapes that were measured on a GPU, where they beat the plan's own rules.
+//!
+//! A record is a TOML file for one architecture. `fusec tune` writes it; those in `tuning/` are inside the binary.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::spec::{AttentionSpec, MatvecSpec};
+
+/// What was measured on one GPU. Without entries it changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuning {
+    /// The architecture it holds for, such as `sm_90a`.
+    pub arch: String,
+    /// The GPU it was measured on.
+    pub gpu: String,
+    /// That GPU's driver.
+    pub driver: String,
+    /// The compiler of what was measured: NVRTC and `fusec`, with their versions.
+    pub compiler: String,
+    /// Products of few rows, by key.
+    #[serde(default, rename = "matvec")]
+    pub matvecs: Vec<MatvecTuning>,
+    /// Attentions of few rows, by key.
+    #[serde(default, rename = "attention")]
+    pub attentions: Vec<AttentionTuning>,
+}
+
+/// The shape of the products that a key fits.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MatvecTuning {
+    /// What is fused with it: the first words of the kernel's name, such as `norm_matvec_gated`.
+    pub kind: String,
+    /// Columns.
+    pub k: usize,
+    /// Row tiles.
+    pub tiles: usize,
+    /// Rows of x.
+    pub batch: usize,
+    /// Warps a block.
+    pub warps: usize,
+    /// Pairs of tiles that a warp has in flight.
+    pub depth: usize,
+    /// Blocks a multiprocessor that the row tiles are spread over.
+    pub blocks: usize,
+    /// Microseconds of a whole step with this shape, and with the rules'.
+    pub us: f64,
+    /// The latter.
+    pub default_us: f64,
+}
+
+/// The shape of the attentions that a key fits.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionTuning {
+    /// Query heads.
+    pub heads: usize,
+    /// Key heads.
+    pub key_heads: usize,
+    /// Values a head.
+    pub head_dim: usize,
+    /// Keys a token sees; 0: all.
+    pub window: usize,
+    /// Rows.
+    pub batch: usize,
+    /// Warps a block.
+    pub warps: usize,
+    /// Keys that make a further block worth its while.
+    pub keys: usize,
+    /// Microseconds of a whole step with this shape, and with the rules'.
+    pub us: f64,
+    /// The latter.
+    pub default_us: f64,
+}
+
+/// Which record a compilation uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum TuningSource {
+    /// The shipped one of its architecture, where there is one.
+    #[default]
+    Shipped,
+    /// None: the rules alone.
+    None,
+    /// A file.
+    File(PathBuf),
+}
+
+/// File name and text of each record inside the binary, by name.
+pub fn shipped() -> &'static [(&'static str, &'static str)] {
+    &[("sm_90a.toml", include_str!("../../../tuning/sm_90a.toml"))]
+}
+
+impl Tuning {
+    /// Reads a record. `file` is what messages call it.
+    ///
+    /// # Errors
+    /// What is no record, or has an entry that no kernel can follow: the file, the entry, and what is wrong with it.
+    pub fn parse(text: &str, file: &str) -> Result<Tuning> {
+        let tuning: Tuning = toml::from_str(text).map_err(|error| anyhow!("{file}: {error}"))?;
+        tuning.check().with_context(|| file.to_owned())?;
+        Ok(tuning)
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.matvecs.is_empty() && self.attentions.is_empty()
+    }
+
+    /// SHA-256 of all it says, in hexadecimal.
+    pub fn digest(&self) -> String {
+        Sha256::digest(self.to_string()).iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// The entry for a product, by everything of its spec but the shape.
+    pub fn matvec(&self, spec: &MatvecSpec) -> Option<&MatvecTuning> {
+        let kind = spec.kind();
+        let key = (kind.as_str(), spec.tiles.k, spec.tiles.count(), spec.batch);
+        self.matvecs.iter().find(|entry| entry.key() == key)
+    }
+
+    /// The entry for an attention of `batch` rows.
+    pub fn attention(
+        &self,
+        heads: usize,
+        key_heads: usize,
+        head_dim: usize,
+        window: usize,
+        batch: usize,
+    ) -> Option<&AttentionTuning> {
+        self.attentions.iter().find(|entry| entry.key() == (heads, key_heads, head_dim, window, batch))
+    }
+
+    /// Takes an entry in the place of one with the same key.
+    pub fn set_matvec(&mut self, entry: MatvecTuning) {
+        self.matvecs.retain(|other| other.key() != entry.key());
+        self.matvecs.push(entry);
+        self.matvecs.sort_by(|a, b| a.key().cmp(&b.key()));
+    }
+
+    /// Takes an entry in the place of one with the same key.
+    pub fn set_attention(&mut self, entry: AttentionTuning) {
+        self.attentions.retain(|other| other.key() != entry.key());
+        self.attentions.push(entry);
+        self.attentions.sort_by_key(AttentionTuning::key);
+    }
+
+    fn check(&self) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        for entry in &self.matvecs {
+            entry.check().with_context(|| format!("[[matvec]] {entry}"))?;
+            ensure!(seen.insert(entry.key()), "[[matvec]] {entry}: it is there twice");
+        }
+        let mut seen = BTreeSet::new();
+        for entry in &self.attentions {
+            entry.check().with_context(|| format!("[[attention]] {entry}"))?;
+            ensure!(seen.insert(entry.key()), "[[attention]] {entry}: it is there twice");
+        }
+        Ok(())
+    }
+}
+
+impl MatvecTuning {
+    /// What tells the products apart that have a shape of their own.
+    pub fn key(&self) -> (&str, usize, usize, usize) {
+        (&self.kind, self.k, self.tiles, self.batch)
+    }
+
+    fn check(&self) -> Result<()> {
+        check_batch(self.batch)?;
+        check_warps(self.warps)?;
+        ensure!(
+            self.batch * 16 <= 32 * self.warps,
+            "{} warps are too few for batch {}: a thread finishes one result",
+            self.warps,
+            self.batch
+        );
+        ensure!((1..=32).contains(&self.depth), "a depth of {} is not 1 to 32 pairs", self.depth);
+        ensure!((1..=8).contains(&self.blocks), "{} blocks a multiprocessor are not 1 to 8", self.blocks);
+        ensure!(self.k > 0 && self.tiles > 0, "a product has columns and row tiles");
+        Ok(())
+    }
+}
+
+impl AttentionTuning {
+    /// What tells the attentions apart that have a shape of their own.
+    pub fn key(&self) -> (usize, usize, usize, usize, usize) {
+        (self.heads, self.key_heads, self.head_dim, self.window, self.batch)
+    }
+
+    fn check(&self) -> Result<()> {
+        check_batch(self.batch)?;
+        check_warps(self.warps)?;
+        ensure!(self.keys > 0, "a split of no keys");
+        Ok(())
+    }
+}
+
+fn check_batch(batch: usize) -> Result<()> {
+    ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
+    Ok(())
+}
+
+fn check_warps(warps: usize) -> Result<()> {
+    ensure!(matches!(warps, 1 | 2 | 4 | 8 | 16 | 32), "{warps} warps are not one of 1, 2, 4, 8, 16 and 32");
+    Ok(())
+}
+
+impl MatvecSpec {
+    /// What is fused into the product: the first words of its kernel's name.
+    pub fn kind(&self) -> String {
+        let source = match (&self.norm, &self.combine) {
+            (Some(_), _) => "norm_matvec",
+            (None, Some(_)) => "attention_proj",
+            (None, None) => "matvec",
+        };
+        let gated = if self.tiles.gated { "_gated" } else { "" };
+        let residual = if self.residual { "_add" } else { "" };
+        let argmax = if self.argmax { "_sample" } else { "" };
+        format!("{source}{gated}{residual}{argmax}")
+    }
+}
+
+impl AttentionSpec {
+    /// Its key as an [`AttentionTuning`] of `batch` rows has it.
+    pub fn tuning_key(&self, batch: usize) -> (usize, usize, usize, usize, usize) {
+        (self.heads, self.key_heads, self.head_dim, self.splits.window, batch)
+    }
+}
+
+/// The record as its file.
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "# Launch shapes that beat the plan's rules, as `fusec tune` measured them: microseconds are of whole decode steps."
+        )?;
+        for (key, value) in
+            [("arch", &self.arch), ("gpu", &self.gpu), ("driver", &self.driver), ("compiler", &self.compiler)]
+        {
+            writeln!(f, "{key} = {}", toml::Value::from(value.as_str()))?;
+        }
+        for entry in &self.matvecs {
+            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, us, default_us } = entry;
+            writeln!(
+                f,
+                "\n[[matvec]]\nkind = {}\nk = {k}\ntiles = {tiles}\nbatch = {batch}",
+                toml::Value::from(kind.as_str())
+            )?;
+            writeln!(
+                f,
+                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\nus = {us:?}\ndefault_us = {default_us:?}"
+            )?;
+        }
+        for entry in &self.attentions {
+            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, us, default_us } = entry;
+            writeln!(f, "\n[[attention]]\nheads = {heads}\nkey_heads = {key_heads}\nhead_dim = {head_dim}")?;
+            writeln!(
+                f,
+                "window = {window}\nbatch = {batch}\nwarps = {warps}\nkeys = {keys}\nus = {us:?}\ndefault_us = {default_us:?}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for MatvecTuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, k {}, {} row tiles, batch {}", self.kind, self.k, self.tiles, self.batch)
+    }
+}
+
+impl fmt::Display for AttentionTuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AttentionTuning { heads, key_heads, head_dim, window, batch, .. } = self;
+        write!(f, "attention, heads {heads} by {key_heads} of {head_dim}, window {window}, batch {batch}")
+    }
+}
+
+impl FromStr for TuningSource {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<TuningSource, Self::Err> {
+        Ok(match text {
+            "auto" => TuningSource::Shipped,
+            "none" => TuningSource::None,
+            path => TuningSource::File(path.into()),
+        })
+    }
+}
+
+impl TuningSource {
+    /// The record for a plan that is built for these architectures. Of several, the first that has a shipped record: launch shapes are the same for
+    /// all of them.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no record, or is of none of the architectures.
+    pub fn record<S: AsRef<str>>(&self, archs: &[S]) -> Result<Tuning> {
+        match self {
+            TuningSource::None => Ok(Tuning::default()),
+            TuningSource::Shipped => {
+                let file_of =
+                    |arch: &S| shipped().iter().find(|(file, _)| file.strip_suffix(".toml") == Some(arch.as_ref()));
+                match archs.iter().find_map(file_of) {
+                    Some((file, text)) => Tuning::parse(text, file),
+                    None => Ok(Tuning::default()),
+                }
+            }
+            TuningSource::File(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the tuning record {}", path.display()))?;
+                let tuning = Tuning::parse(&text, &path.display().to_string())?;
+                let archs: Vec<&str> = archs.iter().map(AsRef::as_ref).collect();
+                ensure!(
+                    archs.contains(&tuning.arch.as_str()),
+                    "{} was measured for {}, and this is compiled for {}: leave it out, or run fusec tune on that GPU",
+                    path.display(),
+                    tuning.arch,
+                    archs.join(", ")
+                );
+                Ok(tuning)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

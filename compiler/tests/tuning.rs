@@ -1,0 +1,130 @@
+//! What a tuning record does to plans, sources and artifacts.
+
+use fusec::compile::{CompileOptions, Model, compile};
+use fusec::description::{Description, shipped};
+use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
+use fusec::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
+
+/// Llama-3.2-1B's gate and up at batch 1.
+fn gate_up() -> MatvecTuning {
+    let kind = "norm_matvec_gated".to_owned();
+    MatvecTuning { kind, k: 2048, tiles: 1024, batch: 1, warps: 16, depth: 3, blocks: 1, us: 1.0, default_us: 2.0 }
+}
+
+/// And its attention.
+fn attention() -> AttentionTuning {
+    let (heads, key_heads, head_dim, window, batch) = (32, 8, 64, 0, 1);
+    AttentionTuning { heads, key_heads, head_dim, window, batch, warps: 4, keys: 96, us: 1.0, default_us: 2.0 }
+}
+
+fn record(matvec: Option<MatvecTuning>, attention: Option<AttentionTuning>) -> Tuning {
+    let mut tuning = Tuning { arch: "sm_90a".into(), gpu: "a GPU".into(), ..Tuning::default() };
+    matvec.into_iter().for_each(|entry| tuning.set_matvec(entry));
+    attention.into_iter().for_each(|entry| tuning.set_attention(entry));
+    tuning
+}
+
+fn model(tuning: Tuning) -> Model {
+    let (file, text) = *shipped().iter().find(|(file, _)| *file == "llama.toml").expect("llama is shipped");
+    let description = Description::parse(text, file).expect("a shipped description");
+    let plan = PlanOptions { batches: vec![1, 2], prompts: vec![32], tuning };
+    compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles")
+}
+
+/// Name, spec and blocks of each launch of a decode step.
+fn launches(plan: &Plan, batch: usize) -> Vec<(&str, &KernelSpec, u32)> {
+    let step = plan.step(StepKind::Decode { batch }).expect("a decode step");
+    let kernel = |launch: usize| &plan.kernels[launch];
+    step.launches
+        .iter()
+        .map(|launch| (kernel(launch.kernel).name.as_str(), &kernel(launch.kernel).spec, launch.grid[0]))
+        .collect()
+}
+
+#[test]
+fn an_entry_shapes_the_products_of_its_key_and_no_others() {
+    let (rules, tuned) = (model(Tuning::default()), model(record(Some(gate_up()), None)));
+    let mut changed = 0;
+    for (before, after) in launches(&rules.plan, 1).into_iter().zip(launches(&tuned.plan, 1)) {
+        assert_eq!(before.0, after.0, "names stay");
+        if let (KernelSpec::Matvec(old), KernelSpec::Matvec(new)) = (before.1, after.1)
+            && old.kind() == "norm_matvec_gated"
+        {
+            assert_eq!((new.warps, new.depth, after.2), (16, 3, 128), "1024 row tiles in 8 turns");
+            assert_ne!((old.warps, old.depth, before.2), (16, 3, 128));
+            changed += 1;
+        } else {
+            assert_eq!(before, after);
+        }
+    }
+    assert_eq!(changed, 16, "one a layer");
+    assert_eq!(launches(&rules.plan, 2), launches(&tuned.plan, 2), "another batch has the rules' shape");
+    assert_eq!(rules.plan.weights, tuned.plan.weights, "weights are packed alike");
+}
+
+#[test]
+fn an_entry_shapes_an_attention_and_what_combines_its_splits() {
+    let tuned = model(record(None, Some(attention())));
+    let mut seen = (0, 0);
+    for (_, spec, _) in launches(&tuned.plan, 1) {
+        match spec {
+            KernelSpec::Attention(spec) => {
+                assert_eq!((spec.warps, spec.splits.keys), (4, 96));
+                seen.0 += 1;
+            }
+            KernelSpec::Matvec(spec) => {
+                if let Some((_, _, splits)) = spec.combine {
+                    assert_eq!(splits.keys, 96);
+                    seen.1 += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(seen, (16, 16));
+    let prompts = |model: &Model| {
+        let step = model.plan.step(StepKind::Prompt { rows: 32 }).expect("a prompt step").clone();
+        step.launches.iter().map(|launch| model.plan.kernels[launch.kernel].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(prompts(&tuned), prompts(&model(Tuning::default())), "prompts are not tuned");
+}
+
+#[test]
+fn the_head_keeps_a_maximum_a_block() {
+    let head =
+        MatvecTuning { kind: "norm_matvec_sample".into(), tiles: 8016, blocks: 3, depth: 4, warps: 8, ..gate_up() };
+    let tuned = model(record(Some(head), None));
+    let blocks = launches(&tuned.plan, 1).into_iter().find(|launch| launch.0.contains("sample_f32")).expect("a head").2;
+    let maxima = launches(&tuned.plan, 1).into_iter().find_map(|(_, spec, _)| match spec {
+        KernelSpec::Sample { maxima, .. } => Some(*maxima),
+        _ => None,
+    });
+    assert_eq!(maxima, Some(blocks as usize));
+    let rules = model(Tuning::default());
+    let before = launches(&rules.plan, 1).into_iter().find(|launch| launch.0.contains("sample_f32"));
+    assert_ne!(before.expect("a head").2, blocks);
+}
+
+#[test]
+fn the_record_reaches_the_sources_and_the_artifact() {
+    let artifact = |model: &Model| {
+        let artifact = model.artifact("", None, None, &[], &Default::default()).expect("sources need nothing");
+        (artifact.to_bytes().expect("it can be written"), artifact)
+    };
+    let rules = model(Tuning::default());
+    let unfit = model(record(Some(MatvecTuning { k: 2049, ..gate_up() }), None));
+    assert_eq!((&unfit.plan, &unfit.sources), (&rules.plan, &rules.sources), "no product has this key");
+    let tuned = model(record(Some(gate_up()), Some(attention())));
+    let differ = tuned.sources.iter().filter(|(name, source)| rules.sources.get(*name) != Some(*source)).count();
+    // Kernels are kept by their source: the gated product, the attention and its projection are made again, the others are not.
+    assert_eq!(differ, 3);
+    let (bytes, with) = artifact(&tuned);
+    assert_eq!(with.manifest.extra["tuning"]["sha256"], tuned.tuning.digest());
+    assert_eq!(with.manifest.extra["tuning"]["gpu"], "a GPU");
+    let (plain, without) = artifact(&rules);
+    assert!(!without.manifest.extra.contains_key("tuning"));
+    // Blocks are in no source; the plan and the manifest tell them apart.
+    let (other, _) = artifact(&model(record(Some(MatvecTuning { blocks: 2, ..gate_up() }), Some(attention()))));
+    assert!(bytes != plain && bytes != other);
+    assert_eq!(artifact(&tuned).0, bytes, "the same record gives the same file");
+}

@@ -1,0 +1,122 @@
+//! A model on a driver with no GPU behind it: which launches a profile and a comparison make, and that all of it is given back. Kernels do not run and
+//! each interval is 1.5 ms, so what is measured is known.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use fuse_tests::{TempFolder, nvrtc, root};
+use fusec::build::{Compiled, Options, compile_all};
+use fusec::emit::read_kernel;
+use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
+use fuserun::backend::{Backend, Device, LoadOptions};
+use fuserun::model::{ModelName, OpenModel};
+use fuserun::profile::Profile;
+use fuserun::step::{GpuEngine, MemoryReader, NOTHING};
+
+const TRACE: &str = "FAKE_CUDA_TRACE";
+const RUNS: usize = 2;
+
+#[test]
+fn a_step_is_taken_apart_and_compared() {
+    if std::env::var_os(TRACE).is_some() {
+        return on_the_fake();
+    }
+    let folder = TempFolder::new();
+    let trace = folder.path().join("trace.txt");
+    build_driver(folder.path());
+    // NVRTC asks the driver library for more than the fake has: beside it, device code comes from what is kept.
+    for batch in [1, 2] {
+        compiled(&model(), vec![batch], PlanOptions::default().prompts);
+    }
+    let measuring = [("read", read_kernel().unwrap()), ("nothing", NOTHING.to_string())];
+    device_code(&measuring.map(|(name, source)| (name.to_string(), source)).into());
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", "a_step_is_taken_apart_and_compared"]).env("LD_LIBRARY_PATH", folder.path());
+    again.env(TRACE, &trace).env("FAKE_CUDA_FREE", "100000000").env("FUSE_CACHE", root().join(".cache"));
+    let done = again.env("FUSE_NVRTC", nvrtc().path()).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr));
+
+    let trace = std::fs::read_to_string(trace).unwrap();
+    assert!(!trace.contains("MISUSE"), "{trace}");
+    let end = "context released, alive: 0 streams, 0 events, 0 modules, 0 graphs, 0 buffers, 0 pinned\n";
+    assert!(trace.ends_with(end), "everything is given back");
+    // One by one, outside a graph and without overlap: the step's 13 launches in their order, a warm-up and the runs, then as often nothing.
+    let lines: Vec<&str> =
+        trace.lines().filter(|line| line.starts_with("run ") && !line.starts_with("run read ")).collect();
+    assert_eq!(lines.len(), 2 * 13 * (1 + RUNS + GROWTHS_OF_READS), "{lines:#?}");
+    assert!(lines.iter().all(|line| !line.contains("programmatic")));
+    assert!(lines[0].starts_with("run embedding_") && lines[12].starts_with("run sample_"), "{lines:#?}");
+    let [busy, idle] = [0, lines.len() / 2].map(|start| &lines[start..start + 13]);
+    for (busy, idle) in busy.iter().zip(idle) {
+        let shape = |line: &str| line.split_once(" grid").unwrap().1.to_string();
+        assert!(idle.starts_with("run nothing ") && shape(idle) == shape(busy), "{idle}\n{busy}");
+    }
+    // Graphs of 1 to 13 launches, each run once more than it counts, and those of the steps that are compared.
+    let firsts = trace.lines().filter(|line| line.starts_with("replay embedding_")).count();
+    let compared = 2 * (1 + 3 * (2 + 2));
+    assert_eq!(firsts, 13 * (1 + RUNS) + compared);
+    let lasts = trace.lines().filter(|line| line.starts_with("replay sample_")).count();
+    assert_eq!(lasts, 1 + RUNS + compared);
+}
+
+/// The fake driver is always done, as if launches did not lay ready: the reads ahead grow as far as they may.
+const GROWTHS_OF_READS: usize = 5;
+
+fn model() -> OpenModel {
+    let model = Some(root().join("tests/goldens/llama-tied"));
+    OpenModel::open(&ModelName { model, tuning: TuningSource::None, ..ModelName::default() }).unwrap()
+}
+
+/// The plan for these batches and prompts with its device code, which is kept.
+fn compiled(model: &OpenModel, batches: Vec<usize>, prompts: Vec<usize>) -> (Plan, BTreeMap<String, Compiled>) {
+    let model = model.compile(PlanOptions { batches, prompts, ..PlanOptions::default() }).unwrap();
+    let code = device_code(&model.sources);
+    (model.plan, code)
+}
+
+fn device_code(sources: &BTreeMap<String, String>) -> BTreeMap<String, Compiled> {
+    let cached = Options { cache: Some(root().join(".cache/kernels")), ..Options::default() };
+    compile_all(nvrtc(), sources, "sm_90a".parse().unwrap(), &cached).unwrap()
+}
+
+fn on_the_fake() {
+    let open = model();
+    let options = LoadOptions { context: 64, sequences: 1, batches: vec![1], threads: None };
+    let Backend::Gpu(mut engine) = open.load(&Device::Cuda(0), &options).unwrap() else { panic!("the GPU was named") };
+    engine.check_graphs().unwrap();
+
+    let reader = MemoryReader::new(engine.gpu()).unwrap();
+    let times = engine.time_launches(1, 20, RUNS, &reader).unwrap();
+    assert!(!times.queued, "the fake driver runs everything at once");
+    assert_eq!((times.alone.as_slice(), times.ends.as_slice()), ([0.0; 13].as_slice(), [1500.0; 13].as_slice()));
+    let kind = StepKind::Decode { batch: 1 };
+    let profile = Profile::new(engine.plan(), engine.plan().step(kind).unwrap(), &times, 1, 20, 1e12);
+    assert_eq!((profile.step_us, profile.alone_us, profile.edges), (1500.0, 0.0, 12));
+    assert!(profile.to_string().contains("did not lay ready"));
+    let error = engine.time_launches(1, 63, RUNS, &reader).unwrap_err().to_string();
+    assert_eq!(error, "2 steps from depth 63 on need a context of more than 64");
+    assert!(
+        engine.time_launches(4, 20, RUNS, &reader).unwrap_err().to_string().contains("no Decode { batch: 4 } step")
+    );
+
+    let compare = |engine: &mut GpuEngine, batches: Vec<usize>| {
+        let (plan, compiled) = compiled(&open, batches, Vec::new());
+        let cubins = compiled.iter().map(|(name, kernel)| (name.as_str(), kernel.cubin.as_slice())).collect();
+        let variant = engine.variant(&plan, &cubins, 1)?;
+        engine.compare(&variant, 20, 3, 2)
+    };
+    let compared = compare(&mut engine, vec![1]).unwrap();
+    assert_eq!((compared.medians(), compared.wins(), compared.own.len()), ((1500.0, 1500.0), 0, 3));
+    assert!(compare(&mut engine, vec![2]).unwrap_err().to_string().contains("no Decode { batch: 1 } step"));
+}
+
+/// Compiles the fake under both names that the driver library is looked for by.
+fn build_driver(folder: &Path) {
+    let source = root().join("runtime/tests/fake_driver/libcuda.c");
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        let done =
+            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(folder.join(name)).arg(&source).status();
+        assert!(done.as_ref().is_ok_and(|status| status.success()), "a C compiler is needed (cc): {done:?}");
+    }
+}

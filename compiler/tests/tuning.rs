@@ -8,7 +8,7 @@ use fusec::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 /// Llama-3.2-1B's gate and up at batch 1.
 fn gate_up() -> MatvecTuning {
     let kind = "norm_matvec_gated".to_owned();
-    MatvecTuning { kind, k: 2048, tiles: 1024, batch: 1, warps: 16, depth: 3, blocks: 1, us: 1.0, default_us: 2.0 }
+    MatvecTuning { kind, k: 2048, tiles: 1024, batch: 1, warps: 16, depth: 4, blocks: 1, us: 1.0, default_us: 2.0 }
 }
 
 /// And its attention.
@@ -50,8 +50,8 @@ fn an_entry_shapes_the_products_of_its_key_and_no_others() {
         if let (KernelSpec::Matvec(old), KernelSpec::Matvec(new)) = (before.1, after.1)
             && old.kind() == "norm_matvec_gated"
         {
-            assert_eq!((new.warps, new.depth, after.2), (16, 3, 128), "1024 row tiles in 8 turns");
-            assert_ne!((old.warps, old.depth, before.2), (16, 3, 128));
+            assert_eq!((new.warps, new.depth, after.2), (16, 4, 128), "1024 row tiles in 8 turns");
+            assert_ne!((old.warps, old.depth, before.2), (16, 4, 128));
             changed += 1;
         } else {
             assert_eq!(before, after);

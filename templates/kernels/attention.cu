@@ -29,9 +29,15 @@ DEVICE void unpack(float (&f)[8], const Vec4& v) {
   f[4] = bf16_low(v.z), f[5] = bf16_high(v.z), f[6] = bf16_low(v.w), f[7] = bf16_high(v.w);
 }
 
+// What turns a head and weighs it, the same for all heads: made before the wait.
+struct Prepared {
+  float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
+  float weights[2][HEAD_DIM];         // of the norms of q and k
+};
+
 // One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp.
 template <typename Take>
-DEVICE void load_head(Take take, float* raw, const float* from, const float* weight, float eps, int position, bool transform) {
+DEVICE void load_head(Take take, float* raw, const float* from, const float* weights, float eps, const Prepared& prepared, bool transform) {
   const int lane = threadIdx.x % 32;
   float value[PER_LANE], square = 0.0f;
 #pragma unroll
@@ -44,11 +50,13 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
 #pragma unroll
   for (int j = 0; j < PER_LANE; j++) {
     const int i = lane + 32 * j;
-    if (i < HEAD_DIM) raw[i] = value[j] * scale * (transform && weight ? weight[i] : 1.0f);
+    if (i < HEAD_DIM) raw[i] = transform && NORM ? value[j] * scale * weights[i] : value[j];
   }
   warp_barrier();
+  const auto turn = [&](int pair, float& cosine, float& sine) { cosine = prepared.turns[pair][0], sine = prepared.turns[pair][1]; };
+#pragma unroll 1
   for (int i = lane; i < PADDED; i += 32)
-    take(i, i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, position) : raw[i]);
+    take(i, i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, turn) : raw[i]);
   warp_barrier();
 }
 
@@ -95,7 +103,17 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k
 #pragma unroll
     for (int i = 0; i < 2; i++) load_key(key[i], value[i], keys_at, values_at, begin + i * STREAMS, end, position);
   };
-  if (APPEND) load_first();
+  SHARED Prepared prepared;
+  if (APPEND) {
+    load_first();
+    for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS)
+      rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
+    for (int i = threadIdx.x; i < HEAD_DIM && NORM; i += THREADS) {
+      prepared.weights[0][i] = q_weight ? float_of(load_early((const int*)q_weight + i)) : 1.0f;
+      prepared.weights[1][i] = k_weight ? float_of(load_early((const int*)k_weight + i)) : 1.0f;
+    }
+    block_barrier();
+  }
   wait_for_dependencies();
   const u64 block = blockIdx.x + gridDim.x * (split + gridDim.y * row);
   for (u64 i = block * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * gridDim.y * rows * THREADS) zeros[i] = 0.0f;
@@ -106,18 +124,15 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k
   // say so, as it will be combined.
   const bool newest = APPEND && begin < end && end == position + 1;
   for (int job = warp; job < GROUP + 2 * newest; job += WARPS) {
-    if (job < GROUP) {
-      float* to = queries[job];
-      load_head([&](int i, float v) { to[i] = v; }, raw[warp], q + ((u64)row * HEADS + first_head + job) * HEAD_DIM, q_weight, EPS_Q,
-                position, APPEND);
-    } else {
-      const bool is_key = job == GROUP;
-      u16* to = (u16*)fresh[is_key ? 0 : 1];
-      u16* cached = (is_key ? keys_at : values_at) + (u64)position * PADDED;
-      const u64 from = ((u64)row * KEY_HEADS + key_head) * HEAD_DIM;
-      load_head([&](int i, float v) { store(to + i, v), store(cached + i, v); }, raw[warp], (is_key ? k : v) + from,
-                is_key ? k_weight : nullptr, EPS_K, position, is_key);
-    }
+    const bool is_query = job < GROUP, is_key = job == GROUP;
+    const float* from = is_query ? q + ((u64)row * HEADS + first_head + job) * HEAD_DIM : (is_key ? k : v) + ((u64)row * KEY_HEADS + key_head) * HEAD_DIM;
+    u16* to = (u16*)fresh[is_key ? 0 : 1];
+    u16* cached = (is_key ? keys_at : values_at) + (u64)position * PADDED;
+    const auto take = [&](int i, float value) {
+      if (is_query) queries[job][i] = value;
+      else store(to + i, value), store(cached + i, value);
+    };
+    load_head(take, raw[warp], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
   }
   block_barrier();
 
@@ -173,8 +188,7 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k
     if (part == 0) peaks[h][stream] = largest[h], totals[h][stream] = total[h];
   }
   block_barrier();
-  if (warp < GROUP) {
-    const int h = warp;
+  for (int h = warp; h < GROUP; h += WARPS) {
     float peak = NEGATIVE_INFINITY, weights = 0.0f;
     for (int s = lane; s < STREAMS; s += 32) peak = fmaxf(peak, peaks[h][s]);
 #pragma unroll

@@ -27,7 +27,10 @@ constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_PAIRS * 32;                       // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);    // eights of x a thread brings there
+constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that bring a row there in one go
+constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
+constexpr int SIDE_THREADS = THREADS / SIDES;
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // eights of a row a thread brings there
 constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
@@ -44,7 +47,7 @@ DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, 
 // Whether pair i of a chunk of a unit is one, and not padding.
 DEVICE bool is_pair(int unit, int chunk, int i, int rank, int warp) {
   const int tile = UNIT > 1 ? i / SHARE : 0, turn = UNIT > 1 ? i % SHARE : chunk * DEPTH + i, pair = warp + WARPS * turn;
-  return WHOLE || (unit * UNIT + tile < TILES && turn < SHARE && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+  return WHOLE || (unit * UNIT + tile < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
 }
 
 // Starts the loads of pair i of a chunk of a unit that begins at `from`.
@@ -96,27 +99,30 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
 }
 
 // x · w into shared memory, and the warp's part of what the norm divides by. RMS is applied to the products, which are linear in it.
-// The loads of two rows go out together.
+// SIDES groups of warps take a row each, or two whose loads go out together.
+constexpr int ROWS_AT_ONCE = BATCH >= 2 * SIDES && NORM == 1 ? 2 : 1;
+DEVICE int side_of(int row) { return row / ROWS_AT_ONCE % SIDES; }
+
 DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
-  constexpr int ROWS_AT_ONCE = BATCH > 1 && NORM == 1 ? 2 : 1;
+  const int side = NORM == 1 ? threadIdx.x / SIDE_THREADS : 0, thread = threadIdx.x % SIDE_THREADS;
 #pragma unroll 1
-  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE) {
+  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE * SIDES) {
+    const int row = first + side * ROWS_AT_ONCE;
     float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {};
     if (NORM == 2) {
-      const float* row = x + first * K;
       float sum = 0.0f, squares = 0.0f;
-      for (int k = threadIdx.x; k < K; k += THREADS) sum += row[k];
+      for (int k = threadIdx.x; k < K; k += THREADS) sum += x[row * K + k];
       mean = block_total(sum, sums) / K;
-      for (int k = threadIdx.x; k < K; k += THREADS) squares += (row[k] - mean) * (row[k] - mean);
+      for (int k = threadIdx.x; k < K; k += THREADS) squares += (x[row * K + k] - mean) * (x[row * K + k] - mean);
       scale = rsqrtf(block_total(squares, sums) / K + EPS);
     }
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
-      const int k = 8 * (threadIdx.x + THREADS * pass);
+      const int k = 8 * (thread + SIDE_THREADS * pass);
       if (k >= STAGED_K) break;
       float v[ROWS_AT_ONCE][8];
 #pragma unroll
-      for (int r = 0; r < ROWS_AT_ONCE; r++) load_floats<false>(v[r], x + (first + r) * K, k);
+      for (int r = 0; r < ROWS_AT_ONCE; r++) load_floats<false>(v[r], x + (row + r) * K, k);
 #pragma unroll
       for (int r = 0; r < ROWS_AT_ONCE; r++) {
 #pragma unroll
@@ -125,53 +131,74 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
         }
-        store_pair(staged + (first + r) * STAGE_STRIDE + k, v[r]);
+        store_pair(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
     }
 #pragma unroll
     for (int r = 0; r < ROWS_AT_ONCE && NORM == 1; r++) {
       square[r] = warp_sum(square[r]);
-      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][first + r] = square[r];
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
     }
   }
 }
 
 {% if combine %}
-// The softmax-weighted mean of the splits, in their order, for the columns of x from `base` on; the loads of four splits go out together.
-// Fours of columns lie in one head, or are taken one by one.
+// The softmax-weighted mean of the splits, in their order, for the columns of x from `base` on. Fours of columns lie in one head, or are
+// taken one by one. The loads of a few splits of a few runs of columns go out together.
 constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
-constexpr int TOGETHER = SPLITS < 4 ? SPLITS : 4;
+constexpr int RUNS = BATCH * STAGED_K / RUN;
+constexpr int RUNS_AT_ONCE = RUNS > 2 * THREADS ? 4 : RUNS > THREADS ? 2 : 1;
+constexpr int TOGETHER = 4 / RUNS_AT_ONCE;
 
 DEVICE void stage_combined(u16* staged, const float* partial, const float* statistics, const int (&position_of)[BATCH], int base) {
 #pragma unroll 1
-  for (int i = RUN * threadIdx.x; i < BATCH * STAGED_K; i += RUN * THREADS) {
-    const int b = i / STAGED_K, k = base + i % STAGED_K, head = k / HEAD_DIM, splits = k < K ? active_splits(position_of[b]) : 0;
-    float largest = NEGATIVE_INFINITY, total = 0.0f, sum[RUN] = {};
-#pragma unroll 1
-    for (int first = 0; first < splits; first += TOGETHER) {
-      float score[TOGETHER], weight[TOGETHER];
-      Vec4 values[TOGETHER];
+  for (int begin = threadIdx.x; begin < RUNS; begin += RUNS_AT_ONCE * THREADS) {
+    int splits[RUNS_AT_ONCE], most = 0;
+    float largest[RUNS_AT_ONCE], total[RUNS_AT_ONCE], sum[RUNS_AT_ONCE][RUN];
 #pragma unroll
-      for (int s = 0; s < TOGETHER; s++) {
-        if (first + s >= splits) break;
-        const int at = (first + s) * BATCH + b;
-        score[s] = statistics[(at * HEADS + head) * 2], weight[s] = statistics[(at * HEADS + head) * 2 + 1];
-        if (RUN == 4) values[s] = *(const Vec4*)(partial + (u64)at * K + k); else values[s].x = bits_of(partial[(u64)at * K + k]);
-      }
+    for (int r = 0; r < RUNS_AT_ONCE; r++) {
+      const int i = RUN * (begin + r * THREADS), b = i / STAGED_K;
+      splits[r] = b < BATCH && base + i % STAGED_K < K ? active_splits(position_of[b]) : 0;
+      if (splits[r] > most) most = splits[r];
+      largest[r] = NEGATIVE_INFINITY, total[r] = 0.0f;
 #pragma unroll
-      for (int s = 0; s < TOGETHER; s++) {
-        if (first + s >= splits) break;
-        const float peak = fmaxf(largest, score[s]), keep = power_of_two(largest - peak), take = power_of_two(score[s] - peak);
-        largest = peak;
-        total = total * keep + take * weight[s];
-        const u32 words[4] = {values[s].x, values[s].y, values[s].z, values[s].w};
-#pragma unroll
-        for (int j = 0; j < RUN; j++) sum[j] = sum[j] * keep + take * float_of(words[j]);
-      }
+      for (int j = 0; j < RUN; j++) sum[r][j] = 0.0f;
     }
-    u16* to = staged + b * STAGE_STRIDE + i % STAGED_K;
+#pragma unroll 1
+    for (int first = 0; first < most; first += TOGETHER) {
+      float score[RUNS_AT_ONCE][TOGETHER], weight[RUNS_AT_ONCE][TOGETHER];
+      Vec4 values[RUNS_AT_ONCE][TOGETHER];
 #pragma unroll
-    for (int j = 0; j < RUN; j++) store(to + j, splits > 0 ? sum[j] / total : 0.0f);
+      for (int r = 0; r < RUNS_AT_ONCE; r++)
+#pragma unroll
+        for (int s = 0; s < TOGETHER; s++) {
+          const int i = RUN * (begin + r * THREADS), b = i / STAGED_K, k = base + i % STAGED_K, at = (first + s) * BATCH + b;
+          if (first + s >= splits[r]) continue;
+          score[r][s] = statistics[(at * HEADS + k / HEAD_DIM) * 2], weight[r][s] = statistics[(at * HEADS + k / HEAD_DIM) * 2 + 1];
+          if (RUN == 4) values[r][s] = *(const Vec4*)(partial + (u64)at * K + k);
+          else values[r][s].x = bits_of(partial[(u64)at * K + k]);
+        }
+#pragma unroll
+      for (int r = 0; r < RUNS_AT_ONCE; r++)
+#pragma unroll
+        for (int s = 0; s < TOGETHER; s++) {
+          if (first + s >= splits[r]) continue;
+          const float peak = fmaxf(largest[r], score[r][s]), keep = power_of_two(largest[r] - peak), take = power_of_two(score[r][s] - peak);
+          largest[r] = peak;
+          total[r] = total[r] * keep + take * weight[r][s];
+          const u32 words[4] = {values[r][s].x, values[r][s].y, values[r][s].z, values[r][s].w};
+#pragma unroll
+          for (int j = 0; j < RUN; j++) sum[r][j] = sum[r][j] * keep + take * float_of(words[j]);
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < RUNS_AT_ONCE; r++) {
+      const int i = RUN * (begin + r * THREADS), b = i / STAGED_K;
+      if (b >= BATCH) break;
+      u16* to = staged + b * STAGE_STRIDE + i % STAGED_K;
+#pragma unroll
+      for (int j = 0; j < RUN; j++) store(to + j, splits[r] > 0 ? sum[r][j] / total[r] : 0.0f);
+    }
   }
 }
 {% endif %}
@@ -202,7 +229,7 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) {{ name }}(const Vec4* we
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll
       for (int i = 0; i < 8; i++) w[pass][i] = 1.0f;
-      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
+      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x % SIDE_THREADS + SIDE_THREADS * pass));
     }
   }
   {% if combine %}SHARED int position_of[BATCH];
@@ -267,7 +294,6 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) {{ name }}(const Vec4* we
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
     for (int job = warp; job < UNIT * BATCH; job += WARPS) {
       const int b = job % BATCH, tile = unit * UNIT + job / BATCH, row = lane % 16;
-      if (tile >= TILES) break;
       const Place place = place_of(tile, row);
       const bool writes = lane < TILE_ROWS && place.row < ROWS[place.output], adds = writes && rank == 0;
       const int at = b * ROWS[place.output] + place.row;
@@ -278,7 +304,7 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) {{ name }}(const Vec4* we
       if (NORM == 1) {
         float square = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) square += sums[i][b];
+        for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(b) * (WARPS / SIDES) + i][b];
         scale = rsqrtf(square / K + EPS);
       }
       float y = 0.0f;

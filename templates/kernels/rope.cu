@@ -11,6 +11,7 @@ KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* x, const int* pos
   const int position = positions[blockIdx.x];
   for (int i = threadIdx.x; i < HEADS * HEAD_DIM; i += THREADS) {
     const u64 head = ((u64)blockIdx.x * HEADS + i / HEAD_DIM) * HEAD_DIM;
-    out[head + i % HEAD_DIM] = roped([&](int j) { return x[head + j]; }, i % HEAD_DIM, position);
+    const auto turn = [&](int pair, float& cosine, float& sine) { rope_rotation(position, pair, cosine, sine); };
+    out[head + i % HEAD_DIM] = roped([&](int j) { return x[head + j]; }, i % HEAD_DIM, turn);
   }
 }

@@ -14,15 +14,15 @@ DEVICE void rope_rotation(int position, int pair, float& cosine, float& sine) {
   sine = ROPE_MAGNITUDE * sine_of(rest);
 }
 
-// Element `i` of the rotated head. `at(i)` reads the head before rotation.
-template <typename At>
-DEVICE float roped(At at, int i, int position) {
+// Element `i` of the rotated head. `at(i)` reads the head before rotation, `turn(pair, cosine, sine)` gives the rotation of a pair.
+template <typename At, typename Turn>
+DEVICE float roped(At at, int i, Turn turn) {
   if (i >= ROPE_DIM) return at(i);
   const int half = ROPE_DIM / 2;
   const int pair = ROPE_INTERLEAVED ? i / 2 : i % half;
   const bool second = ROPE_INTERLEAVED ? i % 2 == 1 : i >= half;
   const int partner = ROPE_INTERLEAVED ? i ^ 1 : (second ? i - half : i + half);
   float cosine, sine;
-  rope_rotation(position, pair, cosine, sine);
+  turn(pair, cosine, sine);
   return second ? at(i) * cosine + at(partner) * sine : at(i) * cosine - at(partner) * sine;
 }

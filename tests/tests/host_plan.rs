@@ -249,7 +249,7 @@ fn llama_tied_tuned() -> Result<()> {
         for (kind, k, tiles, warps, depth) in [
             ("norm_matvec", 128, 16, 4, 3),
             ("attention_proj_add", 128, 8, 2, 6),
-            ("norm_matvec_gated", 128, 12, 1, 1),
+            ("norm_matvec_gated", 128, 12, 2, 1),
             ("matvec_add", 96, 8, 16, 2),
             ("norm_matvec_sample", 128, 19, 4, 12),
         ] {

@@ -180,8 +180,8 @@ impl MatvecTuning {
         check_batch(self.batch)?;
         check_warps(self.warps)?;
         ensure!(
-            self.batch * 16 <= 32 * self.warps,
-            "{} warps are too few for batch {}: a thread finishes one result",
+            self.warps.is_multiple_of(2) && self.warps.is_multiple_of(self.batch),
+            "{} warps for batch {}: a warp finishes results of one row, half of it half of the sums",
             self.warps,
             self.batch
         );

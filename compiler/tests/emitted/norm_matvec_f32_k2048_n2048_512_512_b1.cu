@@ -169,7 +169,10 @@ constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_PAIRS * 32;                       // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);    // eights of x a thread brings there
+constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that bring a row there in one go
+constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
+constexpr int SIDE_THREADS = THREADS / SIDES;
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // eights of a row a thread brings there
 constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
@@ -186,7 +189,7 @@ DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, 
 // Whether pair i of a chunk of a unit is one, and not padding.
 DEVICE bool is_pair(int unit, int chunk, int i, int rank, int warp) {
   const int tile = UNIT > 1 ? i / SHARE : 0, turn = UNIT > 1 ? i % SHARE : chunk * DEPTH + i, pair = warp + WARPS * turn;
-  return WHOLE || (unit * UNIT + tile < TILES && turn < SHARE && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+  return WHOLE || (unit * UNIT + tile < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
 }
 
 // Starts the loads of pair i of a chunk of a unit that begins at `from`.
@@ -238,27 +241,30 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
 }
 
 // x · w into shared memory, and the warp's part of what the norm divides by. RMS is applied to the products, which are linear in it.
-// The loads of two rows go out together.
+// SIDES groups of warps take a row each, or two whose loads go out together.
+constexpr int ROWS_AT_ONCE = BATCH >= 2 * SIDES && NORM == 1 ? 2 : 1;
+DEVICE int side_of(int row) { return row / ROWS_AT_ONCE % SIDES; }
+
 DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
-  constexpr int ROWS_AT_ONCE = BATCH > 1 && NORM == 1 ? 2 : 1;
+  const int side = NORM == 1 ? threadIdx.x / SIDE_THREADS : 0, thread = threadIdx.x % SIDE_THREADS;
 #pragma unroll 1
-  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE) {
+  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE * SIDES) {
+    const int row = first + side * ROWS_AT_ONCE;
     float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {};
     if (NORM == 2) {
-      const float* row = x + first * K;
       float sum = 0.0f, squares = 0.0f;
-      for (int k = threadIdx.x; k < K; k += THREADS) sum += row[k];
+      for (int k = threadIdx.x; k < K; k += THREADS) sum += x[row * K + k];
       mean = block_total(sum, sums) / K;
-      for (int k = threadIdx.x; k < K; k += THREADS) squares += (row[k] - mean) * (row[k] - mean);
+      for (int k = threadIdx.x; k < K; k += THREADS) squares += (x[row * K + k] - mean) * (x[row * K + k] - mean);
       scale = rsqrtf(block_total(squares, sums) / K + EPS);
     }
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
-      const int k = 8 * (threadIdx.x + THREADS * pass);
+      const int k = 8 * (thread + SIDE_THREADS * pass);
       if (k >= STAGED_K) break;
       float v[ROWS_AT_ONCE][8];
 #pragma unroll
-      for (int r = 0; r < ROWS_AT_ONCE; r++) load_floats<false>(v[r], x + (first + r) * K, k);
+      for (int r = 0; r < ROWS_AT_ONCE; r++) load_floats<false>(v[r], x + (row + r) * K, k);
 #pragma unroll
       for (int r = 0; r < ROWS_AT_ONCE; r++) {
 #pragma unroll
@@ -267,13 +273,13 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
         }
-        store_pair(staged + (first + r) * STAGE_STRIDE + k, v[r]);
+        store_pair(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
     }
 #pragma unroll
     for (int r = 0; r < ROWS_AT_ONCE && NORM == 1; r++) {
       square[r] = warp_sum(square[r]);
-      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][first + r] = square[r];
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
     }
   }
 }
@@ -306,7 +312,7 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) norm_matvec_f32_k2048_n20
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll
       for (int i = 0; i < 8; i++) w[pass][i] = 1.0f;
-      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
+      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x % SIDE_THREADS + SIDE_THREADS * pass));
     }
   }
   
@@ -367,7 +373,6 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) norm_matvec_f32_k2048_n20
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
     for (int job = warp; job < UNIT * BATCH; job += WARPS) {
       const int b = job % BATCH, tile = unit * UNIT + job / BATCH, row = lane % 16;
-      if (tile >= TILES) break;
       const Place place = place_of(tile, row);
       const bool writes = lane < TILE_ROWS && place.row < ROWS[place.output], adds = writes && rank == 0;
       const int at = b * ROWS[place.output] + place.row;
@@ -378,7 +383,7 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) norm_matvec_f32_k2048_n20
       if (NORM == 1) {
         float square = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS; i++) square += sums[i][b];
+        for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(b) * (WARPS / SIDES) + i][b];
         scale = rsqrtf(square / K + EPS);
       }
       float y = 0.0f;

@@ -31,6 +31,8 @@ pub struct Case {
     pub rows: Vec<(i32, i32)>,
 }
 
+/// Floats that a launch sets to zero beside its work.
+const ZEROS: usize = 700;
 /// Enough keys for several rounds of every stream of a block.
 pub const CONTEXT: usize = 300;
 
@@ -144,6 +146,7 @@ impl Case {
         let out = HostBuffer::output::<u8>(splits * rows * heads * dim * size);
         let statistics = HostBuffer::output::<f32>(splits * rows * heads * 2);
         let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
+        let zeros = HostBuffer::output::<f32>(ZEROS);
         kernel.launch(
             [(heads / self.group) as u32, splits as u32, rows as u32],
             32 * self.warps as u32,
@@ -162,8 +165,12 @@ impl Case {
                 out.address(),
                 given(splits > 1, &statistics),
                 CONTEXT as u64,
+                zeros.address(),
+                ZEROS as u64,
             ],
         )?;
+        let left = zeros.written::<f32>()?.iter().filter(|&&value| value != 0.0).count();
+        anyhow::ensure!(left == 0, "{left} of {ZEROS} zeros are not zero");
 
         // The caches afterwards: the appended row is there, all else as it was.
         for (row, &(position, sequence)) in self.rows.iter().enumerate() {

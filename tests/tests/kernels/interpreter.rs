@@ -105,6 +105,8 @@ fn check_product(
                 batch: tokens,
                 warps: 8,
                 depth: 3,
+                unit: 1,
+                split: 1,
                 norm: norm.map(|norm| (norm.kind, norm.eps)),
                 combine: None,
                 activation,
@@ -113,8 +115,9 @@ fn check_product(
             };
             let norm_weight = given(norm.is_some_and(|norm| norm.weight), &norm_weight);
             let norm_bias = given(norm.is_some_and(|norm| norm.bias), &norm_bias);
-            let arguments =
-                [weights.address(), x.address(), norm_weight, norm_bias, bias, residual, at(0), at(1), at(2), 0, 0, 0];
+            let (weights, x) = (weights.address(), x.address());
+            let mut arguments = vec![weights, x, norm_weight, norm_bias, bias, residual, at(0), at(1), at(2)];
+            arguments.extend([0; 5]);
             run(KernelSpec::Matvec(spec), [row_tiles.min(3), 1, 1], &arguments)?;
         }
         Some(columns) => {
@@ -226,6 +229,8 @@ fn check_attention(op: &Attention, heads: usize, key_heads: usize, dim: usize, p
         out.address(),
         0,
         context as u64,
+        0,
+        0,
     ];
     run(KernelSpec::Attention(spec), [key_heads, 1, 1], &arguments)?;
     judge("attention", &expected[0], &out.written::<f32>()?, if op.append { Bound::Rounded } else { Bound::Exact })?;

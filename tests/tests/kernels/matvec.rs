@@ -17,6 +17,12 @@ pub struct Case {
     pub batch: usize,
     pub warps: usize,
     pub depth: usize,
+    /// Row tiles that are finished together.
+    pub unit: usize,
+    /// Blocks that share the columns of a row tile.
+    pub split: usize,
+    /// Floats that the launch sets to zero.
+    pub zeros: usize,
     /// Also without norm and combine, which need it.
     pub staged: bool,
     /// 0 none, 1 rms_norm, 2 layer_norm.
@@ -40,8 +46,11 @@ impl Case {
             rows: rows.to_vec(),
             gated: false,
             batch,
-            warps: 4,
+            warps: batch.max(4),
             depth: 2,
+            unit: 1,
+            split: 1,
+            zeros: 0,
             staged: false,
             norm: 0,
             norm_weight: true,
@@ -75,6 +84,8 @@ impl Case {
             batch: self.batch,
             warps: self.warps,
             depth: self.depth,
+            unit: self.unit,
+            split: self.split,
             norm: self.norm,
             eps: Float(1e-5),
             combine: self.combine.is_some(),
@@ -105,15 +116,22 @@ impl Case {
         let bias = HostBuffer::input(&problem.bias);
         let residual = HostBuffer::input(&problem.residual);
         let size = if self.out_type == Storage::F32 { 4 } else { 2 };
-        let outs: Vec<HostBuffer> =
-            self.rows.iter().map(|&rows| HostBuffer::output::<u8>(batch * rows * size)).collect();
-        let grid = self.grid.min(row_tiles(&problem.rows, self.gated) as u32);
+        // Blocks add to zeros.
+        let empty = |rows: usize| match self.split {
+            1 => HostBuffer::output::<u8>(batch * rows * size),
+            _ => HostBuffer::inout(&vec![0u8; batch * rows * size]),
+        };
+        let outs: Vec<HostBuffer> = self.rows.iter().map(|&rows| empty(rows)).collect();
+        let zeros = HostBuffer::output::<f32>(self.zeros);
+        let units = row_tiles(&problem.rows, self.gated).div_ceil(self.unit);
+        let grid = self.grid.min(units as u32) * self.split as u32;
         let maxima = HostBuffer::output::<u32>(batch * grid as usize * 2);
         let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
         let out = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
         // A norm leaves two bfloat16 a value.
         let staged_rows = if self.norm != 0 { 2 * batch } else { batch };
-        let shared = if self.is_staged() { staged_rows * (k.div_ceil(32) * 32 + 32) * 2 } else { 0 };
+        let columns = k.div_ceil(32).div_ceil(self.split) * 32;
+        let shared = if self.is_staged() { staged_rows * (columns + 32) * 2 } else { 0 };
         kernel.launch(
             [grid, 1, 1],
             32 * self.warps as u32,
@@ -131,8 +149,14 @@ impl Case {
                 given(self.combine.is_some(), &statistics),
                 given(self.combine.is_some(), &positions),
                 given(self.argmax, &maxima),
+                given(self.zeros > 0, &zeros),
+                self.zeros as u64,
             ],
         )?;
+        if self.zeros > 0 {
+            let left = zeros.written::<f32>()?.iter().filter(|&&value| value != 0.0).count();
+            anyhow::ensure!(left == 0, "{left} of {} floats are not zero", self.zeros);
+        }
 
         let bound = if computed || self.out_type == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
         let mut first = Vec::new();
@@ -295,8 +319,8 @@ fn batches_and_odd_shapes() -> Result<()> {
         Case::new(33, &[16], 2),
         Case::new(576, &[40], 4),
         Case { warps: 8, depth: 1, ..Case::new(130, &[25], 4) },
-        Case { warps: 4, depth: 3, grid: 5, ..Case::new(296, &[70], 8) },
-        Case { warps: 1, depth: 4, ..Case::new(72, &[20], 1) },
+        Case { depth: 3, grid: 5, ..Case::new(296, &[70], 8) },
+        Case { warps: 2, depth: 4, ..Case::new(72, &[20], 1) },
         Case { out_type: Storage::BF16, ..Case::new(64, &[19], 2) },
     ])
 }
@@ -305,13 +329,42 @@ fn batches_and_odd_shapes() -> Result<()> {
 /// reach over several tiles or beyond the last.
 #[test]
 fn rings() -> Result<()> {
-    let shapes = [(320, 1), (300, 2), (128, 4), (100, 4), (160, 4), (40, 8), (8, 4)];
+    let shapes = [(640, 2), (300, 2), (128, 4), (100, 4), (160, 4), (40, 8), (8, 4)];
     let case = |(k, warps), depth| Case { warps, depth, ..Case::new(k, &[70], 2) };
     let mut cases: Vec<Case> =
         shapes.into_iter().flat_map(|shape| [1, 3, 4, 7].map(|depth| case(shape, depth))).collect();
-    cases.extend([2, 6, 10].map(|depth| case((320, 1), depth)));
+    cases.extend([2, 6, 10].map(|depth| case((640, 2), depth)));
     cases.push(Case { norm: 1, grid: 5, ..case((300, 2), 4) });
     check_all(&cases)
+}
+
+/// Row tiles that are finished together: rings of whole ones, the last of which may be short.
+#[test]
+fn units() -> Result<()> {
+    let case = |k, warps, unit, share| Case { warps, unit, depth: unit * share, ..Case::new(k, &[150], 2) };
+    check_all(&[
+        case(256, 4, 2, 2),
+        case(256, 4, 4, 2),
+        case(300, 4, 3, 3),
+        Case { norm: 1, grid: 3, ..case(40, 4, 4, 1) },
+        Case { gated: true, activation: 0, norm: 1, batch: 1, ..case(128, 4, 2, 1) },
+        Case { argmax: true, norm: 1, batch: 4, ..case(90, 4, 2, 1) },
+        Case { rows: vec![32, 8, 24], bias: true, ..case(64, 2, 2, 1) },
+    ])
+}
+
+/// Two blocks add their halves of the columns to zeros, and a launch sets zeros for another.
+#[test]
+fn splits_and_zeros() -> Result<()> {
+    let case = |k, batch| Case { split: 2, zeros: 1111, bias: true, residual: true, ..Case::new(k, &[75], batch) };
+    check_all(&[
+        case(256, 1),
+        case(300, 2),
+        Case { depth: 4, grid: 5, staged: true, ..case(1024, 4) },
+        Case { staged: true, ..case(33, 8) },
+        Case { combine: Some((4, Splits { max: 5, keys: 2, window: 0 })), ..case(96, 4) },
+        Case { split: 1, norm: 1, ..case(70, 2) },
+    ])
 }
 
 #[test]
@@ -352,7 +405,10 @@ fn norms() -> Result<()> {
         Case { norm: 1, norm_weight: false, bias: true, residual: true, ..Case::new(101, &[33], 2) },
         Case { norm: 1, rows: vec![32, 8, 8], ..Case::new(96, &[32], 8) },
         Case { norm: 2, norm_bias: true, ..Case::new(70, &[18], 1) },
-        Case { norm: 2, norm_bias: true, warps: 2, ..Case::new(57, &[18], 4) },
+        Case { norm: 2, norm_bias: true, warps: 4, ..Case::new(57, &[18], 4) },
+        // Rows side by side, in halves and quarters of the warps.
+        Case { norm: 1, warps: 8, ..Case::new(150, &[18], 8) },
+        Case { norm: 1, warps: 8, ..Case::new(700, &[18], 4) },
         Case { norm: 2, norm_weight: false, ..Case::new(64, &[5], 2) },
     ])
 }
@@ -364,7 +420,7 @@ fn combines_splits() -> Result<()> {
         Case { combine: Some((3, splits(4, 2, 0))), residual: true, ..Case::new(36, &[20], 1) },
         Case { combine: Some((5, splits(3, 4, 0))), residual: true, ..Case::new(60, &[20], 8) },
         Case { combine: Some((2, splits(8, 1, 5))), bias: true, ..Case::new(40, &[33], 4) },
-        // Heads of 8 and of 24 go eight columns at a time, others one by one.
+        // Heads of 8 and of 24 go four columns at a time, others one by one.
         Case { combine: Some((3, splits(5, 2, 0))), ..Case::new(24, &[18], 4) },
         Case { combine: Some((4, splits(6, 3, 0))), residual: true, ..Case::new(96, &[18], 8) },
     ])
@@ -375,7 +431,7 @@ fn combines_splits() -> Result<()> {
 fn combines_any_number_of_splits() -> Result<()> {
     let case = |max| {
         let splits = Splits { max, keys: 4, window: 0 };
-        Case { combine: Some((2, splits)), warps: 4, ..Case::new(if max % 2 == 0 { 32 } else { 22 }, &[9], 8) }
+        Case { combine: Some((2, splits)), ..Case::new(if max % 2 == 0 { 32 } else { 22 }, &[9], 8) }
     };
     check_all(&(1..=9).map(case).collect::<Vec<Case>>())
 }

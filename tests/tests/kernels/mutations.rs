@@ -21,16 +21,16 @@ fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static 
 
 #[test]
 fn in_a_matvec() {
-    let case = matvec::Case { norm: 1, ..matvec::Case::new(70, &[37], 4) };
+    let case = matvec::Case { norm: 1, zeros: 99, ..matvec::Case::new(70, &[37], 4) };
     caught(
         |mutation| case.check(mutation),
         &[
             // A wrong stride, in one of the two places.
-            ("staged + row * STAGE_STRIDE", "staged + row * (STAGE_STRIDE - 32)", "shared memory"),
+            ("staged + row * STAGE_STRIDE + k)", "staged + row * (STAGE_STRIDE - 32) + k)", "shared memory"),
             // What rounding leaves: dropped, or put where it was not asked for.
             ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "output"),
             ("at + BATCH * STAGE_STRIDE, left", "at + STAGE_STRIDE, left", "shared memory"),
-            ("(first + r) * STAGE_STRIDE", "(first + r) * PAIRS * 32", "shared memory"),
+            ("(row + r) * STAGE_STRIDE", "(row + r) * PAIRS * 32", "shared memory"),
             ("32 * pair + 8 * quad", "32 * pair + 4 * quad", "line"),
             // A missed tail, of the columns and of the rows.
             ("k + i >= K ? 0.0f", "k + i >= K - 1 ? 0.0f", "output"),
@@ -42,23 +42,26 @@ fn in_a_matvec() {
             ("v.z, v.w", "v.w, v.z", "output"),
             // Barriers removed: the one after the norm, the one before the sums.
             ("  if (STAGED) block_barrier();\n", "", "shared memory"),
-            ("      block_barrier();\n      if (writes)", "      if (writes)", "shared memory"),
+            ("    block_barrier();\n    // A warp takes", "    // A warp takes", "shared memory"),
             // A barrier that some threads miss.
             (
-                "block_barrier();\n      if (writes)",
-                "if (warp + 1 < WARPS) block_barrier();\n      if (writes)",
-                "diverged",
+                "    block_barrier();\n    // A warp takes",
+                "    if (warp + 1 < WARPS) block_barrier();\n    // A warp takes",
+                "shared memory",
             ),
             (
                 "square[r] = warp_sum(square[r]);",
                 "if (threadIdx.x % 32 < 16) square[r] = warp_sum(square[r]);",
                 "diverged",
             ),
-            ("load_floats<false>(v[r], x + (first + r) * K", "load_floats<false>(v[r], x + first * K", "output"),
-            ("threadIdx.x / 32][first + r] = square[r]", "threadIdx.x / 32][first] = square[r]", "shared memory"),
-            // The other half of a tile.
-            ("partial[parity][warp][group + 8][column]", "partial[parity][warp][group + 9][column]", "bounds"),
-            ("sum[0][i + 2] + sum[1][i + 2]", "sum[0][i] + sum[1][i]", "output"),
+            // The two halves of a tile, of the warps, and of what a value is rounded to.
+            ("[tile][warp][group + 8][column]", "[tile][warp][group + 9][column]", "bounds"),
+            ("sum[tile][0][i + 2] + sum[tile][1][i + 2]", "sum[tile][0][i] + sum[tile][1][i]", "output"),
+            ("y += shuffle_xor(y, 16);", "", "output"),
+            ("lane / 16 * (WARPS / 2) + i", "i", "output"),
+            ("job % BATCH, tile =", "0, tile =", "not written"),
+            // Zeros for another launch.
+            ("i < zero_count; i += gridDim.x * THREADS", "i + 1 < zero_count; i += gridDim.x * THREADS", "not written"),
             // The promises of dependent launch.
             ("load_floats<true>(w[pass]", "load_floats<false>(w[pass]", "before wait_for_dependencies"),
             ("  wait_for_dependencies();\n", "", "wait_for_dependencies"),
@@ -68,31 +71,73 @@ fn in_a_matvec() {
 }
 
 #[test]
+fn in_the_rows_side_by_side_of_a_matvec() {
+    let case = matvec::Case { norm: 1, warps: 8, ..matvec::Case::new(150, &[18], 8) };
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            ("first + side * ROWS_AT_ONCE;", "first + side;", "race"),
+            ("first += ROWS_AT_ONCE * SIDES", "first += ROWS_AT_ONCE", "race"),
+            ("load_floats<false>(v[r], x + (row + r) * K", "load_floats<false>(v[r], x + row * K", "output"),
+            ("threadIdx.x / 32][row + r] = square[r]", "threadIdx.x / 32][row] = square[r]", "shared memory"),
+            ("row / ROWS_AT_ONCE % SIDES", "row % SIDES", "shared memory"),
+            ("side_of(b) * (WARPS / SIDES) + i", "i", "shared memory"),
+        ],
+    );
+}
+
+#[test]
 fn in_the_ring_of_a_matvec() {
-    // Ten pairs over four warps: three each, two of which have two. Five row tiles over two blocks.
+    // Ten pairs over four warps: three each, two of which have two, in rings of two. Five row tiles over two blocks.
     let case = matvec::Case { staged: true, ..matvec::Case::new(300, &[70], 2) };
     caught(
         |mutation| case.check(mutation),
         &[
-            // The cursor: too little, too far, another tile, and what a row tile's end resets.
-            ("cursor.at += WARPS * 64;", "cursor.at += 64;", "output"),
-            ("++cursor.turn == SHARE", "++cursor.turn == SHARE + 1", "output"),
-            ("++cursor.turn == SHARE", "++cursor.turn == SHARE - 1", "output"),
-            ("cursor.tile += gridDim.x;", "cursor.tile += 1;", "output"),
-            ("    cursor.at = tile_pointer(weights, cursor.tile, warp) + lane;\n", "", "output"),
-            ("cursor.turn = 0;", "", "output"),
-            ("warp + WARPS * cursor.turn < PAIRS", "true", "buffer of"),
-            ("cursor.tile < TILES &&", "", "buffer of"),
+            // Where the next pair is: too near, too far, another tile, another chunk.
+            ("WARPS * DEPTH * chunk) + lane", "DEPTH * chunk) + lane", "output"),
+            ("WARPS * (UNIT > 1 ? i % SHARE : i)) * 64", "(UNIT > 1 ? i % SHARE : i)) * 64", "output"),
+            ("same ? unit : unit + teams", "unit", "output"),
+            ("same ? chunk + 1 : 0", "0", "output"),
+            ("chunk + 1 < CHUNKS", "true", "output"),
+            ("chunk < CHUNKS; chunk++", "chunk < CHUNKS - 1; chunk++", "output"),
             // The ring and its pairs.
-            ("load_pair(held[slot], cursor", "load_pair(held[(slot + 1) % DEPTH], cursor", "output"),
-            ("|| pair < PAIRS", "|| true", "shared memory"),
-            ("++turn < SHARE", "++turn < SHARE - 1", "output"),
+            ("load_pair(held[i], from, next_unit", "load_pair(held[(i + 1) % DEPTH], from, next_unit", "output"),
             // The row tile's end.
-            ("sum[0][i] = sum[1][i] = 0.0f", "sum[0][i] = 0.0f", "output"),
-            ("      turn = 0, parity", "      parity", "output"),
             ("parity ^= 1", "parity ^= 0", "race"),
-            ("partial[parity][i][row_in_tile][c]", "partial[parity ^ 1][i][row_in_tile][c]", "shared memory"),
-            ("parity ^= 1, tile += gridDim.x", "parity ^= 1, tile += gridDim.x + 1", "not written"),
+            ("partial[parity][job / BATCH]", "partial[parity ^ 1][job / BATCH]", "shared memory"),
+            ("unit < UNITS; unit += teams", "unit < UNITS; unit += teams + 1", "not written"),
+        ],
+    );
+    let case = matvec::Case { unit: 2, depth: 4, ..matvec::Case::new(256, &[150], 2) };
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            ("unit >= UNITS ||", "", "buffer of"),
+            ("i / SHARE * PAIRS", "i / SHARE", "output"),
+            ("const int tile = UNIT > 1 ? i / SHARE : 0, pair = warp", "const int tile = 0, pair = warp", "output"),
+            ("tile = unit * UNIT + job / BATCH", "tile = unit * UNIT", "not written"),
+            ("job < UNIT * BATCH; job", "job < BATCH; job", "not written"),
+        ],
+    );
+}
+
+#[test]
+fn in_a_split_matvec() {
+    let case = matvec::Case { split: 2, bias: true, residual: true, staged: true, ..matvec::Case::new(270, &[37], 2) };
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            ("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of"),
+            ("lane < TILE_ROWS && place", "place", "output"),
+            ("accumulate((float*)out0 + at, y);", "out0[at] += y;", "race"),
+            ("adds = writes && rank == 0", "adds = writes", "output"),
+            ("rank = blockIdx.x % SPLIT", "rank = 0 * blockIdx.x", "output"),
+            (
+                "load_activations((const u16*)x + b * K, rank * STAGED_K + k)",
+                "load_activations((const u16*)x + b * K, k)",
+                "output",
+            ),
+            ("unit * UNIT, rank * BLOCK_PAIRS + warp", "unit * UNIT, warp", "output"),
         ],
     );
 }
@@ -105,9 +150,9 @@ fn in_a_matvec_without_norm() {
         &[
             ("k + i < K ?", "k + i < K - 1 ?", "output"),
             ("k + i < K ?", "k + i <= K ?", "buffer of"),
-            ("(const u16*)x + row * K, k);", "(const u16*)x + row * (K + 1), k);", "buffer of"),
-            ("bias[tile * 16 + row_in_tile]", "bias[tile * 8 + row_in_tile]", "output"),
-            ("if (writes && residual) add", "if (finishes && residual) add", "buffer of"),
+            ("(const u16*)x + row * K, rank", "(const u16*)x + row * (K + 1), rank", "buffer of"),
+            ("bias[tile * 16 + row]", "bias[tile * 8 + row]", "output"),
+            ("if (adds && residual) add", "if (residual) add", "buffer of"),
             ("* PAIRS + pair) * 64", "* PAIRS + pair) * 32", "output"),
         ],
     );
@@ -121,12 +166,23 @@ fn in_a_combination() {
         |mutation| case.check(mutation),
         &[
             ("first += TOGETHER", "first += SPLITS", "output"),
-            ("sum[i] * keep + take", "sum[i] + take", "output"),
-            ("total * keep + take", "total + take", "output"),
-            ("head = (k + run) / HEAD_DIM", "head = k / HEAD_DIM", "output"),
-            ("const bool inside = k + run < K;", "const bool inside = true;", "output"),
-            ("inside && splits > 0", "inside", "output"),
-            ("active_splits(load_early(positions + i))", "active_splits(positions[i])", "before wait_for_dependencies"),
+            ("sum[r][j] * keep + take", "sum[r][j] + take", "output"),
+            ("total[r] * keep + take", "total[r] + take", "output"),
+            ("k / HEAD_DIM) * 2], weight", "0) * 2], weight", "output"),
+            ("splits[r] > 0 ? sum", "true ? sum", "output"),
+            ("active_splits(position_of[b])", "SPLITS", "output"),
+            ("load_early(positions + threadIdx.x)", "positions[threadIdx.x]", "before wait_for_dependencies"),
+        ],
+    );
+    let case = matvec::Case {
+        combine: Some((2, fuse_templates::Splits { max: 7, keys: 2, window: 0 })),
+        ..matvec::Case::new(96, &[18], 8)
+    };
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            ("begin < RUNS; begin", "begin < RUNS / 2; begin", "shared memory"),
+            ("most = splits[r];", "most = 1;", "output"),
         ],
     );
 }
@@ -177,23 +233,47 @@ fn in_an_attention() {
             ("const bool holds = 8 * part < PADDED;", "const bool holds = true;", "bounds"),
             ("const int key_head = blockIdx.x / GROUPS", "const int key_head = blockIdx.x % GROUPS", "cache"),
             ("position + 1 - first;", "position - first;", "cache"),
-            ("  warp_barrier();\n  for (int i = lane; i < PADDED", "  for (int i = lane; i < PADDED", "shared memory"),
-            ("value += keep * merged[w][h][d];", "value += merged[w][h][d];", "attention"),
-            ("for (int mask = LANES; mask < 32", "for (int mask = 2 * LANES; mask < 32", "attention"),
+            ("  warp_barrier();\n  const auto turn", "  const auto turn", "shared memory"),
+            // The merge: what a stream weighs, whose sum it is, and the barriers.
+            ("value += peaks[h][s] * merged[s][h][d];", "value += merged[s][h][d];", "attention"),
+            ("weights += weight * totals[h][s];", "weights += totals[h][s];", "attention"),
+            ("for (int s = 0; s < STREAMS; s++) value", "for (int s = 0; s < STREAMS - 1; s++) value", "attention"),
+            ("  block_barrier();\n  for (int h = warp", "  for (int h = warp", "shared memory"),
+            (
+                "group_statistics[h][1] = weights;\n  }\n  block_barrier();",
+                "group_statistics[h][1] = weights;\n  }",
+                "shared memory",
+            ),
+            // What is made before the wait.
+            (
+                "    block_barrier();\n  }\n  wait_for_dependencies();",
+                "  }\n  wait_for_dependencies();",
+                "shared memory",
+            ),
+            ("pair < ROPE_DIM / 2; pair += THREADS", "pair < ROPE_DIM / 2 - 1; pair += THREADS", "shared memory"),
+            ("i < zero_count; i +=", "i + 1 < zero_count; i +=", "not written"),
             // What is read before the wait: the newest key from the cache, or anything by a plain read.
             ("&& !(APPEND && at == position)", "", "by load_early or load_stream"),
             ("APPEND ? load_stream((const Vec4*)(keys_at + offset)) :", "", "before wait_for_dependencies"),
             ("load_early(positions + row)", "positions[row]", "before wait_for_dependencies"),
             // The newest key and value: taken from shared memory, and left in the cache.
-            ("if (newest && at == position && holds) key[u]", "if (false) key[u]", "attention"),
-            ("value[u] = fresh[1][part]", "value[u] = fresh[0][part]", "attention"),
-            ("store(to + i, v), store(cached + i, v);", "store(to + i, v);", "cache"),
-            ("store(to + i, v), store(cached + i, v);", "store(cached + i, v);", "shared memory"),
+            ("if (newest && at == position && holds) key[0]", "if (false) key[0]", "attention"),
+            ("value[0] = fresh[1][part]", "value[0] = fresh[0][part]", "attention"),
+            ("store(to + i, value), store(cached + i, value);", "store(to + i, value);", "cache"),
+            ("store(to + i, value), store(cached + i, value);", "store(cached + i, value);", "shared memory"),
             // The keys that are on their way.
             ("base + 2 * STREAMS, end, position", "base + STREAMS, end, position", "attention"),
-            ("key[u] = next_key[u], value[u] = next_value[u];", "key[u] = next_key[u];", "attention"),
+            ("key[0] = key[1], value[0] = value[1];", "key[0] = key[1];", "attention"),
         ],
     );
+}
+
+#[test]
+fn in_a_split_without_keys() {
+    // Five keys over four blocks, two each.
+    let splits = fuse_templates::Splits { max: 4, keys: 1, window: 0 };
+    let case = attention::Case { append: true, splits, rows: vec![(4, 0)], ..attention::Case::new(2, 1, 16) };
+    caught(|mutation| case.check(mutation), &[("peaks[h][s] == NEGATIVE_INFINITY ? 0.0f : ", "", "attention")]);
 }
 
 #[test]

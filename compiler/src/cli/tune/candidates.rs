@@ -102,7 +102,7 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
                 // A pair in flight is 8 registers of each lane.
                 let registers = blocks * warps * 32 * (REGISTERS_BESIDES + 8 * depth);
                 let idle = warps > pairs || depth > 4 * pairs.div_ceil(warps);
-                if registers <= REGISTERS && !idle && 16 * entry.batch <= 32 * warps {
+                if registers <= REGISTERS && !idle && warps.is_multiple_of(entry.batch) {
                     found.push(MatvecTuning { warps, depth, blocks, ..entry.clone() });
                 }
             }

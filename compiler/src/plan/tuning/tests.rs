@@ -70,7 +70,7 @@ fn what_is_no_record_is_refused_with_its_place() {
     refused("[[matvec]]", "[[matmul]]", &["unknown field `matmul`"]);
     let eight = RECORD.replacen("batch = 1\nwarps = 16", "batch = 8\nwarps = 2", 1);
     let error = format!("{:#}", Tuning::parse(&eight, "r.toml").expect_err("too few threads"));
-    assert!(error.contains("2 warps are too few for batch 8"), "{error}");
+    assert!(error.contains("2 warps for batch 8"), "{error}");
     let entry = &RECORD[RECORD.find("[[attention]]").expect("an entry")..];
     let error = format!("{:#}", Tuning::parse(&format!("{RECORD}{entry}"), "r.toml").expect_err("twice"));
     assert!(error.contains("it is there twice"), "{error}");

@@ -48,8 +48,8 @@ namespace {
 constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP, DONE };
-enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, MMA };
-const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "mma_bf16"};
+enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA };
+const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma_bf16"};
 
 struct Thread {
   jmp_buf jump;
@@ -164,7 +164,7 @@ void multiply(Thread* lanes) {
 void exchange(u32 warp) {
   Thread* lanes = threads + 32 * warp;
   for (u32 i = 1; i < 32; i++) {
-    if (lanes[i].kind == lanes[0].kind && lanes[i].parameter == lanes[0].parameter) continue;
+    if (lanes[i].kind == lanes[0].kind && (lanes[i].parameter == lanes[0].parameter || lanes[0].kind == SHUFFLE_FROM)) continue;
     current = lanes + i;
     if (!failed)
       snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the warp diverged: thread %u is at %s(%d), thread %u at %s(%d)",
@@ -180,6 +180,7 @@ void exchange(u32 warp) {
     case WARP_BARRIER: warp_epoch[warp]++; break;
     case SHUFFLE_XOR: for (int i = 0; i < 32; i++) lanes[i].value = values[(i ^ by) & 31]; break;
     case SHUFFLE_UP: for (int i = 0; i < 32; i++) lanes[i].value = values[i >= by ? i - by : i]; break;
+    case SHUFFLE_FROM: for (int i = 0; i < 32; i++) lanes[i].value = values[lanes[i].parameter & 31]; break;
     case MMA: multiply(lanes); break;
   }
   for (u32 i = 0; i < 32; i++) lanes[i].state = RUNNING;
@@ -359,6 +360,7 @@ void fuse_warp_barrier() { exchange_with(WARP_BARRIER, 0, 0); }
 void fuse_launch_dependents() { current->launched = true; }
 void fuse_wait_for_dependencies() { current->waited = true; }
 u64 fuse_shuffle_xor(u64 value, int mask) { return exchange_with(SHUFFLE_XOR, mask, value); }
+u64 fuse_shuffle_from(u64 value, int lane) { return exchange_with(SHUFFLE_FROM, lane, value); }
 u64 fuse_shuffle_up(u64 value, int delta) { return exchange_with(SHUFFLE_UP, delta, value); }
 void fuse_stream(const void* p, u64 bytes) {
   if ((u64)p % bytes) fail("load_early or load_stream from an address that is no multiple of %llu", bytes);

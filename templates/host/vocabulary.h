@@ -32,6 +32,7 @@ void fuse_wait_for_dependencies();
 void fuse_stream(const void* p, u64 bytes);
 FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1);
 u64 fuse_shuffle_xor(u64 value, int mask);
+u64 fuse_shuffle_from(u64 value, int lane);
 u64 fuse_shuffle_up(u64 value, int delta);
 void fuse_atomic_add4(u32* p, u32 value);
 void fuse_atomic_add8(u64* p, u64 value);
@@ -76,6 +77,7 @@ DEVICE u32 pack_bf16(float low, float high) { return fuse_bf16(high) << 16 | fus
 
 DEVICE float shuffle_xor(float value, int mask) { return float_of((u32)fuse_shuffle_xor(bits_of(value), mask)); }
 DEVICE int shuffle_xor(int value, int mask) { return (int)(u32)fuse_shuffle_xor((u32)value, mask); }
+DEVICE float shuffle_from(float value, int lane) { return float_of((u32)fuse_shuffle_from(bits_of(value), lane)); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
 
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }

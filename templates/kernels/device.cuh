@@ -59,6 +59,7 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
@@ -83,6 +84,10 @@ DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32
 
 DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
+
+DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
+DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+DEVICE u32 word(const Vec4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 DEVICE float load(const float* p) { return *p; }
 DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }

@@ -136,6 +136,14 @@ pub struct Attention {
     pub name: String,
     pub splits: Splits,
     pub rope: Rope,
+    pub attention: Heads,
+    pub out_type: Storage,
+}
+
+/// Query and key heads, for `attention.cuh`.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Heads {
     pub heads: usize,
     pub key_heads: usize,
     pub head_dim: usize,
@@ -148,7 +156,6 @@ pub struct Attention {
     pub eps_q: Float,
     pub eps_k: Float,
     pub sinks: bool,
-    pub out_type: Storage,
 }
 
 /// Rows of the packed embedding table.

@@ -6,7 +6,7 @@ use fuse_templates as templates;
 use fuse_templates::Float;
 
 use crate::ir::{Activation, NormKind};
-use crate::plan::spec::{SAMPLE_WARPS, norm_warps};
+use crate::plan::spec::{AttentionSpec, SAMPLE_WARPS, norm_warps};
 use crate::plan::{ElementKind, Kernel, KernelSpec, RING, RopeTable, Splits, Storage, Tiles};
 
 /// The source of a kernel, whole: it includes nothing.
@@ -57,18 +57,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             name,
             splits: splits(&spec.splits),
             rope: spec.rope.as_ref().map_or_else(templates::Rope::none, rope),
-            heads: spec.heads,
-            key_heads: spec.key_heads,
-            head_dim: spec.head_dim,
-            group: spec.group,
-            warps: spec.warps,
-            scale: Float(spec.scale),
-            softcap: Float(spec.softcap.unwrap_or(0.0)),
-            append: spec.append,
-            norm: spec.norm.is_some(),
-            eps_q: Float(spec.norm.map_or(0.0, |(eps, _)| eps)),
-            eps_k: Float(spec.norm.map_or(0.0, |(_, eps_k)| eps_k)),
-            sinks: spec.sinks,
+            attention: heads(spec),
             out_type: storage(spec.out),
         }
         .render(),
@@ -149,6 +138,23 @@ fn tiles(spec: &Tiles) -> templates::Tiles {
 
 fn splits(spec: &Splits) -> templates::Splits {
     templates::Splits { max: spec.max, keys: spec.keys, window: spec.window }
+}
+
+fn heads(spec: &AttentionSpec) -> templates::Heads {
+    templates::Heads {
+        heads: spec.heads,
+        key_heads: spec.key_heads,
+        head_dim: spec.head_dim,
+        group: spec.group,
+        warps: spec.warps,
+        scale: Float(spec.scale),
+        softcap: Float(spec.softcap.unwrap_or(0.0)),
+        append: spec.append,
+        norm: spec.norm.is_some(),
+        eps_q: Float(spec.norm.map_or(0.0, |(eps, _)| eps)),
+        eps_k: Float(spec.norm.map_or(0.0, |(_, eps_k)| eps_k)),
+        sinks: spec.sinks,
+    }
 }
 
 fn rope(table: &RopeTable) -> templates::Rope {

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use askama::Template;
-use fuse_templates::{Attention, Float, Rope, Splits, Storage};
+use fuse_templates::{Attention, Float, Heads, Rope, Splits, Storage};
 use fuse_tests::host_build::{HostBuffer, HostKernel};
 
 use crate::support::*;
@@ -64,18 +64,20 @@ impl Case {
             name: "kernel".into(),
             splits: self.splits.clone(),
             rope,
-            heads: self.heads,
-            key_heads: self.key_heads,
-            head_dim: self.head_dim,
-            group: self.group,
-            warps: self.warps,
-            scale: Float(self.scale()),
-            softcap: Float(self.softcap),
-            append: self.append,
-            norm: self.norm,
-            eps_q: Float(1e-5),
-            eps_k: Float(1e-6),
-            sinks: self.sinks,
+            attention: Heads {
+                heads: self.heads,
+                key_heads: self.key_heads,
+                head_dim: self.head_dim,
+                group: self.group,
+                warps: self.warps,
+                scale: Float(self.scale()),
+                softcap: Float(self.softcap),
+                append: self.append,
+                norm: self.norm,
+                eps_q: Float(1e-5),
+                eps_k: Float(1e-6),
+                sinks: self.sinks,
+            },
             out_type: self.out_type,
         }
         .render()

@@ -140,6 +140,21 @@ pub struct Attention {
     pub out_type: Storage,
 }
 
+/// Attention of a few rows and the product with what it gives, in clusters.
+#[derive(Clone, Debug, Template)]
+#[template(path = "attention_projection.cu")]
+#[allow(missing_docs)]
+pub struct AttentionProjection {
+    pub name: String,
+    pub splits: Splits,
+    pub rope: Rope,
+    pub attention: Heads,
+    pub tiles: Tiles,
+    pub batch: usize,
+    pub cluster: usize,
+    pub slice: usize,
+}
+
 /// Query and key heads, for `attention.cuh`.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -156,6 +171,7 @@ pub struct Heads {
     pub eps_q: Float,
     pub eps_k: Float,
     pub sinks: bool,
+    pub wide: usize,
 }
 
 /// Rows of the packed embedding table.

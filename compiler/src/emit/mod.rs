@@ -61,6 +61,17 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             out_type: storage(spec.out),
         }
         .render(),
+        KernelSpec::AttentionProjection(spec) => templates::AttentionProjection {
+            name,
+            splits: splits(&spec.attention.splits),
+            rope: spec.attention.rope.as_ref().map_or_else(templates::Rope::none, rope),
+            attention: heads(&spec.attention),
+            tiles: tiles(&spec.tiles),
+            batch: spec.batch,
+            cluster: spec.cluster,
+            slice: spec.slice,
+        }
+        .render(),
         KernelSpec::Embedding(spec) => {
             templates::Embedding { name, tiles: tiles(spec), threads: kernel.spec.threads() }.render()
         }
@@ -154,6 +165,7 @@ fn heads(spec: &AttentionSpec) -> templates::Heads {
         eps_q: Float(spec.norm.map_or(0.0, |(eps, _)| eps)),
         eps_k: Float(spec.norm.map_or(0.0, |(_, eps_k)| eps_k)),
         sinks: spec.sinks,
+        wide: std::env::var("FUSE_WIDE").ok().and_then(|v| v.parse().ok()).unwrap_or(128),
     }
 }
 

@@ -12,6 +12,7 @@ pub enum KernelSpec {
     Matvec(MatvecSpec),
     Matmul(MatmulSpec),
     Attention(AttentionSpec),
+    AttentionProjection(AttentionProjectionSpec),
     Embedding(Tiles),
     Norm(NormSpec),
     Rope(RopeSpec),
@@ -96,6 +97,21 @@ pub struct AttentionSpec {
     pub out: Storage,
 }
 
+/// Attention of a few rows and the projection of what it gives, in clusters: `attention_projection.cu`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttentionProjectionSpec {
+    /// Its splits say only how far a token sees: the keys are not split over blocks.
+    pub attention: AttentionSpec,
+    /// The projection's weight.
+    pub tiles: Tiles,
+    /// Rows.
+    pub batch: usize,
+    /// Blocks that share the heads.
+    pub cluster: usize,
+    /// Row tiles a cluster.
+    pub slice: usize,
+}
+
 /// How many blocks share the keys of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -177,6 +193,10 @@ impl KernelSpec {
                     spec.heads, spec.key_heads, spec.head_dim
                 )
             }
+            KernelSpec::AttentionProjection(spec) => {
+                let attention = KernelSpec::Attention(spec.attention.clone()).name();
+                format!("{attention}_proj_{}_b{}", spec.tiles.suffix(), spec.batch)
+            }
             KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),
             KernelSpec::Norm(spec) => {
                 let paired = if spec.paired { "_paired" } else { "" };
@@ -195,6 +215,7 @@ impl KernelSpec {
             KernelSpec::Matvec(spec) => 32 * spec.warps,
             KernelSpec::Matmul(spec) => 32 * spec.row_warps * spec.split,
             KernelSpec::Attention(spec) => 32 * spec.warps,
+            KernelSpec::AttentionProjection(spec) => 32 * spec.attention.warps,
             KernelSpec::Norm(spec) => 32 * norm_warps(spec.size),
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
             KernelSpec::Embedding(_)
@@ -209,6 +230,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Matvec(spec) if spec.norm.is_some() => 2 * spec.stage_bytes(),
             KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
+            KernelSpec::AttentionProjection(spec) => spec.shared_bytes(),
             _ => 0,
         }
     }
@@ -233,6 +255,27 @@ impl MatvecSpec {
 
     fn stage_bytes(&self) -> usize {
         self.batch * (self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
+    }
+}
+
+impl AttentionProjectionSpec {
+    /// `struct Shared` of the kernel.
+    pub fn shared_bytes(&self) -> usize {
+        let AttentionSpec { heads, key_heads, head_dim, group, warps, .. } = self.attention;
+        let (block_heads, block_key_heads) = (heads / self.cluster, key_heads / self.cluster);
+        let padded = head_dim.next_multiple_of(8);
+        let columns = block_heads * head_dim;
+        let weights = self.slice * columns / 32 * 1024;
+        let jobs = self.batch * block_heads / group;
+        let parts = (jobs * (warps / jobs).max(1)).max(warps);
+        let part = (group * (head_dim.next_multiple_of(64) + 4) * 4 + group * 8).next_multiple_of(16);
+        let queries = self.batch * block_heads * 2 * (head_dim.next_multiple_of(32) + 8) * 2;
+        let fresh = self.batch * block_key_heads * 2 * padded * 2;
+        let staged = self.batch * (columns + 32) * 2;
+        let products = (warps / self.slice).max(1) * 16 * self.slice * self.batch * 4;
+        let rope = self.attention.rope.as_ref().map_or(0, |rope| rope.dim);
+        let prepared = self.batch * ((rope / 2 + 1) * 8 + 2 * head_dim * 4);
+        (weights + parts * part + queries + fresh + staged + products + prepared).next_multiple_of(16)
     }
 }
 

@@ -76,8 +76,16 @@ impl Builder<'_, '_> {
                 self.append_rows(v, values, key_heads, head_dim);
             }
         }
+        if attention.proj.is_some() && self.few() && in_kernel {
+            let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+            let slice = env("FUSE_SLICE", 0);
+            if slice > 0 {
+                return self.attention_projection(node, attention, [q, k, v, keys, values], [heads, key_heads, head_dim], slice, env("FUSE_CLUSTER", 8), env("FUSE_WARPS", 8));
+            }
+        }
         let share = heads / key_heads;
-        let group = (1..=4).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
+        let most = if head_dim > 128 { 4 } else { 8 };
+        let group = (1..=most).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
         let window = attention.window.unwrap_or(0);
         let lanes = (head_dim.div_ceil(8)).next_power_of_two();
         let combined = self.few() && attention.proj.is_some();
@@ -86,6 +94,8 @@ impl Builder<'_, '_> {
             Some(entry) => (entry.warps, entry.keys),
             None => (8, 2 * 8 * 32 / lanes),
         };
+        let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+        let (warps, keys_per_split) = if self.few() { (env("FUSE_WARPS", warps), env("FUSE_KEYS", keys_per_split)) } else { (warps, keys_per_split) };
         let blocks = heads / group * self.rows.count;
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
         // A projection that combines reads partial sums even from a single block.
@@ -147,6 +157,75 @@ impl Builder<'_, '_> {
         if attention.proj.is_some() {
             self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
         }
+        Ok(())
+    }
+
+    /// Attention and its projection in clusters.
+    #[allow(clippy::too_many_arguments)]
+    fn attention_projection(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        operands: [Source; 5],
+        [heads, key_heads, head_dim]: [usize; 3],
+        slice: usize,
+        cluster: usize,
+        warps: usize,
+    ) -> Result<()> {
+        let cluster = (1..=cluster).rev().find(|cluster| key_heads.is_multiple_of(*cluster)).unwrap_or(1);
+        let share = heads / key_heads;
+        let group = (1..=8).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
+        let proj = attention.proj.context("no projection")?;
+        let k = heads * head_dim;
+        let (tensor, sizes) = self.weight(node, Role::ProjWeight)?;
+        let rows = if proj.transposed { sizes[1] } else { sizes[0] };
+        let bias = match proj.bias {
+            true => {
+                let (name, _) = self.weight(node, Role::ProjBias)?;
+                Source::Ready(Arg::Weight(
+                    self.planner.weight(Recipe::Biases { parts: vec![(Some(name), rows)], gated: false }),
+                ))
+            }
+            false => Source::Ready(Arg::Null),
+        };
+        let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
+        let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
+        let residual = self.optional(node, Role::Residual)?;
+        let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref());
+        let (out, storage) = self.result(node.result(0));
+        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+        let slices = tiles.count().div_ceil(slice);
+        let spec = crate::plan::spec::AttentionProjectionSpec {
+            attention: AttentionSpec {
+                heads,
+                key_heads,
+                head_dim,
+                group,
+                warps,
+                splits: Splits { max: 1, keys: 1, window: attention.window.unwrap_or(0) },
+                scale: attention.scale,
+                softcap: attention.softcap,
+                append: true,
+                norm: norms.map(|(q_norm, k_norm)| (q_norm.eps, k_norm.eps)),
+                rope: attention.rope.as_ref().map(RopeTable::new),
+                sinks: attention.sinks,
+                out: storage,
+            },
+            tiles,
+            batch: self.rows.count,
+            cluster,
+            slice,
+        };
+        let offset = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let q_weight = self.vector(node, Role::QNormWeight, offset(&attention.q_norm))?;
+        let k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
+        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        let mut args = vec![packed];
+        args.extend(operands);
+        args.extend([self.positions(), self.sequences(), q_weight, k_weight, sinks, bias, residual, out]);
+        args.push(Source::Ready(Arg::Context));
+        args.extend(NO_ZEROS);
+        self.launch(KernelSpec::AttentionProjection(spec), [cluster, slices, 1], args, rows * k * 2);
         Ok(())
     }
 

@@ -1,0 +1,149 @@
+{% include "device.cuh" %}
+// {{ name }}: y = W attention(x) + r for {{ batch }} rows. A cluster makes a slice of the rows of y: each of its blocks attends with some of
+// the heads and multiplies what they give, and the products meet through distributed shared memory, in the order of the blocks.
+{% include "attention.cuh" %}
+{% include "tiles.cuh" %}
+constexpr int BATCH = {{ batch }};                        // rows of x
+constexpr int CLUSTER = {{ cluster }};                    // blocks that share the heads
+constexpr int SLICE = {{ slice }};                        // row tiles of a cluster
+constexpr int BLOCK_KEY_HEADS = KEY_HEADS / CLUSTER;
+constexpr int BLOCK_HEADS = HEADS / CLUSTER;
+constexpr int GROUPS = BLOCK_HEADS / GROUP;               // of a row of x in a block
+constexpr int JOBS = BATCH * GROUPS;                      // of attention in a block
+constexpr int PARTS = JOBS < WARPS ? WARPS / JOBS : 1;    // warps that share a job
+constexpr int COLUMNS = BLOCK_HEADS * HEAD_DIM;           // of W in a block
+constexpr int BLOCK_PAIRS = COLUMNS / 32;
+constexpr int SPLIT = SLICE >= WARPS ? 1 : WARPS / SLICE; // warps that share a row tile
+constexpr int STAGE_STRIDE = COLUMNS + 32;
+constexpr int RESULTS = 16 * SLICE * BATCH;               // of a cluster
+constexpr int SHARE = (RESULTS + CLUSTER - 1) / CLUSTER;  // and of a block
+static_assert(COLUMNS % 32 == 0 && KEY_HEADS % CLUSTER == 0, "a block's columns are whole pairs");
+static_assert(BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
+
+// What lies in dynamic shared memory, in this order.
+struct alignas(16) Shared {
+  Vec4 weights[SLICE][BLOCK_PAIRS * 64];
+  Part parts[JOBS * PARTS > WARPS ? JOBS * PARTS : WARPS];   // before that, scratch of the warps that prepare heads
+  Vec4 queries[BATCH * BLOCK_HEADS][2 * QUERY_STRIDE / 8];
+  Vec4 fresh[BATCH * BLOCK_KEY_HEADS][2][PADDED / 8];
+  Vec4 staged[BATCH][STAGE_STRIDE / 8];
+  float products[SPLIT][RESULTS];
+  Prepared prepared[BATCH];
+};
+
+// weights: packed tiles. q [BATCH][HEADS][HEAD_DIM], k and v [BATCH][KEY_HEADS][HEAD_DIM], fp32. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED].
+// positions, sequences [BATCH]; a row at position -1 attends to nothing. bias [rows of y], residual and y [BATCH][rows of y], fp32.
+// zeros: `zero_count` floats that are set to zero. Grid: CLUSTER, slices.
+KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const Vec4* weights, const float* q, const float* k, const float* v,
+    u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight,
+    const float* sinks, const float* bias, const float* residual, Out* out, u64 context, float* zeros, u64 zero_count) {
+  SHARED u64 arrived;                                     // of the weights
+  Shared& shared = *(Shared*)shared_memory();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const int rank = blockIdx.x, first_tile = blockIdx.y * SLICE;
+  const int tiles = smaller(SLICE, TILES - first_tile);
+
+  launch_dependents();
+  if (threadIdx.x == 0) {
+    expect(&arrived, tiles * BLOCK_PAIRS * 1024);
+#pragma unroll 1
+    for (int t = 0; t < tiles; t++)
+      copy_bulk(shared.weights[t], tile_pointer(weights, first_tile + t, rank * BLOCK_PAIRS), BLOCK_PAIRS * 1024, &arrived);
+  }
+  // Of a warp's first job, all keys but the newest are from steps before.
+  const auto span_of = [&](int job) {
+    const int row = job / GROUPS, head = job % GROUPS * GROUP / (HEADS / KEY_HEADS), position = load_early(positions + row);
+    const u64 at = ((u64)load_early(sequences + row) * KEY_HEADS + rank * BLOCK_KEY_HEADS + head) * context * PADDED;
+    return Span{key_cache + at, value_cache + at, first_key(position), position + 1, position, shared.fresh[row * BLOCK_KEY_HEADS + head]};
+  };
+  Tile tile = {};
+  Span span = span_of(smaller(warp / PARTS, JOBS - 1));
+  load_keys(tile, span, span.first + 16 * (warp % PARTS));
+  load_values(tile, span, span.first + 16 * (warp % PARTS));
+#pragma unroll 1
+  for (int row = 0; row < BATCH; row++) {
+    prepare_turns(shared.prepared[row], load_early(positions + row));
+    prepare_weights(shared.prepared[row], q_weight, k_weight);
+  }
+  block_barrier();
+  wait_for_dependencies();
+  for (u64 i = (blockIdx.x + gridDim.x * blockIdx.y) * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * gridDim.y * THREADS) zeros[i] = 0.0f;
+
+  // Every block makes the heads it needs; the first slice stores the key and the value.
+#pragma unroll 1
+  for (int job = warp; job < BATCH * (BLOCK_HEADS + 2 * BLOCK_KEY_HEADS); job += WARPS) {
+    const int row = job % BATCH, which = job / BATCH, other = which - BLOCK_HEADS, head = rank * BLOCK_KEY_HEADS + other % BLOCK_KEY_HEADS;
+    const bool is_query = other < 0, is_key = !is_query && other < BLOCK_KEY_HEADS;
+    const int position = load_early(positions + row);
+    const float* from = is_query ? q + ((u64)row * HEADS + rank * BLOCK_HEADS + which) * HEAD_DIM : (is_key ? k : v) + ((u64)row * KEY_HEADS + head) * HEAD_DIM;
+    u16* to = is_query ? (u16*)shared.queries[row * BLOCK_HEADS + which] : (u16*)shared.fresh[row * BLOCK_KEY_HEADS + other % BLOCK_KEY_HEADS][is_key ? 0 : 1];
+    u16* cached = (is_key ? key_cache : value_cache) + (((u64)load_early(sequences + row) * KEY_HEADS + head) * context + position) * PADDED;
+    const bool keeps = blockIdx.y == 0 && position >= 0;
+    const auto take = [&](int i, float value) {
+      if (is_query) {
+        store_query(to, i, value);
+      } else {
+        store(to + i, value);
+        if (keeps) store(cached + i, value);
+      }
+    };
+    load_head(take, shared.parts[warp].sums[0], from, shared.prepared[row].weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, shared.prepared[row], is_query || is_key);
+    if (is_query) pad_query(to);
+  }
+  block_barrier();
+#pragma unroll 1
+  for (int slot = warp; slot < JOBS * PARTS; slot += WARPS) {
+    const int job = slot / PARTS, begin = 16 * (slot % PARTS);
+    if (slot != warp) {
+      span = span_of(job);
+      load_keys(tile, span, span.first + begin);
+      load_values(tile, span, span.first + begin);
+    }
+    attend(shared.parts[slot], tile, span, (const u16*)shared.queries[job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP], begin, 16 * PARTS);
+  }
+  block_barrier();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < BATCH * COLUMNS; i += THREADS) {
+    const int row = i / COLUMNS, head = i % COLUMNS / HEAD_DIM, d = i % HEAD_DIM, job = row * GROUPS + head / GROUP;
+    float peak, total;
+    const float value = merge(shared.parts + job * PARTS, PARTS, head % GROUP, d, SINKS ? sinks + rank * BLOCK_HEADS + head : nullptr, peak, total);
+    store((u16*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total);
+  }
+  block_barrier();
+  await(&arrived);
+
+  // A warp multiplies a row tile, or a part of its columns.
+#pragma unroll 1
+  for (int job = warp; job < SLICE * SPLIT; job += WARPS) {
+    const int t = job / SPLIT, part = job % SPLIT;
+    if (t >= tiles) break;
+    float sum[2][4] = {};
+#pragma unroll 4
+    for (int pair = part; pair < BLOCK_PAIRS; pair += SPLIT) {
+      const Vec4* held = shared.weights[t] + 64 * pair + lane;
+      const Vec4 x = *(const Vec4*)((const u16*)shared.staged[group % BATCH] + 32 * pair + 8 * quad);
+      mma_bf16(sum[0], held[0], x.x, x.y);
+      mma_bf16(sum[1], held[32], x.z, x.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int b = 2 * quad + i % 2, row = 16 * t + group + i / 2 * 8;
+      if (b < BATCH) shared.products[part][row * BATCH + b] = sum[0][i] + sum[1][i];
+    }
+  }
+  cluster_arrive();
+  cluster_wait();
+#pragma unroll 1
+  for (int i = rank * SHARE + threadIdx.x; i < smaller(RESULTS, (rank + 1) * SHARE); i += THREADS) {
+    const int b = i % BATCH, row = 16 * first_tile + i / BATCH;
+    if (row >= ROWS[0]) break;
+    float y = (bias ? bias[row] : 0.0f) + (residual ? residual[b * ROWS[0] + row] : 0.0f);
+#pragma unroll
+    for (int r = 0; r < CLUSTER; r++)
+#pragma unroll
+      for (int part = 0; part < SPLIT; part++) y += load_peer(&shared.products[part][i], r);
+    store(out + b * ROWS[0] + row, y);
+  }
+  cluster_arrive();
+  cluster_wait();
+}

@@ -3,7 +3,7 @@
 {% include "attention.cuh" %}
 typedef {{ out_type }} Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
-constexpr int BLOCKS = PADDED <= {{ attention.wide }} && WARPS <= 8 ? 2 : 1;   // a multiprocessor has room for
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 ? 2 : 1;   // a multiprocessor has room for
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.

@@ -171,7 +171,6 @@ pub struct Heads {
     pub eps_q: Float,
     pub eps_k: Float,
     pub sinks: bool,
-    pub wide: usize,
 }
 
 /// Rows of the packed embedding table.

@@ -165,7 +165,6 @@ fn heads(spec: &AttentionSpec) -> templates::Heads {
         eps_q: Float(spec.norm.map_or(0.0, |(eps, _)| eps)),
         eps_k: Float(spec.norm.map_or(0.0, |(_, eps_k)| eps_k)),
         sinks: spec.sinks,
-        wide: std::env::var("FUSE_WIDE").ok().and_then(|v| v.parse().ok()).unwrap_or(128),
     }
 }
 

@@ -1,5 +1,6 @@
 // Runs one launch of a kernel on the host: a fiber a thread, one block after the other. Lanes of a warp run until each waits for the
-// warp, then the exchange happens; warps run until each waits for the block. Whoever is missing by then has diverged, which is an error.
+// warp, then the exchange happens; warps run until each waits for the block, and blocks of a cluster until each waits for the cluster.
+// Whoever is missing by then has diverged, which is an error.
 // So is an access outside registered memory, a race or a read of garbage in shared memory, and global memory touched before the wait. Global
 // memory that one block reads and another of the launch writes is a race, and what a step writes is not for load_early and load_stream.
 #ifndef _GNU_SOURCE
@@ -46,8 +47,9 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 namespace {
 
 constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
+constexpr u32 MAX_CLUSTER = 8, MAX_ARRIVALS = 8;
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
-enum State { RUNNING, AT_BLOCK_BARRIER, AT_WARP, DONE };
+enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, DONE };
 enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA };
 const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma_bf16"};
 
@@ -56,6 +58,8 @@ struct Thread {
   ucontext_t start;
   char* stack;
   bool begun, waited, launched;
+  bool arrived;          // at a cluster barrier that it has not waited for
+  u32 awaited;           // a bit for each of its block's arrivals
   State state;
   Kind kind;             // of the exchange it waits in
   int parameter;         // mask or delta
@@ -68,21 +72,38 @@ struct Thread {
 struct Shadow {
   u64 written, read;             // block epoch
   u64 written_warp, read_warp;   // epoch of the warp of the last writer, reader
+  u64 peer_read;                 // block epoch in which another block of the cluster read
   u16 writer, reader;            // thread
   bool atomic;                   // written by an atomic
   bool lanes, warps;             // several threads, several warps read in that epoch
+  unsigned char copy;            // 1 + the arrival that tells of these bytes; 0: a thread wrote them
 };
 
-Thread threads[MAX_THREADS];
+// What `expect` began: copies into shared memory.
+struct Arrival { const u64* at; u64 expected, copied; bool awaited; };
+
+// A block of a cluster. While another runs, its shared memory lies in `dynamic` and `fixed`.
+struct Block {
+  Thread threads[MAX_THREADS];
+  Arrival arrivals[MAX_ARRIVALS];
+  u32 arrival_count;
+  u64 peer_read;                 // block epoch in which another block of the cluster read from it
+  Shadow dynamic_shadow[MAX_SHARED / 2], fixed_shadow[MAX_FIXED_SHARED / 2];
+  char dynamic[MAX_SHARED], fixed[MAX_FIXED_SHARED];
+};
+
+Block *blocks, *own;   // of the cluster that runs; the block that does
+u32 cluster;           // blocks
+Thread* threads;       // of that block
 Thread* current;
 jmp_buf scheduler;
 const FuseLaunch* launch;
 void (*body)(const u64*);
 FuseIndex block;
 bool failed;
-u64 epoch = 1, block_begin, warp_epoch[MAX_THREADS / 32];
+// Each barrier of a block begins an epoch, which no other block shares.
+u64 epoch = 1, block_begin, cluster_epoch, warp_epoch[MAX_THREADS / 32];   // cluster_epoch: began at the last cluster barrier
 alignas(128) char dynamic[MAX_SHARED];
-Shadow dynamic_shadow[MAX_SHARED / 2], static_shadow[MAX_SHARED / 2];
 const FuseRange* last_range;
 
 u32 number(const Thread* thread) { return (u32)(thread - threads); }
@@ -110,6 +131,7 @@ void fiber() {
     body(launch->arguments);
     if (!current->waited) fail("it ends without wait_for_dependencies: a kernel's end must imply the end of all before it");
     if (!current->launched) fail("it ends without launch_dependents");
+    if (current->arrived) fail("it ends between cluster_arrive and cluster_wait");
     current->state = DONE;
     yield();
   }
@@ -187,7 +209,8 @@ void exchange(u32 warp) {
 }
 
 const char* name_of(const Thread& thread) {
-  return thread.state == DONE ? "has ended" : thread.state == AT_BLOCK_BARRIER ? "is at block_barrier" : KIND_NAMES[thread.kind];
+  return thread.state == DONE ? "has ended" : thread.state == AT_BLOCK_BARRIER ? "is at block_barrier" :
+         thread.state == AT_CLUSTER_BARRIER ? "is at cluster_wait" : KIND_NAMES[thread.kind];
 }
 
 void diverged(const char* whom, u32 a, u32 b) {
@@ -218,24 +241,56 @@ void run_warp(u32 first, u32 last) {
   }
 }
 
+// Runs a block until it ends or waits for its cluster: that is every thread's state.
 void run_block() {
-  for (u32 i = 0; i < launch->threads; i++) {
-    threads[i].state = RUNNING;
-    threads[i].waited = threads[i].launched = false;
-  }
-  block_begin = ++epoch;
-  for (char* p = __start_fuse_shared; p + 4 <= __stop_fuse_shared; p += 4) memcpy(p, &POISON, 4);
-  for (char* p = dynamic; p < dynamic + launch->shared_bytes; p += 4) memcpy(p, &POISON, 4);
   for (;;) {
+    epoch++;
+    for (u32 i = 0; i < launch->threads; i++) threads[i].state = RUNNING;
     for (u32 first = 0; first < launch->threads; first += 32) {
       run_warp(first, first + 32 < launch->threads ? first + 32 : launch->threads);
       if (failed) return;
     }
     for (u32 i = 1; i < launch->threads; i++)
       if (threads[i].state != threads[0].state) return diverged("block", 0, i);
+    if (threads[0].state == DONE) break;
+    if (threads[0].state == AT_CLUSTER_BARRIER) return;
+  }
+  const char* what = own->peer_read >= cluster_epoch ? "it ends while another block of the cluster may still read its shared memory" : nullptr;
+  for (u32 i = 0; i < own->arrival_count; i++)
+    if (!own->arrivals[i].awaited) what = "it ends without an await of what copy_bulk brings";
+  if (!what) return;
+  snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): %s", launch->name, block.x, block.y, block.z, what);
+  failed = true;
+}
+
+// Runs the blocks of a cluster, which begins at block.x, in turns from one cluster barrier to the next.
+void run_cluster() {
+  const u32 first = block.x;
+  const u64 fixed = __stop_fuse_shared - __start_fuse_shared;
+  block_begin = cluster_epoch = ++epoch;
+  for (bool begun = false;; begun = true, cluster_epoch = ++epoch) {
+    for (u32 rank = 0; rank < cluster; rank++) {
+      own = blocks + rank, threads = own->threads, block.x = first + rank;
+      if (!begun) {
+        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = false, threads[i].awaited = 0;
+        own->arrival_count = 0, own->peer_read = 0;
+        for (char* p = __start_fuse_shared; p + 4 <= __stop_fuse_shared; p += 4) memcpy(p, &POISON, 4);
+        for (char* p = dynamic; p < dynamic + launch->shared_bytes; p += 4) memcpy(p, &POISON, 4);
+      } else if (cluster > 1) {
+        memcpy(__start_fuse_shared, own->fixed, fixed), memcpy(dynamic, own->dynamic, launch->shared_bytes);
+      }
+      run_block();
+      if (failed) return;
+      if (cluster > 1) memcpy(own->fixed, __start_fuse_shared, fixed), memcpy(own->dynamic, dynamic, launch->shared_bytes);
+    }
+    for (u32 rank = 1; rank < cluster; rank++) {
+      if (blocks[rank].threads[0].state == blocks[0].threads[0].state) continue;
+      snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the cluster diverged: block %u %s, block %u %s", launch->name,
+               first, block.y, block.z, 0, name_of(blocks[0].threads[0]), rank, name_of(blocks[rank].threads[0]));
+      failed = true;
+      return;
+    }
     if (threads[0].state == DONE) return;
-    epoch++;
-    for (u32 i = 0; i < launch->threads; i++) threads[i].state = RUNNING;
   }
 }
 
@@ -256,9 +311,11 @@ bool unordered(u32 other, u64 at, u64 at_warp) {
 
 void shared_access(Shadow* shadow, u64 offset, u64 bytes, bool write, bool atomic) {
   const u32 self = number(current);
+  if (current->arrived) fail("touches shared memory between cluster_arrive and cluster_wait");
   for (u64 i = offset / 2; i <= (offset + bytes - 1) / 2; i++) {
     Shadow& s = shadow[i];
     const bool known = s.written >= block_begin;
+    if (known && s.copy && !(current->awaited >> (s.copy - 1) & 1)) fail("touches shared memory that copy_bulk fills, without an await");
     if ((!write || atomic) && !known) fail("reads shared memory that no thread of the block wrote");
     if (known && !(atomic && s.atomic) && unordered(s.writer, s.written, s.written_warp))
       fail("race: %s shared memory that thread %u wrote, with no barrier between", write ? "writes" : "reads", s.writer);
@@ -266,7 +323,8 @@ void shared_access(Shadow* shadow, u64 offset, u64 bytes, bool write, bool atomi
       if (s.read >= block_begin && s.read == epoch && (s.warps || unordered(s.reader, s.read, s.read_warp) ||
           (s.lanes && s.read_warp == warp_epoch[self / 32] && s.reader / 32 == self / 32)))
         fail("race: writes shared memory that thread %u read, with no barrier between", s.reader);
-      s.written = epoch, s.written_warp = warp_epoch[self / 32], s.writer = self, s.atomic = atomic;
+      if (s.peer_read >= cluster_epoch) fail("race: writes shared memory that another block read, with no cluster barrier between");
+      s.written = epoch, s.written_warp = warp_epoch[self / 32], s.writer = self, s.atomic = atomic, s.copy = 0;
     } else {
       const bool same = s.read == epoch;
       s.warps = same && (s.warps || s.reader / 32 != self / 32);
@@ -330,11 +388,11 @@ void access(const void* p, u64 bytes, Access how) {
   if (at >= current->stack && at < current->stack + STACK_BYTES) return;
   const bool write = how == WRITE || how == ATOMIC || how == ACCUMULATE;
   if (at >= __start_fuse_shared && at + bytes <= __stop_fuse_shared)
-    return shared_access(static_shadow, at - __start_fuse_shared, bytes, write, how == ATOMIC);
+    return shared_access(own->fixed_shadow, at - __start_fuse_shared, bytes, write, how == ATOMIC);
   if (at >= dynamic && at < dynamic + sizeof dynamic) {
     if (at + bytes > dynamic + launch->shared_bytes)
       fail("%s shared memory at byte %lld of %u", write ? "writes" : "reads", (long long)(at - dynamic), launch->shared_bytes);
-    return shared_access(dynamic_shadow, at - dynamic, bytes, write, how == ATOMIC);
+    return shared_access(own->dynamic_shadow, at - dynamic, bytes, write, how == ATOMIC);
   }
   if (!write && at >= __ehdr_start && at + bytes <= _end) return;
   const FuseRange* range = range_of((u64)at, bytes);
@@ -347,6 +405,82 @@ void access(const void* p, u64 bytes, Access how) {
   if (range->touched) global_access(range->touched, (u64)at - range->begin, bytes, how);
 }
 
+// A shared address in a block of the cluster: where its bytes lie while another runs, and what is known of them. Null: not shared.
+Shadow* shared_place(Block& of, const void* p, u64 bytes, const char** saved) {
+  const char* at = (const char*)p;
+  const bool fixed = at >= __start_fuse_shared && at + bytes <= __stop_fuse_shared;
+  if (!fixed && (at < dynamic || at + bytes > dynamic + launch->shared_bytes)) return nullptr;
+  const u64 offset = at - (fixed ? __start_fuse_shared : dynamic);
+  if (saved) *saved = (fixed ? of.fixed : of.dynamic) + offset;
+  return (fixed ? of.fixed_shadow : of.dynamic_shadow) + offset / 2;
+}
+
+float read_peer(const float* p, u32 rank) {
+  if (rank >= cluster) fail("reads of block %u in a cluster of %u", rank, cluster);
+  Block& peer = blocks[rank];
+  if (&peer == own) {
+    access(p, 4, READ);
+    return *p;
+  }
+  const char* saved;
+  Shadow* shadow = shared_place(peer, p, 4, &saved);
+  if (!shadow || (u64)p % 4) fail("load_peer of what is no float of shared memory");
+  if (current->arrived) fail("touches shared memory between cluster_arrive and cluster_wait");
+  if (peer.threads[0].state == DONE && shadow->written >= block_begin) fail("reads shared memory of block %u of the cluster, which has ended", rank);
+  for (Shadow* s = shadow; s < shadow + 2; s++) {
+    if (s->written >= cluster_epoch) fail("race: reads shared memory that block %u of the cluster wrote, with no cluster barrier between", rank);
+    if (s->written < block_begin) fail("reads shared memory that no thread of block %u of the cluster wrote", rank);
+    if (s->copy) fail("reads shared memory that copy_bulk fills in block %u of the cluster", rank);
+    s->peer_read = epoch;
+  }
+  peer.peer_read = epoch;
+  float value;
+  memcpy(&value, saved, 4);
+  return value;
+}
+
+Arrival& arrival_of(const u64* at, const char* what) {
+  for (u32 i = 0; i < own->arrival_count; i++)
+    if (own->arrivals[i].at == at) return own->arrivals[i];
+  fail("%s of what no expect began", what);
+}
+
+// A barrier that ordinary reads and writes stand for: whoever uses it needs an order behind who began it.
+void begin_arrival(u64* at, u64 bytes) {
+  if (!shared_place(*own, at, 8, nullptr) || (u64)at % 8) fail("expect of what is no 64-bit word of shared memory");
+  for (u32 i = 0; i < own->arrival_count; i++)
+    if (own->arrivals[i].at == at) fail("expect of what another expect began");
+  if (own->arrival_count == MAX_ARRIVALS) fail("a block has more than %u arrivals", MAX_ARRIVALS);
+  access(at, 8, WRITE);
+  own->arrivals[own->arrival_count++] = {at, bytes, 0, false};
+}
+
+// The bytes are there at once, but marked: only a thread that awaited may touch them.
+void copy(char* to, const char* from, u64 bytes, const u64* at) {
+  Arrival& arrival = arrival_of(at, "copy_bulk");
+  access(at, 8, READ);
+  if (bytes == 0 || bytes % 16 || (u64)to % 16 || (u64)from % 16) fail("copy_bulk of %llu bytes: it and both addresses are to be multiples of 16", bytes);
+  Shadow* shadow = shared_place(*own, to, bytes, nullptr);
+  if (!shadow) fail("copy_bulk of %llu bytes to what is not shared memory", bytes);
+  if (shared_place(*own, from, 1, nullptr)) fail("copy_bulk from what is not global memory");
+  access(from, bytes, STREAM);
+  for (Shadow* s = shadow; s < shadow + bytes / 2; s++) {
+    if (s->written >= block_begin) fail("race: copy_bulk over shared memory that was written before");
+    s->written = epoch, s->written_warp = warp_epoch[number(current) / 32], s->writer = number(current), s->atomic = false;
+    s->copy = &arrival - own->arrivals + 1;
+  }
+  arrival.copied += bytes;
+  memcpy(to, from, bytes);
+}
+
+void wait_for(const u64* at) {
+  Arrival& arrival = arrival_of(at, "await");
+  access(at, 8, READ);
+  if (arrival.copied != arrival.expected) fail("await of %llu bytes, of which %llu are on their way", arrival.expected, arrival.copied);
+  arrival.awaited = true;
+  current->awaited |= 1u << (&arrival - own->arrivals);
+}
+
 }  // namespace
 
 extern "C" {
@@ -356,6 +490,20 @@ FuseIndex fuse_block_size() { return {launch->threads, 1, 1}; }
 FuseIndex fuse_grid_size() { return {launch->grid[0], launch->grid[1], launch->grid[2]}; }
 char* fuse_shared_memory() { return dynamic; }
 void fuse_block_barrier() { current->state = AT_BLOCK_BARRIER; yield(); }
+void fuse_cluster_arrive() {
+  if (current->arrived) fail("cluster_arrive twice");
+  current->arrived = true;
+}
+void fuse_cluster_wait() {
+  if (!current->arrived) fail("cluster_wait without cluster_arrive");
+  current->state = AT_CLUSTER_BARRIER;
+  yield();
+  current->arrived = false;
+}
+float fuse_load_peer(const float* p, int rank) { return read_peer(p, (u32)rank); }
+void fuse_expect(u64* arrived, u32 bytes) { begin_arrival(arrived, bytes); }
+void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) { copy((char*)to, (const char*)from, bytes, arrived); }
+void fuse_await(const u64* arrived) { wait_for(arrived); }
 void fuse_warp_barrier() { exchange_with(WARP_BARRIER, 0, 0); }
 void fuse_launch_dependents() { current->launched = true; }
 void fuse_wait_for_dependencies() { current->waited = true; }
@@ -409,27 +557,34 @@ void __ubsan_handle_type_mismatch_v1(Place* place, u64 address) {
 }
 }
 
-// Runs every block of a launch. 0, or 1 with a message in launch->error.
-extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*)) {
-  launch = what, body = kernel, failed = false, last_range = nullptr;
+// Runs every block of a launch, in clusters of so many. 0, or 1 with a message in launch->error.
+extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*), int cluster_blocks) {
+  launch = what, body = kernel, failed = false, last_range = nullptr, cluster = cluster_blocks;
   const u64 fixed = __stop_fuse_shared - __start_fuse_shared;
   if (what->threads == 0 || what->threads > MAX_THREADS || fixed > MAX_FIXED_SHARED || fixed + what->shared_bytes > MAX_SHARED) {
     snprintf(what->error, what->error_bytes, "kernel %s: %u threads, %llu bytes of SHARED and %u of shared_memory() are beyond a block (%u, %u, %u)",
              what->name, what->threads, fixed, what->shared_bytes, MAX_THREADS, MAX_FIXED_SHARED, MAX_SHARED - (u32)fixed);
     return 1;
   }
-  // Kept for the launch only: a process may have as many mappings as a few hundred kernels would hold.
-  const u64 stack_bytes = GUARD_BYTES + STACK_BYTES;
-  char* stacks = (char*)mmap(nullptr, what->threads * stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (stacks == MAP_FAILED) {
-    snprintf(what->error, what->error_bytes, "kernel %s: no memory for the stacks of %u threads", what->name, what->threads);
+  if (cluster == 0 || cluster > MAX_CLUSTER || what->grid[0] % cluster) {
+    snprintf(what->error, what->error_bytes, "kernel %s: clusters of %u blocks, at most %u, in a grid of %u", what->name, cluster, MAX_CLUSTER, what->grid[0]);
     return 1;
   }
-  for (u32 i = 0; i < what->threads; i++) prepare(threads + i, stacks + i * stack_bytes);
+  // Kept for the launch only: a process may have as many mappings as a few hundred kernels would hold.
+  const u64 stack_bytes = GUARD_BYTES + STACK_BYTES, blocks_bytes = (cluster * sizeof(Block) + 4095) / 4096 * 4096;
+  const u64 bytes = blocks_bytes + cluster * what->threads * stack_bytes;
+  char* memory = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    snprintf(what->error, what->error_bytes, "kernel %s: no memory for %u blocks of %u threads", what->name, cluster, what->threads);
+    return 1;
+  }
+  blocks = (Block*)memory;
+  for (u32 i = 0; i < cluster * what->threads; i++)
+    prepare(blocks[i / what->threads].threads + i % what->threads, memory + blocks_bytes + i * stack_bytes);
   for (block.z = 0; block.z < what->grid[2] && !failed; block.z++)
     for (block.y = 0; block.y < what->grid[1] && !failed; block.y++)
-      for (block.x = 0; block.x < what->grid[0] && !failed; block.x++) run_block();
+      for (u32 x = 0; x < what->grid[0] && !failed; x += cluster) block.x = x, run_cluster();
   current = nullptr;
-  munmap(stacks, what->threads * stack_bytes);
+  munmap(memory, bytes);
   return failed;
 }

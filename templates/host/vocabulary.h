@@ -7,6 +7,10 @@
 #define SHARED static __attribute__((section("fuse_shared")))
 #define CONSTANT static const
 #define __launch_bounds__(...)
+// Stands between a kernel's `void` and its name, where only a whole declaration can tell its entry of the number.
+#define CLUSTER_OF(blocks) fuse_of_clusters(); constexpr int FUSE_CLUSTER = blocks; KERNEL void
+namespace fuse_otherwise { constexpr int FUSE_CLUSTER = 1; }   // what ::FUSE_CLUSTER is where a kernel says nothing
+using namespace fuse_otherwise;
 
 // What kernels use of the C library. Its headers would take most of the time of a compilation.
 extern "C" {
@@ -26,6 +30,12 @@ __attribute__((const)) FuseIndex fuse_block_size();
 __attribute__((const)) FuseIndex fuse_grid_size();
 char* fuse_shared_memory();
 void fuse_block_barrier();
+void fuse_cluster_arrive();
+void fuse_cluster_wait();
+float fuse_load_peer(const float* p, int rank);
+void fuse_expect(u64* arrived, u32 bytes);
+void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived);
+void fuse_await(const u64* arrived);
 void fuse_warp_barrier();
 void fuse_launch_dependents();
 void fuse_wait_for_dependencies();
@@ -47,6 +57,12 @@ void fuse_accumulate(float* p, float value);
 DEVICE char* shared_memory() { return fuse_shared_memory(); }
 DEVICE void block_barrier() { fuse_block_barrier(); }
 DEVICE void warp_barrier() { fuse_warp_barrier(); }
+DEVICE void cluster_arrive() { fuse_cluster_arrive(); }
+DEVICE void cluster_wait() { fuse_cluster_wait(); }
+DEVICE float load_peer(const float* p, int rank) { return fuse_load_peer(p, rank); }
+DEVICE void expect(u64* arrived, u32 bytes) { fuse_expect(arrived, bytes); }
+DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) { fuse_copy_bulk(to, from, bytes, arrived); }
+DEVICE void await(const u64* arrived) { fuse_await(arrived); }
 DEVICE void launch_dependents() { fuse_launch_dependents(); }
 DEVICE void wait_for_dependencies() { fuse_wait_for_dependencies(); }
 

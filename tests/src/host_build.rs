@@ -15,7 +15,9 @@
 //! A launch fails, naming block and thread, where a thread touches memory outside every [`HostBuffer`], writes to an input, reads shared
 //! memory that nobody wrote, races in shared memory, indexes an array out of bounds, uses a misaligned pointer, touches global memory
 //! before `wait_for_dependencies` other than by `load_early` or `load_stream`, reads by those what a launch of its [`HostStep`] writes,
-//! reads in one block global memory that another block writes, or where a warp or block diverges at an exchange or a barrier.
+//! reads in one block global memory that another block writes, or where a warp, block or cluster diverges at an exchange or a barrier.
+//! In a cluster also where it reads from a block what no cluster barrier separates from its writing, its next writing or the block's end,
+//! and where it touches what `copy_bulk` brings before `await`.
 //!
 //! Loading and calling a library is `unsafe`, and so are buffers that a kernel writes through raw addresses: this module allows it, each
 //! block with its reason.
@@ -475,10 +477,10 @@ impl Compiler {
 /// Follows a kernel's source: the entry that the library exports.
 const TAIL: &str = r#"
 struct FuseLaunch;
-extern "C" int fuse_run(const FuseLaunch* launch, void (*body)(const u64*));
+extern "C" int fuse_run(const FuseLaunch* launch, void (*body)(const u64*), int cluster);
 static void fuse_body(const u64* arguments) { fuse_call(KERNEL_NAME, arguments, FuseCount<fuse_parameters(KERNEL_NAME)>::type()); }
 extern "C" __attribute__((visibility("default"))) int fuse_host_parameters() { return fuse_parameters(KERNEL_NAME); }
-extern "C" __attribute__((visibility("default"))) int fuse_host_launch(const FuseLaunch* launch) { return fuse_run(launch, fuse_body); }
+extern "C" __attribute__((visibility("default"))) int fuse_host_launch(const FuseLaunch* launch) { return fuse_run(launch, fuse_body, ::FUSE_CLUSTER); }
 "#;
 
 fn hash(parts: &[&str]) -> String {

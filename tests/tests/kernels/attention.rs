@@ -32,7 +32,7 @@ pub struct Case {
 }
 
 /// Floats that a launch sets to zero beside its work.
-const ZEROS: usize = 700;
+pub const ZEROS: usize = 700;
 /// Enough keys for several rounds of every stream of a block.
 pub const CONTEXT: usize = 300;
 
@@ -57,34 +57,41 @@ impl Case {
     }
 
     pub fn source(&self) -> String {
-        let rope = self.rope.map_or_else(Rope::none, |(dim, interleaved, magnitude)| {
-            Rope::new(&frequencies(dim), dim, interleaved, magnitude)
-        });
         Attention {
             name: "kernel".into(),
             splits: self.splits.clone(),
-            rope,
-            attention: Heads {
-                heads: self.heads,
-                key_heads: self.key_heads,
-                head_dim: self.head_dim,
-                group: self.group,
-                warps: self.warps,
-                scale: Float(self.scale()),
-                softcap: Float(self.softcap),
-                append: self.append,
-                norm: self.norm,
-                eps_q: Float(1e-5),
-                eps_k: Float(1e-6),
-                sinks: self.sinks,
-            },
+            rope: self.rope_template(),
+            attention: self.heads_template(),
             out_type: self.out_type,
         }
         .render()
         .expect("the template renders")
     }
 
-    fn scale(&self) -> f32 {
+    pub fn rope_template(&self) -> Rope {
+        self.rope.map_or_else(Rope::none, |(dim, interleaved, magnitude)| {
+            Rope::new(&frequencies(dim), dim, interleaved, magnitude)
+        })
+    }
+
+    pub fn heads_template(&self) -> Heads {
+        Heads {
+            heads: self.heads,
+            key_heads: self.key_heads,
+            head_dim: self.head_dim,
+            group: self.group,
+            warps: self.warps,
+            scale: Float(self.scale()),
+            softcap: Float(self.softcap),
+            append: self.append,
+            norm: self.norm,
+            eps_q: Float(1e-5),
+            eps_k: Float(1e-6),
+            sinks: self.sinks,
+        }
+    }
+
+    pub fn scale(&self) -> f32 {
         2.0 / (self.head_dim as f32).sqrt()
     }
 
@@ -112,99 +119,27 @@ impl Case {
 
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         let kernel = build(self.source(), mutation)?;
-        let (rows, heads, key_heads, dim, padded) =
-            (self.rows.len(), self.heads, self.key_heads, self.head_dim, self.padded());
-        let mut random = Random(dim as u64 * 100 + heads as u64);
-        let q = random.floats(rows * heads * dim);
-        let k = random.floats(rows * key_heads * dim);
-        let v = random.floats(rows * key_heads * dim);
-        let (q_weight, k_weight, sinks) = (random.floats(dim), random.floats(dim), random.floats(heads));
-        let sequences = 1 + self.rows.iter().map(|row| row.1).max().expect("a row") as usize;
-
-        // Caches hold the earlier keys; everything beyond is NaN and stays so.
-        let mut caches = [random, Random(5)].map(|mut random| {
-            let mut cache = vec![f32::NAN; sequences * key_heads * CONTEXT * padded];
-            for &(position, sequence) in &self.rows {
-                for head in 0..key_heads {
-                    for at in 0..(position + i32::from(!self.append)).max(0) as usize {
-                        let from = ((sequence as usize * key_heads + head) * CONTEXT + at) * padded;
-                        cache[from..from + padded].fill(0.0);
-                        cache[from..from + dim].copy_from_slice(&random.rounded(dim));
-                    }
-                }
-            }
-            cache
-        });
-        let buffers = caches.each_ref().map(|cache| HostBuffer::inout(&to_bf16(cache)));
-
-        let (q_buffer, k_buffer, v_buffer) = (HostBuffer::input(&q), HostBuffer::input(&k), HostBuffer::input(&v));
-        let (q_norm, k_norm) = (HostBuffer::input(&q_weight), HostBuffer::input(&k_weight));
-        let sink_buffer = HostBuffer::input(&sinks);
-        let positions: Vec<i32> = self.rows.iter().map(|row| row.0).collect();
-        let sequence_of: Vec<i32> = self.rows.iter().map(|row| row.1).collect();
-        let (positions_buffer, sequences_buffer) = (HostBuffer::input(&positions), HostBuffer::input(&sequence_of));
+        let (rows, heads, dim) = (self.rows.len(), self.heads, self.head_dim);
+        let mut problem = Problem::new(self);
+        let inputs = Inputs::new(self, &problem);
         let splits = self.splits.max;
         let size = if self.out_type == Storage::F32 { 4 } else { 2 };
         let out = HostBuffer::output::<u8>(splits * rows * heads * dim * size);
         let statistics = HostBuffer::output::<f32>(splits * rows * heads * 2);
-        let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
         let zeros = HostBuffer::output::<f32>(ZEROS);
-        kernel.launch(
-            [(heads / self.group) as u32, splits as u32, rows as u32],
-            32 * self.warps as u32,
-            0,
-            &[
-                q_buffer.address(),
-                given(self.append, &k_buffer),
-                given(self.append, &v_buffer),
-                buffers[0].address(),
-                buffers[1].address(),
-                positions_buffer.address(),
-                sequences_buffer.address(),
-                given(self.norm && self.norm_weights, &q_norm),
-                given(self.norm && self.norm_weights, &k_norm),
-                given(self.sinks, &sink_buffer),
-                out.address(),
-                given(splits > 1, &statistics),
-                CONTEXT as u64,
-                zeros.address(),
-                ZEROS as u64,
-            ],
-        )?;
-        let left = zeros.written::<f32>()?.iter().filter(|&&value| value != 0.0).count();
-        anyhow::ensure!(left == 0, "{left} of {ZEROS} zeros are not zero");
+        let mut arguments = inputs.arguments();
+        arguments.extend([
+            out.address(),
+            if splits > 1 { statistics.address() } else { 0 },
+            CONTEXT as u64,
+            zeros.address(),
+            ZEROS as u64,
+        ]);
+        let grid = [(heads / self.group) as u32, splits as u32, rows as u32];
+        kernel.launch(grid, 32 * self.warps as u32, 0, &arguments)?;
+        check_zeros(&zeros)?;
+        problem.check_caches(self, &inputs.caches)?;
 
-        // The caches afterwards: the appended row is there, all else as it was.
-        for (row, &(position, sequence)) in self.rows.iter().enumerate() {
-            for head in (0..key_heads).filter(|_| self.append && position >= 0) {
-                let from = (row * key_heads + head) * dim;
-                let fresh = self.transformed(&k[from..from + dim], &k_weight, 1e-6, position);
-                let at = ((sequence as usize * key_heads + head) * CONTEXT + position as usize) * padded;
-                for (cache, fresh) in
-                    caches.iter_mut().zip([fresh, v[from..from + dim].iter().map(|&v| v.into()).collect()])
-                {
-                    cache[at..at + padded].fill(0.0);
-                    for (to, value) in cache[at..].iter_mut().zip(fresh) {
-                        *to = round(value as f32);
-                    }
-                }
-            }
-        }
-        let mut after = Vec::new();
-        for (name, cache, buffer) in [("keys", &caches[0], &buffers[0]), ("values", &caches[1], &buffers[1])] {
-            let got = from_bf16(&buffer.values::<u16>()?);
-            ensure!(
-                cache.iter().zip(&got).all(|(a, b)| a.is_nan() == b.is_nan()),
-                "{name}: other places of the cache were written than the appended ones"
-            );
-            let numbers =
-                |values: &[f32]| values.iter().map(|&v| if v.is_nan() { 0.0 } else { v }).collect::<Vec<f32>>();
-            let expected: Vec<f64> = numbers(cache).iter().map(|&value| value.into()).collect();
-            compare(name, &expected, &numbers(&got), Bound::Rounded)?;
-            after.push(got);
-        }
-
-        // Attention over what the cache holds.
         let mut expected = Vec::new();
         let mut got = Vec::new();
         let parts = match self.out_type {
@@ -212,34 +147,14 @@ impl Case {
             Storage::BF16 => from_bf16(&out.values::<u16>()?),
         };
         let statistics = statistics.values::<f32>()?;
-        for (row, &(position, sequence)) in self.rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
-            for (head, &sink) in sinks.iter().enumerate() {
-                let from = (row * heads + head) * dim;
-                let query = self.transformed(&q[from..from + dim], &q_weight, 1e-5, position);
-                let key_head = head / (heads / key_heads);
-                let first = match self.splits.window {
-                    0 => 0,
-                    window => (position + 1 - window as i32).max(0),
-                };
-                let (mut total, mut sum) = (if self.sinks { f64::from(sink).exp() } else { 0.0 }, vec![0.0; dim]);
-                for at in first as usize..=position as usize {
-                    let from = ((sequence as usize * key_heads + key_head) * CONTEXT + at) * padded;
-                    let dot: f64 = query.iter().zip(&after[0][from..]).map(|(q, &k)| q * f64::from(k)).sum();
-                    let mut score = dot * f64::from(self.scale());
-                    if self.softcap > 0.0 {
-                        score = f64::from(self.softcap) * (score / f64::from(self.softcap)).tanh();
-                    }
-                    total += score.exp();
-                    for (sum, &v) in sum.iter_mut().zip(&after[1][from..]) {
-                        *sum += score.exp() * f64::from(v);
-                    }
-                }
-                expected.extend(sum.iter().map(|sum| sum / total));
+        for (row, &(position, _)) in self.rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
+            for head in 0..heads {
+                expected.extend(problem.attended(self, row, head));
                 let at = |split: usize| (split * rows + row) * heads + head;
                 if splits == 1 {
                     got.extend_from_slice(&parts[at(0) * dim..][..dim]);
                 } else {
-                    let seen = position as usize + 1 - first as usize;
+                    let seen = position as usize + 1 - self.first_key(position);
                     let active = seen.div_ceil(self.splits.keys).min(splits);
                     let peak = (0..active).map(|split| statistics[2 * at(split)]).fold(f32::NEG_INFINITY, f32::max);
                     let weight = |split: usize| (statistics[2 * at(split)] - peak).exp2();
@@ -252,6 +167,157 @@ impl Case {
         }
         let bound = if self.out_type == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
         compare("attention", &expected, &got, bound)
+    }
+
+    fn first_key(&self, position: i32) -> usize {
+        match self.splits.window {
+            0 => 0,
+            window => (position + 1 - window as i32).max(0) as usize,
+        }
+    }
+}
+
+pub fn check_zeros(zeros: &HostBuffer) -> Result<()> {
+    let left = zeros.written::<f32>()?.iter().filter(|&&value| value != 0.0).count();
+    ensure!(left == 0, "{left} of {ZEROS} zeros are not zero");
+    Ok(())
+}
+
+/// The values of a case.
+pub struct Problem {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    q_weight: Vec<f32>,
+    k_weight: Vec<f32>,
+    sinks: Vec<f32>,
+    /// Keys and values: NaN beyond the live ones.
+    caches: [Vec<f32>; 2],
+}
+
+impl Problem {
+    pub fn new(case: &Case) -> Problem {
+        let (rows, key_heads, dim, padded) = (case.rows.len(), case.key_heads, case.head_dim, case.padded());
+        let mut random = Random(dim as u64 * 100 + case.heads as u64);
+        let q = random.floats(rows * case.heads * dim);
+        let k = random.floats(rows * key_heads * dim);
+        let v = random.floats(rows * key_heads * dim);
+        let (q_weight, k_weight, sinks) = (random.floats(dim), random.floats(dim), random.floats(case.heads));
+        let sequences = 1 + case.rows.iter().map(|row| row.1).max().expect("a row") as usize;
+        let caches = [random, Random(5)].map(|mut random| {
+            let mut cache = vec![f32::NAN; sequences * key_heads * CONTEXT * padded];
+            for &(position, sequence) in &case.rows {
+                for head in 0..key_heads {
+                    for at in 0..(position + i32::from(!case.append)).max(0) as usize {
+                        let from = ((sequence as usize * key_heads + head) * CONTEXT + at) * padded;
+                        cache[from..from + padded].fill(0.0);
+                        cache[from..from + dim].copy_from_slice(&random.rounded(dim));
+                    }
+                }
+            }
+            cache
+        });
+        Problem { q, k, v, q_weight, k_weight, sinks, caches }
+    }
+
+    /// Checks the caches after a launch: the appended rows are there, all else is as it was. Takes over what they hold.
+    pub fn check_caches(&mut self, case: &Case, buffers: &[HostBuffer; 2]) -> Result<()> {
+        let (key_heads, dim, padded) = (case.key_heads, case.head_dim, case.padded());
+        for (row, &(position, sequence)) in case.rows.iter().enumerate() {
+            for head in (0..key_heads).filter(|_| case.append && position >= 0) {
+                let from = (row * key_heads + head) * dim;
+                let fresh = case.transformed(&self.k[from..from + dim], &self.k_weight, 1e-6, position);
+                let value = self.v[from..from + dim].iter().map(|&v| v.into()).collect();
+                let at = ((sequence as usize * key_heads + head) * CONTEXT + position as usize) * padded;
+                for (cache, fresh) in self.caches.iter_mut().zip([fresh, value]) {
+                    cache[at..at + padded].fill(0.0);
+                    for (to, value) in cache[at..].iter_mut().zip(fresh) {
+                        *to = round(value as f32);
+                    }
+                }
+            }
+        }
+        for (name, (cache, buffer)) in ["keys", "values"].into_iter().zip(self.caches.iter_mut().zip(buffers)) {
+            let got = from_bf16(&buffer.values::<u16>()?);
+            ensure!(
+                cache.iter().zip(&got).all(|(a, b)| a.is_nan() == b.is_nan()),
+                "{name}: other places of the cache were written than the appended ones"
+            );
+            let numbers =
+                |values: &[f32]| values.iter().map(|&v| if v.is_nan() { 0.0 } else { v }).collect::<Vec<f32>>();
+            let expected: Vec<f64> = numbers(cache).iter().map(|&value| value.into()).collect();
+            compare(name, &expected, &numbers(&got), Bound::Rounded)?;
+            *cache = got;
+        }
+        Ok(())
+    }
+
+    /// What a head of a row makes of the keys in the caches: nothing at position -1.
+    pub fn attended(&self, case: &Case, row: usize, head: usize) -> Vec<f64> {
+        let (heads, key_heads, dim, padded) = (case.heads, case.key_heads, case.head_dim, case.padded());
+        let (position, sequence) = case.rows[row];
+        if position < 0 {
+            return vec![0.0; dim];
+        }
+        let from = (row * heads + head) * dim;
+        let query = case.transformed(&self.q[from..from + dim], &self.q_weight, 1e-5, position);
+        let key_head = head / (heads / key_heads);
+        let sink = if case.sinks { f64::from(self.sinks[head]).exp() } else { 0.0 };
+        let (mut total, mut sum) = (sink, vec![0.0; dim]);
+        for at in case.first_key(position)..=position as usize {
+            let from = ((sequence as usize * key_heads + key_head) * CONTEXT + at) * padded;
+            let dot: f64 = query.iter().zip(&self.caches[0][from..]).map(|(q, &k)| q * f64::from(k)).sum();
+            let mut score = dot * f64::from(case.scale());
+            if case.softcap > 0.0 {
+                score = f64::from(case.softcap) * (score / f64::from(case.softcap)).tanh();
+            }
+            total += score.exp();
+            for (sum, &v) in sum.iter_mut().zip(&self.caches[1][from..]) {
+                *sum += score.exp() * f64::from(v);
+            }
+        }
+        sum.iter().map(|sum| sum / total).collect()
+    }
+}
+
+/// A problem in memory: what every kernel that attends is given.
+pub struct Inputs {
+    pub caches: [HostBuffer; 2],
+    rows: [HostBuffer; 3],
+    places: [HostBuffer; 2],
+    vectors: [HostBuffer; 3],
+    given: [bool; 3],
+}
+
+impl Inputs {
+    pub fn new(case: &Case, problem: &Problem) -> Inputs {
+        let weights = case.norm && case.norm_weights;
+        let places = [|row: &(i32, i32)| row.0, |row: &(i32, i32)| row.1];
+        Inputs {
+            caches: problem.caches.each_ref().map(|cache| HostBuffer::inout(&to_bf16(cache))),
+            rows: [&problem.q, &problem.k, &problem.v].map(|values| HostBuffer::input(values)),
+            places: places.map(|of| HostBuffer::input(&case.rows.iter().map(of).collect::<Vec<i32>>())),
+            vectors: [&problem.q_weight, &problem.k_weight, &problem.sinks].map(|values| HostBuffer::input(values)),
+            given: [case.append, weights, case.sinks],
+        }
+    }
+
+    /// q, k, v, both caches, positions, sequences, the norms' weights and the sinks; null where the case has none.
+    pub fn arguments(&self) -> Vec<u64> {
+        let [append, weights, sinks] = self.given;
+        let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
+        vec![
+            self.rows[0].address(),
+            given(append, &self.rows[1]),
+            given(append, &self.rows[2]),
+            self.caches[0].address(),
+            self.caches[1].address(),
+            self.places[0].address(),
+            self.places[1].address(),
+            given(weights, &self.vectors[0]),
+            given(weights, &self.vectors[1]),
+            given(sinks, &self.vectors[2]),
+        ]
     }
 }
 

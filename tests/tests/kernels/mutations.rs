@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::support::Mutation;
-use crate::{attention, matvec, sample};
+use crate::{attention, attention_projection, matvec, sample};
 
 /// Runs a case with and without each mistake. The word that the error must hold says how the mistake shows.
 fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
@@ -229,21 +229,9 @@ fn in_an_attention() {
         |mutation| case.check(mutation),
         &[
             ("if (i >= ROPE_DIM) return at(i);", "if (i >= ROPE_DIM - 2) return at(i);", "keys"),
-            ("(u64)at * PADDED + 8", "(u64)at * HEAD_DIM + 8", "multiple of 16"),
-            ("const bool holds = 8 * part < PADDED;", "const bool holds = true;", "bounds"),
             ("const int key_head = blockIdx.x / GROUPS", "const int key_head = blockIdx.x % GROUPS", "cache"),
             ("position + 1 - first;", "position - first;", "cache"),
             ("  warp_barrier();\n  const auto turn", "  const auto turn", "shared memory"),
-            // The merge: what a stream weighs, whose sum it is, and the barriers.
-            ("value += peaks[h][s] * merged[s][h][d];", "value += merged[s][h][d];", "attention"),
-            ("weights += weight * totals[h][s];", "weights += totals[h][s];", "attention"),
-            ("for (int s = 0; s < STREAMS; s++) value", "for (int s = 0; s < STREAMS - 1; s++) value", "attention"),
-            ("  block_barrier();\n  for (int h = warp", "  for (int h = warp", "shared memory"),
-            (
-                "group_statistics[h][1] = weights;\n  }\n  block_barrier();",
-                "group_statistics[h][1] = weights;\n  }",
-                "shared memory",
-            ),
             // What is made before the wait.
             (
                 "    block_barrier();\n  }\n  wait_for_dependencies();",
@@ -252,18 +240,57 @@ fn in_an_attention() {
             ),
             ("pair < ROPE_DIM / 2; pair += THREADS", "pair < ROPE_DIM / 2 - 1; pair += THREADS", "shared memory"),
             ("i < zero_count; i +=", "i + 1 < zero_count; i +=", "not written"),
-            // What is read before the wait: the newest key from the cache, or anything by a plain read.
-            ("&& !(APPEND && at == position)", "", "by load_early or load_stream"),
-            ("APPEND ? load_stream((const Vec4*)(keys_at + offset)) :", "", "before wait_for_dependencies"),
+            // What is read before the wait: the newest key or value from the cache, or anything by a plain read.
+            (
+                "(APPEND && span.end > span.position ? span.position : span.end) - 1",
+                "span.end - 1",
+                "by load_early or load_stream",
+            ),
+            ("threadIdx.x % 32 / 4, last) * PADDED", "threadIdx.x % 32 / 4, last + 1) * PADDED", "load_stream"),
+            ("smaller(value_of(base, r), last)", "value_of(base, r)", "by load_early or load_stream"),
+            ("smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8)", "32 * p + 8 * (threadIdx.x % 4)", "load_stream"),
+            ("APPEND ? load_stream((const Vec4*)p) :", "", "before wait_for_dependencies"),
             ("load_early(positions + row)", "positions[row]", "before wait_for_dependencies"),
             // The newest key and value: taken from shared memory, and left in the cache.
-            ("if (newest && at == position && holds) key[0]", "if (false) key[0]", "attention"),
-            ("value[0] = fresh[1][part]", "value[0] = fresh[0][part]", "attention"),
+            ("if (base + 8 * t + group == span.position) tile", "if (false) tile", "attention"),
+            ("tile.value[r][c] = span.fresh[1]", "tile.value[r][c] = span.fresh[0]", "attention"),
             ("store(to + i, value), store(cached + i, value);", "store(to + i, value);", "cache"),
             ("store(to + i, value), store(cached + i, value);", "store(cached + i, value);", "shared memory"),
-            // The keys that are on their way.
-            ("base + 2 * STREAMS, end, position", "base + STREAMS, end, position", "attention"),
-            ("key[0] = key[1], value[0] = value[1];", "key[0] = key[1];", "attention"),
+            // The queries: what rounding leaves of them, where it is, and the zeros behind.
+            ("{kept.z, left.z, kept.w, left.w}", "{kept.z, 0, kept.w, 0}", "attention"),
+            ("value * QUERY_SCALE - bf16_low(kept)", "value * QUERY_SCALE", "attention"),
+            ("* 2 * QUERY_STRIDE + 8 * quad", "* QUERY_STRIDE + 8 * quad", "attention"),
+            ("    if (is_query) pad_query(to);\n", "", "shared memory"),
+            // The keys that are on their way, and those that are not there.
+            ("load_keys(tile, span, base + stride);", "load_keys(tile, span, base + 16);", "attention"),
+            ("    load_values(tile, span, base + stride);\n", "", "attention"),
+            ("if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;", "", "attention"),
+            // A larger peak, and the two halves of the columns.
+            ("largest = peak, total *= keep;", "largest = peak;", "attention"),
+            ("shuffle_from(keep, 8 * quad + 4)", "shuffle_from(keep, 8 * quad)", "attention"),
+            ("  total += shuffle_xor(total, 2);\n", "", "attention"),
+            ("if (HALVES && group >= 4) kept[t] = left[t];", "", "attention"),
+            ("if (HALVES) eight[j] += shuffle_xor(eight[j], 2);", "", "attention"),
+            ("if (column < GROUP) {", "if (column <= GROUP) {", "bounds"),
+            // The merge: what a warp's part weighs, whose it is, and the barriers.
+            ("value += weight * parts[i].sums", "value += parts[i].sums", "attention"),
+            ("total += weight * parts[i].totals", "total += parts[i].totals", "attention"),
+            ("count; i++) {", "count - 1; i++) {", "attention"),
+            ("  block_barrier();\n  attend(", "  attend(", "shared memory"),
+            ("16 * WARPS);\n  block_barrier();", "16 * WARPS);", "shared memory"),
+        ],
+    );
+}
+
+#[test]
+fn in_an_attention_of_many_heads() {
+    let splits = fuse_templates::Splits { max: 2, keys: 4, window: 0 };
+    let case = attention::Case { sinks: true, splits, ..attention::Case::new(7, 1, 20) };
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            ("if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);", "", "attention"),
+            ("SINKS && split == 0 ?", "SINKS ?", "attention"),
         ],
     );
 }
@@ -273,7 +300,91 @@ fn in_a_split_without_keys() {
     // Five keys over four blocks, two each.
     let splits = fuse_templates::Splits { max: 4, keys: 1, window: 0 };
     let case = attention::Case { append: true, splits, rows: vec![(4, 0)], ..attention::Case::new(2, 1, 16) };
-    caught(|mutation| case.check(mutation), &[("peaks[h][s] == NEGATIVE_INFINITY ? 0.0f : ", "", "attention")]);
+    caught(
+        |mutation| case.check(mutation),
+        &[("parts[i].peaks[head] == NEGATIVE_INFINITY ? 0.0f : ", "", "attention")],
+    );
+}
+
+#[test]
+fn in_an_attention_with_its_projection() {
+    // Two slices of two row tiles and one of one; two warps share a job, two a row tile.
+    let case =
+        attention_projection::Case { bias: true, ..attention_projection::Case::new([6, 2, 64], 2, 70, 2).at(&[70, 3]) };
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            // The weights: which, how many, whether they are there, and whose wait it is.
+            ("tile_pointer(weights, first_tile + t,", "tile_pointer(weights, first_tile,", "output"),
+            ("rank * BLOCK_PAIRS), BLOCK", "0), BLOCK", "output"),
+            ("expect(&arrived, tiles *", "expect(&arrived, SLICE *", "on their way"),
+            ("BLOCK_PAIRS * 1024, &arrived)", "BLOCK_PAIRS * 1024 - 8, &arrived)", "multiples of 16"),
+            ("if (threadIdx.x == 0) {\n    expect", "if (threadIdx.x < 2) {\n    expect", "another expect began"),
+            ("  await(&arrived);\n", "", "without an await"),
+            ("  await(&arrived);\n", "  if (threadIdx.x > 0) await(&arrived);\n", "without an await"),
+            (
+                "Tile tile = {};\n  Span span",
+                "await(&arrived);\n  Tile tile = {};\n  Span span",
+                "race: reads shared memory that thread 0 wrote",
+            ),
+            // The keys, and the heads.
+            ("rank * BLOCK_KEY_HEADS + head) * context", "head) * context", "output"),
+            ("begin, 16 * PARTS);", "begin, 16 * WARPS);", "output"),
+            ("job * PARTS, PARTS, head", "job * PARTS, 1, head", "output"),
+            ("const bool keeps = blockIdx.y == 0", "const bool keeps = blockIdx.y == 0 && row == 0", "cache"),
+            ("  block_barrier();\n  wait_for_dependencies();", "  wait_for_dependencies();", "shared memory"),
+            ("pad_query(to);\n  }\n  block_barrier();", "pad_query(to);\n  }", "shared memory"),
+            ("16 * PARTS);\n  }\n  block_barrier();", "16 * PARTS);\n  }", "shared memory"),
+            ("  block_barrier();\n  await(&arrived);", "  await(&arrived);", "shared memory"),
+            ("  wait_for_dependencies();\n", "", "before wait_for_dependencies"),
+            // The product, over the warps that share a row tile.
+            ("staged[group % BATCH]", "staged[0]", "output"),
+            ("pair < BLOCK_PAIRS; pair += SPLIT", "pair < BLOCK_PAIRS; pair += 1", "output"),
+            ("shared.products[part][row * BATCH + b]", "shared.products[0][row * BATCH + b]", "race"),
+            ("    if (t >= tiles) break;\n", "", "shared memory"),
+            // The exchange: the barrier before it, whole or in part, and the one after it.
+            (FIRST_BARRIER, "#pragma unroll 1\n", "block 1 of the cluster"),
+            (FIRST_BARRIER, "  cluster_arrive();\n#pragma unroll 1\n", "between cluster_arrive and cluster_wait"),
+            (
+                FIRST_BARRIER,
+                "  if (rank == 0) cluster_arrive(), cluster_wait();\n#pragma unroll 1\n",
+                "with no cluster barrier between",
+            ),
+            (LAST_BARRIER, "}", "which has ended"),
+            (LAST_BARRIER, "  if (rank == 0) cluster_arrive(), cluster_wait();\n}", "may still read"),
+            (LAST_BARRIER, "  shared.products[0][0] = 0.0f;\n  cluster_arrive();\n  cluster_wait();\n}", "race"),
+            (LAST_BARRIER, "  cluster_arrive();\n}", "between cluster_arrive and cluster_wait"),
+            // The sum, and who makes it.
+            ("products[part][i], r)", "products[part][i], rank)", "output"),
+            ("products[part][i], r)", "products[part][i], r + 1)", "in a cluster of 2"),
+            ("part < SPLIT; part++", "part < SPLIT - 1; part++", "output"),
+            ("smaller(RESULTS, (rank + 1) * SHARE)", "SHARE", "not written"),
+            ("    if (row >= ROWS[0]) break;\n", "", "buffer of"),
+            ("(bias ? bias[row] : 0.0f)", "(bias ? bias[row % 16] : 0.0f)", "output"),
+            ("(residual ? residual[b * ROWS[0] + row] : 0.0f)", "0.0f", "output"),
+            ("i < zero_count; i +=", "i + 1 < zero_count; i +=", "not written"),
+        ],
+    );
+}
+
+/// Before the exchange, and after it.
+const FIRST_BARRIER: &str = "  cluster_arrive();\n  cluster_wait();\n#pragma unroll 1\n";
+const LAST_BARRIER: &str = "  cluster_arrive();\n  cluster_wait();\n}";
+
+#[test]
+fn in_a_projection_of_more_jobs_than_warps() {
+    // Two groups of two heads each for four rows, one of which has no keys.
+    let case = attention_projection::Case::new([8, 4, 32], 2, 20, 2).at(&[100, -1, 0, 15]);
+    caught(
+        |mutation| case.check(mutation),
+        &[
+            ("if (slot != warp) {", "if (false) {", "output"),
+            ("job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP]", "job / GROUPS * BLOCK_HEADS]", "output"),
+            ("job % GROUPS * GROUP / (HEADS / KEY_HEADS)", "0", "output"),
+            ("blockIdx.y == 0 && position >= 0", "blockIdx.y == 0", "offset"),
+            ("peak == NEGATIVE_INFINITY ? 0.0f : value / total", "value / total", "output"),
+        ],
+    );
 }
 
 #[test]

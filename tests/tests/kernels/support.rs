@@ -187,7 +187,7 @@ pub fn build(source: String, mutation: Option<Mutation>) -> Result<HostKernel> {
         None => source,
         Some(Mutation { from, to }) => {
             let mutated = source.replace(from, to);
-            assert_ne!(mutated, source, "the source has no `{from}` to mutate");
+            assert!(mutated != source, "the source has no `{from}` to mutate");
             mutated
         }
     };

@@ -80,7 +80,8 @@ DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return 
 DEVICE u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
 
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
-  const FuseAccumulators sum = fuse_mma({ {d[0], d[1], d[2], d[3]} }, a, b0, b1);
+  const Vec4 words = {a.x, a.y, a.z, a.w};   // reads that are checked; that of an argument is not
+  const FuseAccumulators sum = fuse_mma({ {d[0], d[1], d[2], d[3]} }, words, b0, b1);
   d[0] = sum.d[0], d[1] = sum.d[1], d[2] = sum.d[2], d[3] = sum.d[3];
 }
 

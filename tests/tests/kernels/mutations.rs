@@ -343,7 +343,7 @@ fn in_an_attention_with_its_projection() {
             ("shared.products[part][row * BATCH + b]", "shared.products[0][row * BATCH + b]", "race"),
             ("    if (t >= tiles) break;\n", "", "shared memory"),
             // The exchange: the barrier before it, whole or in part, and the one after it.
-            (FIRST_BARRIER, "#pragma unroll 1\n", "block 1 of the cluster"),
+            (FIRST_BARRIER, "  block_barrier();\n#pragma unroll 1\n", "block 1 of the cluster"),
             (FIRST_BARRIER, "  cluster_arrive();\n#pragma unroll 1\n", "between cluster_arrive and cluster_wait"),
             (
                 FIRST_BARRIER,
@@ -381,7 +381,7 @@ fn in_a_projection_of_more_jobs_than_warps() {
             ("if (slot != warp) {", "if (false) {", "output"),
             ("job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP]", "job / GROUPS * BLOCK_HEADS]", "output"),
             ("job % GROUPS * GROUP / (HEADS / KEY_HEADS)", "0", "output"),
-            ("blockIdx.y == 0 && position >= 0", "blockIdx.y == 0", "offset"),
+            ("blockIdx.y == 0 && position >= 0", "blockIdx.y == 0", "keys: other places"),
             ("peak == NEGATIVE_INFINITY ? 0.0f : value / total", "value / total", "output"),
         ],
     );

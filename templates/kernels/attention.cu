@@ -8,7 +8,8 @@ constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 ? 2 : 1;   // a multiprocesso
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
 // out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
-// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero. Grid: KEY_HEADS * GROUPS, SPLITS, rows.
+// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero.
+// Grid: KEY_HEADS * GROUPS, SPLITS, rows.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
     const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
     float* statistics, u64 context, float* zeros, u64 zero_count) {

@@ -101,7 +101,8 @@ DEVICE void load_keys(Tile& tile, const Span& span, int base) {
   for (int t = 0; t < 2; t++)
 #pragma unroll
     for (int p = 0; p < PIECES; p++)
-      tile.key[t][p] = load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED + smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
+      tile.key[t][p] = load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED +
+                                   smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
 }
 DEVICE void load_values(Tile& tile, const Span& span, int base) {
   const int last = last_cached(span);

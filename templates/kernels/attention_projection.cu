@@ -87,7 +87,8 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
         if (keeps) store(cached + i, value);
       }
     };
-    load_head(take, shared.parts[warp].sums[0], from, shared.prepared[row].weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, shared.prepared[row], is_query || is_key);
+    load_head(take, shared.parts[warp].sums[0], from, shared.prepared[row].weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K,
+              shared.prepared[row], is_query || is_key);
     if (is_query) pad_query(to);
   }
   block_barrier();

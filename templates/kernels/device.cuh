@@ -45,7 +45,8 @@ DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) {
 DEVICE void await(const u64* arrived) {
   u32 done;
   do {
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
   } while (!done);
 }
 #endif

@@ -316,6 +316,7 @@ fn in_an_attention_with_its_projection() {
         &[
             // The weights: which, how many, whether they are there, and whose wait it is.
             ("tile_pointer(weights, first_tile + t,", "tile_pointer(weights, first_tile,", "output"),
+            ("tile_pointer(weights, first_tile + t,", "tile_pointer(weights, first_tile + t + 1,", "buffer of"),
             ("rank * BLOCK_PAIRS), BLOCK", "0), BLOCK", "output"),
             ("expect(&arrived, tiles *", "expect(&arrived, SLICE *", "on their way"),
             ("BLOCK_PAIRS * 1024, &arrived)", "BLOCK_PAIRS * 1024 - 8, &arrived)", "multiples of 16"),

@@ -236,6 +236,9 @@ impl KernelSpec {
     }
 }
 
+/// Positions that a near step is for: up to here attention and its projection in one kernel are faster than keys split over blocks.
+pub const NEAR: usize = 256;
+
 /// Warps of the sampling kernel: one block a row.
 pub const SAMPLE_WARPS: usize = 16;
 

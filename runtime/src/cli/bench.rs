@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use fusec::cli::show;
-use fusec::plan::StepKind;
 use serde::Serialize;
 
 use super::ModelArgs;
@@ -172,7 +171,7 @@ pub(super) fn check(engine: &mut GpuEngine) -> Result<String> {
     let by_step = engine.logits(&tokens, true)?;
     let agreement = agreement(&by_step, &by_prompt)?;
     engine.set_rows(&[(tokens[CHECK_TOKENS - 1], Some(CHECK_TOKENS - 1))])?;
-    let uncaptured = engine.uncaptured_logits(StepKind::Decode { batch: 1 })?;
+    let uncaptured = engine.uncaptured_logits(engine.plan().decode_at(1, CHECK_TOKENS - 1))?;
     let captured = &by_step[by_step.len() - uncaptured.len()..];
     ensure!(
         captured.iter().zip(&uncaptured).all(|(a, b)| a.to_bits() == b.to_bits()),

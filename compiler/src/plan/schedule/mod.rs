@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::arena::{Lifetime, place};
-use super::spec::{ElementKind, KernelSpec, NormSpec, Storage};
+use super::spec::{ElementKind, KernelSpec, NEAR, NormSpec, Storage};
 use super::tuning::Tuning;
 use super::{Arg, Cache, Io, Kernel, Launch, Plan, Recipe, Step, StepKind, WeightBuffer};
 use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
@@ -26,11 +26,13 @@ pub struct PlanOptions {
     pub prompts: Vec<usize>,
     /// Launch shapes that were measured.
     pub tuning: Tuning,
+    /// Whether blocks may work in clusters: compute capability 9.0 and later.
+    pub clusters: bool,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default() }
+        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default(), clusters: false }
     }
 }
 
@@ -50,15 +52,23 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
     let (body, head) = (planner.body.clone(), planner.head.clone());
     for &batch in &options.batches {
         ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
-        let mut builder = Builder::new(&mut planner, Rows { count: batch, prompt: false });
-        builder.nodes(&body, true)?;
-        builder.nodes(&head, true)?;
-        builder.end(StepKind::Decode { batch });
-        builder.finish();
+        for near in [options.clusters, false] {
+            let mut builder = Builder::new(&mut planner, Rows { count: batch, prompt: false, near });
+            builder.nodes(&body, true)?;
+            builder.nodes(&head, true)?;
+            if near && !builder.has_near_form() {
+                continue;
+            }
+            builder.end(if near { StepKind::Near { batch, reach: NEAR } } else { StepKind::Decode { batch } });
+            builder.finish();
+            if !near {
+                break;
+            }
+        }
     }
     for &rows in &options.prompts {
         ensure!(rows > 8 && rows.is_multiple_of(8), "a prompt chunk of {rows} rows is not a multiple of 8 above 8");
-        let mut builder = Builder::new(&mut planner, Rows { count: rows, prompt: true });
+        let mut builder = Builder::new(&mut planner, Rows { count: rows, prompt: true, near: false });
         builder.nodes(&body, true)?;
         builder.end(StepKind::Prompt { rows });
         builder.nodes(&head, false)?;
@@ -144,13 +154,8 @@ impl<'g> Planner<'g> {
     fn into_plan(self, graph: &Graph) -> Plan {
         let layers =
             graph.node_ids().iter().filter_map(|&node| graph.node(node).layer).max().map_or(0, |last| last + 1);
-        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
-        let kernels_per_layer = (0..layers)
-            .map(|layer| {
-                decode.map_or(0, |step| step.launches.iter().filter(|launch| launch.layer == Some(layer)).count())
-            })
-            .max()
-            .unwrap_or(0);
+        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. }));
+        let kernels_per_layer = decode.map_or(0, |step| step.kernels_per_layer(layers));
         let vocabulary = graph.outputs.first().map_or(0, |&logits| graph.type_of(logits).row_size());
         Plan {
             name: graph.name.clone(),
@@ -172,6 +177,8 @@ impl<'g> Planner<'g> {
 struct Rows {
     count: usize,
     prompt: bool,
+    /// No row is at a position of [`NEAR`] or beyond.
+    near: bool,
 }
 
 /// Where a value is.
@@ -231,6 +238,12 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     fn graph(&self) -> &'g Graph {
         self.planner.graph
+    }
+
+    /// Whether a launch is of a form that only near steps have.
+    fn has_near_form(&self) -> bool {
+        let spec = |launch: &Pending| &self.planner.kernels[launch.kernel].spec;
+        self.launches.iter().any(|launch| matches!(spec(launch), KernelSpec::AttentionProjection(_)))
     }
 
     /// From here on the step has one row: the last.

@@ -128,6 +128,38 @@ pub struct Matmul {
     pub activation: usize,
 }
 
+/// Which experts rows go to, and what each has inside.
+#[derive(Clone, Debug, Template)]
+#[template(path = "experts_hidden.cu")]
+#[allow(missing_docs)]
+pub struct ExpertsHidden {
+    pub name: String,
+    pub tiles: Tiles,
+    pub experts: usize,
+    pub top_k: usize,
+    pub warps: usize,
+    pub depth: usize,
+    pub scoring: usize,
+    pub normalise: bool,
+    pub scale: Float,
+    pub norm: bool,
+    pub eps: Float,
+    pub activation: usize,
+}
+
+/// The sum of the chosen experts.
+#[derive(Clone, Debug, Template)]
+#[template(path = "experts_sum.cu")]
+#[allow(missing_docs)]
+pub struct ExpertsSum {
+    pub name: String,
+    pub tiles: Tiles,
+    pub experts: usize,
+    pub top_k: usize,
+    pub warps: usize,
+    pub depth: usize,
+}
+
 /// Attention of one row over its cache, keys split over blocks.
 #[derive(Clone, Debug, Template)]
 #[template(path = "attention.cu")]

@@ -374,6 +374,27 @@ fn starcoder2() -> Result<()> {
     check(&Case { prompt: 13, ..Case::new("starcoder2") })
 }
 
+#[test]
+fn mixtral() -> Result<()> {
+    check(&Case::new("mixtral"))
+}
+
+/// A shared expert beside the routed ones, a dense layer between, and shares that are not normalised.
+#[test]
+fn qwen2_moe() -> Result<()> {
+    check(&Case::new("qwen2_moe"))
+}
+
+#[test]
+fn qwen3_moe() -> Result<()> {
+    check(&Case::new("qwen3_moe"))
+}
+
+#[test]
+fn qwen3_moe_unfused() -> Result<()> {
+    check(&Case { passes: Selection::none(), ..Case::new("qwen3_moe") })
+}
+
 /// What is said of the first decode step of a case.
 fn said(case: Case) -> String {
     let golden = &case.golden;

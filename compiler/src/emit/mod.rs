@@ -5,7 +5,7 @@ use askama::Template;
 use fuse_templates as templates;
 use fuse_templates::Float;
 
-use crate::ir::{Activation, NormKind};
+use crate::ir::{Activation, NormKind, Scoring};
 use crate::plan::spec::{SAMPLE_WARPS, norm_warps};
 use crate::plan::{ElementKind, Kernel, KernelSpec, RING, RopeTable, Splits, Storage, Tiles};
 
@@ -70,6 +70,36 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             eps_k: Float(spec.norm.map_or(0.0, |(_, eps_k)| eps_k)),
             sinks: spec.sinks,
             out_type: storage(spec.out),
+        }
+        .render(),
+        KernelSpec::ExpertsHidden(spec) => {
+            let products = &spec.products;
+            templates::ExpertsHidden {
+                name,
+                tiles: tiles(&products.tiles),
+                experts: products.experts,
+                top_k: products.top_k,
+                warps: products.warps,
+                depth: products.depth,
+                scoring: match spec.scoring {
+                    Scoring::Softmax => 0,
+                    Scoring::Sigmoid => 1,
+                },
+                normalise: spec.normalise,
+                scale: Float(spec.scale),
+                norm: spec.norm.is_some(),
+                eps: Float(spec.norm.unwrap_or(0.0)),
+                activation: activation(Some(spec.activation)),
+            }
+            .render()
+        }
+        KernelSpec::ExpertsSum(spec) => templates::ExpertsSum {
+            name,
+            tiles: tiles(&spec.tiles),
+            experts: spec.experts,
+            top_k: spec.top_k,
+            warps: spec.warps,
+            depth: spec.depth,
         }
         .render(),
         KernelSpec::Embedding(spec) => {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Activation, NormKind, Rope};
+use crate::ir::{Activation, NormKind, Rope, Scoring};
 
 /// What specialises a kernel: one variant a template.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +12,8 @@ pub enum KernelSpec {
     Matvec(MatvecSpec),
     Matmul(MatmulSpec),
     Attention(AttentionSpec),
+    ExpertsHidden(ExpertsHiddenSpec),
+    ExpertsSum(ExpertsSpec),
     Embedding(Tiles),
     Norm(NormSpec),
     Rope(RopeSpec),
@@ -75,6 +77,38 @@ pub struct MatmulSpec {
     /// x is what rounding to bfloat16 keeps, and what it leaves.
     pub paired: bool,
     pub activation: Option<Activation>,
+}
+
+/// Products of the chosen experts of each row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertsSpec {
+    /// The packed weight of one expert.
+    pub tiles: Tiles,
+    /// How many there are.
+    pub experts: usize,
+    /// Experts a row.
+    pub top_k: usize,
+    /// Warps a block.
+    pub warps: usize,
+    /// Pairs of tiles that a warp has in flight.
+    pub depth: usize,
+}
+
+/// Which experts rows go to, and `share · f(gate x) · up x` of each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertsHiddenSpec {
+    /// The products.
+    pub products: ExpertsSpec,
+    /// What makes shares of logits.
+    pub scoring: Scoring,
+    /// The shares of the chosen are divided by their sum.
+    pub normalise: bool,
+    /// Multiplies the shares.
+    pub scale: f32,
+    /// The epsilon of the rms_norm of x, if it has one.
+    pub norm: Option<f32>,
+    /// Behind the gate, or behind `up` where there is no gate.
+    pub activation: Activation,
 }
 
 /// Attention of one row.
@@ -177,6 +211,12 @@ impl KernelSpec {
                     spec.heads, spec.key_heads, spec.head_dim
                 )
             }
+            KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products, norm, .. }) => {
+                let norm = if norm.is_some() { "norm_" } else { "" };
+                let gated = if products.tiles.gated { "_gated" } else { "" };
+                format!("{norm}route_experts{gated}_{}", products.suffix())
+            }
+            KernelSpec::ExpertsSum(spec) => format!("experts_sum_{}", spec.suffix()),
             KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),
             KernelSpec::Norm(spec) => {
                 let paired = if spec.paired { "_paired" } else { "" };
@@ -195,6 +235,9 @@ impl KernelSpec {
             KernelSpec::Matvec(spec) => 32 * spec.warps,
             KernelSpec::Matmul(spec) => 32 * spec.row_warps * spec.split,
             KernelSpec::Attention(spec) => 32 * spec.warps,
+            KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products: spec, .. }) | KernelSpec::ExpertsSum(spec) => {
+                32 * spec.warps
+            }
             KernelSpec::Norm(spec) => 32 * norm_warps(spec.size),
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
             KernelSpec::Embedding(_)
@@ -209,6 +252,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Matvec(spec) if spec.norm.is_some() => 2 * spec.stage_bytes(),
             KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
+            KernelSpec::ExpertsHidden(spec) => 2 * (spec.products.tiles.k.div_ceil(32) * 32 + 32) * 2,
             _ => 0,
         }
     }
@@ -233,6 +277,12 @@ impl MatvecSpec {
 
     fn stage_bytes(&self) -> usize {
         self.batch * (self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
+    }
+}
+
+impl ExpertsSpec {
+    fn suffix(&self) -> String {
+        format!("{}_e{}_top{}_w{}", self.tiles.suffix(), self.experts, self.top_k, self.warps)
     }
 }
 

@@ -475,7 +475,7 @@ fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<
             WeightSource::Checkpoint(checkpoint) => gpu.upload(&pack(&weight.recipe, checkpoint)?, &weight.name),
             WeightSource::Dummy => {
                 let buffer = gpu.alloc(weight.bytes, &weight.name)?;
-                if matches!(weight.recipe, Recipe::Tiles { .. }) {
+                if matches!(weight.recipe, Recipe::Tiles { .. } | Recipe::Experts { .. }) {
                     for offset in (0..weight.bytes).step_by(pattern.len()) {
                         buffer.upload(offset, &pattern[..pattern.len().min(weight.bytes - offset)])?;
                     }

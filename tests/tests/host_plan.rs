@@ -15,6 +15,8 @@ use fuserun::weights::pack;
 
 /// With bf16 weights and activations, as on a GPU.
 const BOUND: f64 = 1e-4;
+/// With routed experts: what rounding does to a logit of the router, it does to a whole expert's share.
+const ROUTED_BOUND: f64 = 2e-3;
 const CONTEXT: usize = 24;
 const SEQUENCES: usize = 2;
 /// Rows of the one prompt step.
@@ -171,6 +173,8 @@ struct Case {
     passes: Selection,
     tuning: Tuning,
     change: fn(&mut Plan),
+    /// Its logits are held to the bound of routed experts.
+    routed: bool,
     /// In every source.
     mutation: Option<(&'static str, &'static str)>,
 }
@@ -179,7 +183,7 @@ impl Case {
     fn new(name: &str) -> Case {
         let golden = goldens().into_iter().find(|golden| golden.name == name).expect("the golden is committed");
         let (passes, tuning) = (Selection::all(), Tuning::default());
-        Case { golden, prompt: 6, passes, tuning, change: |_| {}, mutation: None }
+        Case { golden, prompt: 6, passes, tuning, change: |_| {}, routed: false, mutation: None }
     }
 }
 
@@ -192,12 +196,13 @@ fn check(case: &Case) -> Result<()> {
 
     let scores = engine.prompt(0, &golden.tokens[..prompt])?;
     let error = nmse(&scores, &golden.logits[..prompt * vocabulary]);
-    ensure!(error <= BOUND, "prompt: NMSE {error:.2e}");
+    let bound = if case.routed { ROUTED_BOUND } else { BOUND };
+    ensure!(error <= bound, "prompt: NMSE {error:.2e}");
     let mut alone = Vec::new();
     for position in prompt..prompt + 3 {
         let logits = engine.decode(&[(golden.tokens[position], position)])?;
         let error = nmse(&logits, expected(position));
-        ensure!(error <= BOUND, "decode at position {position}: NMSE {error:.2e}");
+        ensure!(error <= bound, "decode at position {position}: NMSE {error:.2e}");
         alone.push(logits);
     }
 
@@ -376,23 +381,23 @@ fn starcoder2() -> Result<()> {
 
 #[test]
 fn mixtral() -> Result<()> {
-    check(&Case::new("mixtral"))
+    check(&Case { routed: true, ..Case::new("mixtral") })
 }
 
 /// A shared expert beside the routed ones, a dense layer between, and shares that are not normalised.
 #[test]
 fn qwen2_moe() -> Result<()> {
-    check(&Case::new("qwen2_moe"))
+    check(&Case { routed: true, ..Case::new("qwen2_moe") })
 }
 
 #[test]
 fn qwen3_moe() -> Result<()> {
-    check(&Case::new("qwen3_moe"))
+    check(&Case { routed: true, ..Case::new("qwen3_moe") })
 }
 
 #[test]
 fn qwen3_moe_unfused() -> Result<()> {
-    check(&Case { passes: Selection::none(), ..Case::new("qwen3_moe") })
+    check(&Case { routed: true, passes: Selection::none(), ..Case::new("qwen3_moe") })
 }
 
 /// What is said of the first decode step of a case.

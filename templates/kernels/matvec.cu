@@ -147,7 +147,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 // taken one by one. The loads of a few splits of a few runs of columns go out together.
 constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
 constexpr int RUNS = BATCH * STAGED_K / RUN;
-constexpr int RUNS_AT_ONCE = RUNS > 2 * THREADS ? 4 : RUNS > THREADS ? 2 : 1;
+constexpr int RUNS_AT_ONCE = RUNS > THREADS ? 2 : 1;
 constexpr int TOGETHER = 4 / RUNS_AT_ONCE;
 
 DEVICE void stage_combined(u16* staged, const float* partial, const float* statistics, const int (&position_of)[BATCH], int base) {

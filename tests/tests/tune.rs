@@ -17,6 +17,7 @@ def shapes(path):
     plan = json.loads(zipfile.ZipFile(path).read("plan.json"))
     return {kernel["name"]: kernel for kernel in plan["kernels"]}
 
+failed = False
 base = shapes(sys.argv[sys.argv.index("--base") + 1])
 for line in sys.stdin:
     mine = shapes(line.strip())
@@ -30,7 +31,8 @@ for line in sys.stdin:
     if os.environ.get("ENDS") and small:
         sys.exit(3)
     faster = 5 if us < 100.0 else 0
-    if any(mine[name]["spec"].get("matvec", {}).get("depth") == 2 for name in small):
+    if small and not failed:
+        failed = True
         print(json.dumps({"error": "this one does not run"}), flush=True)
         continue
     print(json.dumps({"us": us, "default_us": 100.0, "wins": faster, "rounds": 5, "nmse": 0.5 if wide else 1e-9}), flush=True)
@@ -82,7 +84,7 @@ fn winners_are_written_and_compile_uses_them() {
     assert!(!record.matvecs.is_empty(), "{}", done.stderr);
     for entry in &record.matvecs {
         assert_eq!((entry.warps, entry.us, entry.default_us, entry.batch), (4, 95.0, 100.0, 1), "{entry}");
-        assert!(entry.depth != 2 && entry.kind.contains("matvec"));
+        assert!(entry.kind.contains("matvec"));
     }
 
     // Measured again, it is the same; with another header it is left alone.

@@ -39,7 +39,7 @@ pub(super) struct TuneArgs {
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4")]
     batch: Vec<usize>,
     /// The position at which decoding begins.
-    #[arg(long, env = "FUSE_TUNE_DEPTH", default_value_t = 512)]
+    #[arg(long, env = "FUSE_TUNE_DEPTH", default_value_t = 96)]
     depth: usize,
     /// Rounds of a comparison; a shape wins only if it is the faster one in each.
     #[arg(long, env = "FUSE_TUNE_ROUNDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

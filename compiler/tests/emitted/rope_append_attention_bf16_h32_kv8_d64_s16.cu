@@ -221,9 +221,8 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
     const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
     float* statistics, u64 context, float* zeros, u64 zero_count) {
   SHARED float queries[GROUP][PADDED];
-  SHARED float raw[WARPS][PADDED];
   SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
-  SHARED float merged[STREAMS][GROUP][PADDED];
+  SHARED float merged[STREAMS][GROUP][PADDED];   // before that, scratch of the warps that prepare heads
   SHARED float peaks[GROUP][STREAMS], totals[GROUP][STREAMS], group_statistics[GROUP][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
@@ -274,7 +273,7 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
       if (is_query) queries[job][i] = value;
       else store(to + i, value), store(cached + i, value);
     };
-    load_head(take, raw[warp], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
+    load_head(take, merged[warp][0], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
   }
   block_barrier();
 

@@ -29,7 +29,7 @@ pub struct LogitsArgs {
 
 pub fn run(args: &LogitsArgs) -> Result<()> {
     let model = args.model.open(false)?;
-    let options = args.model.load_options(&model, &[1], 4096.max(args.tokens.len()))?;
+    let options = args.model.load_options(&model, &[1], args.tokens.len())?;
     let mut backend = model.load(&args.model.device(&model), &options)?;
     let logits = backend.logits(&args.tokens, args.step)?;
     let shape = vec![args.tokens.len(), logits.len() / args.tokens.len()];

@@ -158,6 +158,7 @@ constexpr int HEADS = 1, HEAD_DIM = 1;   // of that attention
 constexpr int ACTIVATION = 5;
 constexpr bool ARGMAX = false;           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
 constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile that a block takes
 constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp
 constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of pairs a unit
@@ -289,7 +290,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 // weights: packed tiles. x: fp32 [BATCH][K] under a norm, bfloat16 [BATCH][K] without, or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. zeros: `zero_count` floats that are set to zero.
-KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight,
+KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight,
     const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
     const int* positions, u32* maxima, float* zeros, u64 zero_count) {
   SHARED float partial[2][UNIT][WARPS][16][COLUMNS];
@@ -395,12 +396,10 @@ KERNEL void __launch_bounds__(THREADS, 64 / WARPS / 4) norm_matvec_f32_k2048_n20
       const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
       y = activate<ACTIVATION>(y * scale + bias_low);
       if (GATED) y *= other * scale + bias_high;
-      
       y += add;
       if (writes && SPLIT == 2) accumulate((float*)out0 + at, y);
       if (writes && SPLIT == 1) store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
       if (ARGMAX && writes && y > best) best = y, best_row = place.row;
-      
     }
     parity ^= 1;
   }

@@ -396,8 +396,12 @@ fn qwen3_moe() -> Result<()> {
 }
 
 #[test]
-fn qwen3_moe_unfused() -> Result<()> {
-    check(&Case { routed: true, passes: Selection::none(), ..Case::new("qwen3_moe") })
+fn experts_unfused() -> Result<()> {
+    for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
+        let unfused = Case { routed: true, passes: Selection::none(), ..Case::new(name) };
+        check(&unfused).context(name)?;
+    }
+    Ok(())
 }
 
 /// What is said of the first decode step of a case.

@@ -134,7 +134,7 @@ fn elementwise() -> Result<()> {
         let out_type = if kind == 1 { Storage::BF16 } else { Storage::F32 };
         let factor = Float(1.75);
         let name = "kernel".into();
-        let kernel = Elementwise { name, kind, activation, factor, size, threads: 32, out_type };
+        let kernel = Elementwise { name, kind, activation, factor, count: 1, size, threads: 32, out_type };
         let kernel = build(kernel.render()?, None)?;
         let mut random = Random(kind as u64);
         let a: Vec<f32> = random.floats(rows * size).iter().map(|value| 3.0 * value).collect();

@@ -2,7 +2,7 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
-use crate::plan::spec::{MatmulSpec, MatvecSpec, Tiles};
+use crate::plan::spec::{Gather, MatmulSpec, MatvecSpec, Tiles};
 use crate::plan::tuning::Tuning;
 
 /// How a product of few rows is laid over the device.
@@ -40,9 +40,27 @@ pub(super) fn matvec_shape(spec: &MatvecSpec, summed: bool, tuning: &Tuning) -> 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
 pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activation>, rows: usize) -> MatmulSpec {
     let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 2, 2) };
-    MatmulSpec { tiles, row_tiles, columns, row_warps, split, paired, activation }
+    MatmulSpec { tiles, row_tiles, columns, row_warps, split, paired, activation, gather: None }
 }
 
 pub(super) fn matmul_grid(spec: &MatmulSpec, rows: usize) -> [usize; 3] {
     [spec.tiles.count().div_ceil(spec.row_tiles * spec.row_warps), rows.div_ceil(8 * spec.columns), 1]
+}
+
+/// Products of experts with `rows` rows, each to `top_k` of them: as many rows side by side as an expert has on the average.
+pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Gather) -> MatmulSpec {
+    let columns = (rows * gather.top_k).div_ceil(8 * gather.experts).next_power_of_two().min(8);
+    let gather = Some(gather);
+    MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
+}
+
+/// The items of experts (row tiles of each, or of their sum) over the blocks: warps, pairs of tiles in flight, and blocks.
+///
+/// Each item has `pairs` pairs of tiles. Sixteen warps where there are too few items for two blocks a multiprocessor.
+pub(super) fn experts_shape(items: usize, pairs: usize) -> (usize, usize, usize) {
+    let warps = if items <= MULTIPROCESSORS { 16 } else { 8 };
+    let share = pairs.div_ceil(warps);
+    let depth = if share <= 8 { share } else { (5..=8).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(8) };
+    let turns = items.div_ceil(MULTIPROCESSORS * 16 / warps);
+    (warps, depth, items.div_ceil(turns))
 }

@@ -7,22 +7,31 @@
 constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
 constexpr bool STAGED = {{ staged }};           // the insides go through shared memory
 constexpr int COLUMNS = BATCH;
-constexpr int BLOCK_PAIRS = (MOST * PAIRS + SPLIT - 1) / SPLIT;  // pairs of a row tile that a block may take, of all experts
-constexpr int STAGE_STRIDE = BLOCK_PAIRS * 32 + 32;              // 64 bytes more than a row: rows fall into other banks
+constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile of an expert that a block takes
+constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
+constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE;           // nothing is padded
+constexpr int EXPERT_K = BLOCK_PAIRS * 32;                       // columns of an expert that a block brings to shared memory
+constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 
-// Starts the loads of a pair. Pairs are counted over the listed experts.
-DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* weights, const int (&list)[MOST], int tile, int at, int lane) {
-  const Vec4* from = tile_pointer(expert_pointer(weights, list[at / PAIRS]), tile, at % PAIRS) + lane;
+// A warp's turns: SHARE pairs of the first listed expert, then those of the next. Whether a turn has one, and not padding.
+DEVICE bool is_pair(int turn, int rank, int warp) {
+  const int pair = warp + WARPS * (turn % SHARE);
+  return WHOLE || (pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+}
+
+// Starts the loads of the pair of a turn.
+DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* weights, const int (&list)[MOST], int tile, int turn, int rank, int warp, int lane) {
+  if (!is_pair(turn, rank, warp)) return;
+  const int at = rank * BLOCK_PAIRS + warp + WARPS * (turn % SHARE);
+  const Vec4* from = tile_pointer(expert_pointer(weights, list[turn / SHARE]), tile, at) + lane;
   pair[0] = load_stream(from);
   pair[1] = load_stream(from + 32);
 }
 
-// Eight of the columns of row b that a pair multiplies.
-DEVICE Vec4 load_hidden(const u16* hidden, int b, int at, int eight) {
-  return load_activations(hidden + ((u64)(at / PAIRS) * BATCH + b) * K, at % PAIRS * 32 + 8 * eight);
-}
+// Eight of the columns of listed expert `slot` for row b.
+DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load_activations(hidden + ((u64)slot * BATCH + b) * K, k); }
 
 // weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: fp32 [BATCH][EXPERTS]. residual: fp32
 // [BATCH][ROWS] or null. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
@@ -44,21 +53,17 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   }
   block_barrier();
   const int (&list)[MOST] = lists[warp];
-  const int all = list_experts(lists[warp], sets, lane) * PAIRS;
-  const int begin = rank * ((all + SPLIT - 1) / SPLIT), end = SPLIT == 1 || rank == 1 ? all : (all + SPLIT - 1) / SPLIT;
-  const int chunks = (end - begin + WARPS * DEPTH - 1) / (WARPS * DEPTH);
+  const int count = list_experts(lists[warp], sets, lane), turns = count * SHARE, chunks = (turns + DEPTH - 1) / DEPTH;
   Vec4 held[DEPTH][2];
 #pragma unroll
-  for (int i = 0; i < DEPTH; i++) {
-    const int at = begin + warp + WARPS * i;
-    if (at < end) load_pair(held[i], weights, list, first_tile, at, lane);
-  }
+  for (int i = 0; i < DEPTH; i++)
+    if (i < turns) load_pair(held[i], weights, list, first_tile, i, rank, warp, lane);
   wait_for_dependencies();
 
   if (STAGED) {
-    for (int i = threadIdx.x; i < BATCH * 4 * (end - begin); i += THREADS) {
-      const int b = i / (4 * (end - begin)), eight = i % (4 * (end - begin));
-      *(Vec4*)(staged + b * STAGE_STRIDE + 8 * eight) = load_hidden(hidden, b, begin + eight / 4, eight % 4);
+    for (int i = 8 * threadIdx.x; i < BATCH * count * EXPERT_K; i += 8 * THREADS) {
+      const int row = i / EXPERT_K, k = i % EXPERT_K, slot = row / BATCH, b = row % BATCH;
+      *(Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k) = load_hidden(hidden, slot, b, rank * EXPERT_K + k);
     }
     block_barrier();
   }
@@ -76,14 +81,15 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
       const int next_tile = same ? tile : tile + teams, next_chunk = same ? chunk + 1 : 0;
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
-        const int at = begin + warp + WARPS * (DEPTH * chunk + i), next = begin + warp + WARPS * (DEPTH * next_chunk + i);
-        if (at < end) {
-          const int b = group % BATCH;
-          const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + 32 * (at - begin) + 8 * quad) : load_hidden(hidden, b, at, quad);
+        const int turn = DEPTH * chunk + i, next = DEPTH * next_chunk + i;
+        if (turn < turns && is_pair(turn, rank, warp)) {
+          const int b = group % BATCH, slot = turn / SHARE, k = 32 * (warp + WARPS * (turn % SHARE)) + 8 * quad;
+          const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k)
+                                : load_hidden(hidden, slot, b, rank * EXPERT_K + k);
           mma_bf16(sum[0], held[i][0], v.x, v.y);
           mma_bf16(sum[1], held[i][1], v.z, v.w);
         }
-        if (next < end && next_tile < TILES) load_pair(held[i], weights, list, next_tile, next, lane);
+        if (next < turns && next_tile < TILES) load_pair(held[i], weights, list, next_tile, next, rank, warp, lane);
       }
     }
     leave_partial(partial[parity], sum, warp, lane);

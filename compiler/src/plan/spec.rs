@@ -328,7 +328,7 @@ impl ExpertsSpec {
     }
 
     fn stage_bytes(&self) -> usize {
-        self.batch * ((self.most() * self.tiles.k.div_ceil(32)).div_ceil(self.split) * 32 + 32) * 2
+        self.batch * (self.most() * self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
     }
 
     fn suffix(&self) -> String {

@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::shapes::{experts_shape, gathered_shape, matmul_grid};
-use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
+use super::shapes::{experts_hidden_shape, experts_sum_shape, gathered_shape, matmul_grid};
+use super::{Builder, NO_ZEROS, Source};
 use crate::ir::{Experts, NodeId, Norm, NormKind, Op, Results, Role, Value};
 use crate::plan::spec::{
     ElementKind, ExpertsHiddenSpec, ExpertsSpec, Gather, KernelSpec, MatmulSpec, NormSpec, RouteSpec, Storage, Tiles,
@@ -89,20 +89,19 @@ impl Builder<'_, '_> {
         let hidden = Source::Buffer(self.buffer(most * batch * features * 2), 0);
         let [inside, sum] = &mut products;
 
-        let (warps, depth, blocks) = experts_shape(most * inside.tiles.count(), inputs.div_ceil(32));
-        (inside.warps, inside.depth) = (warps, depth);
+        let shape = experts_hidden_shape(most * inside.tiles.count(), inputs.div_ceil(32));
+        (inside.warps, inside.depth) = (shape.warps, shape.depth);
         let spec = ExpertsHiddenSpec { products: inside.clone(), norm, activation: experts.activation };
         let bytes = most * if gated { 2 } else { 1 } * features * inputs * 2;
         let mut args = vec![inner, x, norm_weight, logits, hidden];
         args.extend(NO_ZEROS);
-        self.launch(KernelSpec::ExpertsHidden(spec), [blocks, 1, 1], args, bytes);
+        self.launch(KernelSpec::ExpertsHidden(spec), [shape.blocks, 1, 1], args, bytes);
 
         let (value, residual) = self.with_residual(node.result(0));
-        let (row_tiles, pairs) = (sum.tiles.count(), most * features.div_ceil(32));
-        let split = if self.can_sum(value) && 2 * row_tiles <= 2 * MULTIPROCESSORS { 2 } else { 1 };
-        let (warps, depth, blocks) = experts_shape(row_tiles * split, pairs.div_ceil(split));
-        (sum.warps, sum.depth, sum.split) = (warps, depth, split);
-        let out = match split {
+        let may_sum = self.can_sum(value);
+        let shape = experts_sum_shape(sum.tiles.count(), features.div_ceil(32), most, batch, may_sum);
+        (sum.warps, sum.depth, sum.split) = (shape.warps, shape.depth, shape.split);
+        let out = match shape.split {
             1 => {
                 let (out, storage) = self.result(value);
                 sum.tiles.out = storage;
@@ -111,7 +110,7 @@ impl Builder<'_, '_> {
             _ => self.sum(value),
         };
         let args = vec![down, hidden, logits, residual, out];
-        self.launch(KernelSpec::ExpertsSum(sum.clone()), [blocks, 1, 1], args, most * outputs * features * 2);
+        self.launch(KernelSpec::ExpertsSum(sum.clone()), [shape.blocks, 1, 1], args, most * outputs * features * 2);
         Ok(())
     }
 

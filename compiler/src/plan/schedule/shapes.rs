@@ -54,13 +54,26 @@ pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Ga
     MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
 }
 
-/// The items of experts (row tiles of each, or of their sum) over the blocks: warps, pairs of tiles in flight, and blocks.
-///
-/// Each item has `pairs` pairs of tiles. Sixteen warps where there are too few items for two blocks a multiprocessor.
-pub(super) fn experts_shape(items: usize, pairs: usize) -> (usize, usize, usize) {
-    let warps = if items <= MULTIPROCESSORS { 16 } else { 8 };
+/// The shape of what `most` experts have inside: their row tiles, of all `pairs` pairs each, in turn over the blocks.
+pub(super) fn experts_hidden_shape(row_tiles: usize, pairs: usize) -> Shape {
+    let warps = 8;
     let share = pairs.div_ceil(warps);
     let depth = if share <= 8 { share } else { (5..=8).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(8) };
-    let turns = items.div_ceil(MULTIPROCESSORS * 16 / warps);
-    (warps, depth, items.div_ceil(turns))
+    let turns = row_tiles.div_ceil(2 * MULTIPROCESSORS);
+    Shape { warps, depth, unit: 1, split: 1, blocks: row_tiles.div_ceil(turns) }
+}
+
+/// The shape of the sum of `most` experts: a row tile has the `pairs` pairs of each of them.
+///
+/// A warp takes as many pairs of one expert as of another, so the number of warps is one that shares them out evenly. Two blocks share the
+/// columns of a row tile where there are few, if their results may be `summed`. 64 KB of weights in flight a block.
+pub(super) fn experts_sum_shape(row_tiles: usize, pairs: usize, most: usize, batch: usize, summed: bool) -> Shape {
+    let slots = 2 * MULTIPROCESSORS;
+    let split = if summed && 2 * row_tiles <= slots && pairs > 1 { 2 } else { 1 };
+    let pairs = pairs.div_ceil(split);
+    let padded = |warps: usize| pairs.div_ceil(warps) * warps;
+    let warps = [8, 6].into_iter().filter(|&warps| warps >= batch).min_by_key(|&warps| padded(warps)).unwrap_or(8);
+    let depth = (64 / warps).min(most * pairs.div_ceil(warps));
+    let turns = (row_tiles * split).div_ceil(slots);
+    Shape { warps, depth, unit: 1, split, blocks: row_tiles.div_ceil(turns) * split }
 }

@@ -57,7 +57,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   Vec4 held[DEPTH][2];
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
-    if (i < turns) load_pair(held[i], weights, list, first_tile, i, rank, warp, lane);
+    if (i < turns && first_tile < TILES) load_pair(held[i], weights, list, first_tile, i, rank, warp, lane);
   wait_for_dependencies();
 
   if (STAGED) {

@@ -158,3 +158,26 @@ fn elementwise() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn sums_of_rows() -> Result<()> {
+    let (rows, count, size) = (3, 4, 45);
+    let (name, factor, out_type) = ("kernel".into(), Float(0.0), Storage::F32);
+    let kernel = Elementwise { name, kind: 8, activation: 5, factor, count, size, threads: 32, out_type };
+    let kernel = build(kernel.render()?, None)?;
+    let mut random = Random(8);
+    let (a, b) = (random.floats(rows * count * size), random.floats(rows * size));
+    for with in [true, false] {
+        let value = |at: usize| {
+            let parts = (0..count).map(|part| f64::from(a[(at / size * count + part) * size + at % size]));
+            parts.sum::<f64>() + if with { f64::from(b[at]) } else { 0.0 }
+        };
+        let expected: Vec<f64> = (0..rows * size).map(value).collect();
+        let (given, add) = (HostBuffer::input(&a), HostBuffer::input(&b));
+        let out = room(rows * size, out_type);
+        let second = if with { add.address() } else { 0 };
+        kernel.launch([rows as u32, 1, 1], 32, 0, &[given.address(), second, out.address()])?;
+        compare("sum", &expected, &results(&out, out_type)?.0, Bound::Exact)?;
+    }
+    Ok(())
+}

@@ -10,9 +10,11 @@ constexpr int COLUMNS = BATCH;
 constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile of an expert that a block takes
 constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
 constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE;           // nothing is padded
+constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is any ring
 constexpr int EXPERT_K = BLOCK_PAIRS * 32;                       // columns of an expert that a block brings to shared memory
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
+static_assert(TILES * PAIRS < 1 << 24, "an offset in an expert is an int");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 
 // A warp's turns: SHARE pairs of the first listed expert, then those of the next. Whether a turn has one, and not padding.
@@ -21,11 +23,10 @@ DEVICE bool is_pair(int turn, int rank, int warp) {
   return WHOLE || (pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
 }
 
-// Starts the loads of the pair of a turn.
-DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* weights, const int (&list)[MOST], int tile, int turn, int rank, int warp, int lane) {
+// Starts the loads of the pair of a turn. `offset`: where the warp's pairs of a row tile begin in an expert.
+DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* const (&list)[MOST], int offset, int turn, int rank, int warp) {
   if (!is_pair(turn, rank, warp)) return;
-  const int at = rank * BLOCK_PAIRS + warp + WARPS * (turn % SHARE);
-  const Vec4* from = tile_pointer(expert_pointer(weights, list[turn / SHARE]), tile, at) + lane;
+  const Vec4* from = list[turn / SHARE] + offset + turn % SHARE * WARPS * 64;
   pair[0] = load_stream(from);
   pair[1] = load_stream(from + 32);
 }
@@ -40,6 +41,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   SHARED float partial[2][WARPS][16][COLUMNS];
   SHARED u32 sets[BATCH][WORDS];
   SHARED int lists[WARPS][MOST];
+  SHARED const Vec4* pointers[WARPS][MOST];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x % SPLIT, first_tile = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
@@ -52,18 +54,33 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
     leave_chosen(sets, warp, choose(logit, top, lane), lane);
   }
   block_barrier();
-  const int (&list)[MOST] = lists[warp];
-  const int count = list_experts(lists[warp], sets, lane), turns = count * SHARE, chunks = (turns + DEPTH - 1) / DEPTH;
+  const int listed = list_experts(lists[warp], sets, lane), count = BATCH == 1 ? TOP_K : listed;
+  for (int i = lane; i < count; i += 32) pointers[warp][i] = expert_pointer(weights, lists[warp][i]);
+  warp_barrier();
+  const Vec4* const (&list)[MOST] = pointers[warp];
+  const int turns = count * SHARE, chunks = (turns + DEPTH - 1) / DEPTH;
+  int offset = (first_tile * PAIRS + rank * BLOCK_PAIRS + warp) * 64 + lane;
   Vec4 held[DEPTH][2];
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
-    if (i < turns && first_tile < TILES) load_pair(held[i], weights, list, first_tile, i, rank, warp, lane);
+    if ((FULL || i < turns) && first_tile < TILES) load_pair(held[i], list, offset, i, rank, warp);
   wait_for_dependencies();
 
   if (STAGED) {
-    for (int i = 8 * threadIdx.x; i < BATCH * count * EXPERT_K; i += 8 * THREADS) {
-      const int row = i / EXPERT_K, k = i % EXPERT_K, slot = row / BATCH, b = row % BATCH;
-      *(Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k) = load_hidden(hidden, slot, b, rank * EXPERT_K + k);
+    // Two loads go out together.
+#pragma unroll 1
+    for (int begin = 8 * threadIdx.x; begin < BATCH * count * EXPERT_K; begin += 16 * THREADS) {
+      Vec4 v[2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
+        if (row < BATCH * count) v[h] = load_hidden(hidden, row / BATCH, row % BATCH, rank * EXPERT_K + i % EXPERT_K);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
+        if (row < BATCH * count) *(Vec4*)(staged + row % BATCH * STAGE_STRIDE + row / BATCH * EXPERT_K + i % EXPERT_K) = v[h];
+      }
     }
     block_barrier();
   }
@@ -78,18 +95,20 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
     for (int chunk = 0; chunk < chunks; chunk++) {
       // Each pair makes room for the one a ring later: of the next chunk, or the next row tile.
       const bool same = chunk + 1 < chunks;
-      const int next_tile = same ? tile : tile + teams, next_chunk = same ? chunk + 1 : 0;
+      const int next_chunk = same ? chunk + 1 : 0;
+      const bool more = same || tile + teams < TILES;
+      if (!same) offset += teams * PAIRS * 64;
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         const int turn = DEPTH * chunk + i, next = DEPTH * next_chunk + i;
-        if (turn < turns && is_pair(turn, rank, warp)) {
+        if ((FULL || turn < turns) && is_pair(turn, rank, warp)) {
           const int b = group % BATCH, slot = turn / SHARE, k = 32 * (warp + WARPS * (turn % SHARE)) + 8 * quad;
           const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k)
                                 : load_hidden(hidden, slot, b, rank * EXPERT_K + k);
           mma_bf16(sum[0], held[i][0], v.x, v.y);
           mma_bf16(sum[1], held[i][1], v.z, v.w);
         }
-        if (next < turns && next_tile < TILES) load_pair(held[i], weights, list, next_tile, next, rank, warp, lane);
+        if (more && (FULL || next < turns)) load_pair(held[i], list, offset, next, rank, warp);
       }
     }
     leave_partial(partial[parity], sum, warp, lane);

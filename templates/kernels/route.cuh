@@ -55,9 +55,9 @@ DEVICE void shares_of(float (&share)[WORDS], const float (&logit)[WORDS], u32 ch
     share[w] = SCORING == SOFTMAX ? expf(logit[w] - top) : 1.0f / (1.0f + expf(-logit[w]));
     if (NORMALISE ? chosen >> w & 1 : 32 * w + lane < EXPERTS) whole += share[w];
   }
-  whole = NORMALISE || SCORING == SOFTMAX ? warp_sum(whole) : 1.0f;
+  const float scale = NORMALISE || SCORING == SOFTMAX ? SHARE_SCALE / warp_sum(whole) : SHARE_SCALE;
 #pragma unroll
-  for (int w = 0; w < WORDS; w++) share[w] = chosen >> w & 1 ? share[w] / whole * SHARE_SCALE : 0.0f;
+  for (int w = 0; w < WORDS; w++) share[w] = chosen >> w & 1 ? share[w] * scale : 0.0f;
 }
 
 // The set that lanes hold bits of, a word at a time: the same for the whole warp.

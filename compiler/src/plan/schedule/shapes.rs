@@ -73,7 +73,9 @@ pub(super) fn experts_sum_shape(row_tiles: usize, pairs: usize, most: usize, bat
     let pairs = pairs.div_ceil(split);
     let padded = |warps: usize| pairs.div_ceil(warps) * warps;
     let warps = [8, 6].into_iter().filter(|&warps| warps >= batch).min_by_key(|&warps| padded(warps)).unwrap_or(8);
-    let depth = (64 / warps).min(most * pairs.div_ceil(warps));
+    // Rings that the turns of a warp fill need no tests.
+    let (turns, held) = (most * pairs.div_ceil(warps), 64 / warps);
+    let depth = (held / 2..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
     let turns = (row_tiles * split).div_ceil(slots);
     Shape { warps, depth, unit: 1, split, blocks: row_tiles.div_ceil(turns) * split }
 }

@@ -8,6 +8,7 @@ constexpr int MOST = BATCH * TOP_K < EXPERTS ? BATCH * TOP_K : EXPERTS;   // exp
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && BATCH <= WARPS, "a warp routes a row of x, and finishes its results: half of it half of the partial sums");
 static_assert(OUTPUTS == 1, "each expert has one result");
+static_assert(TILES * PAIRS < 1 << 24, "an offset in an expert is an int");
 
 DEVICE const Vec4* expert_pointer(const Vec4* weights, int expert) { return weights + (u64)expert * TILES * PAIRS * 64; }
 

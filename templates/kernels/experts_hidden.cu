@@ -41,7 +41,7 @@ DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSE
 
 // A row tile of a listed expert is an item; items of an expert follow each other. Where a warp's pairs begin in a chunk of an item.
 DEVICE const Vec4* place_in(const Vec4* weights, const int (&list)[MOST], int item, int chunk, int warp, int lane) {
-  return tile_pointer(expert_pointer(weights, list[item / TILES]), item % TILES, warp + WARPS * DEPTH * chunk) + lane;
+  return expert_pointer(weights, list[item / TILES]) + ((item % TILES * PAIRS + warp + WARPS * DEPTH * chunk) * 64 + lane);
 }
 
 // Starts the loads of pair i of a chunk that begins at `from`.

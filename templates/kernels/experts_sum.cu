@@ -14,7 +14,6 @@ constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is any r
 constexpr int EXPERT_K = BLOCK_PAIRS * 32;                       // columns of an expert that a block brings to shared memory
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
-static_assert(TILES * PAIRS < 1 << 24, "an offset in an expert is an int");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 
 // A warp's turns: SHARE pairs of the first listed expert, then those of the next. Whether a turn has one, and not padding.

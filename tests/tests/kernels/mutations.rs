@@ -268,8 +268,8 @@ fn in_the_insides_of_experts() {
             ("square / K + EPS", "square + EPS", "hidden"),
             ("v[pass][i] *= w[pass][i]", "v[pass][i] *= 1.0f", "hidden"),
             // Items: their experts, their row tiles, what comes next.
-            ("list[item / TILES]), item % TILES", "list[0]), item % TILES", "hidden"),
-            ("list[item / TILES]), item % TILES", "list[item / TILES]), 0", "hidden"),
+            ("list[item / TILES]) + ((item", "list[0]) + ((item", "hidden"),
+            ("((item % TILES * PAIRS", "((0 * PAIRS", "hidden"),
             ("(u64)expert * TILES * PAIRS", "(u64)expert * (TILES - 1) * PAIRS", "hidden"),
             ("same ? item : item + gridDim.x", "item", "hidden"),
             ("same ? chunk + 1 : 0", "0", "hidden"),

@@ -467,6 +467,19 @@ fn check_fit(gpu: &Gpu, plan: &Plan, caches: &[usize], options: EngineOptions) -
     Ok(())
 }
 
+/// Fills a buffer with `pattern`, again and again, by copies on the device of what is there already.
+fn repeat(gpu: &Gpu, buffer: &DeviceBuffer, pattern: &[u8]) -> Result<()> {
+    let stream = gpu.stream()?;
+    let mut filled = pattern.len().min(buffer.len());
+    buffer.upload(0, &pattern[..filled])?;
+    while filled < buffer.len() {
+        let len = filled.min(buffer.len() - filled);
+        stream.copy(buffer, filled, buffer, 0, len)?;
+        filled += len;
+    }
+    stream.synchronize()
+}
+
 fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<DeviceBuffer>> {
     let pattern = match source {
         WeightSource::Dummy => dummy_pattern(64 << 20),
@@ -478,10 +491,8 @@ fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<
             WeightSource::Checkpoint(checkpoint) => gpu.upload(&pack(&weight.recipe, checkpoint)?, &weight.name),
             WeightSource::Dummy => {
                 let buffer = gpu.alloc(weight.bytes, &weight.name)?;
-                if matches!(weight.recipe, Recipe::Tiles { .. }) {
-                    for offset in (0..weight.bytes).step_by(pattern.len()) {
-                        buffer.upload(offset, &pattern[..pattern.len().min(weight.bytes - offset)])?;
-                    }
+                if matches!(weight.recipe, Recipe::Tiles { .. } | Recipe::Experts { .. }) {
+                    repeat(gpu, &buffer, &pattern)?;
                 } else {
                     let ones = vec![1f32; weight.bytes / 4];
                     buffer.upload(0, bytemuck::cast_slice(&ones))?;

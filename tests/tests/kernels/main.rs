@@ -1,6 +1,7 @@
 //! Every kernel family on the host, on tiny odd shapes, against plain Rust and against the interpreter. No GPU needed.
 
 mod attention;
+mod experts;
 mod interpreter;
 mod matvec;
 mod mutations;

@@ -1,10 +1,11 @@
 //! From the fused graph to launches: each node becomes the kernels of its family, each value a place.
 
 mod attention;
+mod experts;
 mod products;
 mod shapes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -206,6 +207,8 @@ struct Builder<'p, 'g> {
     /// The first row in use: the head of a prompt step takes the last row only.
     first_row: usize,
     places: HashMap<Value, Place>,
+    /// Nodes that a kernel of another node computes.
+    done: HashSet<NodeId>,
     buffers: Vec<Lifetime>,
     launches: Vec<Pending>,
     /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
@@ -229,6 +232,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             rows,
             first_row: 0,
             places: HashMap::new(),
+            done: HashSet::new(),
             buffers: Vec::new(),
             launches: Vec::new(),
             ends: Vec::new(),
@@ -266,6 +270,9 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     fn nodes(&mut self, nodes: &[NodeId], sample: bool) -> Result<()> {
         for &node in nodes {
+            if self.done.contains(&node) {
+                continue;
+            }
             let op = self.graph().op(node).clone();
             let before = self.launches.len();
             match &op {
@@ -276,6 +283,7 @@ impl<'p, 'g> Builder<'p, 'g> {
                 }
                 Op::Embedding => self.embedding(node)?,
                 Op::Matmul(matmul) => self.matmul(node, matmul, sample)?,
+                Op::Norm(norm) if self.is_of_experts(node, norm) => {}
                 Op::Norm(norm) => self.norm(node, norm)?,
                 Op::Rope(_) | Op::KvAppend => self.positional(node, &op)?,
                 Op::Attention(attention) => self.attention(node, attention)?,
@@ -294,9 +302,9 @@ impl<'p, 'g> Builder<'p, 'g> {
                     let from = self.place(node, Role::X)?;
                     self.places.insert(node.result(0), from);
                 }
-                Op::Route(_) | Op::Experts(_) => {
-                    bail!("no kernel computes {op} yet: models with routed experts run on the CPU (--device cpu)")
-                }
+                // The kernel of the experts routes.
+                Op::Route(_) => {}
+                Op::Experts(experts) => self.experts(node, experts)?,
                 Op::Sample if sample => self.sample(node, None)?,
                 Op::Sample => {}
             }

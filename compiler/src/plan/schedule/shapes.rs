@@ -2,7 +2,7 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
-use crate::plan::spec::{AttentionProjectionSpec, AttentionSpec, MatmulSpec, MatvecSpec, Storage, Tiles};
+use crate::plan::spec::{AttentionProjectionSpec, AttentionSpec, Gather, MatmulSpec, MatvecSpec, Storage, Tiles};
 use crate::plan::tuning::Tuning;
 
 /// How a product of few rows is laid over the device.
@@ -60,9 +60,42 @@ pub(super) fn cluster_shape(spec: &AttentionSpec, rows: usize, batch: usize, tun
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
 pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activation>, rows: usize) -> MatmulSpec {
     let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 2, 2) };
-    MatmulSpec { tiles, row_tiles, columns, row_warps, split, paired, activation }
+    MatmulSpec { tiles, row_tiles, columns, row_warps, split, paired, activation, gather: None }
 }
 
 pub(super) fn matmul_grid(spec: &MatmulSpec, rows: usize) -> [usize; 3] {
     [spec.tiles.count().div_ceil(spec.row_tiles * spec.row_warps), rows.div_ceil(8 * spec.columns), 1]
+}
+
+/// Products of experts with `rows` rows, each to `top_k` of them: as many rows side by side as an expert has on the average.
+pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Gather) -> MatmulSpec {
+    let columns = (rows * gather.top_k).div_ceil(8 * gather.experts).next_power_of_two().min(8);
+    let gather = Some(gather);
+    MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
+}
+
+/// The shape of what `most` experts have inside: their row tiles, of all `pairs` pairs each, in turn over the blocks.
+pub(super) fn experts_hidden_shape(row_tiles: usize, pairs: usize) -> Shape {
+    let warps = 8;
+    let share = pairs.div_ceil(warps);
+    let depth = if share <= 8 { share } else { (5..=8).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(8) };
+    let turns = row_tiles.div_ceil(2 * MULTIPROCESSORS);
+    Shape { warps, depth, unit: 1, split: 1, blocks: row_tiles.div_ceil(turns) }
+}
+
+/// The shape of the sum of `most` experts: a row tile has the `pairs` pairs of each of them.
+///
+/// A warp takes as many pairs of one expert as of another, so the number of warps is one that shares them out evenly. Two blocks share the
+/// columns of a row tile where there are few, if their results may be `summed`. 64 KB of weights in flight a block.
+pub(super) fn experts_sum_shape(row_tiles: usize, pairs: usize, most: usize, batch: usize, summed: bool) -> Shape {
+    let slots = 2 * MULTIPROCESSORS;
+    let split = if summed && 2 * row_tiles <= slots && pairs > 1 { 2 } else { 1 };
+    let pairs = pairs.div_ceil(split);
+    let padded = |warps: usize| pairs.div_ceil(warps) * warps;
+    let warps = [8, 6].into_iter().filter(|&warps| warps >= batch).min_by_key(|&warps| padded(warps)).unwrap_or(8);
+    // Rings that the turns of a warp fill need no tests.
+    let (turns, held) = (most * pairs.div_ceil(warps), 64 / warps);
+    let depth = (held / 2..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
+    let turns = (row_tiles * split).div_ceil(slots);
+    Shape { warps, depth, unit: 1, split, blocks: row_tiles.div_ceil(turns) * split }
 }

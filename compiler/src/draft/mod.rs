@@ -44,6 +44,8 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
     let sizes = attention::sizes(&mut writer, &names, hidden);
     layer(&mut writer, &mut names, sizes);
     ends::head(&mut writer, &mut names, hidden, head);
+    // The longest sequence, whatever it is called.
+    writer.keys.find("max_position_embeddings");
     let layers = writer.keys.count("num_hidden_layers");
     match layers {
         Some(layers) if layers == names.layers => {}

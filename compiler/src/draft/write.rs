@@ -65,11 +65,13 @@ impl Writer {
 
     /// Adds a value that a key must have.
     pub fn expect(&mut self, key: &str, value: &str) {
-        self.expect.push((key.to_owned(), value.to_owned()));
+        if !self.expect.iter().any(|(known, _)| known == key) {
+            self.expect.push((key.to_owned(), value.to_owned()));
+        }
     }
 
     pub fn is_gemma(&self) -> bool {
-        self.keys.text("model_type").is_some_and(|family| family.starts_with("gemma"))
+        self.keys.text("model_type").is_some_and(|family| family.contains("gemma"))
     }
 
     /// Tells from matrices that are not square whether weights are stored `[in, out]`.
@@ -143,6 +145,10 @@ impl Writer {
             (None, _) => "layer_norm",
             (Some(module), _) if module.bias => "layer_norm",
             (Some(_), Some(key)) if key.contains("rms") => "rms_norm",
+            (Some(_), _) if self.keys.flag("rmsnorm") == Some(true) => {
+                self.expect("rmsnorm", "true");
+                "rms_norm"
+            }
             (Some(_), Some(key)) if key.starts_with("layer") => {
                 self.todo("norms have no bias and the epsilon is a LayerNorm's: they may be RMSNorm");
                 "layer_norm"
@@ -166,6 +172,9 @@ impl Writer {
     pub fn scale_residual(&mut self, value: &str) {
         if changes(self.keys.get("residual_multiplier")) {
             self.line(value, "scale", &format!("x = \"{value}\", factor = \"residual_multiplier\""));
+        } else if self.keys.get("scale_depth").is_some() {
+            let factor = "scale_depth / sqrt(num_hidden_layers)";
+            self.line(value, "scale", &format!("x = \"{value}\", factor = \"{factor}\""));
         }
     }
 
@@ -190,12 +199,30 @@ impl Writer {
                 return format!("\"{key}\"");
             }
         }
+        if let Some(key) = keys.iter().find(|key| self.keys.count(key) == Some(2 * size)) {
+            return format!("\"{key} / 2\"");
+        }
         if size.is_multiple_of(hidden) && self.keys.get(keys[0]).is_none() {
             self.keys.derive(keys[0], &format!("\"{} * hidden_size\"", size / hidden));
             return format!("\"{}\"", keys[0]);
         }
         self.todo(format!("no key of config.json is {size}, the size inside the feed-forward part"));
         size.to_string()
+    }
+
+    /// Derived keys that something reads: a line, another derived key or the facts of every model.
+    fn derived(&self) -> Vec<&(String, String)> {
+        let names = |text: &str, key: &str| {
+            text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').any(|word| word == key)
+        };
+        let all = self.keys.derived();
+        let read = |key: &str| {
+            let line = |line: &String| names(line, key) || (line.contains("heads =") && key == "head_dim");
+            ["vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"].contains(&key)
+                || self.sections.iter().flatten().any(line)
+                || all.iter().any(|(other, expression)| other != key && names(expression, key))
+        };
+        all.iter().filter(|(key, _)| read(key)).collect()
     }
 
     /// The whole file.
@@ -225,9 +252,10 @@ impl Writer {
                 writeln!(text, "{key} = {}", toml_of(value)?)?;
             }
         }
-        if !self.keys.derived().is_empty() {
+        let derived = self.derived();
+        if !derived.is_empty() {
             text += "\n[derive] # what config.json lacks or calls otherwise\n";
-            for (key, expression) in self.keys.derived() {
+            for (key, expression) in derived {
                 writeln!(text, "{key} = {expression}")?;
             }
         }
@@ -293,14 +321,24 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
     }
     let of = |module: &Option<Module>| module.as_ref().map(|module| module.weight.clone());
     let mut rest = format!("x = \"{x}\", router = \"r\"");
-    for (role, name) in
-        [("gate", of(&experts.each.gate)), ("up", of(&experts.each.up)), ("down", of(&experts.each.down))]
-    {
+    let fused = &experts.each.fused;
+    let roles = [
+        ("gate", of(&experts.each.gate).or(of(fused))),
+        ("up", of(&experts.each.up).or(of(fused))),
+        ("down", of(&experts.each.down)),
+    ];
+    for (role, name) in roles {
         if let Some(name) = name {
             write!(rest, ", {role} = \"{name}\"").expect("writing to a string");
         }
     }
     write!(rest, ", top_k = \"num_experts_per_tok\", features = {features}").expect("writing to a string");
+    if fused.is_some() {
+        let size = features.trim_matches('"');
+        writer.note("TODO that the gate is the first half of the fused weight is what most families do");
+        write!(rest, ", gate_part = \"[0, {size}, 2 * {size}]\", up_part = \"[{size}, {size}, 2 * {size}]\"")
+            .expect("writing to a string");
+    }
     match writer.keys.activation() {
         Some(key) => write!(rest, ", kind = \"{key}\"").expect("writing to a string"),
         None => {

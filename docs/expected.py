@@ -11,8 +11,8 @@ Tensors in the file, all of the first and only sequence, in fp32:
                        the last one behind the last norm, as transformers returns them
     MODULE             f32 [tokens, ...]: the output of each module that has a weight of its own, by its name
     MODULE.input       f32 [tokens, ...]: its input
-    attention.N.q, .k  f32 [tokens, heads, size]: what the attention of layer N reads, where attention is a function called
-                       eager_attention_forward; else what RoPE returns, where it is one called apply_rotary_pos_emb
+    attention.N.q, .k  f32 [tokens, heads, size]: what the attention of layer N reads, where RoPE is a function called
+                       apply_rotary_pos_emb, and attention one called eager_attention_forward; without that, what RoPE returns
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
                 keep(f"attention.{layer}.{letter}", value.transpose(1, 2))
 
     def watch(modeling) -> None:
-        """Watches the function that a modeling file has for attention, else that for RoPE."""
+        """Watches the function that a modeling file with RoPE has for attention, else that for RoPE."""
         attend, turn = (getattr(modeling, name, None) for name in ("eager_attention_forward", "apply_rotary_pos_emb"))
 
         def attending(module, query, key, *inputs, **named):
@@ -91,7 +91,7 @@ def main() -> None:
             turned(results if isinstance(results, tuple) else ())
             return results
 
-        if attend:
+        if turn and attend:
             modeling.eager_attention_forward = attending
         elif turn:
             modeling.apply_rotary_pos_emb = turning

@@ -374,6 +374,36 @@ fn starcoder2() -> Result<()> {
     check(&Case { prompt: 13, ..Case::new("starcoder2") })
 }
 
+#[test]
+fn cohere_windows() -> Result<()> {
+    check(&Case { prompt: 13, ..Case::new("cohere-windows") })
+}
+
+#[test]
+fn falcon() -> Result<()> {
+    check(&Case::new("falcon"))
+}
+
+#[test]
+fn glm4() -> Result<()> {
+    check(&Case::new("glm4"))
+}
+
+#[test]
+fn olmo3() -> Result<()> {
+    check(&Case { prompt: 13, ..Case::new("olmo3") })
+}
+
+#[test]
+fn opt() -> Result<()> {
+    check(&Case::new("opt"))
+}
+
+#[test]
+fn phi() -> Result<()> {
+    check(&Case::new("phi"))
+}
+
 /// What is said of the first decode step of a case.
 fn said(case: Case) -> String {
     let golden = &case.golden;

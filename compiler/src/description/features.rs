@@ -118,7 +118,7 @@ const FEATURES: &[Feature] = &[
     feature("attention_types", &[], "a kind of attention for each layer"),
     feature("attn_config", &[], "a choice of the attention"),
     feature("conv_L_cache", &[], "convolutions"),
-    feature("layer_types", &[All("full_attention")], "a kind of attention for each layer"),
+    feature("layer_types", &[All("full_attention"), All("attention")], "a kind of attention for each layer"),
     feature("max_window_layers", &[], "layers with sliding windows"),
     feature("sliding_window", &[], "sliding-window attention"),
     feature("sliding_window_pattern", &[], "a sliding window on some layers"),
@@ -200,6 +200,7 @@ const fn feature(key: &'static str, harmless: &'static [Harmless], what: &'stati
 /// What families do that no key of their configurations tells and no operation computes, by `model_type`.
 const UNTOLD: &[(&str, &str)] = &[
     ("bloom", "ALiBi: scores less the distance"),
+    ("nanochat", "RoPE that turns backwards"),
     ("phimoe", "shares by sparsemixer"),
     ("xglm", "positions by sines"),
 ];

@@ -451,6 +451,11 @@ impl Resolver<'_> {
     pub(super) fn fail(&mut self, failure: Failure, label: Option<String>) {
         let diagnostic = match failure {
             Failure::Wrong(diagnostic) => *diagnostic,
+            Failure::Missing { key, span } if key == "TODO" => {
+                Diagnostic::new(Code::MissingConfigKey, "`TODO` stands where a size or a key belongs")
+                    .at(span, label.unwrap_or_else(|| "needed here".to_owned()))
+                    .help("fusec new could not tell it: the TODO lines at the top of the file say what is left open")
+            }
             Failure::Missing { key, span } => {
                 let known =
                     self.config.iter().map(|(key, _)| key).chain(self.description.derive.keys().map(String::as_str));

@@ -178,6 +178,11 @@ fn rope(writer: &mut Writer) {
     if writer.learned_positions || alibi {
         return;
     }
+    let kind = writer.keys.text("position_embedding_type").map(str::to_owned);
+    if kind.as_deref() == Some("nope") || (kind.is_none() && is_one_of(writer, &["granitemoehybrid"])) {
+        writer.expect("position_embedding_type", "\"nope\"");
+        return;
+    }
     if writer.keys.find("rope_theta").is_none() {
         writer.keys.derive("rope_theta", "10000.0");
         writer.todo("no key of config.json is the base of RoPE: 10000 is what most families take. Where scores have ALiBi in its place, no operation computes it");

@@ -92,10 +92,11 @@ const DOWN: &[&str] = &[
     "linear_out",
     "ff_out",
     "linear_2",
+    "output_linear",
     "proj",
 ];
 const FUSED_GATE_UP: &[&str] =
-    &["gate_up_proj", "w12", "gate_up", "fc1", "in_proj", "dense_h_to_4h", "wi", "linear_in"];
+    &["gate_up_proj", "w12", "gate_up", "fc1", "in_proj", "dense_h_to_4h", "wi", "linear_in", "input_linear"];
 
 impl Attention {
     /// Takes the attention's modules.

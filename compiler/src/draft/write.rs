@@ -142,7 +142,10 @@ impl Writer {
     fn kind_of_norm(&mut self, module: Option<&Module>) -> (&'static str, String) {
         let key = self.keys.epsilon();
         let op = match (module, key) {
-            (None, _) => "layer_norm",
+            (None, key) => {
+                self.todo("no tensor is a norm's weight: norms may stand where none is drafted, behind the embedding or on q and k");
+                if key.is_some_and(|key| key.contains("rms")) { "rms_norm" } else { "layer_norm" }
+            }
             (Some(module), _) if module.bias => "layer_norm",
             (Some(_), Some(key)) if key.contains("rms") => "rms_norm",
             (Some(_), _) if self.keys.flag("rmsnorm") == Some(true) => {
@@ -278,7 +281,7 @@ impl Writer {
 
 /// The lines of a dense feed-forward part, from `x` to `out`.
 pub(super) fn mlp(writer: &mut Writer, mlp: &Mlp, hidden: usize, x: &str, out: &str) {
-    dense(writer, mlp, hidden, x, out, &["intermediate_size"]);
+    dense(writer, mlp, hidden, x, out, &["intermediate_size", "shared_intermediate_size"]);
 }
 
 fn dense(writer: &mut Writer, mlp: &Mlp, hidden: usize, x: &str, out: &str, keys: &[&str]) {
@@ -360,7 +363,12 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
             hidden,
             x,
             "s",
-            &["shared_expert_intermediate_size", "moe_intermediate_size", "intermediate_size"],
+            &[
+                "shared_expert_intermediate_size",
+                "shared_intermediate_size",
+                "moe_intermediate_size",
+                "intermediate_size",
+            ],
         );
         if let Some(gate) = &experts.shared_gate {
             writer.linear("t", x, Some(gate), "features = 1", None, &[]);

@@ -113,12 +113,14 @@ fn norms_behind_rope_and_layers_without_it_are_told_by_the_family() {
 
     let windows = json!({"head_dim": 16, "sliding_window": 7, "sliding_window_pattern": "LG",
         "layer_types": ["sliding_attention", "full_attention"]});
-    let draft = drafted(llama("exaone4", windows), OUTSIDE, "model.layers.", LLAMA);
+    let sinks: &[(&str, &[usize])] = &[("self_attn.sinks", &[4])];
+    let draft = drafted(llama("exaone4", windows), OUTSIDE, "model.layers.", &[LLAMA, sinks].concat());
     has(
         &draft,
         &[
             "when = \"layer_type == 'sliding_attention'\"",
             "sliding_window_pattern = \"LG\"",
+            "sinks = \"self_attn.sinks\"",
             "# TODO told by `model_type` alone: layers without a window have no RoPE",
         ],
     );
@@ -150,6 +152,53 @@ fn experts_in_one_tensor_are_taken_apart() {
         &[
             "gate = \"block_sparse_moe.input_linear.weight\", up = \"block_sparse_moe.input_linear.weight\"",
             "gate_part = \"[0, intermediate_size, 2 * intermediate_size]\", up_part = \"[intermediate_size, intermediate_size, 2 * intermediate_size]\"",
+        ],
+    );
+}
+
+#[test]
+fn layers_with_experts_and_without_are_both_written() {
+    let (dense, attention): (Vec<_>, Vec<_>) = LLAMA.iter().copied().partition(|(name, _)| name.starts_with("mlp"));
+    let mut tensors: BTreeMap<String, Vec<usize>> =
+        OUTSIDE.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+    for layer in 0..3 {
+        let mut put =
+            |name: &str, shape: &[usize]| tensors.insert(format!("model.layers.{layer}.{name}"), shape.to_vec());
+        for (name, shape) in attention.iter().chain(if layer == 0 { &dense[..] } else { &[] }) {
+            put(name, shape);
+        }
+        for (part, shape) in [("gate_proj", [24, 64]), ("up_proj", [24, 64]), ("down_proj", [64, 24])] {
+            for expert in (0..6).filter(|_| layer > 0) {
+                put(&format!("mlp.experts.{expert}.{part}.weight"), &shape);
+            }
+            if layer > 0 {
+                put(
+                    &format!("mlp.shared_experts.{part}.weight"),
+                    &shape.map(|size| if size == 24 { 48 } else { size }),
+                );
+            }
+        }
+        if layer > 0 {
+            put("mlp.gate.weight", &[6, 64]);
+            put("mlp.gate.e_score_correction_bias", &[6]);
+        }
+    }
+    let config = llama(
+        "deepseek",
+        json!({"num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 6, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24, "n_shared_experts": 2, "norm_topk_prob": true, "scoring_func": "sigmoid", "routed_scaling_factor": 2.5}),
+    );
+    let draft = draft(&config, &tensors).expect("it is drafted");
+    let left = "model.layers.{}.mlp.gate.e_score_correction_bias [6], otherwise in other layers than 1, 2: \
+                no operation adds a bias to the choice of experts";
+    assert_eq!(draft.unmatched, [left], "{}", draft.text);
+    assert_eq!(draft.todos, 1, "{}", draft.text);
+    has(
+        &draft,
+        &[
+            "features = \"intermediate_size\", when = \"layer < first_k_dense_replace\"",
+            "sigmoid = true, scale = \"routed_scaling_factor\", when = \"not (layer < first_k_dense_replace)\"",
+            "features = \"n_shared_experts * moe_intermediate_size\"",
         ],
     );
 }

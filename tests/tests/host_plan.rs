@@ -390,18 +390,8 @@ fn glm4() -> Result<()> {
 }
 
 #[test]
-fn olmo3() -> Result<()> {
-    check(&Case { prompt: 13, ..Case::new("olmo3") })
-}
-
-#[test]
 fn opt() -> Result<()> {
     check(&Case::new("opt"))
-}
-
-#[test]
-fn phi() -> Result<()> {
-    check(&Case::new("phi"))
 }
 
 /// What is said of the first decode step of a case.

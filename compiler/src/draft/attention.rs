@@ -103,6 +103,9 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
     if writer.keys.get("attn_logit_softcapping").is_some() {
         more += ", softcap = \"attn_logit_softcapping\"";
     }
+    if let Some(sinks) = &attention.sinks {
+        more += &format!(", sinks = \"{sinks}\"");
+    }
     writer.line("a", "attention", &more);
     let mut biases = ATTENTION_BIASES.to_vec();
     biases.insert(0, "attention_out_bias");
@@ -181,6 +184,9 @@ fn rope(writer: &mut Writer) {
     let kind = writer.keys.text("position_embedding_type").map(str::to_owned);
     if kind.as_deref() == Some("nope") || (kind.is_none() && is_one_of(writer, &["granitemoehybrid"])) {
         writer.expect("position_embedding_type", "\"nope\"");
+        if let Some(theta) = writer.keys.get("rope_theta").cloned() {
+            writer.expect("rope_theta", &theta.to_string());
+        }
         return;
     }
     if writer.keys.find("rope_theta").is_none() {

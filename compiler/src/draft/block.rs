@@ -13,6 +13,8 @@ pub(super) struct Attention {
     pub o: Option<Module>,
     pub q_norm: Option<Module>,
     pub k_norm: Option<Module>,
+    /// The tensor with a logit of each head that takes part in the softmax.
+    pub sinks: Option<String>,
 }
 
 /// The feed-forward part's modules.
@@ -138,7 +140,12 @@ impl Attention {
             modules.take(|module| module.shape.len() == 1 && module.is(&more))
         };
         let (q_norm, k_norm) = (norm("q"), norm("k"));
-        Attention { q, k, v, fused, o, q_norm, k_norm }
+        let sinks = modules.odd.iter().find(|(name, shape)| name.ends_with("sinks") && **shape == [heads]);
+        let sinks = sinks.map(|(name, _)| name.clone());
+        if let Some(name) = &sinks {
+            modules.odd.remove(name);
+        }
+        Attention { q, k, v, fused, o, q_norm, k_norm, sinks }
     }
 
     /// Whether each part is there.
@@ -229,7 +236,8 @@ impl Experts {
 impl Norms {
     /// Takes the norms over a whole row. What stands where is told from the names, and from how many there are.
     pub fn take(modules: &mut Modules, hidden: usize) -> Norms {
-        let found = modules.take_all(|module| module.shape == [hidden]);
+        // A norm inside a block, as BitNet has, has no place in a draft.
+        let found = modules.take_all(|module| module.shape == [hidden] && !module.last().contains("sub_norm"));
         let mut norms = Norms::default();
         let many = found.len() > 2;
         let feed = |name: &str| {

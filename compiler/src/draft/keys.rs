@@ -18,6 +18,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("partial_rotary_factor", &["rotary_pct", "rotary_percentage", "rope_pct", "rotary_percent", "rope_percent"]),
     ("num_experts", &["num_local_experts", "n_routed_experts", "moe_num_experts"]),
     ("num_experts_per_tok", &["num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k", "num_selected_experts"]),
+    ("n_shared_experts", &["moe_num_shared_experts", "num_shared_experts"]),
     ("moe_intermediate_size", &["expert_intermediate_size", "moe_ffn_hidden_size", "ffn_hidden_size_per_expert"]),
 ];
 

@@ -9,6 +9,7 @@ use super::block::{Attention, Experts, Mlp, Sizes};
 use super::ends::changes;
 use super::keys::Keys;
 use super::names::Module;
+use crate::description::Value;
 
 /// A description as it grows.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Writer {
     pub learned_positions: bool,
     /// The checkpoint has no norm's weight.
     pub bare_norms: bool,
+    /// The condition of the lines to come, where not all layers have them.
+    pub when: Option<String>,
     /// Weights are stored `[in, out]`, told from those that are not square.
     transposed: bool,
     sections: [Vec<String>; 3],
@@ -32,6 +35,7 @@ impl Writer {
             keys,
             learned_positions: false,
             bare_norms: false,
+            when: None,
             transposed: false,
             sections: Default::default(),
             section: 0,
@@ -47,7 +51,24 @@ impl Writer {
 
     /// Adds an operation; `rest` is what follows `op`.
     pub fn line(&mut self, out: &str, op: &str, rest: &str) {
-        self.sections[self.section].push(format!("  {{ out = \"{out}\", op = \"{op}\", {rest} }},"));
+        let when = self.when.as_ref().map_or(String::new(), |when| format!(", when = \"{when}\""));
+        self.sections[self.section].push(format!("  {{ out = \"{out}\", op = \"{op}\", {rest}{when} }},"));
+    }
+
+    /// The condition under which a layer is one of these, which have no experts; the key that tells it counts as read.
+    pub fn dense_layers(&mut self, layers: &[usize]) -> String {
+        let listed = |value: &Value| matches!(value, Value::List(items) if items.iter().map(Value::number).eq(layers.iter().map(|layer| Some(*layer as f64))));
+        let first = layers.iter().copied().eq(0..layers.len());
+        for key in ["first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"] {
+            if first && self.keys.count(key) == Some(layers.len()) {
+                return format!("layer < {key}");
+            }
+        }
+        if self.keys.get("mlp_only_layers").is_some_and(listed) {
+            return "layer in mlp_only_layers".to_owned();
+        }
+        self.todo("no key of config.json tells the layers without experts: those of this checkpoint are listed");
+        format!("layer in {layers:?}")
     }
 
     /// Adds a comment before the next line.
@@ -187,16 +208,20 @@ impl Writer {
             Some(key) => self.line(value, "activation", &format!("x = \"{value}\", kind = \"{key}\"")),
             None => {
                 self.note("TODO no key of config.json names the activation");
-                self.sections[self.section].push(format!(
-                    "  {{ out = \"{value}\", op = \"{}\", x = \"{value}\" }},",
-                    if gated { "silu" } else { "gelu" }
-                ));
+                self.line(value, if gated { "silu" } else { "gelu" }, &format!("x = \"{value}\""));
             }
         }
     }
 
     /// The key for a size inside a feed-forward part, as TOML.
     fn inner(&mut self, keys: &[&str], size: usize, hidden: usize) -> String {
+        if keys.contains(&"shared_expert_intermediate_size")
+            && let (Some(shared), Some(each)) =
+                (self.keys.count("n_shared_experts"), self.keys.count("moe_intermediate_size"))
+            && shared * each == size
+        {
+            return "\"n_shared_experts * moe_intermediate_size\"".to_owned();
+        }
         for key in keys {
             if self.keys.count(key) == Some(size) {
                 return format!("\"{key}\"");
@@ -354,6 +379,13 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
     } else {
         writer.note("TODO no key of config.json says whether the shares of the chosen experts are made to sum to one");
         rest += ", normalise = true";
+    }
+    if writer.keys.text("scoring_func") == Some("sigmoid") {
+        writer.expect("scoring_func", "\"sigmoid\"");
+        rest += ", sigmoid = true";
+    }
+    if changes(writer.keys.get("routed_scaling_factor")) {
+        rest += ", scale = \"routed_scaling_factor\"";
     }
     writer.line("m", "experts", &rest);
     if let Some(shared) = &experts.shared {

@@ -1,6 +1,7 @@
 //! What the tests of both sides share.
 
 mod folder;
+pub mod gguf;
 mod golden;
 mod gpu;
 pub mod host_build;

@@ -3,6 +3,7 @@
 //! A safetensors file is the header's length u64, the header as JSON (name → dtype, shape, data_offsets) and the tensors' bytes, each offset from the
 //! header's end.
 
+use super::stored::Stored;
 use super::{Checkpoint, Dtype, Source, Tensor};
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -124,7 +125,10 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Te
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (start, end) = info.data_offsets;
         let dtype = dtype_of(info.dtype);
-        (name, Tensor { shape: info.shape.clone(), dtype, file, bytes: data + start..data + end, paired_heads: None })
+        (
+            name,
+            Tensor { shape: info.shape.clone(), dtype, file, bytes: data + start..data + end, stored: Stored::Plain },
+        )
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }

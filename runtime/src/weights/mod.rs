@@ -6,6 +6,7 @@ pub mod gguf;
 mod hugging_face;
 mod pack;
 mod select;
+mod stored;
 
 pub use dtype::Dtype;
 pub use pack::{dummy_pattern, lane_share, pack};
@@ -20,6 +21,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use stored::Stored;
 
 /// A model's weights and configuration: a Hugging Face directory, a GGUF file, or tensors in memory.
 ///
@@ -46,8 +48,7 @@ struct Tensor {
     file: usize,
     /// Within that source; empty where the dtype is not read.
     bytes: Range<usize>,
-    /// The number of heads that the rows fall into, where each head's rows are stored in rotation pairs (row 2j + c for row j + c · half).
-    paired_heads: Option<usize>,
+    stored: Stored,
 }
 
 /// What holds the bytes of tensors.
@@ -106,7 +107,7 @@ impl Checkpoint {
             let file = checkpoint.sources.len();
             let bytes = 0..4 * values.len();
             checkpoint.sources.push(Source::Floats(values));
-            checkpoint.tensors.insert(name, Tensor { shape, dtype: Dtype::F32, file, bytes, paired_heads: None });
+            checkpoint.tensors.insert(name, Tensor { shape, dtype: Dtype::F32, file, bytes, stored: Stored::Plain });
         }
         Ok(checkpoint)
     }
@@ -133,7 +134,7 @@ impl Checkpoint {
             let bytes = 0..if ones { 4 * shape[0] } else { 0 };
             checkpoint.tensors.insert(
                 name.clone(),
-                Tensor { shape: shape.clone(), dtype: Dtype::F32, file, bytes, paired_heads: None },
+                Tensor { shape: shape.clone(), dtype: Dtype::F32, file, bytes, stored: Stored::Plain },
             );
         }
         checkpoint
@@ -212,21 +213,8 @@ impl Checkpoint {
                 return Ok(());
             }
         };
-        let row_bytes = tensor
-            .dtype
-            .bytes(columns)
-            .with_context(|| format!("{}: tensor {name} {:?}", self.origin, tensor.shape))?;
-        let bytes = &bytes[tensor.bytes.clone()];
-        match tensor.paired_heads {
-            None => tensor.dtype.widen(&bytes[rows.start * row_bytes..rows.end * row_bytes], out),
-            Some(heads) => {
-                for row in rows {
-                    let stored = paired_row(row, count / heads);
-                    tensor.dtype.widen(&bytes[stored * row_bytes..(stored + 1) * row_bytes], out);
-                }
-            }
-        }
-        Ok(())
+        stored::append(tensor, bytes, rows, out)
+            .with_context(|| format!("{}: tensor {name} {:?}", self.origin, tensor.shape))
     }
 
     /// Checks that the checkpoint holds the `required` tensors in their shapes, and nothing else; see [`tensors::account`].
@@ -266,14 +254,6 @@ impl Tensor {
         let (rows, inner) = self.shape.split_first().map_or((1, &[][..]), |(rows, inner)| (*rows, inner));
         (rows, inner.iter().product())
     }
-}
-
-/// Where row `row` of half-split heads of `head_dim` rows lies among rows stored in rotation pairs.
-///
-/// Half-split RoPE turns row j of a head with row j + half; GGUF's llama stores the two of a pair side by side, at 2j and 2j + 1.
-fn paired_row(row: usize, head_dim: usize) -> usize {
-    let (head, within, half) = (row / head_dim, row % head_dim, head_dim / 2);
-    head * head_dim + 2 * (within % half) + within / half
 }
 
 /// Counter-based noise: each value depends on the seed and its index alone.

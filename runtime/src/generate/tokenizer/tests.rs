@@ -42,6 +42,9 @@ fn each_kind_cuts_digits_its_own_way() {
     assert_eq!(pieces(&byte_level("tekken").unwrap(), "heHe 12"), ["he", "H", "e", "Ġ", "1", "2"]);
     assert_eq!(pieces(&byte_level("default").unwrap(), "he he1231"), ["he", "Ġhe", "123", "1"]);
     assert_eq!(pieces(&byte_level("olmo").unwrap(), "e\u{301}"), pieces(&byte_level("qwen2").unwrap(), "é"));
+    let stablelm = byte_level("stablelm2").unwrap();
+    assert_eq!(pieces(&stablelm, "he 12e\u{301}"), pieces(&byte_level("qwen2").unwrap(), "he 12é"));
+    assert_eq!(pieces(&byte_level("mpt").unwrap(), "he he1231"), ["he", "Ġhe", "123", "1"]);
 }
 
 #[test]
@@ -49,7 +52,7 @@ fn a_cut_that_is_not_known_is_refused_by_name() {
     assert_eq!(
         byte_level("gpt-4o").err().unwrap().to_string(),
         "tokenizer.ggml.pre 'gpt-4o' is not known (known: gpt-2, gpt2, smollm, starcoder, refact, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, \
-         deepseek-r1-qwen, olmo, tekken, default); use the model's Hugging Face directory instead"
+         deepseek-r1-qwen, stablelm2, olmo, mpt, tekken, default); use the model's Hugging Face directory instead"
     );
     let silent = Metadata::from_pairs([
         ("tokenizer.ggml.model", text("gpt2")),

@@ -1,12 +1,20 @@
 //! What transformers calls things: config.json and tensor names of each GGUF architecture.
 
+mod config;
+mod keys;
+mod rope;
+mod table;
+
 use super::super::Tensor;
-use super::{Contents, Dtype, Metadata, Opened};
+use super::super::stored::Stored;
+use super::{Contents, Dtype, Entry, Metadata, Opened, Value};
 use anyhow::{Context, Result, bail, ensure};
+use keys::Keys;
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
+use table::{FAMILIES, MISTRAL, MIXTRAL};
 
-/// One GGUF architecture. Another family is one more row of [`FAMILIES`].
+/// One GGUF architecture. Another family is one more row of [`FAMILIES`], and where its configuration has keys of its own, one more arm in `config`.
 struct Family {
     /// `general.architecture`, also the prefix of its metadata keys.
     architecture: &'static str,
@@ -14,339 +22,195 @@ struct Family {
     class: &'static str,
     /// config.json's `model_type`.
     model_type: &'static str,
-    /// config.json's `hidden_act`.
-    activation: &'static str,
+    /// config.json's key of the activation, and its value.
+    activation: (&'static str, &'static str),
+    epsilon: Epsilon,
+    rotation: Rotation,
+    /// (the usual key of config.json, the family's own).
+    keys: Names,
+    /// config.json's keys that say whether there are biases, each with the tensor that tells.
+    biases: Names,
+    /// `blk.N.` becomes this and `N.`.
+    layers: &'static str,
     /// (GGUF, transformers) stems of the names outside the layers; `.weight` or `.bias` follows.
-    outside: &'static [(&'static str, &'static str)],
-    /// The same inside a layer: `blk.N.` becomes `model.layers.N.`.
-    inside: &'static [(&'static str, &'static str)],
-    /// GGUF stems inside a layer whose rows are stored in rotation pairs, with what their heads are counted by.
-    paired_rows: &'static [(&'static str, Heads)],
+    outside: Names,
+    /// The same inside a layer; `{expert}` in a name stands for the index into a stack of experts.
+    inside: &'static [Names],
+    /// GGUF stems inside a layer that the file stores otherwise than transformers.
+    stored: &'static [(&'static str, How)],
+    /// Whether its description honours a window on attention.
+    windows: bool,
+    /// Norms multiply by one more than transformers' weight, and the file has the sum.
+    norms_plus_one: bool,
+}
+
+/// The end of every message about a file that says more than is honoured.
+const INSTEAD: &str = "use the model's Hugging Face directory instead";
+
+/// Pairs of GGUF's and transformers' name.
+type Names = &'static [(&'static str, &'static str)];
+
+/// Which number keeps norms from dividing by zero.
+#[derive(Clone, Copy)]
+enum Epsilon {
+    /// `attention.layer_norm_rms_epsilon`, as `rms_norm_eps`.
+    Rms,
+    /// `attention.layer_norm_epsilon`, as this key of config.json.
+    Layer(&'static str),
+    /// A metadata key and the only value that transformers has; config.json does not say it.
+    Fixed(&'static str, f64),
 }
 
 #[derive(Clone, Copy, PartialEq)]
+enum Rotation {
+    /// No rotary embedding.
+    None,
+    /// Whole heads.
+    Whole,
+    /// The first values of each head, as `partial_rotary_factor`.
+    Part,
+}
+
+/// How a file stores a tensor that transformers has otherwise; see [`Stored`].
+#[derive(Clone, Copy)]
+enum How {
+    Pairs(Heads),
+    ByProjection,
+    Turned,
+}
+
+#[derive(Clone, Copy)]
 enum Heads {
     Query,
     KeyValue,
 }
 
-const FAMILIES: &[Family] = &[
-    Family {
-        architecture: "llama",
-        class: "LlamaForCausalLM",
-        model_type: "llama",
-        activation: "silu",
-        outside: OUTSIDE,
-        inside: INSIDE,
-        paired_rows: &[("attn_q", Heads::Query), ("attn_k", Heads::KeyValue)],
-    },
-    Family {
-        architecture: "qwen2",
-        class: "Qwen2ForCausalLM",
-        model_type: "qwen2",
-        activation: "silu",
-        outside: OUTSIDE,
-        inside: INSIDE,
-        paired_rows: &[],
-    },
-    Family {
-        architecture: "qwen3",
-        class: "Qwen3ForCausalLM",
-        model_type: "qwen3",
-        activation: "silu",
-        outside: OUTSIDE,
-        inside: INSIDE,
-        paired_rows: &[],
-    },
-    Family {
-        architecture: "olmo2",
-        class: "Olmo2ForCausalLM",
-        model_type: "olmo2",
-        activation: "silu",
-        outside: OUTSIDE,
-        inside: INSIDE_POST_NORM,
-        paired_rows: &[],
-    },
-    Family {
-        architecture: "smollm3",
-        class: "SmolLM3ForCausalLM",
-        model_type: "smollm3",
-        activation: "silu",
-        outside: OUTSIDE,
-        inside: INSIDE,
-        paired_rows: &[("attn_q", Heads::Query), ("attn_k", Heads::KeyValue)],
-    },
-];
-
-/// SmolLM3 turns q and k in three layers of four; a GGUF file does not say so.
-const TURNED_LAYERS: u64 = 4;
-
-const OUTSIDE: &[(&str, &str)] =
-    &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
-
-const INSIDE: &[(&str, &str)] = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
-
-/// Norms behind the blocks and none before them.
-const INSIDE_POST_NORM: &[(&str, &str)] = &[
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("post_attention_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-    ("post_ffw_norm", "post_feedforward_layernorm"),
-];
-
-/// The tensor that carries llama 3's scaled rotation frequencies as divisors, one a pair; it becomes config.json's `rope_scaling`.
-const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// Head counts of a model.
+struct Counts {
+    query: usize,
+    key_value: usize,
+}
 
 /// Renames the tensors and writes the config.json of the file's family; `files` hold the bytes that the tensors point into.
 pub(super) fn adapt(contents: Contents, files: &[&[u8]]) -> Result<Opened> {
-    let architecture =
-        contents.metadata.text("general.architecture").context("the metadata key general.architecture is missing")?;
-    let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
-        let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
-        bail!(
-            "GGUF files of architecture '{architecture}' are not read (known: {}); use the model's Hugging Face directory instead",
-            known.join(", ")
-        );
+    let family = family_of(&contents.metadata)?;
+    let config = config::config(family, &contents, files)?;
+    let head_count = |key: &str| {
+        contents.metadata.unsigned(&format!("{}.{key}", family.architecture)).and_then(|count| count.try_into().ok())
     };
-    let config = family.config(&contents, files)?;
+    let query = head_count("attention.head_count").unwrap_or(0);
+    let heads = Counts { query, key_value: head_count("attention.head_count_kv").unwrap_or(query) };
     let mut tensors = BTreeMap::new();
     for (name, entry) in contents.tensors {
-        if name == ROPE_DIVISORS {
+        if rope::is_factors(&name) {
             continue;
         }
-        let (renamed, paired) = family.rename(&name);
-        let paired_heads = match paired {
-            None => None,
-            Some(heads) => {
-                let heads = usize_of(
-                    &config,
-                    if heads == Heads::Query { "num_attention_heads" } else { "num_key_value_heads" },
-                );
-                let rows = entry.shape[0];
-                ensure!(
-                    heads > 0 && rows.is_multiple_of(2 * heads),
-                    "tensor {name} has {rows} rows, which are not {heads} heads of an even size"
-                );
-                Some(heads)
-            }
-        };
-        let clash = tensors.insert(
-            renamed.clone(),
-            Tensor { shape: entry.shape, dtype: entry.dtype, file: entry.file, bytes: entry.bytes, paired_heads },
-        );
-        ensure!(clash.is_none(), "two tensors are called {renamed}");
+        for (renamed, tensor) in family.tensors(&name, entry, &heads)? {
+            ensure!(tensors.insert(renamed.clone(), tensor).is_none(), "two tensors are called {renamed}");
+        }
     }
     Ok(Opened { config, metadata: contents.metadata, tensors })
 }
 
+fn family_of(metadata: &Metadata) -> Result<&'static Family> {
+    let architecture =
+        metadata.text("general.architecture").context("the metadata key general.architecture is missing")?;
+    let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
+        let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
+        bail!("GGUF files of architecture '{architecture}' are not read (known: {}); {INSTEAD}", known.join(", "));
+    };
+    let positive = |key: &str| metadata.unsigned(key).is_some_and(|value| value > 0);
+    Ok(match architecture {
+        "llama" if positive("llama.expert_count") => &MIXTRAL,
+        "llama" if positive("llama.attention.sliding_window") => &MISTRAL,
+        _ => family,
+    })
+}
+
 impl Family {
-    /// The transformers name of a tensor (its own where the family does not know it), and its heads where its rows are in pairs.
-    fn rename(&self, name: &str) -> (String, Option<Heads>) {
-        let renamed = || {
-            let (stem, kind) = name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
-            if let Some((_, outside)) = self.outside.iter().find(|(gguf, _)| *gguf == stem) {
-                return Some((format!("{outside}.{kind}"), None));
+    /// What a tensor of the file is to transformers: one tensor, or for a stack of experts one for each.
+    fn tensors(&self, name: &str, entry: Entry, heads: &Counts) -> Result<Vec<(String, Tensor)>> {
+        let Some((renamed, how)) = self.rename(name) else {
+            return Ok(vec![(name.to_owned(), entry.tensor(Stored::Plain))]);
+        };
+        let Some((before, after)) = renamed.split_once("{expert}") else {
+            let stored = match how {
+                _ if self.norms_plus_one && renamed.ends_with("norm.weight") => Stored::PlusOne,
+                None => Stored::Plain,
+                Some(how) => how.of(name, &entry.shape, heads)?,
+            };
+            let mut tensor = entry.tensor(stored);
+            match tensor.shape[..] {
+                [rows, columns] if stored == Stored::Turned => tensor.shape = vec![columns, rows],
+                // The one row of a shared expert's gate is written as a vector.
+                [columns] if renamed.ends_with("shared_expert_gate.weight") => tensor.shape = vec![1, columns],
+                _ => {}
             }
-            let (layer, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
-            layer.parse::<u32>().ok()?;
-            let (_, inside) = self.inside.iter().find(|(gguf, _)| *gguf == stem)?;
-            let paired = self.paired_rows.iter().find(|(gguf, _)| *gguf == stem).map(|(_, heads)| *heads);
-            Some((format!("model.layers.{layer}.{inside}.{kind}"), paired))
+            return Ok(vec![(renamed, tensor)]);
         };
-        renamed().unwrap_or_else(|| (name.to_owned(), None))
-    }
-
-    /// config.json as transformers would have written it.
-    fn config(&self, contents: &Contents, files: &[&[u8]]) -> Result<Json> {
-        let keys = Keys { architecture: self.architecture, metadata: &contents.metadata };
-        let has = |name: &str| contents.tensors.contains_key(name);
-        let embedding = contents.tensors.get("token_embd.weight").context("the tensor token_embd.weight is missing")?;
-        let hidden_size = keys.unsigned("embedding_length")?;
-        let heads = keys.unsigned("attention.head_count")?;
-        let kv_heads = keys.optional("attention.head_count_kv")?.unwrap_or(heads);
-        let head_dim = match keys.optional("attention.key_length")? {
-            Some(length) => length,
-            None => hidden_size
-                .checked_div(heads)
-                .with_context(|| format!("{}.attention.head_count is 0", self.architecture))?,
+        let Some((&experts, shape)) = entry.shape.split_first().filter(|(_, shape)| shape.len() == 2) else {
+            bail!("tensor {name} has shape {:?}, which is no stack of experts' matrices", entry.shape);
         };
+        let size = entry.bytes.len() / experts.max(1);
+        let expert = |index: usize| {
+            let begin = entry.bytes.start + index * size;
+            let bytes = begin..begin + size;
+            let one = Entry { shape: shape.to_vec(), dtype: entry.dtype, file: entry.file, bytes };
+            (format!("{before}{index}{after}"), one.tensor(Stored::Plain))
+        };
+        Ok((0..experts).map(expert).collect())
+    }
 
-        let mut config = Map::new();
-        let mut put = |key: &str, value: Json| config.insert(key.to_owned(), value);
-        put("architectures", json!([self.class]));
-        put("model_type", json!(self.model_type));
-        put("vocab_size", json!(embedding.shape[0]));
-        put("hidden_size", json!(hidden_size));
-        put("intermediate_size", json!(keys.unsigned("feed_forward_length")?));
-        put("num_hidden_layers", json!(keys.unsigned("block_count")?));
-        put("num_attention_heads", json!(heads));
-        put("num_key_value_heads", json!(kv_heads));
-        put("head_dim", json!(head_dim));
-        put("hidden_act", json!(self.activation));
-        put("max_position_embeddings", json!(keys.unsigned("context_length")?));
-        put(
-            "rms_norm_eps",
-            json!(
-                keys.float("attention.layer_norm_rms_epsilon")
-                    .context("no attention.layer_norm_rms_epsilon in the metadata")?
-            ),
-        );
-        put("rope_theta", json!(keys.float("rope.freq_base").unwrap_or(10000.0)));
-        put("rope_scaling", rope_scaling(&keys, contents, files, head_dim)?);
-        if let Some(rotated) =
-            keys.optional("rope.dimension_count")?.filter(|&rotated| rotated != head_dim && head_dim > 0)
-        {
-            put("partial_rotary_factor", json!(rotated as f64 / head_dim as f64));
+    /// The transformers name of a tensor and how the file stores it; `None` where the family does not know it.
+    fn rename(&self, name: &str) -> Option<(String, Option<How>)> {
+        let (stem, kind) = name.rsplit_once('.').filter(|(_, kind)| matches!(*kind, "weight" | "bias"))?;
+        if let Some((_, outside)) = self.outside.iter().find(|(gguf, _)| *gguf == stem) {
+            return Some((format!("{outside}.{kind}"), None));
         }
-        if let Some(window) = keys.optional("attention.sliding_window")? {
-            put("sliding_window", json!(window));
-        }
-        if self.architecture == "smollm3" {
-            let layers = keys.unsigned("block_count")?;
-            let turned: Vec<u8> = (1..=layers).map(|layer| u8::from(!layer.is_multiple_of(TURNED_LAYERS))).collect();
-            put("no_rope_layers", json!(turned));
-        }
-        // Qwen 2 has biases of q, k and v in every checkpoint, and no key for them.
-        if self.architecture != "qwen2" {
-            put("attention_bias", json!(has("blk.0.attn_q.bias")));
-        }
-        put("mlp_bias", json!(has("blk.0.ffn_up.bias")));
-        put("tie_word_embeddings", json!(!has("output.weight")));
-        for (key, gguf) in
-            [("bos_token_id", "tokenizer.ggml.bos_token_id"), ("eos_token_id", "tokenizer.ggml.eos_token_id")]
-        {
-            put(key, contents.metadata.unsigned(gguf).map_or(Json::Null, |id| json!(id)));
-        }
-        put("torch_dtype", json!(working_dtype(contents)));
-        Ok(Json::Object(config))
+        let (layer, stem) = stem.strip_prefix("blk.")?.split_once('.')?;
+        layer.parse::<u32>().ok()?;
+        let find = |stem: &str| self.inside.iter().copied().flatten().find(|(gguf, _)| *gguf == stem);
+        let inside = match stem.split_once('.') {
+            None => find(stem)?.1.to_owned(),
+            // Early files have a tensor for each expert: `ffn_gate.3`.
+            Some((stem, expert)) => {
+                expert.parse::<u32>().ok()?;
+                find(&format!("{stem}_exps"))?.1.replace("{expert}", expert)
+            }
+        };
+        let how = self.stored.iter().find(|(gguf, _)| *gguf == stem).map(|(_, how)| *how);
+        Some((format!("{}{layer}.{inside}.{kind}", self.layers), how))
     }
 }
 
-/// The dtype that config.json names: that of the matrices where they are plain, else bfloat16, to which quantised ones widen.
-fn working_dtype(contents: &Contents) -> &'static str {
-    let mut matrices =
-        contents.tensors.values().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.dtype).peekable();
-    let first = matrices.peek().copied();
-    match first.filter(|&first| matrices.all(|dtype| dtype == first)) {
-        Some(Dtype::F32) => "float32",
-        Some(Dtype::F16) => "float16",
-        _ => "bfloat16",
+impl How {
+    /// The order of a tensor of this shape. Fails where its rows are no such heads.
+    fn of(self, name: &str, shape: &[usize], heads: &Counts) -> Result<Stored> {
+        let rows = shape[0];
+        let of_heads = |heads: usize, each: usize, what: &str| {
+            ensure!(
+                heads > 0 && rows.is_multiple_of(each * heads),
+                "tensor {name} has {rows} rows, which are not {heads} heads of {what}"
+            );
+            Ok(heads)
+        };
+        Ok(match self {
+            How::Pairs(which) => {
+                let heads = if matches!(which, Heads::Query) { heads.query } else { heads.key_value };
+                Stored::Pairs { heads: of_heads(heads, 2, "an even size")? }
+            }
+            How::ByProjection => Stored::ByProjection { heads: of_heads(heads.query, 3, "q, k and v")? },
+            // Biases are vectors: there is nothing to turn.
+            How::Turned if shape.len() == 2 => Stored::Turned,
+            How::Turned => Stored::Plain,
+        })
     }
 }
 
-/// `rope_scaling` from the metadata or the divisor tensor; null where the rotation is plain.
-fn rope_scaling(keys: &Keys<'_>, contents: &Contents, files: &[&[u8]], head_dim: u64) -> Result<Json> {
-    if let Some(entry) = contents.tensors.get(ROPE_DIVISORS) {
-        ensure!(entry.dtype == Dtype::F32, "{ROPE_DIVISORS} is {}, not F32", entry.dtype);
-        let mut divisors = Vec::new();
-        entry.dtype.widen(&files[entry.file][entry.bytes.clone()], &mut divisors);
-        return llama3_scaling(&divisors, keys.float("rope.freq_base").unwrap_or(10000.0), head_dim);
+impl Entry {
+    fn tensor(self, stored: Stored) -> Tensor {
+        Tensor { shape: self.shape, dtype: self.dtype, file: self.file, bytes: self.bytes, stored }
     }
-    let factor = || {
-        keys.float("rope.scaling.factor")
-            .with_context(|| format!("{}.rope.scaling.factor is missing", keys.architecture))
-    };
-    match keys.metadata.text(&keys.full("rope.scaling.type")) {
-        None if keys.float("rope.scale_linear").is_some_and(|factor| factor != 1.0) => {
-            Ok(json!({ "rope_type": "linear", "factor": keys.float("rope.scale_linear") }))
-        }
-        None | Some("none") => Ok(Json::Null),
-        Some("linear") => Ok(json!({ "rope_type": "linear", "factor": factor()? })),
-        Some("yarn") => Ok(json!({
-            "rope_type": "yarn",
-            "factor": factor()?,
-            "original_max_position_embeddings": keys.unsigned("rope.scaling.original_context_length")?,
-        })),
-        Some(other) => bail!(
-            "rope scaling of type '{other}' is not read from GGUF; use the model's Hugging Face directory instead"
-        ),
-    }
-}
-
-/// Llama 3's `rope_scaling` behind a tensor of divisors, one for each of the head_dim / 2 frequencies.
-///
-/// The file keeps only the result, so the published constants (1, 4 and 8192) are tried with the largest divisor as the factor; divisors that they do not
-/// reproduce are refused rather than rounded.
-fn llama3_scaling(divisors: &[f32], theta: f64, head_dim: u64) -> Result<Json> {
-    let (low, high, original) = (1.0, 4.0, 8192.0);
-    let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
-    let expected = |pair: usize| {
-        let wavelength = 2.0 * std::f64::consts::PI * theta.powf(2.0 * pair as f64 / head_dim as f64);
-        let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-        1.0 / ((1.0 - smooth) / factor + smooth)
-    };
-    let reproduced = divisors.len() as u64 == head_dim / 2
-        && divisors
-            .iter()
-            .enumerate()
-            .all(|(pair, &divisor)| (f64::from(divisor) - expected(pair)).abs() <= 1e-4 * expected(pair));
-    ensure!(reproduced, "{ROPE_DIVISORS} is not llama 3's scaling; use the model's Hugging Face directory instead");
-    if factor == 1.0 {
-        return Ok(Json::Null);
-    }
-    Ok(json!({
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original as u64,
-    }))
-}
-
-/// Metadata keys under the architecture's prefix.
-struct Keys<'a> {
-    architecture: &'static str,
-    metadata: &'a Metadata,
-}
-
-impl Keys<'_> {
-    fn full(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
-    }
-
-    fn unsigned(&self, key: &str) -> Result<u64> {
-        self.optional(key)?.with_context(|| format!("the metadata key {} is missing", self.full(key)))
-    }
-
-    fn optional(&self, key: &str) -> Result<Option<u64>> {
-        let full = self.full(key);
-        if self.metadata.get(&full).is_none() {
-            return Ok(None);
-        }
-        self.metadata
-            .unsigned(&full)
-            .map(Some)
-            .with_context(|| format!("the metadata key {full} is not one whole number"))
-    }
-
-    /// A number rounded to the f32 that the file stores, as the shortest decimal of it: 1e-5, not 9.99999974e-6.
-    fn float(&self, key: &str) -> Option<f64> {
-        let value = self.metadata.float(&self.full(key))?;
-        (value as f32).to_string().parse().ok()
-    }
-}
-
-fn usize_of(config: &Json, key: &str) -> usize {
-    config[key].as_u64().and_then(|value| usize::try_from(value).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

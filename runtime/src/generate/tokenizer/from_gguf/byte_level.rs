@@ -27,8 +27,8 @@ const KNOWN: &[Pre] = &[
     Pre { names: &["smollm", "starcoder", "refact"], cuts: &[r"\p{N}", GPT2], ..PLAIN },
     Pre { names: &["llama-bpe", "llama3", "llama-v3"], cuts: &[LLAMA3], whole_pieces: true, adds_bos: true, ..PLAIN },
     Pre { names: &["dbrx", "smaug-bpe"], cuts: &[LLAMA3], ..PLAIN },
-    Pre { names: &["qwen2", "deepseek-r1-qwen"], cuts: &[QWEN2], composes: true, ..PLAIN },
-    Pre { names: &["olmo"], cuts: &[GPT2], composes: true, ..PLAIN },
+    Pre { names: &["qwen2", "deepseek-r1-qwen", "stablelm2"], cuts: &[QWEN2], composes: true, ..PLAIN },
+    Pre { names: &["olmo", "mpt"], cuts: &[GPT2], composes: true, ..PLAIN },
     Pre { names: &["tekken"], cuts: &[TEKKEN], whole_pieces: true, adds_bos: true, ..PLAIN },
     Pre { names: &["default"], cuts: &[PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"], ..PLAIN },
 ];

@@ -49,32 +49,41 @@ fn config_reads_as_transformers_writes_it() {
 #[test]
 fn tensors_take_their_transformers_names_and_only_llama_is_in_pairs() {
     let llama = opened(tiny("llama").tensor("blk.0.odd.weight", &[2], 0, &[0; 8])).unwrap();
-    let heads: Vec<_> = llama.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.paired_heads)).collect();
+    let stored: Vec<_> = llama.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.stored)).collect();
     assert_eq!(
-        heads,
+        stored,
         [
-            ("blk.0.odd.weight", None),
-            ("model.embed_tokens.weight", None),
-            ("model.layers.0.self_attn.k_proj.weight", Some(1)),
-            ("model.layers.0.self_attn.q_proj.bias", Some(2)),
-            ("model.layers.0.self_attn.q_proj.weight", Some(2)),
+            ("blk.0.odd.weight", Stored::Plain),
+            ("model.embed_tokens.weight", Stored::Plain),
+            ("model.layers.0.self_attn.k_proj.weight", Stored::Pairs { heads: 1 }),
+            ("model.layers.0.self_attn.q_proj.bias", Stored::Pairs { heads: 2 }),
+            ("model.layers.0.self_attn.q_proj.weight", Stored::Pairs { heads: 2 }),
         ]
     );
     let qwen = opened(tiny("qwen2")).unwrap();
-    assert!(qwen.tensors.values().all(|tensor| tensor.paired_heads.is_none()));
+    assert!(qwen.tensors.values().all(|tensor| tensor.stored == Stored::Plain));
     assert_eq!(qwen.config["architectures"], json!(["Qwen2ForCausalLM"]));
 }
 
 #[test]
-fn divisors_become_llama3_scaling_or_are_refused() {
-    let foreign = floats(&[1.0, 3.0]);
-    let refused = opened(tiny("llama").tensor(ROPE_DIVISORS, &[2], 0, &foreign)).err().unwrap();
-    assert_eq!(
-        format!("{refused:#}"),
-        "tiny.gguf: rope_freqs.weight is not llama 3's scaling; use the model's Hugging Face directory instead"
-    );
-    let plain = opened(tiny("llama").tensor(ROPE_DIVISORS, &[2], 0, &floats(&[1.0, 1.0]))).unwrap();
-    assert_eq!((plain.config["rope_scaling"].clone(), plain.tensors.contains_key(ROPE_DIVISORS)), (Json::Null, false));
+fn divisors_become_llama3_scaling_or_a_list_for_every_length() {
+    let with = |divisors: &[f32]| {
+        let dims = [divisors.len() as u64];
+        opened(tiny("llama").tensor(rope::DIVISORS, &dims, 0, &floats(divisors)))
+    };
+    let plain = with(&[1.0, 1.0]).unwrap();
+    assert_eq!((plain.config["rope_scaling"].clone(), plain.tensors.contains_key(rope::DIVISORS)), (Json::Null, false));
+    let list = json!({
+        "rope_type": "longrope", "short_factor": [1.0, 3.0], "long_factor": [1.0, 3.0], "attention_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+    });
+    assert_eq!(with(&[1.0, 3.0]).unwrap().config["rope_scaling"], list);
+    for wrong in [&[1.0][..], &[1.0, 0.0], &[1.0, f32::NAN]] {
+        assert_eq!(
+            format!("{:#}", with(wrong).err().unwrap()),
+            "tiny.gguf: rope_freqs.weight is no list of 2 positive numbers, one for each pair of rotated values"
+        );
+    }
 
     let wide: Vec<f32> = (0..32)
         .map(|pair| {
@@ -89,21 +98,19 @@ fn divisors_become_llama3_scaling_or_are_refused() {
             }
         })
         .collect();
-    let scaling = llama3_scaling(&wide, 500000.0, 64).unwrap();
     let expected = json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 });
-    assert_eq!(scaling, expected);
+    assert_eq!(rope::divided(&wide, 500000.0, 64), expected);
     let mut bent = wide.clone();
     bent[20] *= 1.01;
-    assert!(llama3_scaling(&bent, 500000.0, 64).is_err());
-    assert!(llama3_scaling(&wide[1..], 500000.0, 64).is_err());
+    assert_eq!(rope::divided(&bent, 500000.0, 64)["rope_type"], "longrope");
 }
 
 #[test]
 fn missing_keys_and_other_families_are_named() {
     let message = |file: Builder| format!("{:#}", opened(file).err().unwrap());
     assert_eq!(
-        message(Builder::new(3).metadata("general.architecture", 8, &text("gemma3"))),
-        "tiny.gguf: GGUF files of architecture 'gemma3' are not read (known: llama, qwen2, qwen3, olmo2, smollm3); use the model's Hugging Face directory instead"
+        message(Builder::new(3).metadata("general.architecture", 8, &text("mamba"))),
+        "tiny.gguf: GGUF files of architecture 'mamba' are not read (known: llama, qwen2, qwen2moe, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3, olmo, olmo2, smollm3, granite, gpt2, gptneox, stablelm, starcoder2); use the model's Hugging Face directory instead"
     );
     assert_eq!(message(Builder::new(3)), "tiny.gguf: the metadata key general.architecture is missing");
     let no_keys = Builder::new(3).metadata("general.architecture", 8, &text("llama")).tensor(
@@ -133,20 +140,105 @@ fn scaling_types_come_from_the_metadata() {
 }
 
 #[test]
-fn each_family_has_a_description_that_reads_its_configuration() {
-    for family in FAMILIES {
-        let config = opened(tiny(family.architecture)).unwrap().config;
-        let (file, text) = fusec::description::find_for(&[family.class]).expect("a shipped description serves it");
-        let description = fusec::description::Description::parse(text, file).unwrap();
-        let resolved =
-            description.resolve(Some(&config)).unwrap_or_else(|errors| panic!("{}: {errors}", family.architecture));
-        // Each name that a file may have is one that the description reads.
-        let read: Vec<&String> = resolved.calls.iter().flat_map(|call| call.weights.values()).collect();
-        for (_, name) in family.inside.iter().filter(|(gguf, _)| !gguf.ends_with("q_norm") && !gguf.ends_with("k_norm"))
-        {
-            let name = format!("model.layers.0.{name}.weight");
-            assert!(read.contains(&&name), "{}: {file} does not read {name}", family.architecture);
-        }
+fn what_is_not_honoured_is_refused_by_name() {
+    let refused = |key: &str, kind: u32, value: &[u8]| {
+        let architecture = key.split_once('.').unwrap().0.to_owned();
+        format!("{:#}", opened(tiny(&architecture).metadata(key, kind, value)).err().expect(key))
+    };
+    assert_eq!(
+        refused("qwen3.attention.temperature_scale", 6, &2f32.to_le_bytes()),
+        "tiny.gguf: the metadata keys qwen3.attention.temperature_scale are not honoured; use the model's Hugging Face directory instead"
+    );
+    assert_eq!(
+        refused("qwen2.attention.sliding_window", 4, &8u32.to_le_bytes()),
+        "tiny.gguf: the metadata keys qwen2.attention.sliding_window are not honoured; use the model's Hugging Face directory instead"
+    );
+    assert_eq!(
+        refused("llama.attention.value_length", 4, &8u32.to_le_bytes()),
+        "tiny.gguf: the metadata key llama.attention.value_length is 8, and only 4 is honoured; use the model's Hugging Face directory instead"
+    );
+    assert_eq!(
+        refused("llama.attention.causal", 7, &[0]),
+        "tiny.gguf: llama.attention.causal is false; use the model's Hugging Face directory instead"
+    );
+    assert_eq!(
+        refused("llama.rope.scaling.yarn_attn_factor", 6, &2f32.to_le_bytes()),
+        "tiny.gguf: the metadata key llama.rope.scaling.yarn_attn_factor is 2, and only 1 is honoured; use the model's Hugging Face directory instead"
+    );
+    assert_eq!(
+        refused("qwen3.rope.freq_base_swa", 6, &2f32.to_le_bytes()),
+        "tiny.gguf: the metadata key qwen3.rope.freq_base_swa is 2, and only 500000 is honoured; use the model's Hugging Face directory instead"
+    );
+    assert_eq!(
+        refused("qwen3.rope.scaling.type", 4, &2u32.to_le_bytes()),
+        "tiny.gguf: the metadata key qwen3.rope.scaling.type is not text"
+    );
+    // Zero is none, and what tensors say too is no matter.
+    let idle = tiny("qwen2")
+        .metadata("qwen2.attention.sliding_window", 4, &0u32.to_le_bytes())
+        .metadata("qwen2.expert_count", 4, &0u32.to_le_bytes())
+        .metadata("qwen2.vocab_size", 4, &5u32.to_le_bytes());
+    assert!(opened(idle).is_ok());
+}
+
+#[test]
+fn what_files_leave_out_is_filled_in() {
+    let float = |value: f32| value.to_le_bytes();
+    let gemma2 = opened(tiny("gemma2")).unwrap().config;
+    assert_eq!((&gemma2["sliding_window"], &gemma2["layer_types"]), (&json!(4096), &json!(["sliding_attention"])));
+    assert_eq!((&gemma2["attn_logit_softcapping"], &gemma2["final_logit_softcapping"]), (&json!(50.0), &json!(30.0)));
+    let gemma3 = opened(tiny("gemma3")).unwrap().config;
+    assert_eq!((&gemma3["sliding_window"], &gemma3["layer_types"]), (&Json::Null, &json!(["full_attention"])));
+
+    let layered = |architecture: &str| {
+        let key = format!("{architecture}.attention.layer_norm_epsilon");
+        tiny(architecture).metadata(&key, 6, &float(1e-5))
+    };
+    let stablelm = layered("stablelm").metadata("stablelm.use_parallel_residual", 7, &[1]);
+    assert_eq!(opened(stablelm.clone()).unwrap().config["use_parallel_residual"], json!(true));
+    let serial = stablelm.tensor("blk.0.ffn_norm.weight", &[8], 0, &[0; 32]);
+    assert_eq!(opened(serial).unwrap().config["use_parallel_residual"], json!(false));
+    assert_eq!(opened(layered("starcoder2")).unwrap().config.get("sliding_window"), None);
+
+    let granite = tiny("granite");
+    assert_eq!(
+        format!("{:#}", opened(granite.clone()).err().unwrap()),
+        "tiny.gguf: the metadata key granite.logit_scale is missing"
+    );
+    let granite = granite.metadata("granite.logit_scale", 6, &float(8.0));
+    assert_eq!(opened(granite.clone()).unwrap().config["attention_multiplier"], json!(0.5));
+    let turned = granite.metadata("granite.rope.scaling.finetuned", 7, &[0]);
+    assert!(opened(turned).is_err());
+}
+
+#[test]
+fn early_files_of_experts_have_a_tensor_for_each() {
+    let file = tiny("llama")
+        .metadata("llama.expert_count", 4, &2u32.to_le_bytes())
+        .metadata("llama.expert_used_count", 4, &1u32.to_le_bytes())
+        .tensor("blk.0.ffn_up_exps.weight", &[8, 3, 2], 0, &floats(&[0.5; 48]))
+        .tensor("blk.0.ffn_gate.1.weight", &[8, 3], 0, &[0; 96]);
+    let opened = opened(file).unwrap();
+    let shape = |name: &str| opened.tensors[&format!("model.layers.0.block_sparse_moe.experts.{name}")].shape.clone();
+    assert_eq!(
+        (shape("0.w3.weight"), shape("1.w3.weight"), shape("1.w1.weight")),
+        (vec![3, 8], vec![3, 8], vec![3, 8])
+    );
+    let bytes = |name: &str| opened.tensors[&format!("model.layers.0.block_sparse_moe.experts.{name}")].bytes.clone();
+    assert_eq!(bytes("0.w3.weight").end, bytes("1.w3.weight").start);
+    assert_eq!(opened.config["architectures"], json!(["MixtralForCausalLM"]));
+}
+
+#[test]
+fn a_shared_experts_gate_is_a_row_of_one_or_two_dimensions() {
+    for dims in [&[8][..], &[8, 1]] {
+        let file = tiny("qwen2moe")
+            .metadata("qwen2moe.expert_count", 4, &2u32.to_le_bytes())
+            .metadata("qwen2moe.expert_used_count", 4, &1u32.to_le_bytes())
+            .tensor("blk.0.ffn_gate_inp_shexp.weight", dims, 0, &[0; 32]);
+        let opened = opened(file).unwrap();
+        assert_eq!(opened.tensors["model.layers.0.mlp.shared_expert_gate.weight"].shape, [1, 8]);
+        assert_eq!(opened.config["norm_topk_prob"], json!(false));
     }
 }
 

@@ -404,6 +404,26 @@ fn experts_unfused() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn cohere_windows() -> Result<()> {
+    check(&Case { prompt: 13, ..Case::new("cohere-windows") })
+}
+
+#[test]
+fn falcon() -> Result<()> {
+    check(&Case::new("falcon"))
+}
+
+#[test]
+fn glm4() -> Result<()> {
+    check(&Case::new("glm4"))
+}
+
+#[test]
+fn opt() -> Result<()> {
+    check(&Case::new("opt"))
+}
+
 /// What is said of the first decode step of a case.
 fn said(case: Case) -> String {
     let golden = &case.golden;

@@ -313,8 +313,9 @@ impl KernelSpec {
     }
 }
 
-/// Positions that a near step is for: up to here attention and its projection in one kernel are faster than keys split over blocks.
-pub const NEAR: usize = 256;
+/// Positions that a near step is for: up to here, what eight warps take in one go, attention and its projection in one kernel win over keys split
+/// over blocks.
+pub const NEAR: usize = 128;
 
 /// Warps of the kernel that routes many rows: one block 32 rows.
 pub const ROUTE_WARPS: usize = 8;

@@ -11,8 +11,8 @@ Tensors in the file, all of the first and only sequence, in fp32:
                        the last one behind the last norm, as transformers returns them
     MODULE             f32 [tokens, ...]: the output of each module that has a weight of its own, by its name
     MODULE.input       f32 [tokens, ...]: its input
-    attention.N.q, .k  f32 [tokens, heads, size]: what the attention of layer N reads, behind RoPE, where RoPE is a function
-                       called apply_rotary_pos_emb
+    attention.N.q, .k  f32 [tokens, heads, size]: what the attention of layer N reads, where RoPE is a function called
+                       apply_rotary_pos_emb, and attention one called eager_attention_forward; without that, what RoPE returns
 """
 
 import argparse
@@ -72,22 +72,32 @@ def main() -> None:
         nonlocal layer
         layer = module.layer_idx
 
-    def watch(modeling) -> None:
-        """Keeps what a modeling file's RoPE returns, under the number of the layer that runs."""
-        turn = modeling.apply_rotary_pos_emb
+    def turned(results) -> None:
+        """Keeps q and k, heads before tokens, under the number of the layer that runs."""
+        for letter, value in zip("qk", results):
+            if layer is not None and torch.is_tensor(value) and value.dim() == 4 and value.shape[2] == len(tokens):
+                keep(f"attention.{layer}.{letter}", value.transpose(1, 2))
 
-        def turned(*inputs, **named):
+    def watch(modeling) -> None:
+        """Watches the function that a modeling file with RoPE has for attention, else that for RoPE."""
+        attend, turn = (getattr(modeling, name, None) for name in ("eager_attention_forward", "apply_rotary_pos_emb"))
+
+        def attending(module, query, key, *inputs, **named):
+            turned((query, key))
+            return attend(module, query, key, *inputs, **named)
+
+        def turning(*inputs, **named):
             results = turn(*inputs, **named)
-            for letter, value in zip("qk", results if isinstance(results, tuple) else ()):
-                if layer is not None and torch.is_tensor(value) and value.dim() == 4 and value.shape[2] == len(tokens):
-                    keep(f"attention.{layer}.{letter}", value.transpose(1, 2))
+            turned(results if isinstance(results, tuple) else ())
             return results
 
-        modeling.apply_rotary_pos_emb = turned
+        if turn and attend:
+            modeling.eager_attention_forward = attending
+        elif turn:
+            modeling.apply_rotary_pos_emb = turning
 
-    modeling = sys.modules[type(model).__module__]
-    if not args.logits_only and hasattr(modeling, "apply_rotary_pos_emb"):
-        watch(modeling)
+    if not args.logits_only:
+        watch(sys.modules[type(model).__module__])
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if not args.logits_only and module is not head and next(module.parameters(recurse=False), None) is not None:

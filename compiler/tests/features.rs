@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 fn features() -> Vec<(&'static str, Value)> {
     let kinds = json!(["full_attention", "full_attention", "sliding_attention"].repeat(64));
     vec![
+        ("_remove_final_layer_norm", json!(true)),
         ("activation", json!("relu")),
         ("activation_function", json!("relu")),
         ("add_bias_linear", json!(true)),
@@ -17,19 +18,26 @@ fn features() -> Vec<(&'static str, Value)> {
         ("apply_residual_connection_post_layernorm", json!(true)),
         ("attention_bias", json!(true)),
         ("attention_chunk_size", json!(8192)),
+        ("attention_layers", json!(["global", "local"])),
         ("attention_multiplier", json!(0.3)),
+        ("attention_out_bias", json!(true)),
+        ("attention_types", json!([[["global", "local"], 6]])),
+        ("attn_config", json!({"alibi": true})),
         ("attn_logit_softcapping", json!(11.0)),
         ("attn_output_gate", json!(true)),
         ("attn_temperature_tuning", json!(true)),
         ("bias", json!(true)),
         ("clip_qkv", json!(8.0)),
+        ("conv_L_cache", json!(3)),
         ("decoder_sparse_step", json!(2)),
+        ("dim_model_base", json!(256)),
         ("do_layer_norm_before", json!(false)),
         ("embedding_multiplier", json!(3.0)),
         ("final_logit_softcapping", json!(11.0)),
         ("first_k_dense_replace", json!(1)),
         ("hidden_act", json!("relu")),
         ("hidden_activation", json!("relu")),
+        ("hidden_size_per_layer_input", json!(256)),
         ("is_encoder_decoder", json!(true)),
         ("kv_lora_rank", json!(64)),
         ("layer_types", kinds),
@@ -39,6 +47,10 @@ fn features() -> Vec<(&'static str, Value)> {
         ("max_window_layers", json!(1)),
         ("mlp_bias", json!(true)),
         ("mlp_only_layers", json!([0])),
+        ("moe_layer_freq", json!(2)),
+        ("moe_layer_start_index", json!(1)),
+        ("moe_num_experts", json!(7)),
+        ("moe_num_shared_experts", json!(2)),
         ("multi_query", json!(true)),
         ("n_group", json!(8)),
         ("n_routed_experts", json!(4)),
@@ -48,6 +60,7 @@ fn features() -> Vec<(&'static str, Value)> {
         ("no_rope_layers", json!([0, 1].repeat(64))),
         ("num_experts", json!(7)),
         ("num_kv_shared_layers", json!(2)),
+        ("num_ln_in_parallel_attn", json!(2)),
         ("num_local_experts", json!(7)),
         ("parallel_attn", json!(true)),
         ("partial_rotary_factor", json!(0.5)),
@@ -60,6 +73,7 @@ fn features() -> Vec<(&'static str, Value)> {
         ("rope_interleave", json!(true)),
         ("rope_interleaved", json!(true)),
         ("rope_local_base_freq", json!(777.0)),
+        ("rope_ratio", json!(50)),
         ("rope_scaling", json!({"rope_type": "linear", "factor": 3.0})),
         ("rope_scaling", json!({"type": "mrope", "factor": 3.0})),
         ("rope_theta", json!(777.0)),
@@ -75,15 +89,18 @@ fn features() -> Vec<(&'static str, Value)> {
         ("scale_embedding", json!(true)),
         ("sliding_window", json!(99)),
         ("sliding_window_pattern", json!(2)),
+        ("swiglu_limit", json!(7.0)),
         ("text_config", json!({})),
         ("tie_word_embeddings", json!(true)),
         ("use_bias", json!(true)),
         ("use_bidirectional_attention", json!(true)),
+        ("use_logn_attn", json!(true)),
         ("use_mrope", json!(true)),
         ("use_parallel_residual", json!(true)),
         ("use_qk_norm", json!(true)),
         ("use_qkv_bias", json!(true)),
         ("vision_config", json!({})),
+        ("window_size", json!(99)),
     ]
 }
 
@@ -91,6 +108,8 @@ fn features() -> Vec<(&'static str, Value)> {
 const IGNORED: &[(&str, &str)] = &[
     // A window is used only where `model_type` is "mistral".
     ("llama", "sliding_window"),
+    // Only the new architecture has two.
+    ("falcon", "num_ln_in_parallel_attn"),
     // `hidden_activation` is what counts.
     ("gemma2", "hidden_act"),
     ("gemma3", "hidden_act"),
@@ -138,6 +157,21 @@ fn a_feature_changes_the_model_or_is_refused() {
     }
     assert!(silent.is_empty(), "keys that change nothing and are not refused:\n{}", silent.join("\n"));
     assert!(changed > 100 && refused > 500, "{changed} change the model, {refused} are refused");
+}
+
+#[test]
+fn what_only_a_familys_name_tells_is_refused() {
+    let (file, text) = shipped().iter().find(|(file, _)| *file == "olmo2.toml").expect("it is shipped");
+    let mut config = preset(text);
+    config.insert("model_type".to_owned(), json!("bloom"));
+    let resolve = |text: &str| {
+        let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
+        description.resolve(Some(&Value::Object(config.clone()))).map(|_| ()).map_err(|errors| errors.to_string())
+    };
+    let said = resolve(text).expect_err("ALiBi has no operation");
+    assert!(said.contains("F0403") && said.contains("ALiBi") && said.contains("`model_type`"), "{said}");
+    let expecting = format!("{text}\n[expect]\nmodel_type = [\"bloom\"]\n");
+    assert_eq!(resolve(&expecting), Ok(()));
 }
 
 /// The `[config]` of a description as JSON; once more with windows where the family has a switch for them.

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
 use fusec::passes::{PIPELINE, Selection};
-use fusec::plan::{Launch, Plan, PlanOptions, StepKind};
+use fusec::plan::{Launch, Plan, StepKind};
 
 #[test]
 fn plans_are_the_committed_ones() {
     let mut wrong = Vec::new();
-    for (file, text) in planned() {
+    for &(file, text) in shipped() {
         let family = file.trim_end_matches(".toml");
         for (suffix, passes) in [("", Selection::all()), ("-O0", Selection::none())] {
             let got = told(&model(file, text, passes).plan);
@@ -25,7 +25,7 @@ fn plans_are_the_committed_ones() {
 
 #[test]
 fn each_fusion_that_is_lost_changes_the_plan() {
-    for (file, text) in planned() {
+    for &(file, text) in shipped() {
         let whole = model(file, text, Selection::all());
         let fired = whole.report.passes.iter().filter(|pass| pass.stats.fired > 0).map(|pass| pass.name);
         let fired: Vec<&str> = fired.collect();
@@ -40,7 +40,7 @@ fn each_fusion_that_is_lost_changes_the_plan() {
         assert!(2 * unfused.edges_per_layer >= 3 * whole.plan.edges_per_layer, "{file}: {}", unfused.summary());
     }
     let never =
-        |name: &str| planned().iter().all(|(file, text)| fired(&model(file, text, Selection::all()), name) == 0);
+        |name: &str| shipped().iter().all(|(file, text)| fired(&model(file, text, Selection::all()), name) == 0);
     let idle: Vec<&str> = PIPELINE.iter().map(|pass| pass.name).filter(|name| never(name)).collect();
     assert!(idle.is_empty(), "passes that no shipped description needs: {idle:?}");
 }
@@ -64,35 +64,13 @@ fn emitted_sources_are_the_committed_ones() {
 
 #[test]
 fn compiling_twice_gives_the_same_plan_and_sources() {
-    for (file, text) in planned() {
+    for &(file, text) in shipped() {
         let [one, two] = [(); 2].map(|()| model(file, text, Selection::all()));
         assert_eq!(one.plan, two.plan, "{file}");
         assert_eq!(one.sources, two.sources, "{file}");
         let json = serde_json::to_string(&one.plan).expect("a plan can be written");
         assert_eq!(serde_json::from_str::<Plan>(&json).expect("and read"), one.plan, "{file}");
     }
-}
-
-/// What no kernel computes is one error that says where the model does run.
-#[test]
-fn families_without_kernels_are_refused() {
-    for file in WITHOUT_KERNELS {
-        let (_, text) = shipped().iter().find(|(name, _)| *name == file).expect("it is shipped");
-        let description = Description::parse(text, file).expect("it is read");
-        let error = compile(&description, None, &CompileOptions::default()).expect_err("it has no kernels");
-        let said = format!("{error:#}");
-        assert!(said.ends_with("models with routed experts run on the CPU (--device cpu)"), "{said}");
-        let options = CompileOptions { plan: PlanOptions::none(), ..CompileOptions::default() };
-        compile(&description, None, &options).expect("its graph needs no kernels");
-    }
-}
-
-/// Families whose graphs have ops that no kernel computes.
-const WITHOUT_KERNELS: [&str; 3] = ["mixtral.toml", "qwen2_moe.toml", "qwen3_moe.toml"];
-
-/// The shipped descriptions that can be planned.
-fn planned() -> Vec<(&'static str, &'static str)> {
-    shipped().iter().copied().filter(|(file, _)| !WITHOUT_KERNELS.contains(file)).collect()
 }
 
 fn fired(model: &Model, name: &str) -> usize {

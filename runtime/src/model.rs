@@ -10,7 +10,7 @@ use fusec::description::{Description, Facts, architectures, find_serving, user_f
 use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
-use fusec::plan::{Plan, PlanOptions, StepKind, Tuning, TuningSource};
+use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
 use fusec::tensors;
 use serde_json::Value;
 
@@ -218,7 +218,7 @@ impl OpenModel {
                 // Only a GPU needs launches and kernels.
                 let plan = match &resolved {
                     Device::Cpu | Device::Interpreter => PlanOptions::none(),
-                    Device::Auto | Device::Cuda(_) => PlanOptions { tuning: self.tuning(&resolved)?, ..options.plan() },
+                    Device::Auto | Device::Cuda(_) => self.tuned(&resolved, options.plan())?,
                 };
                 let model = self.compile_for(plan, Some(options.context))?;
                 Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
@@ -243,11 +243,12 @@ impl OpenModel {
         Backend::load(program, weights, device, options)
     }
 
-    /// The launch shapes for a device. The CPU has none.
-    fn tuning(&self, device: &Device) -> Result<Tuning> {
-        let Device::Cuda(ordinal) = device else { return Ok(Tuning::default()) };
+    /// What to plan for on a device: the launch shapes that were measured, and what it can do.
+    fn tuned(&self, device: &Device, plan: PlanOptions) -> Result<PlanOptions> {
+        let Device::Cuda(ordinal) = device else { return Ok(plan) };
         let (major, minor) = Gpu::open(*ordinal)?.compute_capability()?;
-        self.tuning.record(&[Arch::for_device(major, minor)?.to_string()])
+        let arch = Arch::for_device(major, minor)?;
+        Ok(PlanOptions { tuning: self.tuning.record(&[arch.to_string()])?, clusters: arch.has_clusters(), ..plan })
     }
 
     fn program(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Program> {

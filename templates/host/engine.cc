@@ -2,7 +2,9 @@
 // warp, then the exchange happens; warps run until each waits for the block, and blocks of a cluster until each waits for the cluster.
 // Whoever is missing by then has diverged, which is an error.
 // So is an access outside registered memory, a race or a read of garbage in shared memory, and global memory touched before the wait. Global
-// memory that one block reads and another of the launch writes is a race, and what a step writes is not for load_early and load_stream.
+// memory that one block reads and another of the launch writes is a race, and what a step writes is not for load_early and load_stream,
+// nor for load_settled unless the launch before the last wrote it, or an earlier one, and all threads of the last launched dependents
+// behind their wait.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -30,6 +32,8 @@ struct FuseTouched { u32 step, written, read, early, writer, reader, added; };
 struct FuseRange { u64 begin, end; FuseTouched* touched; };
 struct FuseLaunch {
   u32 grid[3], threads, shared_bytes, ranges, step, number;
+  u32 settled;   // launches of the step up to this number have ended when this one begins
+  u32* early;    // set where a thread launched dependents before its wait
   const u64* arguments;
   const FuseRange* memory;
   const char* name;
@@ -47,7 +51,7 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 namespace {
 
 constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
-constexpr u32 MAX_CLUSTER = 8, MAX_ARRIVALS = 8;
+constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8;
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, DONE };
 enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA };
@@ -358,7 +362,7 @@ const FuseRange* range_of(u64 at, u64 bytes) {
   fail("%s %llu bytes at %#llx, which no registered buffer holds", verb, bytes, at);
 }
 
-enum Access { READ, WRITE, ATOMIC, STREAM, ACCUMULATE };
+enum Access { READ, WRITE, ATOMIC, STREAM, SETTLED, ACCUMULATE };
 
 // Order among blocks and launches. Blocks that write the same bytes do so with the same values (attention's groups share a key head).
 void global_access(FuseTouched* touched, u64 offset, u64 bytes, Access how) {
@@ -374,10 +378,12 @@ void global_access(FuseTouched* touched, u64 offset, u64 bytes, Access how) {
       t->step = launch->step, t->written = now;
     } else {
       if (how == STREAM && t->step == launch->step) fail("reads by load_early or load_stream what a kernel of this step writes");
+      if (how == SETTLED && t->step == launch->step && t->written > launch->settled)
+        fail("reads by load_settled what may not be written yet");
       if (t->written == now && (t->writer != self || t->added)) fail("race: reads global memory that another block of the launch wrote");
       t->reader = t->read == now && t->reader != self ? several : self;
       t->read = now;
-      if (how == STREAM) t->early = now;
+      if (how == STREAM || how == SETTLED) t->early = now;
     }
   }
 }
@@ -401,7 +407,8 @@ void access(const void* p, u64 bytes, Access how) {
   if (how == ACCUMULATE && (u64)at % bytes) fail("adds to a sum at an address that is no multiple of %llu", bytes);
   if ((how == WRITE || how == ACCUMULATE) && !range->touched)
     fail("writes %llu bytes at offset %llu of an input of %llu bytes", bytes, (u64)at - range->begin, range->end - range->begin);
-  if (how != STREAM && !current->waited) fail("touches global memory before wait_for_dependencies; only load_early and load_stream may");
+  if (how != STREAM && how != SETTLED && !current->waited)
+    fail("touches global memory before wait_for_dependencies; only load_early and load_stream may");
   if (range->touched) global_access(range->touched, (u64)at - range->begin, bytes, how);
 }
 
@@ -505,7 +512,10 @@ void fuse_expect(u64* arrived, u32 bytes) { begin_arrival(arrived, bytes); }
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) { copy((char*)to, (const char*)from, bytes, arrived); }
 void fuse_await(const u64* arrived) { wait_for(arrived); }
 void fuse_warp_barrier() { exchange_with(WARP_BARRIER, 0, 0); }
-void fuse_launch_dependents() { current->launched = true; }
+void fuse_launch_dependents() {
+  current->launched = true;
+  if (!current->waited) *launch->early = 1;
+}
 void fuse_wait_for_dependencies() { current->waited = true; }
 u64 fuse_shuffle_xor(u64 value, int mask) { return exchange_with(SHUFFLE_XOR, mask, value); }
 u64 fuse_shuffle_from(u64 value, int lane) { return exchange_with(SHUFFLE_FROM, lane, value); }
@@ -514,6 +524,7 @@ void fuse_stream(const void* p, u64 bytes) {
   if ((u64)p % bytes) fail("load_early or load_stream from an address that is no multiple of %llu", bytes);
   access(p, bytes, STREAM);
 }
+void fuse_settled(const void* p, u64 bytes) { access(p, bytes, SETTLED); }
 FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
   current->d = d;
   current->a[0] = a.x, current->a[1] = a.y, current->a[2] = a.z, current->a[3] = a.w, current->b[0] = b0, current->b[1] = b1;

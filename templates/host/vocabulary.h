@@ -40,6 +40,7 @@ void fuse_warp_barrier();
 void fuse_launch_dependents();
 void fuse_wait_for_dependencies();
 void fuse_stream(const void* p, u64 bytes);
+void fuse_settled(const void* p, u64 bytes);
 FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1);
 u64 fuse_shuffle_xor(u64 value, int mask);
 u64 fuse_shuffle_from(u64 value, int lane);
@@ -75,6 +76,10 @@ __attribute__((no_sanitize_thread)) DEVICE Vec4 load_stream(const Vec4* p) {
   fuse_stream(p, sizeof *p);
   return *p;
 }
+__attribute__((no_sanitize_thread)) DEVICE float load_settled(const float* p) {
+  fuse_settled(p, sizeof *p);
+  return *p;
+}
 
 DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
 DEVICE u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
@@ -95,6 +100,20 @@ DEVICE u32 pack_bf16(float low, float high) { return fuse_bf16(high) << 16 | fus
 DEVICE float shuffle_xor(float value, int mask) { return float_of((u32)fuse_shuffle_xor(bits_of(value), mask)); }
 DEVICE int shuffle_xor(int value, int mask) { return (int)(u32)fuse_shuffle_xor((u32)value, mask); }
 DEVICE float shuffle_from(float value, int lane) { return float_of((u32)fuse_shuffle_from(bits_of(value), lane)); }
+DEVICE u32 ballot(bool value) {
+  u32 votes = (u32)value << threadIdx.x % 32;
+  for (int mask = 16; mask > 0; mask /= 2) votes |= (u32)fuse_shuffle_xor(votes, mask);
+  return votes;
+}
+DEVICE int warp_max(int value) {
+  for (int mask = 16; mask > 0; mask /= 2) { const int other = shuffle_xor(value, mask); value = other > value ? other : value; }
+  return value;
+}
+DEVICE int warp_min(int value) {
+  for (int mask = 16; mask > 0; mask /= 2) { const int other = shuffle_xor(value, mask); value = other < value ? other : value; }
+  return value;
+}
+DEVICE int count_bits(u32 value) { return __builtin_popcount(value); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
 
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }

@@ -77,6 +77,14 @@ DEVICE int load_early(const int* p) {
   return v;
 }
 
+// A value that the launch before the last wrote, read before the wait: for kernels behind one that launches its dependents after its own
+// wait, so that all in front of it have ended. From L2: L1 may hold what was there before.
+DEVICE float load_settled(const float* p) {
+  float v;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
+  return v;
+}
+
 // d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
@@ -94,6 +102,18 @@ DEVICE u32 pack_bf16(float low, float high) {
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
+DEVICE int warp_max(int value) {
+  int most;
+  asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(value));
+  return most;
+}
+DEVICE int warp_min(int value) {
+  int least;
+  asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(value));
+  return least;
+}
+DEVICE int count_bits(u32 value) { return __popc(value); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }

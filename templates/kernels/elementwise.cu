@@ -1,21 +1,24 @@
 {% include "device.cuh" %}
 // {{ name }}: one expression of one or two operands, element by element.
-constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4, CLAMP = 5, GLU = 6, GLU_ROW = 7;
+constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4, CLAMP = 5, GLU = 6, GLU_ROW = 7, SUM = 8;
 constexpr int KIND = {{ kind }};
 constexpr int ACTIVATION = {{ activation }};
 constexpr float FACTOR = {{ factor }};          // of SCALE, the cap of SOFTCAP, the limit of CLAMP
+constexpr int COUNT = {{ count }};                // rows of a that SUM adds up
 constexpr int SIZE = {{ size }};                // values a row
 constexpr int THREADS = {{ threads }};
 typedef {{ out_type }} Out;
 
-// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]. Grid: rows.
+// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]; a of SUM [rows][COUNT][SIZE], b or null. Grid: rows.
 KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* a, const float* b, Out* out) {
   launch_dependents();
   wait_for_dependencies();
   for (int i = threadIdx.x; i < SIZE; i += THREADS) {
     const u64 at = (u64)blockIdx.x * SIZE + i;
-    float y = a[at];
+    float y = a[KIND == SUM ? (u64)blockIdx.x * COUNT * SIZE + i : at];
     if (KIND == ADD) y += b[at];
+    for (int part = 1; KIND == SUM && part < COUNT; part++) y += a[((u64)blockIdx.x * COUNT + part) * SIZE + i];
+    if (KIND == SUM && b) y += b[at];
     if (KIND == MUL) y *= b[at];
     if (KIND == SCALE) y *= FACTOR;
     if (KIND == SOFTCAP) y = FACTOR * tanhf(y / FACTOR);

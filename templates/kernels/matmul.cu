@@ -11,13 +11,16 @@ constexpr int ACTIVATION = {{ activation }};
 constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
-
+{% if experts > 0 %}constexpr int EXPERTS = {{ experts }};           // weights one behind the other: a block multiplies one, by the rows that go to it
+constexpr int TOP_K = {{ top_k }};              // experts a row
+constexpr bool BY_PAIR = {{ by_pair }};         // x has a row for each expert of a row, which have their shares already
+{% endif %}
 struct Fragments {
   Vec4 weights[ROW_TILES][2], rows[COLUMNS];
 };
 
-DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int first_tile, int first_row, int rows, int pair) {
-  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int pair) {
+  const int lane = threadIdx.x % 32, quad = lane % 4;
   if (pair >= PAIRS) return;
 #pragma unroll
   for (int r = 0; r < ROW_TILES; r++) {
@@ -26,16 +29,42 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int 
     f.weights[r][1] = tile[32 + lane];
   }
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) {
-    const int row = first_row + 8 * c + group;
-    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * X_STRIDE, 32 * pair + 8 * quad);
-  }
+  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, 32 * pair + 8 * quad);
 }
+{% if experts > 0 %}
+// A row that goes to the expert: its number among the results of all rows and experts, and its share.
+struct Taker { int row, pair; float share; };
 
+// The rows that go to an expert, from the `first` of them on as many as there is room for, by a whole warp. Returns how many they are in all.
+DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slots, const float* shares, int expert, int first, int rows) {
+  const int lane = threadIdx.x % 32, words = (rows + 31) / 32;
+  int count = 0;
+#pragma unroll 1
+  for (int begin = 0; begin < words; begin += 32) {
+    u32 word = begin + lane < words ? bits[expert * words + begin + lane] : 0;
+    int at = count_bits(word);
+#pragma unroll
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int before = (int)shuffle_up((u64)at, delta);
+      if (lane >= delta) at += before;
+    }
+    const int whole = -warp_min(lane == 31 ? -at : 0);
+    at += count - count_bits(word) - first;
+    for (; word != 0; word &= word - 1, at++) {
+      const int row = 32 * (begin + lane) + count_bits((word & -word) - 1);
+      const u64 of = (u64)row * EXPERTS + expert;
+      if (at >= 0 && at < 8 * COLUMNS) takers[at] = {row, row * TOP_K + slots[of], shares[of]};
+    }
+    count += whole;
+  }
+  return count;
+}
+{% endif %}
 // weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
-// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
+{% if experts > 0 %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu leaves. A result is a row for each expert of a row.
+{% endif %}// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if experts > 0 %}, EXPERTS{% endif %}.
 KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const u16* x, const float* bias, const float* residual,
-    Out* out0, Out* out1, Out* out2, u64 rows) {
+    Out* out0, Out* out1, Out* out2, u64 rows{% if experts > 0 %}, const float* shares, const int* slots, const u32* bits{% endif %}) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int row_warp = warp / SPLIT, part = warp % SPLIT;
@@ -43,19 +72,35 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const 
   launch_dependents();
   wait_for_dependencies();
 
+  int source[COLUMNS];
+  {% if experts > 0 %}SHARED Taker takers[8 * COLUMNS];
+  SHARED int taken;
+  if (warp == 0) {
+    const int count = gather(takers, bits, slots, shares, blockIdx.z, first_row, (int)rows);
+    if (lane == 0) taken = count;
+  }
+  block_barrier();
+  if (first_row >= taken) return;
+  rows = taken;
+  weights += (u64)blockIdx.z * TILES * PAIRS * 64;
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++) {
+    const Taker& taker = takers[first_row + 8 * c + group < taken ? 8 * c + group : 0];
+    source[c] = BY_PAIR ? taker.pair : taker.row;
+  }
+  {% else %}#pragma unroll
+  for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
+  {% endif %}
   float sum[ROW_TILES][COLUMNS][4] = {};
   if (first_tile < TILES) {
     Fragments now, next;
-    load_fragments(now, weights, x, first_tile, first_row, (int)rows, part);
+    load_fragments(now, weights, x, source, first_tile, part);
     for (int pair = part; pair < PAIRS; pair += SPLIT) {
-      load_fragments(next, weights, x, first_tile, first_row, (int)rows, pair + SPLIT);
+      load_fragments(next, weights, x, source, first_tile, pair + SPLIT);
       Vec4 left[COLUMNS];
       if (PAIRED) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-          const int row = first_row + 8 * c + group;
-          left[c] = load_activations(x + (u64)(row < (int)rows ? row : 0) * X_STRIDE + K, 32 * pair + 8 * quad);
-        }
+        for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, 32 * pair + 8 * quad);
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
@@ -104,10 +149,11 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const 
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
-      const u64 at = (u64)row * ROWS[place.output] + place.row;
+      const u64 at = (u64){% if experts > 0 %}takers[row - first_row].pair{% else %}row{% endif %} * ROWS[place.output] + place.row;
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
-      if (residual) y += residual[at];
+      {% if experts > 0 %}if (!BY_PAIR) y *= takers[row - first_row].share;
+      {% endif %}      if (residual) y += residual[at];
       store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
     }
   }

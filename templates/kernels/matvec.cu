@@ -59,33 +59,7 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int unit, int chunk, in
   pair[1] = load_stream(from + 32);
 }
 
-// Eight consecutive values, zeros beyond K. EARLY: of a weight, before the wait.
-template <bool EARLY>
-DEVICE void load_floats(float (&v)[8], const float* row, int k) {
-  if (K % 4 == 0) {
-#pragma unroll
-    for (int h = 0; h < 8; h += 4) {
-      const Vec4* at = (const Vec4*)(row + k + h);
-      Vec4 four = {0, 0, 0, 0};
-      if (k + h < K) four = EARLY ? load_stream(at) : *at;
-      v[h] = float_of(four.x), v[h + 1] = float_of(four.y), v[h + 2] = float_of(four.z), v[h + 3] = float_of(four.w);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = k + i >= K ? 0.0f : EARLY ? float_of((u32)load_early((const int*)row + k + i)) : row[k + i];
-  }
-}
-DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
-  return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
-}
-
-// Eight values rounded, and BATCH rows further on what the rounding left.
-DEVICE void store_pair(u16* at, const float (&v)[8]) {
-  const Vec4 kept = store_eight(at, v);
-  const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),
-                         v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
-  store_eight(at + BATCH * STAGE_STRIDE, left);
-}
+{% include "floats.cuh" %}
 
 // The sum of one value a thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {

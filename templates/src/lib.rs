@@ -126,6 +126,66 @@ pub struct Matmul {
     pub split: usize,
     pub paired: bool,
     pub activation: usize,
+    /// Weights one behind the other, each for the rows that go to it; 0: one weight for all rows.
+    pub experts: usize,
+    pub top_k: usize,
+    pub by_pair: bool,
+}
+
+/// Which experts a row goes to (`route.cuh`).
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// How many there are.
+    pub experts: usize,
+    /// Experts a row.
+    pub top_k: usize,
+    /// What makes shares of logits: 0 softmax, 1 sigmoid.
+    pub scoring: usize,
+    /// The shares of the chosen are divided by their sum.
+    pub normalise: bool,
+    /// Multiplies the shares.
+    pub scale: Float,
+}
+
+/// The experts of many rows, and the rows of each expert.
+#[derive(Clone, Debug, Template)]
+#[template(path = "route.cu")]
+#[allow(missing_docs)]
+pub struct RouteRows {
+    pub name: String,
+    pub route: Route,
+    pub warps: usize,
+}
+
+/// What the experts of up to eight rows have inside.
+#[derive(Clone, Debug, Template)]
+#[template(path = "experts_hidden.cu")]
+#[allow(missing_docs)]
+pub struct ExpertsHidden {
+    pub name: String,
+    pub tiles: Tiles,
+    pub route: Route,
+    pub batch: usize,
+    pub warps: usize,
+    pub depth: usize,
+    pub norm: bool,
+    pub eps: Float,
+    pub activation: usize,
+}
+
+/// The sum of the experts of up to eight rows.
+#[derive(Clone, Debug, Template)]
+#[template(path = "experts_sum.cu")]
+#[allow(missing_docs)]
+pub struct ExpertsSum {
+    pub name: String,
+    pub tiles: Tiles,
+    pub route: Route,
+    pub batch: usize,
+    pub warps: usize,
+    pub depth: usize,
+    pub split: usize,
+    pub staged: bool,
 }
 
 /// Attention of one row over its cache, keys split over blocks.
@@ -229,6 +289,7 @@ pub struct Elementwise {
     pub kind: usize,
     pub activation: usize,
     pub factor: Float,
+    pub count: usize,
     pub size: usize,
     pub threads: usize,
     pub out_type: Storage,

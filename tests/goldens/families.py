@@ -38,6 +38,7 @@ LONGROPE = dict(
     long_factor=[1.0, 1.5, 2.5, 4.0, 7.0, 9.0],
 )
 NEOX = dict(hidden_size=72, num_attention_heads=3, intermediate_size=116, vocab_size=223, num_hidden_layers=2)
+FALCON = dict(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=205, rope_parameters=ROPE)
 EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40)
 
 FAMILIES = {
@@ -165,5 +166,61 @@ FAMILIES = {
         sizes(56, 4, 2, 92, 227, head_dim=24, **EXPERTS, norm_topk_prob=True),
         dict(norm_topk_prob=False),
         dict(num_experts_per_tok=1),
+    ),
+    "cohere": golden(
+        "Cohere", sizes(56, 4, 2, 92, 201, logit_scale=0.25), dict(logit_scale=0.5), dict(hidden_act="relu")
+    ),
+    "cohere-windows": golden(
+        "Cohere2",
+        sizes(56, 4, 2, 76, 201, layers=4, logit_scale=0.25, sliding_window=9),
+        dict(sliding_window=10),
+        dict(layer_types=["sliding_attention"] * 4),
+        dict(layer_types=["full_attention"] * 4),
+    ),
+    "glm4": golden(
+        "Glm4",
+        sizes(64, 4, 2, 92, 201, head_dim=24, attention_bias=True, rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=1.0)),
+    ),
+    "glm4-plain": golden(
+        "Glm", sizes(48, 4, 1, 76, 201, head_dim=16, rope_parameters=ROPE | dict(partial_rotary_factor=0.5))
+    ),
+    "phi": golden(
+        "Phi",
+        sizes(64, 4, 4, 100, 205, rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.25)),
+        dict(hidden_act="relu"),
+    ),
+    "falcon": golden("Falcon", FALCON, dict(activation="relu")),
+    "falcon-new": golden(
+        "Falcon", FALCON | dict(num_kv_heads=2, new_decoder_architecture=True, tie_word_embeddings=False, bias=True)
+    ),
+    "opt": golden(
+        "OPT",
+        dict(
+            hidden_size=48, num_attention_heads=2, ffn_dim=76, num_hidden_layers=2, vocab_size=207,
+            max_position_embeddings=62, word_embed_proj_dim=48,
+        ),
+        dict(activation_function="gelu"),
+    ),
+    "olmo3": golden(
+        "Olmo3",
+        sizes(
+            56, 4, 2, 76, 201, layers=4, sliding_window=9,
+            rope_parameters=dict(
+                full_attention=dict(
+                    rope_type="yarn", rope_theta=500000.0, factor=4.0, original_max_position_embeddings=32,
+                    beta_fast=32.0, beta_slow=1.0, attention_factor=1.1,
+                ),
+                sliding_attention=dict(rope_type="default", rope_theta=500000.0),
+            ),
+        ),
+        dict(sliding_window=10),
+        dict(
+            rope_parameters=dict(
+                full_attention=dict(rope_type="default", rope_theta=500000.0),
+                sliding_attention=dict(rope_type="default", rope_theta=500000.0),
+            )
+        ),
     ),
 }

@@ -106,12 +106,14 @@ def randomise(model, generator, dtype) -> None:
         noise = torch.randn(weight.shape, generator=generator)
         # GPT-2 stores [in, out].
         inputs = weight.shape[0 if model.config.model_type == "gpt2" else -1]
-        if "norm" in name and not name.endswith(".bias") or ".ln_" in name and name.endswith(".weight"):
+        norm = "norm" in name or ".ln_" in name
+        if norm and name.endswith("weight"):
             value = without_norm(model) + 0.25 * noise
         elif name.endswith(".bias"):
-            # RoPE turns slowly in most of a head, so a key's bias shows in the softmax only when it is large.
-            value = (1.5 if "k_proj" in name else 0.3) * noise
-        elif any(part in name for part in ["embed_tokens", "embed_in", "wte", "wpe"]):
+            # RoPE turns slowly in most of a head, so a key's bias shows in the softmax only when it is large; without RoPE a query's.
+            large = "q_proj" if model.config.model_type == "opt" else "k_proj"
+            value = (1.5 if large in name else 0.3) * noise
+        elif any(part in name for part in ["embed", "wte", "wpe"]) and "embed_out" not in name:
             value = 0.25 * noise
         elif "lm_head" in name or "embed_out" in name:
             value = 2.5 / inputs**0.5 * noise
@@ -150,7 +152,9 @@ def smallest_effect(folder, tokens, expected) -> tuple:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     effects = []
     for name, weight in model.named_parameters():
-        if weight.dim() == 1:
+        # Without RoPE a key's bias adds the same to all scores of a query.
+        idle = model.config.model_type == "opt" and name.endswith("k_proj.bias")
+        if weight.dim() == 1 and not idle:
             kept = weight.clone()
             weight.fill_(0.0 if name.endswith(".bias") else without_norm(model))
             effects.append((nmse(model(tokens[None].long()).logits[0], expected), name))
@@ -166,6 +170,8 @@ def v4_form(config: dict) -> dict:
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.57.1"
     rope = old.pop("rope_parameters", None)
+    if kind == "olmo3":
+        rope = rope["full_attention"]
     if kind == "gemma3_text":
         old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         old["sliding_window_pattern"] = old.pop("_sliding_window_pattern")
@@ -179,13 +185,13 @@ def v4_form(config: dict) -> dict:
             rope.pop("original_max_position_embeddings", None)
         old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     # What older files do not have, where it is the default.
-    if kind in ["gemma2", "gemma3_text", "smollm3", "qwen2_moe"]:
+    if kind in ["cohere2", "gemma2", "gemma3_text", "olmo3", "smollm3", "qwen2_moe"]:
         old.pop("layer_types")
     if kind == "smollm3":
         old.pop("no_rope_layers")
     if kind == "qwen3_moe":
         old["num_experts"] = old.pop("num_local_experts")
-    own_size = ["qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
+    own_size = ["glm", "glm4", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
     if "head_dim" in old and kind not in own_size:
         if old["head_dim"] in [None, old["hidden_size"] / old["num_attention_heads"]]:
             del old["head_dim"]

@@ -15,9 +15,9 @@
 //! A launch fails, naming block and thread, where a thread touches memory outside every [`HostBuffer`], writes to an input, reads shared
 //! memory that nobody wrote, races in shared memory, indexes an array out of bounds, uses a misaligned pointer, touches global memory
 //! before `wait_for_dependencies` other than by `load_early` or `load_stream`, reads by those what a launch of its [`HostStep`] writes,
-//! reads in one block global memory that another block writes, or where a warp, block or cluster diverges at an exchange or a barrier.
-//! In a cluster also where it reads from a block what no cluster barrier separates from its writing, its next writing or the block's end,
-//! and where it touches what `copy_bulk` brings before `await`.
+//! reads by `load_settled` what may still be written, reads in one block global memory that another block writes, or where a warp, block or
+//! cluster diverges at an exchange or a barrier. In a cluster also where it reads from a block what no cluster barrier separates from its
+//! writing, its next writing or the block's end, and where it touches what `copy_bulk` brings before `await`.
 //!
 //! Loading and calling a library is `unsafe`, and so are buffers that a kernel writes through raw addresses: this module allows it, each
 //! block with its reason.
@@ -118,13 +118,16 @@ impl HostKernel {
         ensure!(grid.iter().all(|&size| size > 0), "kernel {name}: a grid of {grid:?} has no blocks");
         let memory: Vec<Range> = ranges().values().copied().collect();
         let mut error = [0u8; 1024];
+        let (number, mut early) = (next_number(), 0);
         let launch = Launch {
             grid,
             threads,
             shared_bytes,
             ranges: memory.len() as u32,
-            step: step.0,
-            number: next_number(),
+            step: step.number,
+            number,
+            settled: step.settled.load(Ordering::Relaxed),
+            early: &raw mut early,
             arguments: arguments.as_ptr(),
             memory: memory.as_ptr(),
             name: self.name.as_ptr(),
@@ -140,17 +143,27 @@ impl HostKernel {
             let end = error.iter().position(|&byte| byte == 0).unwrap_or(error.len());
             bail!("{}", String::from_utf8_lossy(&error[..end]));
         }
+        // Where no thread launched dependents before its wait, all launches in front of this one end before the next begins.
+        let before = step.last.swap(number, Ordering::Relaxed);
+        if early == 0 {
+            step.settled.store(before, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
 
 /// Launches that overlap on a device: each may begin before those in front of it end, up to its wait.
-pub struct HostStep(u32);
+pub struct HostStep {
+    number: u32,
+    /// The last launch, and the last of those that have ended when the next begins.
+    last: AtomicU32,
+    settled: AtomicU32,
+}
 
 impl HostStep {
     /// A step without launches; all of the steps before it have ended.
     pub fn begin() -> HostStep {
-        HostStep(next_number())
+        HostStep { number: next_number(), last: AtomicU32::new(0), settled: AtomicU32::new(0) }
     }
 }
 
@@ -316,6 +329,8 @@ struct Launch {
     ranges: u32,
     step: u32,
     number: u32,
+    settled: u32,
+    early: *mut u32,
     arguments: *const u64,
     memory: *const Range,
     name: *const c_char,

@@ -11,6 +11,11 @@ use fuserun::model::{ModelName, OpenModel};
 const INTERPRETER_BOUND: f64 = 1e-8;
 /// With bf16 weights and activations; transformers in bf16 has 2e-5 to 1.5e-4 on such checkpoints.
 const DEVICE_BOUND: f64 = 1e-4;
+/// On the GPU with routed experts: attention rounds to bf16, and an expert whose logit is near another's may give way to it. Transformers in bf16 has
+/// 1e-3 to 8e-3.
+const ROUTED_BOUND: f64 = 2e-3;
+/// Goldens of families with routed experts.
+const ROUTED: [&str; 3] = ["mixtral", "qwen2_moe", "qwen3_moe"];
 /// Where the reference's top two differ by more than this, the best token must be the reference's.
 const CLEAR: f32 = 0.1;
 
@@ -68,18 +73,13 @@ fn an_artifact_gives_the_same_logits() {
     assert!(refused.to_string().ends_with("was not compiled for batch 8: compile it with --batch 8"), "{refused:#}");
 }
 
-/// Goldens of families whose graphs have ops that no kernel computes.
-const WITHOUT_KERNELS: [&str; 3] = ["mixtral", "qwen2_moe", "qwen3_moe"];
-
 /// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not the first alone.
 fn check(device: &Device, passes: &Selection) {
     let bound = if *device == Device::Interpreter { INTERPRETER_BOUND } else { DEVICE_BOUND };
     let (mut cases, mut worst, mut failures) = (0, (0.0, String::new()), Vec::new());
     for golden in goldens() {
-        if matches!(device, Device::Cuda(_)) && WITHOUT_KERNELS.contains(&golden.name.as_str()) {
-            println!("{}: skipped, no kernel computes routed experts yet", golden.name);
-            continue;
-        }
+        let routed = ROUTED.contains(&golden.name.as_str()) && matches!(device, Device::Cuda(_));
+        let bound = if routed { ROUTED_BOUND } else { bound };
         for (form, model, _kept) in forms(&golden) {
             for (path, by_step) in [("prompt", false), ("step", true)] {
                 let case = format!("{} {form} {path}", golden.name);

@@ -161,3 +161,40 @@ fn what_cannot_be_compared_is_one_clear_message() {
     refused(&renamed(&folder, &[("logits", "tokens"), ("model.norm", "logits")]), &[], "they are F32");
     refused(&expected(), &["--bound", "0"], "--bound 0");
 }
+
+/// The module of an embedding may scale what it returns, as that of Gemma 3 does, or leave that to what follows.
+#[test]
+fn an_embedding_agrees_scaled_or_not() {
+    let gemma = root().join("tests/goldens/gemma");
+    let [weights, golden] =
+        ["model.safetensors", "expected.safetensors"].map(|name| fs::read(gemma.join(name)).unwrap());
+    let [weights, golden] =
+        [&weights, &golden].map(|bytes| SafeTensors::deserialize(bytes).expect("a safetensors file"));
+    let table = weights.tensor("model.embed_tokens.weight").expect("the golden has it");
+    let tokens = golden.tensor("tokens").expect("the golden has it");
+    let hidden = table.shape()[1];
+    let rows = tokens.data().chunks(4).map(|id| i32::from_le_bytes(id.try_into().unwrap()) as usize);
+    let values: Vec<f32> = rows
+        .flat_map(|row| table.data()[row * hidden * 2..][..hidden * 2].chunks(2))
+        .map(|half| f32::from_bits(u32::from(u16::from_le_bytes([half[0], half[1]])) << 16))
+        .collect();
+    let folder = TempFolder::new();
+    for (factor, right) in [(1.0, true), ((hidden as f32).sqrt(), true), (2.0, false)] {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| (value * factor).to_le_bytes()).collect();
+        let shape = vec![values.len() / hidden, hidden];
+        let scaled = TensorView::new(safetensors::Dtype::F32, shape, &bytes).expect("they fill it");
+        let path = folder.path().join("scaled.safetensors");
+        let file = BTreeMap::from([("tokens", tokens.clone()), ("model.embed_tokens", scaled)]);
+        safetensors::serialize_to_file(file, None, &path).expect("a scratch file");
+        let mut verify = command("fuserun");
+        verify.args(["verify", "--device", "interpreter", "-m"]).arg(&gemma).arg("--against").arg(&path);
+        let done = finish(&mut verify, "");
+        assert_eq!(done.code == 0, right, "{factor}: {}{}", done.stdout, done.stderr);
+        assert_eq!(
+            done.stderr.contains("error[F0701]: `x` differs from `model.embed_tokens`"),
+            !right,
+            "{}",
+            done.stderr
+        );
+    }
+}

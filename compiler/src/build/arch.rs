@@ -27,6 +27,11 @@ impl Arch {
         self.specific
     }
 
+    /// Whether blocks may work in clusters.
+    pub fn has_clusters(self) -> bool {
+        self.number >= 90
+    }
+
     /// Whether a cubin for this architecture runs on a device of compute capability `major.minor`.
     ///
     /// Plain code runs on the same major version with an equal or later minor one, specific code on exactly its own chip.

@@ -87,7 +87,12 @@ impl CompileArgs {
         let dtype = DType::parse(&self.dtype).with_context(|| anyhow!("there is no dtype {}", self.dtype))?;
         Ok(CompileOptions {
             passes: self.model.selection()?,
-            plan: PlanOptions { batches, tuning: self.tuning.record(&archs)?, ..PlanOptions::default() },
+            plan: PlanOptions {
+                batches,
+                tuning: self.tuning.record(&archs)?,
+                clusters: self.arch.iter().all(|arch| arch.has_clusters()),
+                ..PlanOptions::default()
+            },
             dtype,
             context: self.max_context.map(|positions| positions as usize),
         })

@@ -131,6 +131,7 @@ fn launches(plan: &Plan, kernel: usize) -> serde_json::Map<String, Value> {
     let steps = plan.steps.iter().map(|step| {
         let name = match step.kind {
             StepKind::Decode { batch } => format!("decode_{batch}"),
+            StepKind::Near { batch, .. } => format!("near_{batch}"),
             StepKind::Prompt { rows } => format!("prompt_{rows}"),
             StepKind::Last { rows } => format!("last_{rows}"),
             StepKind::Score { rows } => format!("score_{rows}"),

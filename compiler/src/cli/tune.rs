@@ -186,7 +186,8 @@ impl Bench<'_> {
     }
 
     fn compile(&self, tuning: &Tuning) -> Result<Model> {
-        let plan = PlanOptions { batches: vec![self.batch], prompts: Vec::new(), tuning: tuning.clone() };
+        let clusters = self.arch.has_clusters();
+        let plan = PlanOptions { batches: vec![self.batch], prompts: Vec::new(), tuning: tuning.clone(), clusters };
         self.opened.compile(&CompileOptions { plan, ..CompileOptions::default() })
     }
 

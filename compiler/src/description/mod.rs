@@ -82,6 +82,7 @@ impl Description {
         let twin = match key {
             "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "partial_rotary_factor" => "rope_parameters",
             "torch_dtype" => "dtype",
+            "attention_types" => "attention_layers",
             "rope_parameters" => return true,
             _ => key,
         };

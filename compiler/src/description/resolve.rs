@@ -43,6 +43,7 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
     }
     resolver.expectations();
     resolver.unhonoured();
+    resolver.untold();
     let layers = resolver.layers();
     let calls = layers.map(|layers| resolver.calls(layers)).unwrap_or_default();
     let facts = resolver.facts(layers.unwrap_or(0), architecture, &calls);
@@ -153,10 +154,27 @@ impl Resolver<'_> {
             }
             if let Some(what) = features::asked(key, value) {
                 let file = &self.description.source.name;
-                let message = format!("`{key}` is {value} in {}: {file} does not honour {what}", self.origin);
+                let mut shown = value.to_string();
+                if let Some((end, _)) = shown.char_indices().nth(60) {
+                    shown.truncate(end);
+                    shown.push('…');
+                }
+                let message = format!("`{key}` is {shown} in {}: {file} does not honour {what}", self.origin);
                 let help = format!("let the description read `{key}`, or list the values it honours under [expect]");
                 self.diagnostics.push(Diagnostic::new(Code::UnsupportedFeature, message).help(help));
             }
+        }
+    }
+
+    /// What nothing but the family's name tells, and no operation computes.
+    fn untold(&mut self) {
+        let Some(family) = self.config.get("model_type").and_then(Value::text) else { return };
+        let expected = self.description.expect.iter().any(|expectation| expectation.path == ["model_type"]);
+        if let (Some(what), false) = (features::untold(family), expected) {
+            let file = &self.description.source.name;
+            let message = format!("`model_type` is {family:?} in {}: {file} does not honour {what}", self.origin);
+            let help = "no operation computes it; `model_type` under [expect] tells that the description does without";
+            self.diagnostics.push(Diagnostic::new(Code::UnsupportedFeature, message).help(help));
         }
     }
 
@@ -433,6 +451,11 @@ impl Resolver<'_> {
     pub(super) fn fail(&mut self, failure: Failure, label: Option<String>) {
         let diagnostic = match failure {
             Failure::Wrong(diagnostic) => *diagnostic,
+            Failure::Missing { key, span } if key == "TODO" => {
+                Diagnostic::new(Code::MissingConfigKey, "`TODO` stands where a size or a key belongs")
+                    .at(span, label.unwrap_or_else(|| "needed here".to_owned()))
+                    .help("fusec new could not tell it: the TODO lines at the top of the file say what is left open")
+            }
             Failure::Missing { key, span } => {
                 let known =
                     self.config.iter().map(|(key, _)| key).chain(self.description.derive.keys().map(String::as_str));

@@ -3,9 +3,12 @@
 /// Name and text of each shipped description, by name.
 pub fn shipped() -> &'static [(&'static str, &'static str)] {
     &[
+        ("cohere.toml", include_str!("../../../models/cohere.toml")),
+        ("falcon.toml", include_str!("../../../models/falcon.toml")),
         ("gemma.toml", include_str!("../../../models/gemma.toml")),
         ("gemma2.toml", include_str!("../../../models/gemma2.toml")),
         ("gemma3.toml", include_str!("../../../models/gemma3.toml")),
+        ("glm4.toml", include_str!("../../../models/glm4.toml")),
         ("gpt2.toml", include_str!("../../../models/gpt2.toml")),
         ("gpt_neox.toml", include_str!("../../../models/gpt_neox.toml")),
         ("granite.toml", include_str!("../../../models/granite.toml")),
@@ -13,6 +16,9 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         ("mixtral.toml", include_str!("../../../models/mixtral.toml")),
         ("olmo.toml", include_str!("../../../models/olmo.toml")),
         ("olmo2.toml", include_str!("../../../models/olmo2.toml")),
+        ("olmo3.toml", include_str!("../../../models/olmo3.toml")),
+        ("opt.toml", include_str!("../../../models/opt.toml")),
+        ("phi.toml", include_str!("../../../models/phi.toml")),
         ("phi3.toml", include_str!("../../../models/phi3.toml")),
         ("qwen2.toml", include_str!("../../../models/qwen2.toml")),
         ("qwen2_moe.toml", include_str!("../../../models/qwen2_moe.toml")),

@@ -9,6 +9,12 @@ use crate::description::Value;
 const NEIGHBOURS: &[&str] =
     &["gptj", "codegen", "cohere", "cohere2", "glm", "glm4", "chatglm", "ernie4_5", "helium", "llama4_text"];
 
+/// Families that norm q and k behind RoPE, not before it.
+const NORM_BEHIND_ROPE: &[&str] = &["hunyuan_v1_dense", "hunyuan_v1_moe", "nanochat"];
+
+/// Families whose layers with a window have RoPE, and the others none.
+const WINDOWS_TURN: &[&str] = &["cohere2", "exaone4"];
+
 /// Reads the sizes of heads from the configuration, or from q's weight.
 pub(super) fn sizes(writer: &mut Writer, names: &Names, hidden: usize) -> Sizes {
     let keys = &mut writer.keys;
@@ -41,11 +47,14 @@ fn out_size(module: &Module, hidden: usize) -> usize {
 /// Writes the lines from the block's input to its output, `o`.
 pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x: &str) {
     key_heads(writer, attention, sizes);
+    // A norm over all heads at once has no place behind RoPE, which turns each.
+    let each_head = |norm: &Option<Module>| norm.as_ref().is_some_and(|norm| norm.shape == [sizes.head_dim]);
+    let norm_last = each_head(&attention.q_norm) && each_head(&attention.k_norm) && is_one_of(writer, NORM_BEHIND_ROPE);
     for (letter, module, norm) in
         [("q", &attention.q, &attention.q_norm), ("k", &attention.k, &attention.k_norm), ("v", &attention.v, &None)]
     {
         let heads = if letter == "q" { "num_attention_heads" } else { "num_key_value_heads" };
-        let part = attention.fused.as_ref().map(|fused| part(letter, fused));
+        let part = attention.fused.as_ref().map(|fused| part(writer, letter, fused));
         let whole = norm.as_ref().is_some_and(|norm| norm.shape != [sizes.head_dim]);
         let size = match whole {
             true => format!("features = \"{heads} * head_dim\""),
@@ -56,7 +65,9 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
             writer.note("TODO the order of q, k and v in the fused weight is told by its name alone");
         }
         writer.linear(letter, x, module, &size, part.as_deref(), ATTENTION_BIASES);
-        writer.norm_in_place(letter, norm.as_ref());
+        if !norm_last {
+            writer.norm_in_place(letter, norm.as_ref());
+        }
         if writer.keys.get("clip_qkv").is_some() {
             writer.line(letter, "clamp", &format!("x = \"{letter}\", limit = \"clip_qkv\""));
         }
@@ -65,7 +76,20 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
         }
     }
     rope(writer);
-    let scale = if writer.keys.get("attention_multiplier").is_some() {
+    if norm_last {
+        writer.note("TODO told by `model_type` alone: the norms of q and k stand behind RoPE");
+        writer.norm_in_place("q", attention.q_norm.as_ref());
+        writer.norm_in_place("k", attention.k_norm.as_ref());
+    }
+    for key in ["use_qk_norm", "qk_layernorm"] {
+        if attention.q_norm.is_some() && writer.keys.flag(key) == Some(true) {
+            writer.expect(key, "true");
+        }
+    }
+    let scale = if is_one_of(writer, &["gpt_neo"]) {
+        writer.note("TODO told by `model_type` alone: scores are not scaled");
+        "1.0"
+    } else if writer.keys.get("attention_multiplier").is_some() {
         "attention_multiplier"
     } else if writer.keys.get("query_pre_attn_scalar").is_some() {
         "query_pre_attn_scalar ** -0.5"
@@ -79,8 +103,17 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
     if writer.keys.get("attn_logit_softcapping").is_some() {
         more += ", softcap = \"attn_logit_softcapping\"";
     }
+    if let Some(sinks) = &attention.sinks {
+        more += &format!(", sinks = \"{sinks}\"");
+    }
     writer.line("a", "attention", &more);
-    writer.linear("o", "a", attention.o.as_ref(), "features = \"hidden_size\"", None, ATTENTION_BIASES);
+    let mut biases = ATTENTION_BIASES.to_vec();
+    biases.insert(0, "attention_out_bias");
+    writer.linear("o", "a", attention.o.as_ref(), "features = \"hidden_size\"", None, &biases);
+}
+
+fn is_one_of(writer: &Writer, families: &[&str]) -> bool {
+    writer.keys.text("model_type").is_some_and(|family| families.contains(&family))
 }
 
 /// Keys that ask for biases of the attention.
@@ -96,14 +129,19 @@ fn key_heads(writer: &mut Writer, attention: &Attention, sizes: Sizes) {
         (None, None) => None,
     };
     let Some(counted) = counted else { return };
-    let given = writer.keys.count("num_key_value_heads");
-    if given == Some(counted) {
-        return;
+    // Both say more than how many heads there are; what they say is in the lines.
+    for key in ["multi_query", "new_decoder_architecture"] {
+        if writer.keys.flag(key) == Some(true) {
+            writer.expect(key, "true");
+        }
     }
-    let multi = writer.keys.flag("multi_query").is_some()
-        && counted == if writer.keys.flag("multi_query") == Some(true) { 1 } else { heads };
-    if multi {
-        writer.keys.derive("num_key_value_heads", "\"1 if multi_query else num_attention_heads\"");
+    if let Some(norms) = writer.keys.count("num_ln_in_parallel_attn") {
+        writer.expect("num_ln_in_parallel_attn", &norms.to_string());
+    }
+    if writer.keys.peek("num_key_value_heads").is_some_and(|(_, given)| *given == Value::Int(counted as i64)) {
+        writer.keys.find("num_key_value_heads");
+    } else if writer.keys.flag("multi_query") == Some(true) && counted == 1 {
+        writer.keys.derive("num_key_value_heads", "1");
     } else if counted == heads {
         writer.keys.derive("num_key_value_heads", "\"num_attention_heads\"");
     } else {
@@ -113,8 +151,14 @@ fn key_heads(writer: &mut Writer, attention: &Attention, sizes: Sizes) {
 }
 
 /// `part` of q, k or v in a fused weight: for each key head its queries, its key and its value, or all queries, all keys, all values.
-fn part(letter: &str, fused: &Module) -> String {
-    let grouped = fused.is(&["query_key_value", "wqkv"]) && !fused.stem.ends_with("Wqkv");
+fn part(writer: &Writer, letter: &str, fused: &Module) -> String {
+    if is_one_of(writer, &["codegen"]) {
+        // Four blocks, each with a quarter of q, of v and of k.
+        let first = ["q", "v", "k"].iter().position(|other| *other == letter).unwrap_or(0);
+        return format!("[{first} * (hidden_size / 4), hidden_size / 4, 3 * (hidden_size / 4)]");
+    }
+    let by_group = fused.is(&["query_key_value", "wqkv"]) && !fused.stem.ends_with("Wqkv");
+    let grouped = by_group && !is_one_of(writer, &["chatglm"]);
     let (queries, one) = match grouped {
         true => ("num_attention_heads / num_key_value_heads", "head_dim"),
         false => ("num_attention_heads", "num_key_value_heads * head_dim"),
@@ -137,9 +181,17 @@ fn rope(writer: &mut Writer) {
     if writer.learned_positions || alibi {
         return;
     }
+    let kind = writer.keys.text("position_embedding_type").map(str::to_owned);
+    if kind.as_deref() == Some("nope") || (kind.is_none() && is_one_of(writer, &["granitemoehybrid"])) {
+        writer.expect("position_embedding_type", "\"nope\"");
+        if let Some(theta) = writer.keys.get("rope_theta").cloned() {
+            writer.expect("rope_theta", &theta.to_string());
+        }
+        return;
+    }
     if writer.keys.find("rope_theta").is_none() {
         writer.keys.derive("rope_theta", "10000.0");
-        writer.todo("no key of config.json is the base of RoPE: 10000 is what most families take");
+        writer.todo("no key of config.json is the base of RoPE: 10000 is what most families take. Where scores have ALiBi in its place, no operation computes it");
     }
     let sliding = if writer.keys.get("rope_local_base_freq").is_some() { sliding_layer(writer) } else { None };
     let (theta, scaling) = match sliding {
@@ -149,9 +201,13 @@ fn rope(writer: &mut Writer) {
         ),
         None => ("\"rope_theta\"".to_owned(), "\"rope_scaling\"".to_owned()),
     };
+    let theta = if writer.keys.get("rope_ratio").is_some() { "\"rope_theta * rope_ratio\"".to_owned() } else { theta };
     let mut more = format!("theta = {theta}, scaling = {scaling}");
     let partial = writer.keys.find("partial_rotary_factor").and_then(|factor| factor.number());
-    if writer.keys.get("rotary_dim").is_some() {
+    if is_one_of(writer, &["chatglm"]) {
+        writer.note("TODO told by `model_type` alone: half of each head turns");
+        more += ", dim = \"head_dim / 2\"";
+    } else if writer.keys.get("rotary_dim").is_some() {
         more += ", dim = \"rotary_dim\"";
     } else if partial.is_some_and(|factor| factor != 1.0) {
         more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
@@ -168,6 +224,13 @@ fn rope(writer: &mut Writer) {
     if writer.keys.get("no_rope_layers").is_some() {
         more += ", when = \"no_rope_layers[layer] != 0\"";
     }
+    if is_one_of(writer, WINDOWS_TURN)
+        && writer.keys.get("sliding_window").is_some()
+        && let Some(sliding) = sliding_layer(writer)
+    {
+        writer.note("TODO told by `model_type` alone: layers without a window have no RoPE");
+        more += &format!(", when = \"{sliding}\"");
+    }
     for letter in ["q", "k"] {
         writer.line(letter, "rope", &format!("x = \"{letter}\", {more}"));
     }
@@ -175,6 +238,9 @@ fn rope(writer: &mut Writer) {
 
 /// The window of a layer's attention, where the configuration has one.
 fn window(writer: &mut Writer) -> Option<String> {
+    if matches!(writer.keys.get("attention_layers"), Some(Value::List(_))) && writer.keys.get("window_size").is_some() {
+        return Some("{ if = \"attention_layers[layer] == 'local'\", then = \"window_size\" }".to_owned());
+    }
     let switch = writer.keys.flag("use_sliding_window").map_or("", |_| "use_sliding_window and ");
     let asked = writer.keys.get("sliding_window").is_some() || writer.keys.flag("use_sliding_window") == Some(true);
     if !asked && writer.keys.get("max_window_layers").is_none() {
@@ -195,6 +261,10 @@ fn sliding_layer(writer: &mut Writer) -> Option<&'static str> {
     let kind = if writer.keys.get("max_window_layers").is_some() {
         if listed { format!("\"layer_types[layer] ?? ({by_count})\"") } else { format!("\"{by_count}\"") }
     } else if listed {
+        // What made the list; the list counts.
+        if let Some(pattern) = writer.keys.get("sliding_window_pattern").cloned() {
+            writer.expect("sliding_window_pattern", &pattern.to_string());
+        }
         "\"layer_types[layer]\"".to_owned()
     } else if writer.keys.get("sliding_window_pattern").is_some() {
         "\"'full_attention' if (layer + 1) % sliding_window_pattern == 0 else 'sliding_attention'\"".to_owned()

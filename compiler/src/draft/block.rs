@@ -13,6 +13,8 @@ pub(super) struct Attention {
     pub o: Option<Module>,
     pub q_norm: Option<Module>,
     pub k_norm: Option<Module>,
+    /// The tensor with a logit of each head that takes part in the softmax.
+    pub sinks: Option<String>,
 }
 
 /// The feed-forward part's modules.
@@ -92,10 +94,11 @@ const DOWN: &[&str] = &[
     "linear_out",
     "ff_out",
     "linear_2",
+    "output_linear",
     "proj",
 ];
 const FUSED_GATE_UP: &[&str] =
-    &["gate_up_proj", "w12", "gate_up", "fc1", "in_proj", "dense_h_to_4h", "wi", "linear_in"];
+    &["gate_up_proj", "w12", "gate_up", "fc1", "in_proj", "dense_h_to_4h", "wi", "linear_in", "input_linear"];
 
 impl Attention {
     /// Takes the attention's modules.
@@ -137,7 +140,12 @@ impl Attention {
             modules.take(|module| module.shape.len() == 1 && module.is(&more))
         };
         let (q_norm, k_norm) = (norm("q"), norm("k"));
-        Attention { q, k, v, fused, o, q_norm, k_norm }
+        let sinks = modules.odd.iter().find(|(name, shape)| name.ends_with("sinks") && **shape == [heads]);
+        let sinks = sinks.map(|(name, _)| name.clone());
+        if let Some(name) = &sinks {
+            modules.odd.remove(name);
+        }
+        Attention { q, k, v, fused, o, q_norm, k_norm, sinks }
     }
 
     /// Whether each part is there.
@@ -159,6 +167,12 @@ impl Mlp {
                 ["w1", "w2", "w3"].map(|word| modules.take(|module| matrix(module) && module.is(&[word])));
             return Mlp { gate, up, down, fused: None };
         }
+        // Qwen's first: w2 is the gate of w1.
+        if numbered(modules, "w1") && numbered(modules, "w2") && numbered(modules, "c_proj") {
+            let [gate, down, up] =
+                ["w2", "c_proj", "w1"].map(|word| modules.take(|module| matrix(module) && module.is(&[word])));
+            return Mlp { gate, up, down, fused: None };
+        }
         let gate = modules.take(|module| matrix(module) && module.is(GATE));
         let up = modules.take(|module| matrix(module) && module.is(if gate.is_some() { UP } else { PLAIN_UP }));
         let down = modules.take(|module| matrix(module) && module.is(DOWN));
@@ -178,6 +192,15 @@ impl Mlp {
         mlp
     }
 
+    /// Takes the tensors that hold all experts, one axis more in front: `[experts, out, in]`, gate and up in one.
+    fn stacked(modules: &mut Modules, hidden: usize) -> Option<Mlp> {
+        let down = modules.iter().find(|module| module.shape.len() == 3 && module.shape[1] == hidden)?.clone();
+        let wide = [down.shape[0], 2 * down.shape[2], hidden];
+        let fused = modules.take(|module| module.shape == wide)?;
+        modules.take(|module| *module == down);
+        Some(Mlp { down: Some(down), fused: Some(fused), ..Mlp::default() })
+    }
+
     /// Whether each part is there.
     pub fn is_whole(&self) -> bool {
         self.down.is_some() && (self.up.is_some() || self.fused.is_some())
@@ -191,18 +214,20 @@ impl Mlp {
 
 /// The size of a matrix that is not `hidden`.
 fn inner(module: &Module, hidden: usize) -> usize {
-    module.shape.iter().copied().find(|size| *size != hidden).unwrap_or(hidden)
+    let matrix = &module.shape[module.shape.len().saturating_sub(2)..];
+    matrix.iter().copied().find(|size| *size != hidden).unwrap_or(hidden)
 }
 
 impl Experts {
     /// Takes routed experts, where there are some.
     pub fn take(modules: &mut Modules, hidden: usize) -> Option<Experts> {
-        let each = |module: &Module| module.stem.contains("{expert}");
-        let count = modules.iter().find(|module| each(module)).map(|module| module.count)?;
+        let each = |module: &Module| module.stem.contains("{expert}") || module.shape.len() == 3;
+        let of = |module: &Module| if module.shape.len() == 3 { module.shape[0] } else { module.count };
+        let count = modules.iter().find(|module| each(module)).map(of)?;
         let router =
             modules.take(|module| module.shape == [count, hidden] && !each(module) && !module.below(ATTENTION))?;
         let shared_gate = modules.take(|module| module.shape == [1, hidden] && module.stem.contains("shared"));
-        let each = Mlp::take(modules, hidden, each);
+        let each = Mlp::stacked(modules, hidden).unwrap_or_else(|| Mlp::take(modules, hidden, each));
         let shared = Mlp::take(modules, hidden, |module| module.stem.contains("shared"));
         Some(Experts { router, each, shared: shared.is_whole().then_some(shared), shared_gate })
     }
@@ -211,7 +236,8 @@ impl Experts {
 impl Norms {
     /// Takes the norms over a whole row. What stands where is told from the names, and from how many there are.
     pub fn take(modules: &mut Modules, hidden: usize) -> Norms {
-        let found = modules.take_all(|module| module.shape == [hidden]);
+        // A norm inside a block, as BitNet has, has no place in a draft.
+        let found = modules.take_all(|module| module.shape == [hidden] && !module.last().contains("sub_norm"));
         let mut norms = Norms::default();
         let many = found.len() > 2;
         let feed = |name: &str| {

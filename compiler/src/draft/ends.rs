@@ -45,23 +45,6 @@ pub(super) fn embed(writer: &mut Writer, names: &mut Names) -> Result<(usize, Mo
         }
     }
     writer.line("x", "embedding", &more);
-    if let Some(table) =
-        names.outside.take(|module| module.shape.len() == 2 && position(module) && module.shape[1] == hidden)
-    {
-        let rows = table.shape[0];
-        let limit = writer.keys.count("max_position_embeddings");
-        let rows = match limit {
-            Some(limit) if limit == rows => "\"max_position_embeddings\"".to_owned(),
-            _ => rows.to_string(),
-        };
-        if limit.is_some_and(|limit| limit != table.shape[0]) {
-            writer
-                .note("TODO rows beyond the longest context: if positions begin behind them, no operation says so yet");
-        }
-        writer.line("p", "embedding", &format!("ids = \"positions\", weight = \"{}\", rows = {rows}", table.weight));
-        writer.line("x", "add", "a = \"x\", b = \"p\"");
-        writer.learned_positions = true;
-    }
     let factor = ["embedding_multiplier", "scale_emb", "emb_scale"].iter().find(|key| writer.keys.get(key).is_some());
     if let Some(key) = factor {
         writer.line("x", "scale", &format!("x = \"x\", factor = \"{key}\""));
@@ -72,7 +55,34 @@ pub(super) fn embed(writer: &mut Writer, names: &mut Names) -> Result<(usize, Mo
         writer.note("TODO told by `model_type` alone: Gemma scales its embeddings, and stores norms less one");
         writer.line("x", "scale", "x = \"x\", factor = \"sqrt(hidden_size)\"");
     }
-    let norm = names.outside.take(|module| module.shape == [hidden] && module.stem.to_lowercase().contains("emb"));
+    if let Some(table) =
+        names.outside.take(|module| module.shape.len() == 2 && position(module) && module.shape[1] == hidden)
+    {
+        let rows = table.shape[0];
+        let limit = writer.keys.count("max_position_embeddings");
+        let size = match limit {
+            Some(limit) if limit == rows => "rows = \"max_position_embeddings\"".to_owned(),
+            Some(limit) if limit < rows => {
+                let more = rows - limit;
+                writer.note(&format!(
+                    "TODO {more} rows beyond the longest context: positions are taken to begin behind them"
+                ));
+                format!("rows = \"max_position_embeddings\", offset = {more}")
+            }
+            Some(limit) => {
+                writer.todo(format!("config.json has a context of {limit}, the table of positions {rows} rows"));
+                format!("rows = {rows}")
+            }
+            None => format!("rows = {rows}"),
+        };
+        writer.line("p", "embedding", &format!("ids = \"positions\", weight = \"{}\", {size}", table.weight));
+        writer.line("x", "add", "a = \"x\", b = \"p\"");
+        writer.learned_positions = true;
+    }
+    // The only norm outside the layers is the last one, whatever it is called.
+    let only = names.outside.iter().filter(|module| module.shape == [hidden]).count() == 1;
+    let norm =
+        names.outside.take(|module| module.shape == [hidden] && module.stem.to_lowercase().contains("emb") && !only);
     if norm.is_some() {
         writer.norm("x", "x", norm.as_ref(), false);
     }
@@ -87,8 +97,12 @@ pub(super) fn head(writer: &mut Writer, names: &mut Names, hidden: usize, embedd
     let norm = names.outside.take(|module| module.shape == [hidden]);
     // A checkpoint without any norm's weight has norms without weights.
     let bare = norm.is_none() && writer.bare_norms;
-    let x = writer.norm("h", "x", norm.as_ref(), bare);
+    let mut x = writer.norm("h", "x", norm.as_ref(), bare);
     let tied = writer.keys.flag("tie_word_embeddings");
+    if writer.keys.get("dim_model_base").is_some() {
+        writer.line("h", "scale", &format!("x = \"{x}\", factor = \"1.0 * dim_model_base / hidden_size\""));
+        x = "h".to_owned();
+    }
     let weight = match (&own, tied) {
         (Some(own), None) => format!("\"{}\"", own.weight),
         (own, Some(_)) if own.is_some() || tied == Some(true) => {

@@ -9,7 +9,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("vocab_size", &["padded_vocab_size", "n_vocab"]),
     ("hidden_size", &["n_embd", "d_model", "dim", "model_dim", "hidden_dim", "n_embed"]),
     ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
-    ("num_attention_heads", &["n_head", "n_heads", "num_heads"]),
+    ("num_attention_heads", &["n_head", "n_heads", "num_heads", "attention_heads"]),
     ("num_key_value_heads", &["num_kv_heads", "n_kv_heads", "n_head_kv", "num_query_groups", "multi_query_group_num"]),
     ("head_dim", &["kv_channels", "d_kv", "head_size", "attention_head_dim", "d_head"]),
     ("intermediate_size", &["n_inner", "ffn_dim", "d_ff", "ffn_hidden_size", "inner_dim", "ffn_hidden_dim", "d_inner"]),
@@ -18,6 +18,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("partial_rotary_factor", &["rotary_pct", "rotary_percentage", "rope_pct", "rotary_percent", "rope_percent"]),
     ("num_experts", &["num_local_experts", "n_routed_experts", "moe_num_experts"]),
     ("num_experts_per_tok", &["num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k", "num_selected_experts"]),
+    ("n_shared_experts", &["moe_num_shared_experts", "num_shared_experts"]),
     ("moe_intermediate_size", &["expert_intermediate_size", "moe_ffn_hidden_size", "ffn_hidden_size_per_expert"]),
 ];
 
@@ -78,13 +79,22 @@ impl Keys {
 
     /// The value under the common name of a key or one of its aliases; an alias becomes a derived key.
     pub fn find(&mut self, key: &str) -> Option<Value> {
+        let (name, value) = self.peek(key)?;
+        let (name, value) = (name.to_owned(), value.clone());
+        if name != key {
+            self.derive(key, &format!("\"{name}\""));
+        }
+        Some(value)
+    }
+
+    /// As [`Keys::find`], with the name that the configuration has, and nothing derived.
+    pub fn peek<'a>(&'a self, key: &'a str) -> Option<(&'a str, &'a Value)> {
         if let Some(value) = self.get(key) {
-            return Some(value.clone());
+            return Some((key, value));
         }
         let (_, aliases) = ALIASES.iter().find(|(name, _)| *name == key)?;
         let alias = aliases.iter().find(|alias| self.get(alias).is_some())?;
-        self.derive(key, &format!("\"{alias}\""));
-        self.get(alias).cloned()
+        self.get(alias).map(|value| (*alias, value))
     }
 
     /// Adds a derived key, once. `expression` is TOML: a quoted expression, a number or a flag.

@@ -44,6 +44,8 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
     let sizes = attention::sizes(&mut writer, &names, hidden);
     layer(&mut writer, &mut names, sizes);
     ends::head(&mut writer, &mut names, hidden, head);
+    // The longest sequence, whatever it is called.
+    writer.keys.find("max_position_embeddings");
     let layers = writer.keys.count("num_hidden_layers");
     match layers {
         Some(layers) if layers == names.layers => {}
@@ -55,7 +57,7 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
             writer.todo("no key of config.json counts the layers");
         }
     }
-    let unmatched = unmatched(&names);
+    let unmatched: Vec<String> = unmatched(&names).into_iter().map(|tensor| hinted(&tensor)).collect();
     let serves = architectures(config);
     let family = family(&writer.keys, &serves);
     if serves.is_empty() {
@@ -80,11 +82,14 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
     let hidden = sizes.hidden;
     let modules = &mut names.inside;
     let attention = Attention::take(modules, sizes);
-    let experts = Experts::take(modules, hidden);
-    let mlp = match &experts {
-        Some(_) => Mlp::default(),
-        None => Mlp::take(modules, hidden, |module| !module.below(&["attn", "attention"])),
+    let kinds = &mut names.kinds;
+    let experts = Experts::take(kinds.as_mut().map_or(&mut *modules, |kinds| &mut kinds.routed), hidden);
+    let mlp = match (kinds.as_mut(), &experts) {
+        (Some(kinds), _) => Mlp::take(&mut kinds.dense, hidden, |_| true),
+        (None, Some(_)) => Mlp::default(),
+        (None, None) => Mlp::take(modules, hidden, |module| !module.below(&["attn", "attention"])),
     };
+    let dense = kinds.as_ref().map(|kinds| writer.dense_layers(&kinds.dense_layers));
     let norms = Norms::take(modules, hidden);
     writer.learn_orientation(&attention, &mlp, sizes);
     let bare = norms.count() == 0 && !names.outside.iter().any(|module| module.shape == [hidden]);
@@ -115,10 +120,16 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
         (None, true) => input,
         (norm, _) => writer.norm(second, "x", norm.as_ref(), bare),
     };
+    if let (Some(dense), Some(_)) = (&dense, &experts) {
+        writer.when = Some(dense.clone());
+        write::mlp(writer, &mlp, hidden, &input, "m");
+        writer.when = Some(format!("not ({dense})"));
+    }
     match &experts {
         Some(experts) => write::experts(writer, experts, hidden, &input),
         None => write::mlp(writer, &mlp, hidden, &input, "m"),
     }
+    writer.when = None;
     writer.norm_in_place("m", after_mlp.as_ref());
     writer.scale_residual("m");
     if parallel {
@@ -128,7 +139,7 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
     if !attention.is_whole() {
         writer.todo("the attention was not recognised whole: what is missing stands as `TODO` in its lines");
     }
-    if experts.is_none() && !mlp.is_whole() {
+    if (experts.is_none() || dense.is_some()) && !mlp.is_whole() {
         writer.todo("the feed-forward part was not recognised whole: what is missing stands as `TODO` in its lines");
     }
 }
@@ -139,11 +150,38 @@ fn unmatched(names: &Names) -> Vec<String> {
         |name: &str, shape: &[usize]| if shape.is_empty() { name.to_owned() } else { format!("{name} {shape:?}") };
     let mut list: Vec<String> = names.outside.left().iter().map(|(name, shape)| shown(name, shape)).collect();
     list.extend(names.inside.left().iter().map(|(name, shape)| shown(&format!("{}{{}}.{name}", names.prefix), shape)));
-    list.extend(names.uneven.iter().map(|(name, shape, layers)| {
+    let some = |name: &str, shape: &[usize], layers: &[usize]| {
         let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
-        format!("{}{{}}.{name} {shape:?}, otherwise in other layers than {}", names.prefix, layers.join(", "))
-    }));
+        let name = shown(&format!("{}{{}}.{name}", names.prefix), shape);
+        format!("{name}, otherwise in other layers than {}", layers.join(", "))
+    };
+    list.extend(names.uneven.iter().map(|(name, shape, layers)| some(name, shape, layers)));
+    if let Some(kinds) = &names.kinds {
+        list.extend(kinds.dense.left().iter().map(|(name, shape)| some(name, shape, &kinds.dense_layers)));
+        list.extend(kinds.routed.left().iter().map(|(name, shape)| some(name, shape, &kinds.routed_layers)));
+    }
     list
+}
+
+/// What no operation of the language computes, by a part of a tensor's name.
+const BEYOND: &[(&str, &str)] = &[
+    ("correction_bias", "no operation adds a bias to the choice of experts"),
+    ("experts.gate_up_proj_bias", "`experts` takes no biases"),
+    ("experts.down_proj_bias", "`experts` takes no biases"),
+    ("act_fn.", "no operation has an activation with weights"),
+    ("A_log", "no operation is a state-space layer"),
+    ("conv1d", "no operation is a convolution"),
+    ("conv.conv", "no operation is a convolution"),
+    ("kv_a_proj", "no operation is latent attention"),
+    ("per_layer", "no operation is an embedding for each layer"),
+];
+
+/// An unmatched tensor, and why it may have no place.
+fn hinted(tensor: &str) -> String {
+    match BEYOND.iter().find(|(part, _)| tensor.contains(part)) {
+        Some((_, why)) => format!("{tensor}: {why}"),
+        None => tensor.to_owned(),
+    }
 }
 
 /// An identifier: config.json's `model_type`, else the first architecture.

@@ -18,8 +18,44 @@ pub(super) struct Names {
     pub inside: Modules,
     /// Modules outside the layers.
     pub outside: Modules,
+    /// Layers of two kinds, where the names tell them apart: with routed experts and without.
+    pub kinds: Option<Kinds>,
     /// Tensors that some layers have and others lack, or have in another shape: name without the prefix, first shape, layers.
     pub uneven: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+/// What layers with routed experts have alone, and those without.
+#[derive(Debug)]
+pub(super) struct Kinds {
+    /// The layers without experts.
+    pub dense_layers: Vec<usize>,
+    pub dense: Modules,
+    /// The layers with experts.
+    pub routed_layers: Vec<usize>,
+    pub routed: Modules,
+}
+
+type Uneven = Vec<(String, Vec<usize>, Vec<usize>)>;
+
+impl Kinds {
+    /// Two kinds of layers that have all the uneven tensors between them, one of them with experts.
+    fn of(uneven: &Uneven, layers: usize, alike: bool) -> Option<Kinds> {
+        let one = uneven.first()?.2.clone();
+        let other: Vec<usize> = (0..layers).filter(|layer| !one.contains(layer)).collect();
+        let with = |wanted: &Vec<usize>| -> Tensors {
+            let of = uneven.iter().filter(|(_, _, layers)| layers == wanted);
+            of.map(|(name, shape, _)| (name.clone(), shape.clone())).collect()
+        };
+        let (first, second) = (with(&one), with(&other));
+        let routed = |tensors: &Tensors| tensors.keys().any(|name| expert(name).contains("{expert}"));
+        if !alike || first.len() + second.len() != uneven.len() || routed(&first) == routed(&second) {
+            return None;
+        }
+        let [dense, routed] =
+            if routed(&first) { [(other, second), (one, first)] } else { [(one, first), (other, second)] };
+        let (dense_layers, routed_layers) = (dense.0, routed.0);
+        Some(Kinds { dense_layers, dense: Modules::of(&dense.1), routed_layers, routed: Modules::of(&routed.1) })
+    }
 }
 
 /// A weight with the bias beside it.
@@ -70,17 +106,22 @@ impl Names {
             }
         }
         let layers = inside.values().filter_map(|layers| layers.keys().max()).max().map_or(0, |last| last + 1);
-        let (mut even, mut uneven) = (Tensors::new(), Vec::new());
+        let (mut even, mut uneven, mut alike) = (Tensors::new(), Uneven::new(), true);
         for (name, of) in inside {
             let shapes: BTreeSet<&Vec<usize>> = of.values().collect();
             let first = of.values().next().expect("a name stands in a layer").clone();
             if of.len() == layers && shapes.len() == 1 {
                 even.insert(name, first);
             } else {
+                alike &= shapes.len() == 1;
                 uneven.push((name, first, of.into_keys().collect()));
             }
         }
-        Ok(Names { prefix, layers, inside: Modules::of(&even), outside: Modules::of(&outside), uneven })
+        let kinds = Kinds::of(&uneven, layers, alike);
+        if kinds.is_some() {
+            uneven.clear();
+        }
+        Ok(Names { prefix, layers, inside: Modules::of(&even), outside: Modules::of(&outside), kinds, uneven })
     }
 }
 

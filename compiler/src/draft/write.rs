@@ -9,6 +9,7 @@ use super::block::{Attention, Experts, Mlp, Sizes};
 use super::ends::changes;
 use super::keys::Keys;
 use super::names::Module;
+use crate::description::Value;
 
 /// A description as it grows.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Writer {
     pub learned_positions: bool,
     /// The checkpoint has no norm's weight.
     pub bare_norms: bool,
+    /// The condition of the lines to come, where not all layers have them.
+    pub when: Option<String>,
     /// Weights are stored `[in, out]`, told from those that are not square.
     transposed: bool,
     sections: [Vec<String>; 3],
@@ -32,6 +35,7 @@ impl Writer {
             keys,
             learned_positions: false,
             bare_norms: false,
+            when: None,
             transposed: false,
             sections: Default::default(),
             section: 0,
@@ -47,7 +51,24 @@ impl Writer {
 
     /// Adds an operation; `rest` is what follows `op`.
     pub fn line(&mut self, out: &str, op: &str, rest: &str) {
-        self.sections[self.section].push(format!("  {{ out = \"{out}\", op = \"{op}\", {rest} }},"));
+        let when = self.when.as_ref().map_or(String::new(), |when| format!(", when = \"{when}\""));
+        self.sections[self.section].push(format!("  {{ out = \"{out}\", op = \"{op}\", {rest}{when} }},"));
+    }
+
+    /// The condition under which a layer is one of these, which have no experts; the key that tells it counts as read.
+    pub fn dense_layers(&mut self, layers: &[usize]) -> String {
+        let listed = |value: &Value| matches!(value, Value::List(items) if items.iter().map(Value::number).eq(layers.iter().map(|layer| Some(*layer as f64))));
+        let first = layers.iter().copied().eq(0..layers.len());
+        for key in ["first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"] {
+            if first && self.keys.count(key) == Some(layers.len()) {
+                return format!("layer < {key}");
+            }
+        }
+        if self.keys.get("mlp_only_layers").is_some_and(listed) {
+            return "layer in mlp_only_layers".to_owned();
+        }
+        self.todo("no key of config.json tells the layers without experts: those of this checkpoint are listed");
+        format!("layer in {layers:?}")
     }
 
     /// Adds a comment before the next line.
@@ -65,11 +86,13 @@ impl Writer {
 
     /// Adds a value that a key must have.
     pub fn expect(&mut self, key: &str, value: &str) {
-        self.expect.push((key.to_owned(), value.to_owned()));
+        if !self.expect.iter().any(|(known, _)| known == key) {
+            self.expect.push((key.to_owned(), value.to_owned()));
+        }
     }
 
     pub fn is_gemma(&self) -> bool {
-        self.keys.text("model_type").is_some_and(|family| family.starts_with("gemma"))
+        self.keys.text("model_type").is_some_and(|family| family.contains("gemma"))
     }
 
     /// Tells from matrices that are not square whether weights are stored `[in, out]`.
@@ -140,9 +163,16 @@ impl Writer {
     fn kind_of_norm(&mut self, module: Option<&Module>) -> (&'static str, String) {
         let key = self.keys.epsilon();
         let op = match (module, key) {
-            (None, _) => "layer_norm",
+            (None, key) => {
+                self.todo("no tensor is a norm's weight: norms may stand where none is drafted, behind the embedding or on q and k");
+                if key.is_some_and(|key| key.contains("rms")) { "rms_norm" } else { "layer_norm" }
+            }
             (Some(module), _) if module.bias => "layer_norm",
             (Some(_), Some(key)) if key.contains("rms") => "rms_norm",
+            (Some(_), _) if self.keys.flag("rmsnorm") == Some(true) => {
+                self.expect("rmsnorm", "true");
+                "rms_norm"
+            }
             (Some(_), Some(key)) if key.starts_with("layer") => {
                 self.todo("norms have no bias and the epsilon is a LayerNorm's: they may be RMSNorm");
                 "layer_norm"
@@ -166,6 +196,9 @@ impl Writer {
     pub fn scale_residual(&mut self, value: &str) {
         if changes(self.keys.get("residual_multiplier")) {
             self.line(value, "scale", &format!("x = \"{value}\", factor = \"residual_multiplier\""));
+        } else if self.keys.get("scale_depth").is_some() {
+            let factor = "scale_depth / sqrt(num_hidden_layers)";
+            self.line(value, "scale", &format!("x = \"{value}\", factor = \"{factor}\""));
         }
     }
 
@@ -175,20 +208,27 @@ impl Writer {
             Some(key) => self.line(value, "activation", &format!("x = \"{value}\", kind = \"{key}\"")),
             None => {
                 self.note("TODO no key of config.json names the activation");
-                self.sections[self.section].push(format!(
-                    "  {{ out = \"{value}\", op = \"{}\", x = \"{value}\" }},",
-                    if gated { "silu" } else { "gelu" }
-                ));
+                self.line(value, if gated { "silu" } else { "gelu" }, &format!("x = \"{value}\""));
             }
         }
     }
 
     /// The key for a size inside a feed-forward part, as TOML.
     fn inner(&mut self, keys: &[&str], size: usize, hidden: usize) -> String {
+        if keys.contains(&"shared_expert_intermediate_size")
+            && let (Some(shared), Some(each)) =
+                (self.keys.count("n_shared_experts"), self.keys.count("moe_intermediate_size"))
+            && shared * each == size
+        {
+            return "\"n_shared_experts * moe_intermediate_size\"".to_owned();
+        }
         for key in keys {
             if self.keys.count(key) == Some(size) {
                 return format!("\"{key}\"");
             }
+        }
+        if let Some(key) = keys.iter().find(|key| self.keys.count(key) == Some(2 * size)) {
+            return format!("\"{key} / 2\"");
         }
         if size.is_multiple_of(hidden) && self.keys.get(keys[0]).is_none() {
             self.keys.derive(keys[0], &format!("\"{} * hidden_size\"", size / hidden));
@@ -196,6 +236,21 @@ impl Writer {
         }
         self.todo(format!("no key of config.json is {size}, the size inside the feed-forward part"));
         size.to_string()
+    }
+
+    /// Derived keys that something reads: a line, another derived key or the facts of every model.
+    fn derived(&self) -> Vec<&(String, String)> {
+        let names = |text: &str, key: &str| {
+            text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_').any(|word| word == key)
+        };
+        let all = self.keys.derived();
+        let read = |key: &str| {
+            let line = |line: &String| names(line, key) || (line.contains("heads =") && key == "head_dim");
+            ["vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"].contains(&key)
+                || self.sections.iter().flatten().any(line)
+                || all.iter().any(|(other, expression)| other != key && names(expression, key))
+        };
+        all.iter().filter(|(key, _)| read(key)).collect()
     }
 
     /// The whole file.
@@ -225,9 +280,10 @@ impl Writer {
                 writeln!(text, "{key} = {}", toml_of(value)?)?;
             }
         }
-        if !self.keys.derived().is_empty() {
+        let derived = self.derived();
+        if !derived.is_empty() {
             text += "\n[derive] # what config.json lacks or calls otherwise\n";
-            for (key, expression) in self.keys.derived() {
+            for (key, expression) in derived {
                 writeln!(text, "{key} = {expression}")?;
             }
         }
@@ -250,7 +306,7 @@ impl Writer {
 
 /// The lines of a dense feed-forward part, from `x` to `out`.
 pub(super) fn mlp(writer: &mut Writer, mlp: &Mlp, hidden: usize, x: &str, out: &str) {
-    dense(writer, mlp, hidden, x, out, &["intermediate_size"]);
+    dense(writer, mlp, hidden, x, out, &["intermediate_size", "shared_intermediate_size"]);
 }
 
 fn dense(writer: &mut Writer, mlp: &Mlp, hidden: usize, x: &str, out: &str, keys: &[&str]) {
@@ -293,14 +349,24 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
     }
     let of = |module: &Option<Module>| module.as_ref().map(|module| module.weight.clone());
     let mut rest = format!("x = \"{x}\", router = \"r\"");
-    for (role, name) in
-        [("gate", of(&experts.each.gate)), ("up", of(&experts.each.up)), ("down", of(&experts.each.down))]
-    {
+    let fused = &experts.each.fused;
+    let roles = [
+        ("gate", of(&experts.each.gate).or(of(fused))),
+        ("up", of(&experts.each.up).or(of(fused))),
+        ("down", of(&experts.each.down)),
+    ];
+    for (role, name) in roles {
         if let Some(name) = name {
             write!(rest, ", {role} = \"{name}\"").expect("writing to a string");
         }
     }
     write!(rest, ", top_k = \"num_experts_per_tok\", features = {features}").expect("writing to a string");
+    if fused.is_some() {
+        let size = features.trim_matches('"');
+        writer.note("TODO that the gate is the first half of the fused weight is what most families do");
+        write!(rest, ", gate_part = \"[0, {size}, 2 * {size}]\", up_part = \"[{size}, {size}, 2 * {size}]\"")
+            .expect("writing to a string");
+    }
     match writer.keys.activation() {
         Some(key) => write!(rest, ", kind = \"{key}\"").expect("writing to a string"),
         None => {
@@ -314,6 +380,13 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
         writer.note("TODO no key of config.json says whether the shares of the chosen experts are made to sum to one");
         rest += ", normalise = true";
     }
+    if writer.keys.text("scoring_func") == Some("sigmoid") {
+        writer.expect("scoring_func", "\"sigmoid\"");
+        rest += ", sigmoid = true";
+    }
+    if changes(writer.keys.get("routed_scaling_factor")) {
+        rest += ", scale = \"routed_scaling_factor\"";
+    }
     writer.line("m", "experts", &rest);
     if let Some(shared) = &experts.shared {
         dense(
@@ -322,7 +395,12 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
             hidden,
             x,
             "s",
-            &["shared_expert_intermediate_size", "moe_intermediate_size", "intermediate_size"],
+            &[
+                "shared_expert_intermediate_size",
+                "shared_intermediate_size",
+                "moe_intermediate_size",
+                "intermediate_size",
+            ],
         );
         if let Some(gate) = &experts.shared_gate {
             writer.linear("t", x, Some(gate), "features = 1", None, &[]);

@@ -5,9 +5,9 @@ use askama::Template;
 use fuse_templates as templates;
 use fuse_templates::Float;
 
-use crate::ir::{Activation, NormKind};
-use crate::plan::spec::{AttentionSpec, SAMPLE_WARPS, norm_warps};
-use crate::plan::{ElementKind, Kernel, KernelSpec, RING, RopeTable, Splits, Storage, Tiles};
+use crate::ir::{Activation, NormKind, Scoring};
+use crate::plan::spec::{AttentionSpec, ROUTE_WARPS, SAMPLE_WARPS, norm_warps};
+use crate::plan::{ElementKind, Kernel, KernelSpec, RING, RopeTable, RouteSpec as Route, Splits, Storage, Tiles};
 
 /// The source of a kernel, whole: it includes nothing.
 ///
@@ -51,6 +51,9 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             split: spec.split,
             paired: spec.paired,
             activation: activation(spec.activation),
+            experts: spec.gather.map_or(0, |gather| gather.experts),
+            top_k: spec.gather.map_or(0, |gather| gather.top_k),
+            by_pair: spec.gather.is_some_and(|gather| gather.by_pair),
         }
         .render(),
         KernelSpec::Attention(spec) => templates::Attention {
@@ -70,6 +73,30 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             batch: spec.batch,
             cluster: spec.cluster,
             slice: spec.slice,
+        }
+        .render(),
+        KernelSpec::Route(spec) => templates::RouteRows { name, route: route(spec), warps: ROUTE_WARPS }.render(),
+        KernelSpec::ExpertsHidden(spec) => templates::ExpertsHidden {
+            name,
+            tiles: tiles(&spec.products.tiles),
+            route: route(&spec.products.route),
+            batch: spec.products.batch,
+            warps: spec.products.warps,
+            depth: spec.products.depth,
+            norm: spec.norm.is_some(),
+            eps: Float(spec.norm.unwrap_or(0.0)),
+            activation: activation(Some(spec.activation)),
+        }
+        .render(),
+        KernelSpec::ExpertsSum(spec) => templates::ExpertsSum {
+            name,
+            tiles: tiles(&spec.tiles),
+            route: route(&spec.route),
+            batch: spec.batch,
+            warps: spec.warps,
+            depth: spec.depth,
+            split: spec.split,
+            staged: spec.is_staged(),
         }
         .render(),
         KernelSpec::Embedding(spec) => {
@@ -98,6 +125,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 .render()
         }
         KernelSpec::Elementwise { kind, size, out } => {
+            let count = if let ElementKind::Sum(count) = *kind { count } else { 1 };
             let (code, factor, function) = match *kind {
                 ElementKind::Add => (0, 0.0, None),
                 ElementKind::Mul => (1, 0.0, None),
@@ -107,12 +135,14 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 ElementKind::Clamp(limit) => (5, limit, None),
                 ElementKind::Glu { per_row: false } => (6, 0.0, None),
                 ElementKind::Glu { per_row: true } => (7, 0.0, None),
+                ElementKind::Sum(_) => (8, 0.0, None),
             };
             templates::Elementwise {
                 name,
                 kind: code,
                 activation: activation(function),
                 factor: Float(factor),
+                count,
                 size: *size,
                 threads: kernel.spec.threads(),
                 out_type: storage(*out),
@@ -144,6 +174,19 @@ fn tiles(spec: &Tiles) -> templates::Tiles {
         rows: [row(0), row(1), row(2)],
         gated: spec.gated,
         out_type: storage(spec.out),
+    }
+}
+
+fn route(spec: &Route) -> templates::Route {
+    templates::Route {
+        experts: spec.experts,
+        top_k: spec.top_k,
+        scoring: match spec.scoring {
+            Scoring::Softmax => 0,
+            Scoring::Sigmoid => 1,
+        },
+        normalise: spec.normalise,
+        scale: Float(spec.scale),
     }
 }
 

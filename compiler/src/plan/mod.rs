@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use spec::{
-    AttentionProjectionSpec, AttentionSpec, ElementKind, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec,
-    RopeTable, Splits, Storage, Tiles,
+    AttentionProjectionSpec, AttentionSpec, ElementKind, ExpertsHiddenSpec, ExpertsSpec, Gather, KernelSpec,
+    MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, RouteSpec, Splits, Storage, Tiles,
 };
 pub use tuning::{Tuning, TuningSource};
 pub use weights::{Part, Recipe, WeightBuffer};
@@ -30,7 +30,7 @@ pub struct Plan {
     pub vocabulary: usize,
     /// Layers of the model.
     pub layers: usize,
-    /// Kernels a layer when decoding, from the layer that has the most.
+    /// Kernels a layer when decoding, from the layer that has the most; of the near step, where there is one.
     pub kernels_per_layer: usize,
     /// Grid-wide dependencies a layer when decoding. Launches form one chain, so each is one.
     pub edges_per_layer: usize,
@@ -78,6 +78,13 @@ pub enum StepKind {
     Decode {
         /// Sequences.
         batch: usize,
+    },
+    /// The same for sequences whose tokens all stand at positions below `reach`: a form that is fastest while there are few keys.
+    Near {
+        /// Sequences.
+        batch: usize,
+        /// The first position that it is not for.
+        reach: usize,
     },
     /// Up to `rows` tokens of a prompt, all but the head. Shorter chunks sit at the end, rows before them are at position -1.
     Prompt {
@@ -172,6 +179,13 @@ impl Plan {
         self.steps.iter().find(|step| step.kind == kind)
     }
 
+    /// The decode step for `batch` sequences whose last token stands at `position`.
+    pub fn decode_at(&self, batch: usize, position: usize) -> StepKind {
+        let near =
+            |step: &&Step| matches!(step.kind, StepKind::Near { batch: b, reach } if b == batch && position < reach);
+        self.steps.iter().find(near).map_or(StepKind::Decode { batch }, |step| step.kind)
+    }
+
     /// Checks a plan that was read from a file: every index and offset lies inside what it points into.
     ///
     /// # Errors
@@ -204,16 +218,32 @@ impl Plan {
 
     /// One line: name, kernels and edges a layer, kernels in all, bytes a step.
     pub fn summary(&self) -> String {
-        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
+        let is_decode = |step: &&Step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. });
+        let first = self.steps.iter().find(is_decode);
+        let far = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
+        let beyond = match (first.map(|step| step.kind), far) {
+            (Some(StepKind::Near { reach, .. }), Some(far)) => {
+                format!(" ({} from position {reach} on)", far.kernels_per_layer(self.layers))
+            }
+            _ => String::new(),
+        };
         format!(
-            "plan {}: {} kernels and {} edges a layer, {} layers, {} launches a decode step, {:.3} GB of weights a step",
+            "plan {}: {} kernels and {} edges a layer{beyond}, {} layers, {} launches a decode step, {:.3} GB of weights a step",
             self.name,
             self.kernels_per_layer,
             self.edges_per_layer,
             self.layers,
-            decode.map_or(0, |step| step.launches.len()),
+            first.map_or(0, |step| step.launches.len()),
             self.decode_weight_bytes() as f64 / 1e9,
         )
+    }
+}
+
+impl Step {
+    /// Kernels of the layer that has the most.
+    pub fn kernels_per_layer(&self, layers: usize) -> usize {
+        let of = |layer| self.launches.iter().filter(|launch| launch.layer == Some(layer)).count();
+        (0..layers).map(of).max().unwrap_or(0)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Activation, NormKind, Rope};
+use crate::ir::{Activation, NormKind, Rope, Scoring};
 
 /// What specialises a kernel: one variant a template.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,6 +13,9 @@ pub enum KernelSpec {
     Matmul(MatmulSpec),
     Attention(AttentionSpec),
     AttentionProjection(AttentionProjectionSpec),
+    Route(RouteSpec),
+    ExpertsHidden(ExpertsHiddenSpec),
+    ExpertsSum(ExpertsSpec),
     Embedding(Tiles),
     Norm(NormSpec),
     Rope(RopeSpec),
@@ -76,6 +79,62 @@ pub struct MatmulSpec {
     /// x is what rounding to bfloat16 keeps, and what it leaves.
     pub paired: bool,
     pub activation: Option<Activation>,
+    /// One weight an expert, for the rows that go to it.
+    pub gather: Option<Gather>,
+}
+
+/// A product of each expert with the rows that go to it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gather {
+    /// How many experts there are.
+    pub experts: usize,
+    /// Experts a row.
+    pub top_k: usize,
+    /// x has a row for each expert of a row. Else a row for all of them, and results are multiplied by the row's share.
+    pub by_pair: bool,
+}
+
+/// Which experts a row goes to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteSpec {
+    /// How many there are.
+    pub experts: usize,
+    /// Experts a row.
+    pub top_k: usize,
+    /// What makes shares of logits.
+    pub scoring: Scoring,
+    /// The shares of the chosen are divided by their sum.
+    pub normalise: bool,
+    /// Multiplies the shares.
+    pub scale: f32,
+}
+
+/// Products of the experts that up to eight rows go to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertsSpec {
+    /// The packed weight of one expert.
+    pub tiles: Tiles,
+    /// Which experts it is.
+    pub route: RouteSpec,
+    /// Rows.
+    pub batch: usize,
+    /// Warps a block.
+    pub warps: usize,
+    /// Pairs of tiles that a warp has in flight.
+    pub depth: usize,
+    /// Blocks that share the columns of a row tile: 1, or 2 that add to one sum.
+    pub split: usize,
+}
+
+/// `share · f(gate x) · up x` of each chosen expert.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExpertsHiddenSpec {
+    /// The products.
+    pub products: ExpertsSpec,
+    /// The epsilon of the rms_norm of x, if it has one.
+    pub norm: Option<f32>,
+    /// Behind the gate, or behind `up` where there is no gate.
+    pub activation: Activation,
 }
 
 /// Attention of one row.
@@ -167,6 +226,8 @@ pub enum ElementKind {
         per_row: bool,
     },
     Activate(Activation),
+    /// `b` plus the sum of so many rows of `a`.
+    Sum(usize),
 }
 
 /// Threads of the kernels that give a block to a row.
@@ -180,7 +241,8 @@ impl KernelSpec {
             KernelSpec::Matmul(spec) => {
                 let gated = if spec.tiles.gated { "_gated" } else { "" };
                 let paired = if spec.paired { "_paired" } else { "" };
-                format!("matmul{gated}{paired}_{}_m{}", spec.tiles.suffix(), 8 * spec.columns)
+                let experts = spec.gather.map_or(String::new(), |gather| format!("_e{}", gather.experts));
+                format!("matmul{gated}{paired}_{}{experts}_m{}", spec.tiles.suffix(), 8 * spec.columns)
             }
             KernelSpec::Attention(spec) => {
                 let norm = if spec.norm.is_some() { "norm_" } else { "" };
@@ -197,6 +259,13 @@ impl KernelSpec {
                 let attention = KernelSpec::Attention(spec.attention.clone()).name();
                 format!("{attention}_proj_{}_b{}", spec.tiles.suffix(), spec.batch)
             }
+            KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products, norm, .. }) => {
+                let norm = if norm.is_some() { "norm_" } else { "" };
+                let gated = if products.tiles.gated { "_gated" } else { "" };
+                format!("{norm}experts{gated}_{}", products.suffix())
+            }
+            KernelSpec::Route(spec) => format!("route_e{}_top{}", spec.experts, spec.top_k),
+            KernelSpec::ExpertsSum(spec) => format!("experts_sum_{}", spec.suffix()),
             KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),
             KernelSpec::Norm(spec) => {
                 let paired = if spec.paired { "_paired" } else { "" };
@@ -216,6 +285,10 @@ impl KernelSpec {
             KernelSpec::Matmul(spec) => 32 * spec.row_warps * spec.split,
             KernelSpec::Attention(spec) => 32 * spec.warps,
             KernelSpec::AttentionProjection(spec) => 32 * spec.attention.warps,
+            KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products: spec, .. }) | KernelSpec::ExpertsSum(spec) => {
+                32 * spec.warps
+            }
+            KernelSpec::Route(_) => 32 * ROUTE_WARPS,
             KernelSpec::Norm(spec) => 32 * norm_warps(spec.size),
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
             KernelSpec::Embedding(_)
@@ -231,10 +304,21 @@ impl KernelSpec {
             KernelSpec::Matvec(spec) if spec.norm.is_some() => 2 * spec.stage_bytes(),
             KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
             KernelSpec::AttentionProjection(spec) => spec.shared_bytes(),
+            KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products: spec, .. }) => {
+                2 * spec.batch * (spec.tiles.k.div_ceil(32) * 32 + 32) * 2
+            }
+            KernelSpec::ExpertsSum(spec) if spec.is_staged() => spec.stage_bytes(),
             _ => 0,
         }
     }
 }
+
+/// Positions that a near step is for: up to here, what eight warps take in one go, attention and its projection in one kernel win over keys split
+/// over blocks.
+pub const NEAR: usize = 128;
+
+/// Warps of the kernel that routes many rows: one block 32 rows.
+pub const ROUTE_WARPS: usize = 8;
 
 /// Warps of the sampling kernel: one block a row.
 pub const SAMPLE_WARPS: usize = 16;
@@ -279,6 +363,26 @@ impl AttentionProjectionSpec {
     }
 }
 
+impl ExpertsSpec {
+    /// The most experts that its rows may go to.
+    pub fn most(&self) -> usize {
+        (self.batch * self.route.top_k).min(self.route.experts)
+    }
+
+    /// Whether what the experts have inside passes through shared memory on its way to the sum.
+    pub fn is_staged(&self) -> bool {
+        self.stage_bytes() <= MOST_STAGED
+    }
+
+    fn stage_bytes(&self) -> usize {
+        self.batch * (self.most() * self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
+    }
+
+    fn suffix(&self) -> String {
+        format!("{}_e{}_top{}_b{}", self.tiles.suffix(), self.route.experts, self.route.top_k, self.batch)
+    }
+}
+
 impl Tiles {
     /// Row tiles in all.
     pub fn count(&self) -> usize {
@@ -320,6 +424,7 @@ impl ElementKind {
             ElementKind::Glu { per_row: false } => "glu",
             ElementKind::Glu { per_row: true } => "glu_row",
             ElementKind::Activate(activation) => activation.name(),
+            ElementKind::Sum(_) => "sum",
         }
     }
 }

@@ -75,6 +75,10 @@ pub struct AttentionTuning {
     pub warps: usize,
     /// Keys that make a further block worth its while.
     pub keys: usize,
+    /// While there are few keys: row tiles that a cluster makes of the projection in the kernel that attends and projects. 0: keys are split over
+    /// blocks here too; absent: as the rules have it.
+    #[serde(default)]
+    pub slice: Option<usize>,
     /// Microseconds of a whole step with this shape, and with the rules'.
     pub us: f64,
     /// The latter.
@@ -263,11 +267,12 @@ impl fmt::Display for Tuning {
             )?;
         }
         for entry in &self.attentions {
-            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, us, default_us } = entry;
+            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, slice, us, default_us } = entry;
+            let slice = slice.map_or(String::new(), |slice| format!("slice = {slice}\n"));
             writeln!(f, "\n[[attention]]\nheads = {heads}\nkey_heads = {key_heads}\nhead_dim = {head_dim}")?;
             writeln!(
                 f,
-                "window = {window}\nbatch = {batch}\nwarps = {warps}\nkeys = {keys}\nus = {us:?}\ndefault_us = {default_us:?}"
+                "window = {window}\nbatch = {batch}\nwarps = {warps}\nkeys = {keys}\n{slice}us = {us:?}\ndefault_us = {default_us:?}"
             )?;
         }
         Ok(())

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ir::WeightName;
+
 /// A buffer of weights on the device, made once at load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WeightBuffer {
@@ -27,6 +29,17 @@ pub enum Recipe {
         gated: bool,
         /// Parts are stored `[in, out]`.
         transposed: bool,
+    },
+    /// As [`Recipe::Tiles`], for each of `count` experts: tiles of the first, then those of the second, and so on.
+    Experts {
+        /// The weights, each `[count, rows, k]`.
+        parts: Vec<Part>,
+        /// Columns.
+        k: usize,
+        /// As in the tiles.
+        gated: bool,
+        /// Experts.
+        count: usize,
     },
     /// fp32 biases in the row order of a [`Recipe::Tiles`] of the same parts; zeros where a part has none.
     Biases {
@@ -63,6 +76,7 @@ impl Recipe {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
                 row_tiles(&rows, *gated) * k.div_ceil(32) * 1024
             }
+            Recipe::Experts { count, .. } => self.expert(0).map_or(0, |expert| count * expert.bytes()),
             Recipe::Biases { parts, gated } => {
                 let rows: Vec<usize> = parts.iter().map(|(_, rows)| *rows).collect();
                 row_tiles(&rows, *gated) * 16 * 4
@@ -74,18 +88,28 @@ impl Recipe {
     /// The tensors it reads.
     pub fn tensors(&self) -> Vec<&str> {
         match self {
-            Recipe::Tiles { parts, .. } => parts.iter().map(|part| part.tensor.as_str()).collect(),
+            Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. } => {
+                parts.iter().map(|part| part.tensor.as_str()).collect()
+            }
             Recipe::Biases { parts, .. } => parts.iter().filter_map(|(tensor, _)| tensor.as_deref()).collect(),
             Recipe::Vector { tensor, .. } => vec![tensor],
         }
     }
 
-    /// For each row of the packed order, the part and the row of it that stands there; `None` for padding. Empty for a vector.
+    /// The recipe of one expert's part of the buffer; `None` for what is not of experts.
+    pub fn expert(&self, index: usize) -> Option<Recipe> {
+        let Recipe::Experts { parts, k, gated, .. } = self else { return None };
+        let part =
+            |part: &Part| Part { tensor: WeightName::parse(&part.tensor).matrix(index).to_string(), rows: part.rows };
+        Some(Recipe::Tiles { parts: parts.iter().map(part).collect(), k: *k, gated: *gated, transposed: false })
+    }
+
+    /// For each row of the packed order, the part and the row of it that stands there; `None` for padding. Empty for a vector and for experts.
     pub fn packed_rows(&self) -> Vec<Option<(usize, usize)>> {
         let (rows, gated): (Vec<usize>, bool) = match self {
             Recipe::Tiles { parts, gated, .. } => (parts.iter().map(|part| part.rows).collect(), *gated),
             Recipe::Biases { parts, gated } => (parts.iter().map(|(_, rows)| *rows).collect(), *gated),
-            Recipe::Vector { .. } => return Vec::new(),
+            Recipe::Experts { .. } | Recipe::Vector { .. } => return Vec::new(),
         };
         let mut packed = Vec::with_capacity(row_tiles(&rows, gated) * 16);
         if gated {

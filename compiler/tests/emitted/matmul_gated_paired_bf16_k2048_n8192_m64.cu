@@ -43,6 +43,14 @@ DEVICE int load_early(const int* p) {
   return v;
 }
 
+// A value that the launch before the last wrote, read before the wait: for kernels behind one that launches its dependents after its own
+// wait, so that all in front of it have ended. From L2: L1 may hold what was there before.
+DEVICE float load_settled(const float* p) {
+  float v;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
+  return v;
+}
+
 // d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
@@ -59,6 +67,18 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
+DEVICE int warp_max(int value) {
+  int most;
+  asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(value));
+  return most;
+}
+DEVICE int warp_min(int value) {
+  int least;
+  asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(value));
+  return least;
+}
+DEVICE int count_bits(u32 value) { return __popc(value); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
@@ -159,8 +179,8 @@ struct Fragments {
   Vec4 weights[ROW_TILES][2], rows[COLUMNS];
 };
 
-DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int first_tile, int first_row, int rows, int pair) {
-  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int pair) {
+  const int lane = threadIdx.x % 32, quad = lane % 4;
   if (pair >= PAIRS) return;
 #pragma unroll
   for (int r = 0; r < ROW_TILES; r++) {
@@ -169,10 +189,7 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, int 
     f.weights[r][1] = tile[32 + lane];
   }
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) {
-    const int row = first_row + 8 * c + group;
-    f.rows[c] = load_activations(x + (u64)(row < rows ? row : 0) * X_STRIDE, 32 * pair + 8 * quad);
-  }
+  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, 32 * pair + 8 * quad);
 }
 
 // weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
@@ -186,19 +203,20 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
   launch_dependents();
   wait_for_dependencies();
 
+  int source[COLUMNS];
+  #pragma unroll
+  for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
+  
   float sum[ROW_TILES][COLUMNS][4] = {};
   if (first_tile < TILES) {
     Fragments now, next;
-    load_fragments(now, weights, x, first_tile, first_row, (int)rows, part);
+    load_fragments(now, weights, x, source, first_tile, part);
     for (int pair = part; pair < PAIRS; pair += SPLIT) {
-      load_fragments(next, weights, x, first_tile, first_row, (int)rows, pair + SPLIT);
+      load_fragments(next, weights, x, source, first_tile, pair + SPLIT);
       Vec4 left[COLUMNS];
       if (PAIRED) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) {
-          const int row = first_row + 8 * c + group;
-          left[c] = load_activations(x + (u64)(row < (int)rows ? row : 0) * X_STRIDE + K, 32 * pair + 8 * quad);
-        }
+        for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, 32 * pair + 8 * quad);
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
@@ -250,7 +268,7 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
       const u64 at = (u64)row * ROWS[place.output] + place.row;
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
-      if (residual) y += residual[at];
+            if (residual) y += residual[at];
       store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
     }
   }

@@ -65,7 +65,7 @@ fn compare(engine: &mut GpuEngine, file: &Path, args: &MeasureArgs) -> Result<Va
     plan.check().context("plan.json")?;
     let (major, minor) = engine.gpu().compute_capability()?;
     let (_, cubins) = artifact.cubins_for(major, minor)?;
-    let variant = engine.variant(&plan, &cubins, args.batch)?;
+    let variant = engine.variant(&plan, &cubins, args.batch, args.depth + args.steps + 2)?;
     let comparison = engine.compare(&variant, args.depth, args.rounds, args.steps)?;
     let (default_us, us) = comparison.medians();
     Ok(json!({

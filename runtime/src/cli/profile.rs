@@ -6,7 +6,6 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use fusec::cli::{show, tell};
-use fusec::plan::StepKind;
 
 use super::{ModelArgs, bench};
 use crate::backend::Backend;
@@ -87,7 +86,7 @@ fn measure(engine: &mut GpuEngine, args: &ProfileArgs) -> Result<Profile> {
     let times = engine.time_launches(args.batch, args.depth, args.runs, &reader)?;
     let ceiling = reader.ceiling()?;
     let check = bench::check(engine)?;
-    let kind = StepKind::Decode { batch: args.batch };
+    let kind = engine.plan().decode_at(args.batch, args.depth + args.runs);
     let step = engine.plan().step(kind).with_context(|| format!("the plan has no {kind:?} step"))?;
     let mut profile = Profile::new(engine.plan(), step, &times, args.batch, args.depth, ceiling);
     profile.versions = bench::versions(engine.gpu())?;

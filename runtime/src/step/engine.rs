@@ -121,7 +121,7 @@ impl GpuEngine {
             gpu,
         };
         for step in &engine.plan.steps {
-            if matches!(step.kind, StepKind::Decode { batch } if batch > options.sequences) {
+            if matches!(step.kind, StepKind::Decode { batch } | StepKind::Near { batch, .. } if batch > options.sequences) {
                 continue;
             }
             let graph = engine.stream.capture(|stream| engine.enqueue(stream, &step.launches, true))?;
@@ -173,7 +173,7 @@ impl GpuEngine {
         let (mut launched, mut read) = (0, 0);
         loop {
             while launched < steps && launched < read + AHEAD {
-                self.replay(StepKind::Decode { batch })?;
+                self.replay(self.plan.decode_at(batch, longest + launched))?;
                 launched += 1;
             }
             for sequence in 0..live.len() {
@@ -201,9 +201,9 @@ impl GpuEngine {
         let mut logits = vec![0f32; tokens.len() * vocabulary];
         self.set_parameters(0, &SamplingParameters::default(), usize::MAX, &[])?;
         if by_step {
-            let kind = StepKind::Decode { batch: 1 };
-            let offset = self.step(kind)?.logits.context("a decode step has logits")?;
             for (position, (&token, row)) in tokens.iter().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
+                let kind = self.plan.decode_at(1, position);
+                let offset = self.step(kind)?.logits.context("a decode step has logits")?;
                 self.set_rows(&[(token, Some(position))])?;
                 self.replay(kind)?;
                 self.stream.synchronize()?;
@@ -266,7 +266,10 @@ impl GpuEngine {
         let offset = step.logits.with_context(|| format!("a {kind:?} step has no logits"))?;
         self.enqueue(&self.stream, &step.launches, false)?;
         self.stream.synchronize()?;
-        let rows = if let StepKind::Decode { batch: rows } | StepKind::Score { rows } = kind { rows } else { 1 };
+        let rows = match kind {
+            StepKind::Decode { batch: rows } | StepKind::Near { batch: rows, .. } | StepKind::Score { rows } => rows,
+            StepKind::Prompt { .. } | StepKind::Last { .. } => 1,
+        };
         let mut logits = vec![0f32; rows * self.plan.vocabulary];
         self.arena.download(offset, bytemuck::cast_slice_mut(&mut logits))?;
         Ok(logits)
@@ -464,6 +467,19 @@ fn check_fit(gpu: &Gpu, plan: &Plan, caches: &[usize], options: EngineOptions) -
     Ok(())
 }
 
+/// Fills a buffer with `pattern`, again and again, by copies on the device of what is there already.
+fn repeat(gpu: &Gpu, buffer: &DeviceBuffer, pattern: &[u8]) -> Result<()> {
+    let stream = gpu.stream()?;
+    let mut filled = pattern.len().min(buffer.len());
+    buffer.upload(0, &pattern[..filled])?;
+    while filled < buffer.len() {
+        let len = filled.min(buffer.len() - filled);
+        stream.copy(buffer, filled, buffer, 0, len)?;
+        filled += len;
+    }
+    stream.synchronize()
+}
+
 fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<DeviceBuffer>> {
     let pattern = match source {
         WeightSource::Dummy => dummy_pattern(64 << 20),
@@ -475,10 +491,8 @@ fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<
             WeightSource::Checkpoint(checkpoint) => gpu.upload(&pack(&weight.recipe, checkpoint)?, &weight.name),
             WeightSource::Dummy => {
                 let buffer = gpu.alloc(weight.bytes, &weight.name)?;
-                if matches!(weight.recipe, Recipe::Tiles { .. }) {
-                    for offset in (0..weight.bytes).step_by(pattern.len()) {
-                        buffer.upload(offset, &pattern[..pattern.len().min(weight.bytes - offset)])?;
-                    }
+                if matches!(weight.recipe, Recipe::Tiles { .. } | Recipe::Experts { .. }) {
+                    repeat(gpu, &buffer, &pattern)?;
                 } else {
                     let ones = vec![1f32; weight.bytes / 4];
                     buffer.upload(0, bytemuck::cast_slice(&ones))?;

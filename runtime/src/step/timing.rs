@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use fusec::plan::{Launch, StepKind};
+use fusec::plan::Launch;
 
 use super::ceiling::{MemoryReader, compile_kernel};
 use super::engine::{GpuEngine, launch_name};
@@ -36,9 +36,13 @@ impl GpuEngine {
     /// Microseconds of each of `count` decode steps, each run by itself, the sequences at `depth` when they begin.
     pub fn time_decode(&mut self, batch: usize, depth: usize, count: usize) -> Result<Vec<f64>> {
         self.begin_decode(batch, depth, count)?;
-        let (graph, _) = self.graph(StepKind::Decode { batch })?;
         let (begin, end) = (self.gpu.event()?, self.gpu.event()?);
-        (0..count).map(|_| self.time_one(graph, &begin, &end)).collect()
+        (0..count)
+            .map(|step| {
+                let (graph, _) = self.graph(self.plan.decode_at(batch, depth + step))?;
+                self.time_one(graph, &begin, &end)
+            })
+            .collect()
     }
 
     /// Microseconds of `count` runs of a prompt of `length` tokens and its first token, each from an empty cache.
@@ -68,7 +72,7 @@ impl GpuEngine {
         runs: usize,
         reader: &MemoryReader,
     ) -> Result<LaunchTimes> {
-        let kind = StepKind::Decode { batch };
+        let kind = self.plan.decode_at(batch, depth + runs);
         let launches = &self.step(kind)?.launches;
         // Sampling moves the sequences on: each run begins with them in their place.
         let begin = || self.begin_decode(batch, depth, runs);

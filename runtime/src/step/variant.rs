@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use fusec::plan::{Plan, StepKind};
+use fusec::plan::Plan;
 
 use super::engine::{GpuEngine, enqueue, load_kernels};
 use super::timing::median;
@@ -15,6 +15,7 @@ pub struct Variant {
     arena: DeviceBuffer,
     logits: usize,
     batch: usize,
+    reach: usize,
 }
 
 /// A variant beside the engine's own step.
@@ -29,16 +30,22 @@ pub struct Comparison {
 }
 
 impl GpuEngine {
-    /// Captures the decode step of `batch` of another plan, with the device code of its kernels by name. The engine must outlive its use.
+    /// Captures the decode step of `batch`, for positions up to `reach`, of another plan, with the device code of its kernels by name. The engine must outlive its use.
     ///
     /// # Errors
     /// A plan with other weights or caches, or without this step; device code that is missing.
-    pub fn variant(&self, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, batch: usize) -> Result<Variant> {
+    pub fn variant(
+        &self,
+        plan: &Plan,
+        cubins: &BTreeMap<&str, &[u8]>,
+        batch: usize,
+        reach: usize,
+    ) -> Result<Variant> {
         ensure!(
             plan.weights == self.plan.weights && plan.caches == self.plan.caches,
             "the weights or caches of the two plans differ: they are not of one model"
         );
-        let kind = StepKind::Decode { batch };
+        let kind = plan.decode_at(batch, reach);
         let step = plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))?;
         let kernels = load_kernels(&self.gpu, plan, cubins)?;
         let arena = self.gpu.alloc_zeroed(plan.arena_bytes, "activations")?;
@@ -46,7 +53,7 @@ impl GpuEngine {
         let graph = self.stream.capture(|stream| enqueue(stream, plan, &kernels, &addresses, &step.launches, true))?;
         let graph = graph.instantiate(&self.stream)?;
         let logits = step.logits.context("a decode step has logits")?;
-        Ok(Variant { graph, arena, logits, batch })
+        Ok(Variant { graph, arena, logits, batch, reach })
     }
 
     /// Runs `rounds` rounds of `steps` steps from `depth` on, the engine's own step and the variant's in turn, each step by itself.
@@ -56,8 +63,11 @@ impl GpuEngine {
     pub fn compare(&mut self, variant: &Variant, depth: usize, rounds: usize, steps: usize) -> Result<Comparison> {
         let batch = variant.batch;
         ensure!(rounds > 0 && steps > 0, "{rounds} rounds of {steps} steps");
-        let (own, _) = self.graph(StepKind::Decode { batch })?;
-        let own_logits = self.step(StepKind::Decode { batch })?.logits.context("a decode step has logits")?;
+        let last = depth + steps + 2;
+        ensure!(last <= variant.reach, "{last} positions, and the variant was captured for {}", variant.reach);
+        let kind = self.plan.decode_at(batch, last);
+        let (own, _) = self.graph(kind)?;
+        let own_logits = self.step(kind)?.logits.context("a decode step has logits")?;
         let (begin, end) = (self.gpu.event()?, self.gpu.event()?);
         let logits_of = |graph: &GraphExec, arena: &DeviceBuffer, offset: usize| -> Result<Vec<f32>> {
             self.begin_decode(batch, depth, steps)?;

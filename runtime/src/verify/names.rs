@@ -22,6 +22,8 @@ pub(super) struct Target {
     pub call: usize,
     /// `[first, size, step]`: it is these of the features that the other implementation has.
     pub part: Option<[usize; 3]>,
+    /// The call whose value may stand under the same name: an embedding module may scale what it returns, or leave that to what follows.
+    pub or: Option<usize>,
 }
 
 impl<'a> Index<'a> {
@@ -47,7 +49,7 @@ impl<'a> Index<'a> {
 
     /// What a name stands for; nothing for a name that the description has nothing for. Several where several operations read parts of one weight.
     pub fn targets(&self, name: &str) -> Vec<Target> {
-        let whole = |call: Option<usize>| call.map(|call| Target { call, part: None }).into_iter().collect();
+        let whole = |call: Option<usize>| call.map(|call| Target { call, part: None, or: None }).into_iter().collect();
         if let Some(number) = name.strip_prefix("hidden_states.").and_then(|number| number.parse().ok()) {
             return whole(self.hidden_state(number));
         }
@@ -117,7 +119,7 @@ impl<'a> Index<'a> {
             .iter()
             .enumerate()
             .filter(|(_, call)| reads(call))
-            .map(|(call, it)| Target { call, part: it.part("part") })
+            .map(|(call, it)| Target { call, part: it.part("part"), or: self.scaled(call) })
             .collect();
         // A tied head reads the embedding's weight; the module of that name is the embedding.
         if found.len() > 1 && found.iter().any(|target| target.part.is_none()) {
@@ -125,6 +127,14 @@ impl<'a> Index<'a> {
             found.truncate(1);
         }
         found
+    }
+
+    /// The scale behind an embedding.
+    fn scaled(&self, call: usize) -> Option<usize> {
+        let behind = |next: &usize| {
+            self.calls[*next].op == OpName::Scale && self.producers[*next].get("x").copied().flatten() == Some(call)
+        };
+        (self.calls[call].op == OpName::Embedding).then(|| (call + 1..self.calls.len()).find(behind)).flatten()
     }
 
     /// The last call of a layer, or of anywhere where `layer` is none, that defines a value.

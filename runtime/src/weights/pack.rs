@@ -17,6 +17,14 @@ const PAIR_BYTES: usize = 1024;
 pub fn pack(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     match recipe {
         Recipe::Tiles { parts, k, transposed, .. } => tiles(recipe, parts, *k, *transposed, checkpoint),
+        Recipe::Experts { count, .. } => {
+            let mut packed = Vec::with_capacity(recipe.bytes());
+            for index in 0..*count {
+                let expert = recipe.expert(index).context("a recipe of experts has none")?;
+                packed.append(&mut pack(&expert, checkpoint)?);
+            }
+            Ok(packed)
+        }
         Recipe::Biases { parts, .. } => {
             let biases: Vec<Option<Vec<f32>>> = parts
                 .iter()

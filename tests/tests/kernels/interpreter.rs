@@ -121,7 +121,16 @@ fn check_product(
             run(KernelSpec::Matvec(spec), [row_tiles.min(3), 1, 1], &arguments)?;
         }
         Some(columns) => {
-            let spec = MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired: false, activation };
+            let spec = MatmulSpec {
+                tiles,
+                row_tiles: 2,
+                columns,
+                row_warps: 2,
+                split: 2,
+                paired: false,
+                activation,
+                gather: None,
+            };
             let grid = [row_tiles.div_ceil(4), tokens.div_ceil(8 * columns), 1];
             let arguments = [weights.address(), x.address(), bias, residual, at(0), at(1), at(2), tokens as u64];
             run(KernelSpec::Matmul(spec), grid, &arguments)?;

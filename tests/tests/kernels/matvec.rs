@@ -457,9 +457,21 @@ pub struct Block {
 fn matmul_source(case: &Case, block: Block) -> String {
     let Block { row_tiles, columns, row_warps, split } = block;
     let (name, activation) = ("kernel".into(), case.activation);
-    Matmul { name, tiles: case.tiles(), row_tiles, columns, row_warps, split, paired: false, activation }
-        .render()
-        .expect("the template renders")
+    Matmul {
+        name,
+        tiles: case.tiles(),
+        row_tiles,
+        columns,
+        row_warps,
+        split,
+        paired: false,
+        activation,
+        experts: 0,
+        top_k: 0,
+        by_pair: false,
+    }
+    .render()
+    .expect("the template renders")
 }
 
 /// One matmul on random values.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::support::Mutation;
-use crate::{attention, attention_projection, matvec, sample};
+use crate::{attention, attention_projection, experts, matvec, sample};
 
 /// Runs a case with and without each mistake. The word that the error must hold says how the mistake shows.
 fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
@@ -197,13 +197,17 @@ fn in_a_matmul() {
             ("now.rows[c].x, now.rows[c].y", "now.rows[c].y, now.rows[c].x", "output"),
             ("bias[tile * 16 + group + 8]", "bias[tile * 16 + group]", "output"),
             ("if (first_tile < TILES) {", "if (first_tile + lane < TILES) {", "diverged"),
-            ("row < rows ? row : 0", "row", "buffer of"),
+            (
+                "(int)rows ? first_row + 8 * c + group : 0",
+                "(int)rows + 99 ? first_row + 8 * c + group : 0",
+                "buffer of",
+            ),
             ("first_tile + r < TILES ? first_tile + r : TILES - 1", "first_tile + r", "buffer of"),
             (" || row >= (int)rows", "", "buffer of"),
             ("2 * quad + i;", "2 * quad;", "not written"),
             // What a warp takes of the columns, and the next fragments of it.
             ("pair < PAIRS; pair += SPLIT", "pair < PAIRS; pair += 1", "output"),
-            ("rows, pair + SPLIT);", "rows, pair + 1);", "output"),
+            ("first_tile, pair + SPLIT);", "first_tile, pair + 1);", "output"),
             ("      now = next;\n", "", "output"),
             // The sum over the warps that share a row tile.
             ("    block_barrier();\n  }", "  }", "shared memory"),
@@ -214,6 +218,168 @@ fn in_a_matmul() {
             ("partial[part][row_warp][u][0]", "partial[part][0][u][0]", "race"),
             ("u / (2 * COLUMNS)][u / 2 % COLUMNS][u % 2 + 2]", "u / (2 * COLUMNS)][u / 2 % COLUMNS][u % 2]", "output"),
         ],
+    );
+}
+
+#[test]
+fn in_a_route() {
+    // Many logits are equal.
+    let case = experts::Case::new(120, 16, 4);
+    caught(
+        |mutation| experts::check_hidden(&case, mutation),
+        &[
+            (
+                "order[w] == largest ? 32 * w + lane : first",
+                "order[w] == largest ? 32 * w + 31 - lane : first",
+                "written",
+            ),
+            ("int w = WORDS - 1; w >= 0; w--", "int w = 0; w < WORDS; w++", "hidden"),
+            ("if (first % 32 == lane) left", "left", "bounds"),
+            ("slot < TOP_K; slot++", "slot < TOP_K - 1; slot++", "hidden"),
+            ("order[w] > largest ? order[w]", "order[w] > largest ? order[0]", "written"),
+            ("bits >> 31 & 0x7fffffff); }\nDEVICE float logit_of", "0); }\nDEVICE float logit_of", "buffer of"),
+            ("chosen >> w & 1 : 32 * w + lane < EXPERTS) whole", "true : 32 * w + lane < EXPERTS) whole", "hidden"),
+            ("SHARE_SCALE / warp_sum", "1.0f / warp_sum", "hidden"),
+            ("NORMALISE || SCORING == SOFTMAX ? SHARE_SCALE", "false ? SHARE_SCALE", "hidden"),
+            ("e >= EXPERTS ? 0.0f : EARLY", "EARLY", "buffer of"),
+        ],
+    );
+}
+
+#[test]
+fn in_the_insides_of_experts() {
+    let case = experts::Case { zeros: 99, k: 300, ..experts::Case::new(70, 4, 2) };
+    caught(
+        |mutation| experts::check_hidden(&case, mutation),
+        &[
+            // The experts of both rows.
+            ("word |= sets[row][w]", "word = sets[row][w]", "not written"),
+            ("count + count_bits(word & ((1u << lane) - 1))", "count_bits(word & ((1u << lane) - 1))", "race"),
+            ("  warp_barrier();\n  return count;", "  return count;", "shared memory"),
+            ("if (lane == 0) sets[row][w]", "if (lane == 1) sets[0][w]", "shared memory"),
+            ("logits + warp * EXPERTS", "logits", "not written"),
+            ("shares[warp][32 * e + lane] =", "shares[0][32 * e + lane] =", "shared memory"),
+            ("share == 0.0f ? 0.0f : ", "share == 0.0f ? 1.0f : ", "hidden"),
+            ("* other * share", "* other", "hidden"),
+            // Rows and their norms.
+            ("if (row > 0) stage_row", "if (row > 1) stage_row", "shared memory"),
+            ("x + row * K", "x", "hidden"),
+            ("sums[row][threadIdx.x / 32] = square", "sums[0][threadIdx.x / 32] = square", "shared memory"),
+            ("square / K + EPS", "square + EPS", "hidden"),
+            ("v[pass][i] *= w[pass][i]", "v[pass][i] *= 1.0f", "hidden"),
+            // Items: their experts, their row tiles, what comes next.
+            ("list[item / TILES]) + ((item", "list[0]) + ((item", "hidden"),
+            ("((item % TILES * PAIRS", "((0 * PAIRS", "hidden"),
+            ("(u64)expert * TILES * PAIRS", "(u64)expert * (TILES - 1) * PAIRS", "hidden"),
+            ("same ? item : item + gridDim.x", "item", "hidden"),
+            ("same ? chunk + 1 : 0", "0", "hidden"),
+            ("(u64)(item / TILES) * BATCH + warp", "(u64)(item / TILES) * BATCH", "not written"),
+            ("at < ROWS[0]) store(hidden", "at <= ROWS[0]) store(hidden", "buffer of"),
+            ("parity ^= 1", "parity ^= 0", "race"),
+            // Both columns of a row, both halves of the warps.
+            ("c < COLUMNS; c += BATCH", "c < BATCH; c += BATCH", "hidden"),
+            ("lane / 16 * (WARPS / 2) + i", "i", "hidden"),
+            ("sum[0][i + 2] + sum[1][i + 2]", "sum[0][i] + sum[1][i]", "hidden"),
+            ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "hidden"),
+            // Barriers.
+            ("  block_barrier();\n  const int (&list)", "  const int (&list)", "shared memory"),
+            ("  block_barrier();\n\n  float scale", "\n  float scale", "shared memory"),
+            (
+                "    block_barrier();\n    if (warp < BATCH) {\n      float y",
+                "    if (warp < BATCH) {\n      float y",
+                "shared memory",
+            ),
+            // Zeros for another launch, and the promises of dependent launch.
+            ("i < zero_count; i += gridDim.x", "i + 1 < zero_count; i += gridDim.x", "not written"),
+            ("load_floats<true>(w[pass]", "load_floats<false>(w[pass]", "before wait_for_dependencies"),
+            ("  wait_for_dependencies();\n", "", "wait_for_dependencies"),
+            ("  launch_dependents();\n", "", "launch_dependents"),
+        ],
+    );
+    let case = experts::Case { warps: 8, ..experts::Case::new(8, 4, 8) };
+    caught(
+        |mutation| experts::check_hidden(&case, mutation),
+        &[("round < ROUNDS; round++", "round < 1; round++", "hidden")],
+    );
+}
+
+#[test]
+fn in_a_sum_of_experts() {
+    let case =
+        experts::Case { features: 300, outputs: 40, depth: 3, split: 2, grid: 2, ..experts::Case::new(70, 4, 2) };
+    caught(
+        |mutation| experts::check_sum(&case, mutation),
+        &[
+            ("list[turn / SHARE] + offset", "list[0] + offset", "sum"),
+            ("offset = (first_tile * PAIRS", "offset = (0 * PAIRS", "sum"),
+            ("rank * BLOCK_PAIRS + warp) * 64", "warp) * 64", "sum"),
+            ("rank * EXPERT_K + i % EXPERT_K);", "i % EXPERT_K);", "sum"),
+            ("(u64)slot * BATCH + b", "(u64)slot * BATCH", "sum"),
+            ("row / BATCH * EXPERT_K + i % EXPERT_K) = v", "i % EXPERT_K) = v", "race"),
+            ("begin + 8 * THREADS * h, row", "begin, row", "shared memory"),
+            ("+ slot * EXPERT_K + k)\n", "+ k)\n", "sum"),
+            ("offset += teams * PAIRS * 64", "offset += PAIRS * 64", "sum"),
+            ("same ? chunk + 1 : 0", "0", "sum"),
+            ("chunk + 1 < chunks", "true", "sum"),
+            ("(turns + DEPTH - 1) / DEPTH", "turns / DEPTH", "sum"),
+            ("residual && rank == 0", "residual", "sum"),
+            ("rank = blockIdx.x % SPLIT", "rank = 0 * blockIdx.x", "sum"),
+            (
+                "accumulate((float*)out + warp",
+                "*((float*)out + warp * ROWS[0] + row) += y, accumulate((float*)out + 0 * warp",
+                "race",
+            ),
+            ("row < ROWS[0];", "row <= ROWS[0];", "buffer of"),
+            ("parity ^= 1", "parity ^= 0", "race"),
+            ("  block_barrier();\n  const int listed", "  const int listed", "shared memory"),
+            ("  warp_barrier();\n  const Vec4* const", "  const Vec4* const", "shared memory"),
+            ("    block_barrier();\n  }\n  int parity", "  }\n  int parity", "shared memory"),
+            ("load_logits<true>", "load_logits<false>", "before wait_for_dependencies"),
+            ("  wait_for_dependencies();\n", "", "wait_for_dependencies"),
+            ("  launch_dependents();\n", "", "launch_dependents"),
+        ],
+    );
+    // The columns are no multiple of the blocks that share them, and every expert is chosen.
+    let case = experts::Case { features: 270, ..experts::Case { experts: 4, ..case } };
+    caught(
+        |mutation| experts::check_sum(&case, mutation),
+        &[("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of")],
+    );
+}
+
+#[test]
+fn in_experts_of_many_rows() {
+    let case = experts::Case::new(40, 3, 70);
+    caught(
+        |mutation| experts::check_rows(&case, false, 1, [mutation, None]),
+        &[
+            ("slot + count_bits(word", "count_bits(word", "slot"),
+            ("slot += count_bits(word);", "", "slot"),
+            ("|= 1u << r", "|= 1u << warp", "route"),
+            ("word |= bits[i][e]", "word = bits[i][e]", "route"),
+            ("row >= (int)rows", "row > (int)rows", "buffer of"),
+            ("  block_barrier();\n  for", "  for", "shared memory"),
+            ("logits + (u64)row * EXPERTS", "logits", "route"),
+        ],
+    );
+    caught(
+        |mutation| experts::check_rows(&case, false, 1, [None, mutation]),
+        &[
+            ("y *= takers[row - first_row].share;", "", "product"),
+            ("row * TOP_K + slots[of]", "row * TOP_K", "not written"),
+            ("weights += (u64)blockIdx.z", "weights += 0 * (u64)blockIdx.z", "product"),
+            ("if (first_row >= taken) return;", "", "shared memory"),
+            ("rows = taken;", "", "shared memory"),
+            ("if (lane >= delta) at += before", "at += before", "shared memory"),
+            ("count - count_bits(word) - first;", "count - count_bits(word);", "not written"),
+            ("BY_PAIR ? taker.pair : taker.row", "taker.pair", "buffer of"),
+            ("  block_barrier();\n  if (first_row >= taken)", "  if (first_row >= taken)", "shared memory"),
+            ("warp_min(lane == 31 ? -at : 0)", "warp_min(0)", "not written"),
+        ],
+    );
+    caught(
+        |mutation| experts::check_rows(&case, true, 1, [None, mutation]),
+        &[("BY_PAIR ? taker.pair : taker.row", "taker.row", "product")],
     );
 }
 

@@ -134,7 +134,7 @@ fn elementwise() -> Result<()> {
         let out_type = if kind == 1 { Storage::BF16 } else { Storage::F32 };
         let factor = Float(1.75);
         let name = "kernel".into();
-        let kernel = Elementwise { name, kind, activation, factor, size, threads: 32, out_type };
+        let kernel = Elementwise { name, kind, activation, factor, count: 1, size, threads: 32, out_type };
         let kernel = build(kernel.render()?, None)?;
         let mut random = Random(kind as u64);
         let a: Vec<f32> = random.floats(rows * size).iter().map(|value| 3.0 * value).collect();
@@ -155,6 +155,29 @@ fn elementwise() -> Result<()> {
         kernel.launch([rows as u32, 1, 1], 32, 0, &[a.address(), second, out.address()])?;
         let (got, bound) = results(&out, out_type)?;
         compare("elementwise", &expected, &got, bound).with_context(|| format!("kind {kind}, {activation}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sums_of_rows() -> Result<()> {
+    let (rows, count, size) = (3, 4, 45);
+    let (name, factor, out_type) = ("kernel".into(), Float(0.0), Storage::F32);
+    let kernel = Elementwise { name, kind: 8, activation: 5, factor, count, size, threads: 32, out_type };
+    let kernel = build(kernel.render()?, None)?;
+    let mut random = Random(8);
+    let (a, b) = (random.floats(rows * count * size), random.floats(rows * size));
+    for with in [true, false] {
+        let value = |at: usize| {
+            let parts = (0..count).map(|part| f64::from(a[(at / size * count + part) * size + at % size]));
+            parts.sum::<f64>() + if with { f64::from(b[at]) } else { 0.0 }
+        };
+        let expected: Vec<f64> = (0..rows * size).map(value).collect();
+        let (given, add) = (HostBuffer::input(&a), HostBuffer::input(&b));
+        let out = room(rows * size, out_type);
+        let second = if with { add.address() } else { 0 };
+        kernel.launch([rows as u32, 1, 1], 32, 0, &[given.address(), second, out.address()])?;
+        compare("sum", &expected, &results(&out, out_type)?.0, Bound::Exact)?;
     }
     Ok(())
 }

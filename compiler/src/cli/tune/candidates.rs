@@ -47,6 +47,7 @@ impl Shape {
                     batch,
                     warps,
                     keys,
+                    slice: None,
                     us,
                     default_us,
                 }))
@@ -114,16 +115,14 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
 
 /// A split of one, two, four or eight rounds of a block.
 fn attentions(entry: &AttentionTuning) -> Vec<AttentionTuning> {
-    let lanes = entry.head_dim.div_ceil(8).next_power_of_two();
     let mut found = Vec::new();
     for warps in [4, 8, 16] {
         for rounds in [1, 2, 4, 8] {
-            let keys = rounds * warps * 32 / lanes;
-            if keys > 0 {
-                found.push(AttentionTuning { warps, keys, ..entry.clone() });
-            }
+            found.push(AttentionTuning { warps, keys: rounds * warps * 16, ..entry.clone() });
         }
     }
+    // In one kernel with the projection, for few keys; 0: not so.
+    found.extend([0, 1, 2, 3, 5, 6, 7, 9, 11].map(|slice| AttentionTuning { slice: Some(slice), ..entry.clone() }));
     found.retain(|other| other != entry);
     found
 }
@@ -137,7 +136,10 @@ impl fmt::Display for Shape {
                 write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor")
             }
             Shape::Matvec(entry) => write!(f, "{entry}"),
-            Shape::Attention(entry) if f.alternate() => write!(f, "{} warps, {} keys a split", entry.warps, entry.keys),
+            Shape::Attention(AttentionTuning { warps, keys, slice, .. }) if f.alternate() => match slice {
+                Some(slice) => write!(f, "{warps} warps, {keys} keys a split, {slice} row tiles a cluster"),
+                None => write!(f, "{warps} warps, {keys} keys a split"),
+            },
             Shape::Attention(entry) => write!(f, "{entry}"),
         }
     }

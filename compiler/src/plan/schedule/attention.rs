@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
-use super::shapes::{matmul_grid, matmul_shape};
+use super::shapes::{KEYS_A_SPLIT, cluster_shape, matmul_grid, matmul_shape};
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
-use crate::plan::spec::{AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
+use crate::plan::spec::{AttentionProjectionSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
 use crate::plan::{Arg, Part, Recipe};
 
 impl Builder<'_, '_> {
@@ -76,31 +76,52 @@ impl Builder<'_, '_> {
                 self.append_rows(v, values, key_heads, head_dim);
             }
         }
-        if attention.proj.is_some() && self.few() && in_kernel {
-            let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-            let slice = env("FUSE_SLICE", 0);
-            if slice > 0 {
-                return self.attention_projection(node, attention, [q, k, v, keys, values], [heads, key_heads, head_dim], slice, env("FUSE_CLUSTER", 8), env("FUSE_WARPS", 8));
-            }
-        }
         let share = heads / key_heads;
+        // Sums of that many heads fit into a block's shared memory.
         let most = if head_dim > 128 { 4 } else { 8 };
         let group = (1..=most).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
         let window = attention.window.unwrap_or(0);
-        let lanes = (head_dim.div_ceil(8)).next_power_of_two();
-        let combined = self.few() && attention.proj.is_some();
         let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
-        let (warps, keys_per_split) = match tuned.filter(|_| self.few()) {
-            Some(entry) => (entry.warps, entry.keys),
-            None => (8, 2 * 8 * 32 / lanes),
+        let tuned = tuned.filter(|_| self.few());
+        let (warps, keys_per_split) = tuned.map_or((8, KEYS_A_SPLIT), |entry| (entry.warps, entry.keys));
+        let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
+        let mut spec = AttentionSpec {
+            heads,
+            key_heads,
+            head_dim,
+            group,
+            warps,
+            splits: Splits { max: 1, keys: keys_per_split, window },
+            scale: attention.scale,
+            softcap: attention.softcap,
+            append: in_kernel,
+            norm: norms.map(|(q_norm, k_norm)| (q_norm.eps, k_norm.eps)),
+            rope: attention.rope.as_ref().filter(|_| in_kernel).map(RopeTable::new),
+            sinks: attention.sinks,
+            out: Storage::F32,
         };
-        let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-        let (warps, keys_per_split) = if self.few() { (env("FUSE_WARPS", warps), env("FUSE_KEYS", keys_per_split)) } else { (warps, keys_per_split) };
+        let offset = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let (mut q_weight, mut k_weight) = (Source::Ready(Arg::Null), Source::Ready(Arg::Null));
+        if in_kernel {
+            q_weight = self.vector(node, Role::QNormWeight, offset(&attention.q_norm))?;
+            k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
+        }
+        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        if in_kernel && self.rows.near && attention.proj.is_some() {
+            let proj = self.proj_weight(node, attention, heads * head_dim)?;
+            let slice = tuned.and_then(|entry| entry.slice);
+            if let Some((cluster, slice)) = cluster_shape(&spec, proj.rows, self.rows.count, slice) {
+                spec.warps = 8;
+                let operands = [q, k, v, keys, values, self.positions(), self.sequences(), q_weight, k_weight, sinks];
+                return self.clustered(node, spec, proj, cluster, slice, &operands);
+            }
+        }
+        let combined = self.few() && attention.proj.is_some();
         let blocks = heads / group * self.rows.count;
-        let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(1, 32) } else { 1 };
         // A projection that combines reads partial sums even from a single block.
-        let max = if combined { max.max(2) } else { max };
-        let splits = Splits { max, keys: keys_per_split, window };
+        let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };
+        spec.splits.max = max;
+        let splits = spec.splits;
         let proj_input = attention.proj.is_some() && !combined;
         let result = node.result(0);
         let (out, storage, statistics) = if combined {
@@ -114,29 +135,7 @@ impl Builder<'_, '_> {
             let (out, storage) = self.result(result);
             (out, storage, Source::Ready(Arg::Null))
         };
-        let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
-        let spec = AttentionSpec {
-            heads,
-            key_heads,
-            head_dim,
-            group,
-            warps,
-            splits,
-            scale: attention.scale,
-            softcap: attention.softcap,
-            append: in_kernel,
-            norm: norms.map(|(q_norm, k_norm)| (q_norm.eps, k_norm.eps)),
-            rope: attention.rope.as_ref().filter(|_| in_kernel).map(RopeTable::new),
-            sinks: attention.sinks,
-            out: storage,
-        };
-        let offset = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
-        let (mut q_weight, mut k_weight) = (Source::Ready(Arg::Null), Source::Ready(Arg::Null));
-        if in_kernel {
-            q_weight = self.vector(node, Role::QNormWeight, offset(&attention.q_norm))?;
-            k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
-        }
-        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        spec.out = storage;
         let mut args = vec![
             q,
             k,
@@ -160,72 +159,27 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// Attention and its projection in clusters.
-    #[allow(clippy::too_many_arguments)]
-    fn attention_projection(
+    /// Attention and its projection in one kernel, its blocks in clusters.
+    fn clustered(
         &mut self,
         node: NodeId,
-        attention: &Attention,
-        operands: [Source; 5],
-        [heads, key_heads, head_dim]: [usize; 3],
-        slice: usize,
+        attention: AttentionSpec,
+        proj: ProjWeight,
         cluster: usize,
-        warps: usize,
+        slice: usize,
+        operands: &[Source],
     ) -> Result<()> {
-        let cluster = (1..=cluster).rev().find(|cluster| key_heads.is_multiple_of(*cluster)).unwrap_or(1);
-        let share = heads / key_heads;
-        let group = (1..=8).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
-        let proj = attention.proj.context("no projection")?;
-        let k = heads * head_dim;
-        let (tensor, sizes) = self.weight(node, Role::ProjWeight)?;
-        let rows = if proj.transposed { sizes[1] } else { sizes[0] };
-        let bias = match proj.bias {
-            true => {
-                let (name, _) = self.weight(node, Role::ProjBias)?;
-                Source::Ready(Arg::Weight(
-                    self.planner.weight(Recipe::Biases { parts: vec![(Some(name), rows)], gated: false }),
-                ))
-            }
-            false => Source::Ready(Arg::Null),
-        };
-        let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
-        let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
         let residual = self.optional(node, Role::Residual)?;
-        let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref());
         let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+        let tiles = Tiles { k: proj.k, rows: vec![proj.rows], gated: false, out: storage };
         let slices = tiles.count().div_ceil(slice);
-        let spec = crate::plan::spec::AttentionProjectionSpec {
-            attention: AttentionSpec {
-                heads,
-                key_heads,
-                head_dim,
-                group,
-                warps,
-                splits: Splits { max: 1, keys: 1, window: attention.window.unwrap_or(0) },
-                scale: attention.scale,
-                softcap: attention.softcap,
-                append: true,
-                norm: norms.map(|(q_norm, k_norm)| (q_norm.eps, k_norm.eps)),
-                rope: attention.rope.as_ref().map(RopeTable::new),
-                sinks: attention.sinks,
-                out: storage,
-            },
-            tiles,
-            batch: self.rows.count,
-            cluster,
-            slice,
-        };
-        let offset = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
-        let q_weight = self.vector(node, Role::QNormWeight, offset(&attention.q_norm))?;
-        let k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
-        let sinks = self.vector(node, Role::Sinks, 0.0)?;
-        let mut args = vec![packed];
+        let bytes = proj.bytes();
+        let mut args = vec![proj.packed];
         args.extend(operands);
-        args.extend([self.positions(), self.sequences(), q_weight, k_weight, sinks, bias, residual, out]);
-        args.push(Source::Ready(Arg::Context));
+        args.extend([proj.bias, residual, out, Source::Ready(Arg::Context)]);
         args.extend(NO_ZEROS);
-        self.launch(KernelSpec::AttentionProjection(spec), [cluster, slices, 1], args, rows * k * 2);
+        let spec = AttentionProjectionSpec { attention, tiles, batch: self.rows.count, cluster, slice };
+        self.launch(KernelSpec::AttentionProjection(spec), [cluster, slices, 1], args, bytes);
         Ok(())
     }
 
@@ -259,20 +213,8 @@ impl Builder<'_, '_> {
         Ok(at)
     }
 
-    /// The output projection that is fused with an attention.
-    #[allow(clippy::too_many_arguments)]
-    fn projection(
-        &mut self,
-        node: NodeId,
-        attention: &Attention,
-        x: Source,
-        statistics: Source,
-        heads: usize,
-        head_dim: usize,
-        combine: Option<Splits>,
-    ) -> Result<()> {
+    fn proj_weight(&mut self, node: NodeId, attention: &Attention, k: usize) -> Result<ProjWeight> {
         let proj = attention.proj.context("no projection")?;
-        let k = heads * head_dim;
         let (tensor, sizes) = self.weight(node, Role::ProjWeight)?;
         let rows = if proj.transposed { sizes[1] } else { sizes[0] };
         let bias = match proj.bias {
@@ -285,7 +227,22 @@ impl Builder<'_, '_> {
             false => Source::Ready(Arg::Null),
         };
         let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
-        let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
+        Ok(ProjWeight { rows, k, packed: Source::Ready(Arg::Weight(self.planner.weight(recipe))), bias })
+    }
+
+    /// The output projection that is fused with an attention.
+    #[allow(clippy::too_many_arguments)]
+    fn projection(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        x: Source,
+        statistics: Source,
+        heads: usize,
+        head_dim: usize,
+        combine: Option<Splits>,
+    ) -> Result<()> {
+        let ProjWeight { rows, k, packed, bias } = self.proj_weight(node, attention, heads * head_dim)?;
         let residual = self.optional(node, Role::Residual)?;
         let null = Source::Ready(Arg::Null);
         let bytes = rows * k * 2;
@@ -300,7 +257,7 @@ impl Builder<'_, '_> {
                 norm: None,
                 combine: combine.map(|splits| (heads, head_dim, splits)),
                 activation: None,
-                residual: proj.residual,
+                residual: attention.proj.is_some_and(|proj| proj.residual),
                 argmax: false,
             };
             let mut operands =
@@ -319,5 +276,19 @@ impl Builder<'_, '_> {
             self.launch(KernelSpec::Matmul(spec), grid, vec![packed, x, bias, residual, out, null, null, count], bytes);
         }
         Ok(())
+    }
+}
+
+/// The weight of a projection that is fused with an attention, `[rows, k]`.
+struct ProjWeight {
+    rows: usize,
+    k: usize,
+    packed: Source,
+    bias: Source,
+}
+
+impl ProjWeight {
+    fn bytes(&self) -> usize {
+        self.rows * self.k * 2
     }
 }

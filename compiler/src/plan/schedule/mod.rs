@@ -1,15 +1,16 @@
 //! From the fused graph to launches: each node becomes the kernels of its family, each value a place.
 
 mod attention;
+mod experts;
 mod products;
 mod shapes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::arena::{Lifetime, place};
-use super::spec::{ElementKind, KernelSpec, NormSpec, Storage};
+use super::spec::{ElementKind, KernelSpec, NEAR, NormSpec, Storage};
 use super::tuning::Tuning;
 use super::{Arg, Cache, Io, Kernel, Launch, Plan, Recipe, Step, StepKind, WeightBuffer};
 use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
@@ -26,11 +27,13 @@ pub struct PlanOptions {
     pub prompts: Vec<usize>,
     /// Launch shapes that were measured.
     pub tuning: Tuning,
+    /// Whether blocks may work in clusters: compute capability 9.0 and later.
+    pub clusters: bool,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default() }
+        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default(), clusters: false }
     }
 }
 
@@ -50,15 +53,23 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
     let (body, head) = (planner.body.clone(), planner.head.clone());
     for &batch in &options.batches {
         ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
-        let mut builder = Builder::new(&mut planner, Rows { count: batch, prompt: false });
-        builder.nodes(&body, true)?;
-        builder.nodes(&head, true)?;
-        builder.end(StepKind::Decode { batch });
-        builder.finish();
+        for near in [options.clusters, false] {
+            let mut builder = Builder::new(&mut planner, Rows { count: batch, prompt: false, near });
+            builder.nodes(&body, true)?;
+            builder.nodes(&head, true)?;
+            if near && !builder.has_near_form() {
+                continue;
+            }
+            builder.end(if near { StepKind::Near { batch, reach: NEAR } } else { StepKind::Decode { batch } });
+            builder.finish();
+            if !near {
+                break;
+            }
+        }
     }
     for &rows in &options.prompts {
         ensure!(rows > 8 && rows.is_multiple_of(8), "a prompt chunk of {rows} rows is not a multiple of 8 above 8");
-        let mut builder = Builder::new(&mut planner, Rows { count: rows, prompt: true });
+        let mut builder = Builder::new(&mut planner, Rows { count: rows, prompt: true, near: false });
         builder.nodes(&body, true)?;
         builder.end(StepKind::Prompt { rows });
         builder.nodes(&head, false)?;
@@ -144,13 +155,8 @@ impl<'g> Planner<'g> {
     fn into_plan(self, graph: &Graph) -> Plan {
         let layers =
             graph.node_ids().iter().filter_map(|&node| graph.node(node).layer).max().map_or(0, |last| last + 1);
-        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
-        let kernels_per_layer = (0..layers)
-            .map(|layer| {
-                decode.map_or(0, |step| step.launches.iter().filter(|launch| launch.layer == Some(layer)).count())
-            })
-            .max()
-            .unwrap_or(0);
+        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. }));
+        let kernels_per_layer = decode.map_or(0, |step| step.kernels_per_layer(layers));
         let vocabulary = graph.outputs.first().map_or(0, |&logits| graph.type_of(logits).row_size());
         Plan {
             name: graph.name.clone(),
@@ -172,6 +178,8 @@ impl<'g> Planner<'g> {
 struct Rows {
     count: usize,
     prompt: bool,
+    /// No row is at a position of [`NEAR`] or beyond.
+    near: bool,
 }
 
 /// Where a value is.
@@ -199,6 +207,8 @@ struct Builder<'p, 'g> {
     /// The first row in use: the head of a prompt step takes the last row only.
     first_row: usize,
     places: HashMap<Value, Place>,
+    /// Nodes that a kernel of another node computes.
+    done: HashSet<NodeId>,
     buffers: Vec<Lifetime>,
     launches: Vec<Pending>,
     /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
@@ -222,6 +232,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             rows,
             first_row: 0,
             places: HashMap::new(),
+            done: HashSet::new(),
             buffers: Vec::new(),
             launches: Vec::new(),
             ends: Vec::new(),
@@ -231,6 +242,12 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     fn graph(&self) -> &'g Graph {
         self.planner.graph
+    }
+
+    /// Whether a launch is of a form that only near steps have.
+    fn has_near_form(&self) -> bool {
+        let spec = |launch: &Pending| &self.planner.kernels[launch.kernel].spec;
+        self.launches.iter().any(|launch| matches!(spec(launch), KernelSpec::AttentionProjection(_)))
     }
 
     /// From here on the step has one row: the last.
@@ -253,6 +270,9 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     fn nodes(&mut self, nodes: &[NodeId], sample: bool) -> Result<()> {
         for &node in nodes {
+            if self.done.contains(&node) {
+                continue;
+            }
             let op = self.graph().op(node).clone();
             let before = self.launches.len();
             match &op {
@@ -263,6 +283,7 @@ impl<'p, 'g> Builder<'p, 'g> {
                 }
                 Op::Embedding => self.embedding(node)?,
                 Op::Matmul(matmul) => self.matmul(node, matmul, sample)?,
+                Op::Norm(norm) if self.is_of_experts(node, norm) => {}
                 Op::Norm(norm) => self.norm(node, norm)?,
                 Op::Rope(_) | Op::KvAppend => self.positional(node, &op)?,
                 Op::Attention(attention) => self.attention(node, attention)?,
@@ -281,9 +302,9 @@ impl<'p, 'g> Builder<'p, 'g> {
                     let from = self.place(node, Role::X)?;
                     self.places.insert(node.result(0), from);
                 }
-                Op::Route(_) | Op::Experts(_) => {
-                    bail!("no kernel computes {op} yet: models with routed experts run on the CPU (--device cpu)")
-                }
+                // The kernel of the experts routes.
+                Op::Route(_) => {}
+                Op::Experts(experts) => self.experts(node, experts)?,
                 Op::Sample if sample => self.sample(node, None)?,
                 Op::Sample => {}
             }

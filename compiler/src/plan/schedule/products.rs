@@ -27,7 +27,7 @@ impl Builder<'_, '_> {
     }
 
     /// A copy of an activation in bfloat16, for a product.
-    fn rounded(&mut self, from: Place, size: usize) -> Source {
+    pub(super) fn rounded(&mut self, from: Place, size: usize) -> Source {
         if from.storage == Storage::BF16 {
             return from.arg;
         }

@@ -1,0 +1,154 @@
+{% include "device.cuh" %}
+// {{ name }}: what the {{ route.top_k }} of {{ route.experts }} experts that each of {{ batch }} rows goes to have inside: share f(gate x) up x. Reads the weights
+// of the chosen alone, each once.
+{% include "tiles.cuh" %}
+{% include "route.cuh" %}
+{% include "experts.cuh" %}
+constexpr bool NORM = {{ norm }};               // rms_norm of x
+constexpr float EPS = {{ eps }};
+constexpr int ACTIVATION = {{ activation }};
+constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
+constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of pairs a row tile
+constexpr bool WHOLE = PAIRS == WARPS * DEPTH * CHUNKS;          // nothing is padded
+// x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for them, else two rounds.
+constexpr int ROUNDS = 2 * BATCH > 8 ? 2 : 1;
+constexpr int COLUMNS = ROUNDS == 1 ? 2 * BATCH : BATCH;
+constexpr int STAGED_K = PAIRS * 32;
+constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
+constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // eights of a row a thread brings to shared memory
+
+{% include "floats.cuh" %}
+
+// x · w into shared memory, and the warp's part of what the norm divides by: it is applied to the products, which are linear in it.
+DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row) {
+  float square = 0.0f;
+#pragma unroll
+  for (int pass = 0; pass < PASSES; pass++) {
+    const int k = 8 * (threadIdx.x + THREADS * pass);
+    if (k >= STAGED_K) break;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      square += v[pass][i] * v[pass][i];
+      if (NORM) v[pass][i] *= w[pass][i];
+    }
+    store_pair(staged + row * STAGE_STRIDE + k, v[pass]);
+  }
+  if (NORM) {
+    square = warp_sum(square);
+    if (threadIdx.x % 32 == 0) sums[row][threadIdx.x / 32] = square;
+  }
+}
+
+// A row tile of a listed expert is an item; items of an expert follow each other. Where a warp's pairs begin in a chunk of an item.
+DEVICE const Vec4* place_in(const Vec4* weights, const int (&list)[MOST], int item, int chunk, int warp, int lane) {
+  return expert_pointer(weights, list[item / TILES]) + ((item % TILES * PAIRS + warp + WARPS * DEPTH * chunk) * 64 + lane);
+}
+
+// Starts the loads of pair i of a chunk that begins at `from`.
+DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int chunk, int i, int warp) {
+  if (!(WHOLE || warp + WARPS * (DEPTH * chunk + i) < PAIRS)) return;
+  pair[0] = load_stream(from + WARPS * i * 64);
+  pair[1] = load_stream(from + WARPS * i * 64 + 32);
+}
+
+// weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: fp32 [BATCH][EXPERTS].
+// hidden: bfloat16 [listed experts][BATCH][ROWS]. zeros: `zero_count` floats that are set to zero. Grid: any.
+KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const float* x, const float* norm_weight,
+    const float* logits, u16* hidden, float* zeros, u64 zero_count) {
+  SHARED float partial[2][WARPS][16][COLUMNS];
+  SHARED float sums[BATCH][WARPS];
+  SHARED float shares[BATCH][EXPERTS];
+  SHARED u32 sets[BATCH][WORDS];
+  SHARED int lists[WARPS][MOST];
+  u16* staged = (u16*)shared_memory();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  float w[PASSES][8];
+  if (NORM) {
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) w[pass][i] = 1.0f;
+      if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
+    }
+  }
+  wait_for_dependencies();
+  // Behind the wait: the logits are there before a dependent begins.
+  launch_dependents();
+
+  // The logits and the rows come together. The weights are asked for as soon as the experts are known: row 0 is staged behind that.
+  float logit[WORDS] = {}, top = 0.0f, v[PASSES][8];
+  u32 chosen = 0;
+  if (warp < BATCH) load_logits<false>(logit, logits + warp * EXPERTS, lane);
+#pragma unroll 1
+  for (int row = BATCH - 1; row >= 0; row--) {
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) load_floats<false>(v[pass], x + row * K, 8 * (threadIdx.x + THREADS * pass));
+    if (row > 0) stage_row(staged, sums, v, w, row);
+  }
+  if (warp < BATCH) {
+    chosen = choose(logit, top, lane);
+    leave_chosen(sets, warp, chosen, lane);
+  }
+  block_barrier();
+  const int (&list)[MOST] = lists[warp];
+  const int items = list_experts(lists[warp], sets, lane) * TILES;
+  Vec4 held[DEPTH][2];
+  if (blockIdx.x < items) {
+    const Vec4* from = place_in(weights, list, blockIdx.x, 0, warp, lane);
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, 0, i, warp);
+  }
+  stage_row(staged, sums, v, w, 0);
+  if (warp < BATCH) {
+    float share[WORDS];
+    shares_of(share, logit, chosen, top, lane);
+#pragma unroll
+    for (int e = 0; e < WORDS; e++)
+      if (32 * e + lane < EXPERTS) shares[warp][32 * e + lane] = share[e];
+  }
+  for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
+  block_barrier();
+
+  float scale = 1.0f;
+  if (NORM && warp < BATCH) {
+    float square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) square += sums[warp][i];
+    scale = rsqrtf(square / K + EPS);
+  }
+  int parity = 0;
+#pragma unroll 1
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    float sum[2][4] = {};
+#pragma unroll 1
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+      // Each pair makes room for the one a ring later: of the next chunk, or the next item.
+      const bool same = chunk + 1 < CHUNKS;
+      const int next = same ? item : item + gridDim.x, next_chunk = same ? chunk + 1 : 0;
+      const Vec4* from = next < items ? place_in(weights, list, next, next_chunk, warp, lane) : nullptr;
+#pragma unroll
+      for (int i = 0; i < DEPTH; i++) {
+        const int pair = warp + WARPS * (DEPTH * chunk + i);
+        if (WHOLE || pair < PAIRS) {
+#pragma unroll
+          for (int round = 0; round < ROUNDS; round++) {
+            const Vec4 b = *(const Vec4*)(staged + (group % COLUMNS + round * BATCH) * STAGE_STRIDE + 32 * pair + 8 * quad);
+            mma_bf16(sum[0], held[i][0], b.x, b.y);
+            mma_bf16(sum[1], held[i][1], b.z, b.w);
+          }
+        }
+        if (from) load_pair(held[i], from, next_chunk, i, warp);
+      }
+    }
+    leave_partial(partial[parity], sum, warp, lane);
+    block_barrier();
+    if (warp < BATCH) {
+      float y = total_of(partial[parity], warp, lane) * scale;
+      const float other = GATED ? shuffle_xor(y, 8) : 1.0f, share = shares[warp][list[item / TILES]];
+      y = share == 0.0f ? 0.0f : activate<ACTIVATION>(y) * other * share;
+      const int at = item % TILES * TILE_ROWS + lane;
+      if (lane < TILE_ROWS && at < ROWS[0]) store(hidden + ((u64)(item / TILES) * BATCH + warp) * ROWS[0] + at, y);
+    }
+    parity ^= 1;
+  }
+}

@@ -1,0 +1,122 @@
+{% include "device.cuh" %}
+// {{ name }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order of the experts. Reads the weights of the
+// chosen alone, each once.
+{% include "tiles.cuh" %}
+{% include "route.cuh" %}
+{% include "experts.cuh" %}
+constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
+constexpr bool STAGED = {{ staged }};           // the insides go through shared memory
+constexpr int COLUMNS = BATCH;
+constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile of an expert that a block takes
+constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
+constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE;           // nothing is padded
+constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is any ring
+constexpr int EXPERT_K = BLOCK_PAIRS * 32;                       // columns of an expert that a block brings to shared memory
+constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
+static_assert(!GATED, "the sum is of single products");
+static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
+
+// A warp's turns: SHARE pairs of the first listed expert, then those of the next. Whether a turn has one, and not padding.
+DEVICE bool is_pair(int turn, int rank, int warp) {
+  const int pair = warp + WARPS * (turn % SHARE);
+  return WHOLE || (pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+}
+
+// Starts the loads of the pair of a turn. `offset`: where the warp's pairs of a row tile begin in an expert.
+DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* const (&list)[MOST], int offset, int turn, int rank, int warp) {
+  if (!is_pair(turn, rank, warp)) return;
+  const Vec4* from = list[turn / SHARE] + offset + turn % SHARE * WARPS * 64;
+  pair[0] = load_stream(from);
+  pair[1] = load_stream(from + 32);
+}
+
+// Eight of the columns of listed expert `slot` for row b.
+DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load_activations(hidden + ((u64)slot * BATCH + b) * K, k); }
+
+// weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: fp32 [BATCH][EXPERTS]. residual: fp32
+// [BATCH][ROWS] or null. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
+KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const u16* hidden, const float* logits,
+    const float* residual, Out* out) {
+  SHARED float partial[2][WARPS][16][COLUMNS];
+  SHARED u32 sets[BATCH][WORDS];
+  SHARED int lists[WARPS][MOST];
+  SHARED const Vec4* pointers[WARPS][MOST];
+  u16* staged = (u16*)shared_memory();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const int rank = blockIdx.x % SPLIT, first_tile = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
+  launch_dependents();
+
+  // Which experts it is, and their weights, before the kernel in front is done: it began behind the one that made the logits.
+  if (warp < BATCH) {
+    float logit[WORDS], top;
+    load_logits<true>(logit, logits + warp * EXPERTS, lane);
+    leave_chosen(sets, warp, choose(logit, top, lane), lane);
+  }
+  block_barrier();
+  const int listed = list_experts(lists[warp], sets, lane), count = BATCH == 1 ? TOP_K : listed;
+  for (int i = lane; i < count; i += 32) pointers[warp][i] = expert_pointer(weights, lists[warp][i]);
+  warp_barrier();
+  const Vec4* const (&list)[MOST] = pointers[warp];
+  const int turns = count * SHARE, chunks = (turns + DEPTH - 1) / DEPTH;
+  int offset = (first_tile * PAIRS + rank * BLOCK_PAIRS + warp) * 64 + lane;
+  Vec4 held[DEPTH][2];
+#pragma unroll
+  for (int i = 0; i < DEPTH; i++)
+    if ((FULL || i < turns) && first_tile < TILES) load_pair(held[i], list, offset, i, rank, warp);
+  wait_for_dependencies();
+
+  if (STAGED) {
+    // Two loads go out together.
+#pragma unroll 1
+    for (int begin = 8 * threadIdx.x; begin < BATCH * count * EXPERT_K; begin += 16 * THREADS) {
+      Vec4 v[2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
+        if (row < BATCH * count) v[h] = load_hidden(hidden, row / BATCH, row % BATCH, rank * EXPERT_K + i % EXPERT_K);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
+        if (row < BATCH * count) *(Vec4*)(staged + row % BATCH * STAGE_STRIDE + row / BATCH * EXPERT_K + i % EXPERT_K) = v[h];
+      }
+    }
+    block_barrier();
+  }
+  int parity = 0;
+#pragma unroll 1
+  for (int tile = first_tile; tile < TILES; tile += teams) {
+    const int row = tile * 16 + lane;
+    const bool writes = warp < BATCH && lane < 16 && row < ROWS[0];
+    float add = 0.0f, sum[2][4] = {};
+    if (writes && residual && rank == 0) add = residual[warp * ROWS[0] + row];
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; chunk++) {
+      // Each pair makes room for the one a ring later: of the next chunk, or the next row tile.
+      const bool same = chunk + 1 < chunks;
+      const int next_chunk = same ? chunk + 1 : 0;
+      const bool more = same || tile + teams < TILES;
+      if (!same) offset += teams * PAIRS * 64;
+#pragma unroll
+      for (int i = 0; i < DEPTH; i++) {
+        const int turn = DEPTH * chunk + i, next = DEPTH * next_chunk + i;
+        if ((FULL || turn < turns) && is_pair(turn, rank, warp)) {
+          const int b = group % BATCH, slot = turn / SHARE, k = 32 * (warp + WARPS * (turn % SHARE)) + 8 * quad;
+          const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k)
+                                : load_hidden(hidden, slot, b, rank * EXPERT_K + k);
+          mma_bf16(sum[0], held[i][0], v.x, v.y);
+          mma_bf16(sum[1], held[i][1], v.z, v.w);
+        }
+        if (more && (FULL || next < turns)) load_pair(held[i], list, offset, next, rank, warp);
+      }
+    }
+    leave_partial(partial[parity], sum, warp, lane);
+    block_barrier();
+    if (warp < BATCH) {
+      const float y = total_of(partial[parity], warp, lane) + add;
+      if (writes && SPLIT == 2) accumulate((float*)out + warp * ROWS[0] + row, y);
+      if (writes && SPLIT == 1) store(out + warp * ROWS[0] + row, y);
+    }
+    parity ^= 1;
+  }
+}

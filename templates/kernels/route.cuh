@@ -1,0 +1,64 @@
+// Which experts a row goes to, from its logits. A warp routes a row: each of its lanes holds every 32nd logit.
+constexpr int EXPERTS = {{ route.experts }};
+constexpr int TOP_K = {{ route.top_k }};              // experts a row
+constexpr int SOFTMAX = 0, SIGMOID = 1;
+constexpr int SCORING = {{ route.scoring }};          // what makes shares of logits
+constexpr bool NORMALISE = {{ route.normalise }};     // the shares of the chosen are divided by their sum
+constexpr float SHARE_SCALE = {{ route.scale }};      // multiplies the shares
+constexpr int WORDS = (EXPERTS + 31) / 32;            // logits a lane, and words of a set of experts
+static_assert(TOP_K >= 1 && TOP_K <= EXPERTS && WORDS <= 32, "a lane has a bit for each of its logits");
+
+// An integer that is ordered as the logits are, NaNs at the ends; and back.
+DEVICE int order_of(float logit) { const int bits = (int)bits_of(logit); return bits ^ (bits >> 31 & 0x7fffffff); }
+DEVICE float logit_of(int order) { return float_of((u32)(order ^ (order >> 31 & 0x7fffffff))); }
+
+// EARLY: before the wait.
+template <bool EARLY>
+DEVICE void load_logits(float (&logit)[WORDS], const float* logits, int lane) {
+#pragma unroll
+  for (int w = 0; w < WORDS; w++) {
+    const int e = 32 * w + lane;
+    logit[w] = e >= EXPERTS ? 0.0f : EARLY ? load_settled(logits + e) : logits[e];
+  }
+}
+
+// Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, the first of equal ones first. `top` is the largest.
+DEVICE u32 choose(const float (&logit)[WORDS], float& top, int lane) {
+  u32 all = 0;
+  int order[WORDS];
+#pragma unroll
+  for (int w = 0; w < WORDS; w++) {
+    order[w] = order_of(logit[w]);
+    if (32 * w + lane < EXPERTS) all |= 1u << w;
+  }
+  u32 left = all;
+#pragma unroll 1
+  for (int slot = 0; slot < TOP_K; slot++) {
+    int largest = (int)0x80000000u, first = 32 * WORDS;
+#pragma unroll
+    for (int w = 0; w < WORDS; w++) largest = left >> w & 1 && order[w] > largest ? order[w] : largest;
+    largest = warp_max(largest);
+#pragma unroll
+    for (int w = WORDS - 1; w >= 0; w--) first = left >> w & 1 && order[w] == largest ? 32 * w + lane : first;
+    first = warp_min(first);
+    if (slot == 0) top = logit_of(largest);
+    if (first % 32 == lane) left &= ~(1u << first / 32);
+  }
+  return all & ~left;
+}
+
+// The lane's shares of the row: zero for an expert that is not chosen.
+DEVICE void shares_of(float (&share)[WORDS], const float (&logit)[WORDS], u32 chosen, float top, int lane) {
+  float whole = 0.0f;
+#pragma unroll
+  for (int w = 0; w < WORDS; w++) {
+    share[w] = SCORING == SOFTMAX ? expf(logit[w] - top) : 1.0f / (1.0f + expf(-logit[w]));
+    if (NORMALISE ? chosen >> w & 1 : 32 * w + lane < EXPERTS) whole += share[w];
+  }
+  const float scale = NORMALISE || SCORING == SOFTMAX ? SHARE_SCALE / warp_sum(whole) : SHARE_SCALE;
+#pragma unroll
+  for (int w = 0; w < WORDS; w++) share[w] = chosen >> w & 1 ? share[w] * scale : 0.0f;
+}
+
+// The set that lanes hold bits of, a word at a time: the same for the whole warp.
+DEVICE u32 word_of(u32 chosen, int w) { return ballot(chosen >> w & 1); }

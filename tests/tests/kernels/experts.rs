@@ -1,0 +1,391 @@
+//! `experts_hidden.cu`, `experts_sum.cu`, `route.cu` and the gathered `matmul.cu` against sums in f64.
+
+use anyhow::{Context, Result, ensure};
+use askama::Template;
+use fuse_templates::{ExpertsHidden, ExpertsSum, Float, Matmul, Route, RouteRows, Storage, Tiles};
+use fuse_tests::host_build::HostBuffer;
+
+use crate::support::*;
+
+/// Routed experts of one layer.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub experts: usize,
+    pub top_k: usize,
+    /// Sizes: x, inside an expert, the result.
+    pub k: usize,
+    pub features: usize,
+    pub outputs: usize,
+    /// Rows of x.
+    pub rows: usize,
+    pub gated: bool,
+    pub activation: usize,
+    pub norm: bool,
+    pub norm_weight: bool,
+    /// 0 softmax, 1 sigmoid.
+    pub scoring: usize,
+    pub normalise: bool,
+    pub warps: usize,
+    pub depth: usize,
+    /// Blocks that share the columns of a row tile of the sum, and whether its columns go through shared memory.
+    pub split: usize,
+    pub staged: bool,
+    pub residual: bool,
+    pub zeros: usize,
+    pub grid: u32,
+}
+
+const SCALE: f32 = 1.25;
+
+impl Case {
+    pub fn new(experts: usize, top_k: usize, rows: usize) -> Case {
+        Case {
+            experts,
+            top_k,
+            k: 70,
+            features: 43,
+            outputs: 37,
+            rows,
+            gated: true,
+            activation: 0,
+            norm: true,
+            norm_weight: true,
+            scoring: 0,
+            normalise: true,
+            warps: rows.max(4),
+            depth: 2,
+            split: 1,
+            staged: true,
+            residual: true,
+            zeros: 0,
+            grid: 3,
+        }
+    }
+
+    fn route(&self) -> Route {
+        let &Case { experts, top_k, scoring, normalise, .. } = self;
+        Route { experts, top_k, scoring, normalise, scale: Float(SCALE) }
+    }
+
+    fn most(&self) -> usize {
+        (self.rows * self.top_k).min(self.experts)
+    }
+
+    fn inside(&self) -> Tiles {
+        let rows = [self.features, 0, 0];
+        Tiles { k: self.k, outputs: 1, rows, gated: self.gated, out_type: Storage::BF16 }
+    }
+
+    fn result(&self) -> Tiles {
+        let rows = [self.outputs, 0, 0];
+        Tiles { k: self.features, outputs: 1, rows, gated: false, out_type: Storage::F32 }
+    }
+
+    fn hidden_source(&self) -> Result<String> {
+        let &Case { rows: batch, warps, depth, norm, activation, .. } = self;
+        let (name, tiles, route) = ("kernel".into(), self.inside(), self.route());
+        Ok(ExpertsHidden { name, tiles, route, batch, warps, depth, norm, eps: Float(1e-5), activation }.render()?)
+    }
+
+    fn sum_source(&self) -> Result<String> {
+        let &Case { rows: batch, warps, depth, split, staged, .. } = self;
+        let (name, tiles, route) = ("kernel".into(), self.result(), self.route());
+        Ok(ExpertsSum { name, tiles, route, batch, warps, depth, split, staged }.render()?)
+    }
+}
+
+/// The weights, inputs and routes of a case.
+struct Problem {
+    x: Vec<f32>,
+    norm_weight: Vec<f32>,
+    logits: Vec<f32>,
+    /// Of each expert: its gate and up, or its up; and its down.
+    inner: Vec<Vec<Matrix>>,
+    down: Vec<Matrix>,
+    /// Of each row: its experts in their order, with their shares.
+    chosen: Vec<Vec<(usize, f64)>>,
+}
+
+impl Problem {
+    fn new(case: &Case) -> Problem {
+        let mut random = Random((case.experts * 100 + case.rows) as u64);
+        let random = &mut random;
+        let parts = if case.gated { 2 } else { 1 };
+        let inner = (0..case.experts)
+            .map(|_| (0..parts).map(|_| Matrix::random(random, case.features, case.k)).collect())
+            .collect();
+        let down = (0..case.experts).map(|_| Matrix::random(random, case.outputs, case.features)).collect();
+        // Logits in halves, all below zero: many are equal, and the first of them comes first.
+        let logits: Vec<f32> =
+            random.floats(case.rows * case.experts).iter().map(|value| (value * 4.0).round() / 2.0 - 3.0).collect();
+        let chosen = logits.chunks(case.experts).map(|logits| route(case, logits)).collect();
+        let x = random.floats(case.rows * case.k).iter().map(|value| 3.0 * value + 0.5).collect();
+        Problem { x, norm_weight: random.floats(case.k), logits, inner, down, chosen }
+    }
+
+    fn packed_inner(&self, case: &Case) -> HostBuffer {
+        HostBuffer::input(&self.inner.iter().flat_map(|parts| pack(parts, case.gated)).collect::<Vec<u16>>())
+    }
+
+    fn packed_down(&self) -> HostBuffer {
+        HostBuffer::input(
+            &self.down.iter().flat_map(|down| pack(std::slice::from_ref(down), false)).collect::<Vec<u16>>(),
+        )
+    }
+
+    /// Experts that any row chose, in their order.
+    fn listed(&self) -> Vec<usize> {
+        let all: std::collections::BTreeSet<usize> = self.chosen.iter().flatten().map(|&(expert, _)| expert).collect();
+        all.into_iter().collect()
+    }
+
+    /// `share f(gate x) up x` of an expert for a row whose values are `x`.
+    fn inside(&self, case: &Case, expert: usize, x: &[f64], share: f64) -> Vec<f64> {
+        let dot = |part: usize, row: usize| -> f64 {
+            self.inner[expert][part].row(row).iter().zip(x).map(|(&w, &x)| f64::from(w) * x).sum()
+        };
+        (0..case.features)
+            .map(|row| {
+                let y = activate(case.activation, dot(0, row));
+                share * if case.gated { y * dot(1, row) } else { y }
+            })
+            .collect()
+    }
+
+    /// Row `b` of x, normed.
+    fn normed(&self, case: &Case, b: usize) -> Vec<f64> {
+        let x: Vec<f64> = self.x[b * case.k..][..case.k].iter().map(|&value| value.into()).collect();
+        if !case.norm {
+            return x;
+        }
+        let scale = 1.0 / (x.iter().map(|value| value * value).sum::<f64>() / case.k as f64 + 1e-5).sqrt();
+        let weight = |i: usize| if case.norm_weight { f64::from(self.norm_weight[i]) } else { 1.0 };
+        x.iter().enumerate().map(|(i, value)| value * weight(i) * scale).collect()
+    }
+}
+
+fn route(case: &Case, logits: &[f32]) -> Vec<(usize, f64)> {
+    let mut order: Vec<usize> = (0..case.experts).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let score = |expert: usize| match case.scoring {
+        0 => f64::from(logits[expert]).exp(),
+        _ => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()),
+    };
+    let counted: &[usize] = if case.normalise { &order[..case.top_k] } else { &order };
+    let whole: f64 = counted.iter().map(|&expert| score(expert)).sum();
+    let whole = if case.normalise || case.scoring == 0 { whole } else { 1.0 };
+    let mut chosen: Vec<(usize, f64)> =
+        order[..case.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(SCALE))).collect();
+    chosen.sort_by_key(|&(expert, _)| expert);
+    chosen
+}
+
+/// What is inside the chosen experts of few rows.
+pub fn check_hidden(case: &Case, mutation: Option<Mutation>) -> Result<()> {
+    let kernel = build(case.hidden_source()?, mutation)?;
+    let problem = Problem::new(case);
+    let listed = problem.listed();
+    let mut expected = Vec::new();
+    for &expert in &listed {
+        for (b, chosen) in problem.chosen.iter().enumerate() {
+            let share = chosen.iter().find(|(of, _)| *of == expert).map_or(0.0, |&(_, share)| share);
+            expected.extend(problem.inside(case, expert, &problem.normed(case, b), share));
+        }
+    }
+    let weights = problem.packed_inner(case);
+    let (x, logits) = (HostBuffer::input(&problem.x), HostBuffer::input(&problem.logits));
+    let norm_weight = HostBuffer::input(&problem.norm_weight);
+    let hidden = HostBuffer::output::<u16>(expected.len());
+    let zeros = HostBuffer::output::<f32>(case.zeros);
+    let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
+    kernel.launch(
+        [case.grid, 1, 1],
+        32 * case.warps as u32,
+        (2 * case.rows * (case.k.div_ceil(32) * 32 + 32) * 2) as u32,
+        &[
+            weights.address(),
+            x.address(),
+            given(case.norm && case.norm_weight, &norm_weight),
+            logits.address(),
+            hidden.address(),
+            given(case.zeros > 0, &zeros),
+            case.zeros as u64,
+        ],
+    )?;
+    if case.zeros > 0 {
+        ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
+    }
+    compare("hidden", &expected, &from_bf16(&hidden.written::<u16>()?), Bound::Stored)
+}
+
+/// The sum of the chosen experts of few rows.
+pub fn check_sum(case: &Case, mutation: Option<Mutation>) -> Result<()> {
+    let kernel = build(case.sum_source()?, mutation)?;
+    let problem = Problem::new(case);
+    let listed = problem.listed();
+    let mut random = Random(9);
+    let inside = random.rounded(listed.len() * case.rows * case.features);
+    let residual = random.floats(case.rows * case.outputs);
+    let mut expected = Vec::new();
+    for b in 0..case.rows {
+        for row in 0..case.outputs {
+            let mut y = if case.residual { f64::from(residual[b * case.outputs + row]) } else { 0.0 };
+            for (slot, &expert) in listed.iter().enumerate() {
+                let x = &inside[(slot * case.rows + b) * case.features..][..case.features];
+                let terms = problem.down[expert].row(row).iter().zip(x);
+                y += terms.map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>();
+            }
+            expected.push(y);
+        }
+    }
+    let (weights, hidden) = (problem.packed_down(), HostBuffer::input(&to_bf16(&inside)));
+    let (logits, residual) = (HostBuffer::input(&problem.logits), HostBuffer::input(&residual));
+    let out = match case.split {
+        1 => HostBuffer::output::<f32>(expected.len()),
+        _ => HostBuffer::inout(&vec![0f32; expected.len()]),
+    };
+    let pairs = case.features.div_ceil(32).div_ceil(case.split);
+    let shared = if case.staged { case.rows * (case.most() * pairs * 32 + 32) * 2 } else { 0 };
+    let residual = if case.residual { residual.address() } else { 0 };
+    let arguments = [weights.address(), hidden.address(), logits.address(), residual, out.address()];
+    kernel.launch([case.grid * case.split as u32, 1, 1], 32 * case.warps as u32, shared as u32, &arguments)?;
+    compare("sum", &expected, &out.written::<f32>()?, Bound::Exact)
+}
+
+/// Many rows: the route, then one product of each expert with the rows that go to it. `mutations`: of the two sources.
+pub fn check_rows(case: &Case, by_pair: bool, columns: usize, mutations: [Option<Mutation>; 2]) -> Result<()> {
+    let &Case { experts, top_k, rows, .. } = case;
+    let route = RouteRows { name: "kernel".into(), route: case.route(), warps: 4 };
+    let route = build(route.render()?, mutations[0])?;
+    let problem = Problem::new(case);
+    let logits = HostBuffer::input(&problem.logits);
+    let (shares, slots) = (HostBuffer::output::<f32>(rows * experts), HostBuffer::output::<i32>(rows * experts));
+    let takers = HostBuffer::output::<u32>(experts * rows.div_ceil(32));
+    let arguments = [logits.address(), shares.address(), slots.address(), takers.address(), rows as u64];
+    route.launch([rows.div_ceil(32) as u32, 1, 1], 128, 0, &arguments)?;
+    let (left, numbers) = (shares.values::<f32>()?, slots.values::<i32>()?);
+    let mut bits = vec![0u32; experts * rows.div_ceil(32)];
+    for (row, chosen) in problem.chosen.iter().enumerate() {
+        for (slot, &(expert, share)) in chosen.iter().enumerate() {
+            let at = row * experts + expert;
+            ensure!(numbers[at] == slot as i32, "route: row {row}, expert {expert} is slot {}", numbers[at]);
+            ensure!((f64::from(left[at]) - share).abs() < 1e-5, "route: row {row}: share {}, not {share}", left[at]);
+            bits[expert * rows.div_ceil(32) + row / 32] |= 1 << (row % 32);
+        }
+    }
+    ensure!(takers.written::<u32>()? == bits, "route: the rows of experts differ");
+
+    let (tiles, gated) = if by_pair { (case.result(), false) } else { (case.inside(), case.gated) };
+    let (k, size, out_type) = (tiles.k, tiles.rows[0], tiles.out_type);
+    let kernel = Matmul {
+        name: "kernel".into(),
+        tiles,
+        row_tiles: 2,
+        columns,
+        row_warps: 2,
+        split: 2,
+        paired: !by_pair,
+        activation: if by_pair { 5 } else { case.activation },
+        experts,
+        top_k,
+        by_pair,
+    };
+    let kernel = build(kernel.render()?, mutations[1])?;
+    let mut random = Random(11);
+    let given = random.floats(if by_pair { rows * top_k } else { rows } * k);
+    let kept = |value: f32| f64::from(round(value)) + f64::from(round(value - round(value)));
+    let mut expected = Vec::new();
+    for (row, chosen) in problem.chosen.iter().enumerate() {
+        for (slot, &(expert, share)) in chosen.iter().enumerate() {
+            if by_pair {
+                let x = &given[(row * top_k + slot) * k..][..k];
+                expected.extend((0..size).map(|at| {
+                    let terms = problem.down[expert].row(at).iter().zip(x);
+                    terms.map(|(&w, &x)| f64::from(w) * f64::from(round(x))).sum::<f64>()
+                }));
+            } else {
+                let x: Vec<f64> = given[row * k..][..k].iter().map(|&value| kept(value)).collect();
+                expected.extend(problem.inside(case, expert, &x, share));
+            }
+        }
+    }
+    let x: Vec<f32> = match by_pair {
+        true => given,
+        false => given
+            .chunks(k)
+            .flat_map(|row| {
+                row.iter().copied().chain(row.iter().map(|&value| value - round(value))).collect::<Vec<f32>>()
+            })
+            .collect(),
+    };
+    let weights = if by_pair { problem.packed_down() } else { problem.packed_inner(case) };
+    let x = HostBuffer::input(&to_bf16(&x));
+    let bytes = if out_type == Storage::F32 { 4 } else { 2 };
+    let out = HostBuffer::output::<u8>(expected.len() * bytes);
+    let row_tiles = row_tiles(&vec![size; if gated { 2 } else { 1 }], gated);
+    let grid = [row_tiles.div_ceil(4) as u32, rows.div_ceil(8 * columns) as u32, experts as u32];
+    let (weights, x) = (weights.address(), x.address());
+    let mut arguments = vec![weights, x, 0, 0, out.address(), 0, 0, rows as u64];
+    arguments.extend([shares.address(), slots.address(), takers.address()]);
+    kernel.launch(grid, 128, 0, &arguments)?;
+    match out_type {
+        Storage::F32 => compare("product", &expected, &out.written::<f32>()?, Bound::Exact),
+        Storage::BF16 => compare("product", &expected, &from_bf16(&out.written::<u16>()?), Bound::Stored),
+    }
+}
+
+#[test]
+fn insides_of_few_rows() -> Result<()> {
+    let cases = [
+        Case::new(6, 2, 1),
+        Case::new(6, 2, 2),
+        Case::new(40, 3, 4),
+        Case { warps: 8, depth: 1, ..Case::new(8, 8, 8) },
+        // More than a word of experts, sixteen to a row; whole rings; more blocks than row tiles.
+        Case { k: 256, features: 16, depth: 2, zeros: 77, ..Case::new(128, 16, 1) },
+        Case { k: 600, features: 9, depth: 3, grid: 40, ..Case::new(3, 1, 2) },
+        Case { gated: false, norm: false, activation: 2, ..Case::new(7, 2, 2) },
+        Case { norm_weight: false, scoring: 1, ..Case::new(65, 4, 2) },
+        Case { normalise: false, ..Case::new(33, 4, 4) },
+        Case { scoring: 1, normalise: false, k: 33, ..Case::new(5, 5, 1) },
+    ];
+    let sources: Result<Vec<(String, String)>> =
+        cases.iter().map(|case| Ok((case.hidden_source()?, "kernel".into()))).collect();
+    fuse_tests::host_build::HostKernel::build_all(&sources?)?;
+    cases.iter().try_for_each(|case| check_hidden(case, None).with_context(|| format!("{case:?}")))
+}
+
+#[test]
+fn sums_of_few_rows() -> Result<()> {
+    let cases = [
+        Case::new(6, 2, 1),
+        Case { split: 2, ..Case::new(6, 2, 2) },
+        Case { split: 2, staged: false, depth: 3, ..Case::new(40, 3, 4) },
+        Case { warps: 8, staged: false, residual: false, ..Case::new(8, 8, 8) },
+        // Shares of several pairs, in rings that they do and do not fill, over one block and over many.
+        Case { features: 600, depth: 5, grid: 1, ..Case::new(70, 8, 1) },
+        Case { features: 768, warps: 6, depth: 10, split: 2, grid: 3, ..Case::new(32, 8, 1) },
+        Case { features: 300, warps: 6, depth: 4, split: 2, grid: 2, outputs: 70, ..Case::new(12, 4, 2) },
+        Case { features: 20, outputs: 5, grid: 4, ..Case::new(3, 1, 4) },
+    ];
+    let sources: Result<Vec<(String, String)>> =
+        cases.iter().map(|case| Ok((case.sum_source()?, "kernel".into()))).collect();
+    fuse_tests::host_build::HostKernel::build_all(&sources?)?;
+    cases.iter().try_for_each(|case| check_sum(case, None).with_context(|| format!("{case:?}")))
+}
+
+#[test]
+fn many_rows() -> Result<()> {
+    for (case, columns) in [
+        (Case::new(6, 2, 16), 1),
+        (Case::new(40, 3, 70), 1),
+        (Case { scoring: 1, normalise: false, gated: false, activation: 3, ..Case::new(4, 1, 40) }, 2),
+        // Every row goes to every expert; more rows than a warp has bits for in one go.
+        (Case { k: 32, features: 16, outputs: 16, gated: false, activation: 3, ..Case::new(2, 2, 1040) }, 8),
+    ] {
+        for by_pair in [false, true] {
+            check_rows(&case, by_pair, columns, [None, None]).with_context(|| format!("{by_pair}, {case:?}"))?;
+        }
+    }
+    Ok(())
+}

@@ -44,7 +44,8 @@ impl HostEngine {
             ..ModelName::default()
         };
         let open = OpenModel::open(&name)?;
-        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning: case.tuning.clone() };
+        let tuning = case.tuning.clone();
+        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning, clusters: true };
         let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
@@ -106,7 +107,7 @@ impl HostEngine {
                 .with_context(|| format!("{kind:?}, {}, layer {:?}", launch.node, launch.layer))?;
         }
         let rows = match kind {
-            StepKind::Decode { batch } => batch,
+            StepKind::Decode { batch } | StepKind::Near { batch, .. } => batch,
             StepKind::Score { rows } => rows,
             StepKind::Last { .. } => 1,
             StepKind::Prompt { .. } => 0,
@@ -138,13 +139,17 @@ impl HostEngine {
 
     /// One decode step of the first rows: token and position each. Its logits, row after row.
     fn decode(&mut self, rows: &[(u32, usize)]) -> Result<Vec<f32>> {
+        self.decode_as(StepKind::Decode { batch: rows.len() }, rows)
+    }
+
+    fn decode_as(&mut self, kind: StepKind, rows: &[(u32, usize)]) -> Result<Vec<f32>> {
         let mut words = [[-1i32; SEQUENCES]; 2];
         for (row, &(token, position)) in rows.iter().enumerate() {
             (words[0][row], words[1][row]) = (token as i32, position as i32);
         }
         self.tokens.set(0, &words[0]);
         self.positions.set(0, &words[1]);
-        let logits = self.step(StepKind::Decode { batch: rows.len() })?;
+        let logits = self.step(kind)?;
         for (row, (&(_, position), logits)) in rows.iter().zip(logits.chunks(self.plan.vocabulary)).enumerate() {
             self.sampled(row, position + 1, logits)?;
         }
@@ -217,6 +222,17 @@ fn check(case: &Case) -> Result<()> {
     ensure!(together[vocabulary..] == other_alone, "the second of two sequences has other logits than alone");
     let second = engine.decode(&[(golden.tokens[prompt + 1], prompt + 1)])?;
     ensure!(second == alone[1], "a step of two left another cache than a step of one");
+
+    // The form for few keys, if there is one.
+    let near = engine.plan.decode_at(1, prompt);
+    if matches!(near, StepKind::Near { .. }) {
+        engine.prompt(0, &golden.tokens[..prompt])?;
+        for position in prompt..prompt + 3 {
+            let logits = engine.decode_as(near, &[(golden.tokens[position], position)])?;
+            let error = nmse(&logits, expected(position));
+            ensure!(error <= bound, "near step at position {position}: NMSE {error:.2e}");
+        }
+    }
     Ok(())
 }
 
@@ -263,7 +279,8 @@ fn llama_tied_tuned() -> Result<()> {
         }
         let (heads, key_heads, head_dim, window) = (4, 2, 32, 0);
         let (warps, keys) = (2, 3);
-        let entry = AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, us, default_us };
+        let entry =
+            AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, slice: None, us, default_us };
         tuning.set_attention(entry);
     }
     let change = |plan: &mut Plan| {

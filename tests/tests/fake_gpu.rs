@@ -103,7 +103,7 @@ fn on_the_fake() {
     let compare = |engine: &mut GpuEngine, batches: Vec<usize>| {
         let (plan, compiled) = compiled(&open, batches, Vec::new());
         let cubins = compiled.iter().map(|(name, kernel)| (name.as_str(), kernel.cubin.as_slice())).collect();
-        let variant = engine.variant(&plan, &cubins, 1)?;
+        let variant = engine.variant(&plan, &cubins, 1, 64)?;
         engine.compare(&variant, 20, 3, 2)
     };
     let compared = compare(&mut engine, vec![1]).unwrap();

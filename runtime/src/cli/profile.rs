@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use fusec::cli::{show, tell};
+use serde_json::Value;
 
+use super::sampling::SamplingArgs;
 use super::{ModelArgs, bench};
 use crate::backend::Backend;
 use crate::profile::{Profile, command, kernel_named};
@@ -25,6 +27,8 @@ pub struct ProfileArgs {
     /// The position of the step.
     #[arg(long, env = "FUSE_PROFILE_DEPTH", default_value_t = 32)]
     depth: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Runs of each measurement; their median counts.
     #[arg(long, env = "FUSE_PROFILE_RUNS", default_value_t = 20)]
     runs: usize,
@@ -82,6 +86,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 /// Launches by themselves come first: a tool that looks at a kernel's first run sees it at the depth that was asked for.
 fn measure(engine: &mut GpuEngine, args: &ProfileArgs) -> Result<Profile> {
     engine.check_graphs()?;
+    engine.time_with(args.sampling.parameters(&Value::Null)?);
     let reader = MemoryReader::new(engine.gpu())?;
     let times = engine.time_launches(args.batch, args.depth, args.runs, &reader)?;
     let ceiling = reader.ceiling()?;

@@ -53,6 +53,7 @@ pub struct GpuEngine {
     pub(super) addresses: Addresses,
     // Dropped after the graphs that use them.
     pub(super) arena: DeviceBuffer,
+    pub(super) timed_sampling: SamplingParameters,
     io: IoBuffers,
     _weights: Vec<DeviceBuffer>,
     _caches: Vec<DeviceBuffer>,
@@ -115,6 +116,7 @@ impl GpuEngine {
             kernels,
             addresses,
             arena,
+            timed_sampling: SamplingParameters::default(),
             io,
             _weights: weights,
             _caches: caches,

@@ -33,6 +33,11 @@ pub struct LaunchTimes {
 }
 
 impl GpuEngine {
+    /// From here on, steps that are timed sample with these parameters; until then they are greedy.
+    pub fn time_with(&mut self, sampling: SamplingParameters) {
+        self.timed_sampling = sampling;
+    }
+
     /// Microseconds of each of `count` decode steps, each run by itself, the sequences at `depth` when they begin.
     pub fn time_decode(&mut self, batch: usize, depth: usize, count: usize) -> Result<Vec<f64>> {
         self.begin_decode(batch, depth, count)?;
@@ -169,7 +174,7 @@ impl GpuEngine {
             self.options.context
         );
         for sequence in 0..batch {
-            self.set_parameters(sequence, &SamplingParameters::default(), usize::MAX, &[])?;
+            self.set_parameters(sequence, &self.timed_sampling, usize::MAX, &[])?;
         }
         let rows: Vec<(u32, Option<usize>)> = (0..batch).map(|row| (row as u32 + 1, Some(depth))).collect();
         self.set_rows(&rows)

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
-use super::shapes::{KEYS_A_SPLIT, cluster_shape, matmul_grid, matmul_shape};
+use super::shapes::{attention_shape, cluster_shape, matmul_grid, matmul_shape, query_group};
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{AttentionProjectionSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
@@ -77,13 +77,11 @@ impl Builder<'_, '_> {
             }
         }
         let share = heads / key_heads;
-        // Sums of that many heads fit into a block's shared memory.
-        let most = if head_dim > 128 { 4 } else { 8 };
-        let group = (1..=most).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
+        let group = query_group(share, head_dim);
         let window = attention.window.unwrap_or(0);
         let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
         let tuned = tuned.filter(|_| self.few());
-        let (warps, keys_per_split) = tuned.map_or((8, KEYS_A_SPLIT), |entry| (entry.warps, entry.keys));
+        let (warps, keys_per_split) = tuned.map_or(attention_shape(head_dim), |entry| (entry.warps, entry.keys));
         let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
         let mut spec = AttentionSpec {
             heads,

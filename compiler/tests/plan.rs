@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
 use fusec::passes::{PIPELINE, Selection};
-use fusec::plan::{Launch, Plan, StepKind};
+use fusec::plan::{Launch, Plan, PlanOptions, StepKind};
 
 #[test]
 fn plans_are_the_committed_ones() {
@@ -52,6 +52,7 @@ fn emitted_sources_are_the_committed_ones() {
     let kernels = [
         "norm_matvec_f32_k2048_n2048_512_512_b1",
         "rope_append_attention_bf16_h32_kv8_d64_s16",
+        "rope_append_attention_bf16_h32_kv8_d64_s1_proj_f32_k2048_n2048_b1",
         "matmul_gated_paired_bf16_k2048_n8192_m64",
     ];
     let mut wrong = Vec::new();
@@ -89,12 +90,13 @@ fn told(plan: &Plan) -> String {
         writeln!(text, "kernel {name}: {} threads, {} bytes shared", kernel.threads, kernel.shared_bytes)
             .expect("writing to a string");
     }
+    let near = Some(plan.decode_at(1, 0)).filter(|kind| matches!(kind, StepKind::Near { .. }));
     let steps = [
         ("decode 1", StepKind::Decode { batch: 1 }),
         ("prompt 128", StepKind::Prompt { rows: 128 }),
         ("last of 128", StepKind::Last { rows: 128 }),
     ];
-    for (title, kind) in steps {
+    for (title, kind) in near.map(|kind| ("near 1", kind)).into_iter().chain(steps) {
         let step = plan.step(kind).expect("the step is planned");
         writeln!(text, "{title}: {} launches", step.launches.len()).expect("writing to a string");
         for launch in step.launches.iter().filter(|launch| launch.layer.is_none_or(|layer| layer < 2)) {
@@ -115,7 +117,8 @@ fn line(plan: &Plan, launch: &Launch) -> String {
 
 fn model(file: &str, text: &str, passes: Selection) -> Model {
     let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
-    let options = CompileOptions { passes, ..CompileOptions::default() };
+    let plan = PlanOptions { clusters: true, ..PlanOptions::default() };
+    let options = CompileOptions { passes, plan, ..CompileOptions::default() };
     compile(&description, None, &options).unwrap_or_else(|error| panic!("{file}: {error:#}"))
 }
 

@@ -14,7 +14,18 @@ fn gate_up() -> MatvecTuning {
 /// And its attention.
 fn attention() -> AttentionTuning {
     let (heads, key_heads, head_dim, window, batch) = (32, 8, 64, 0, 1);
-    AttentionTuning { heads, key_heads, head_dim, window, batch, warps: 4, keys: 96, us: 1.0, default_us: 2.0 }
+    AttentionTuning {
+        heads,
+        key_heads,
+        head_dim,
+        window,
+        batch,
+        warps: 4,
+        keys: 96,
+        slice: None,
+        us: 1.0,
+        default_us: 2.0,
+    }
 }
 
 fn record(matvec: Option<MatvecTuning>, attention: Option<AttentionTuning>) -> Tuning {
@@ -27,7 +38,7 @@ fn record(matvec: Option<MatvecTuning>, attention: Option<AttentionTuning>) -> T
 fn model(tuning: Tuning) -> Model {
     let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");
-    let plan = PlanOptions { batches: vec![1, 2], prompts: vec![32], tuning };
+    let plan = PlanOptions { batches: vec![1, 2], prompts: vec![32], tuning, clusters: true };
     compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles")
 }
 
@@ -87,6 +98,29 @@ fn an_entry_shapes_an_attention_and_what_combines_its_splits() {
         step.launches.iter().map(|launch| model.plan.kernels[launch.kernel].clone()).collect::<Vec<_>>()
     };
     assert_eq!(prompts(&tuned), prompts(&model(Tuning::default())), "prompts are not tuned");
+}
+
+#[test]
+fn an_entry_says_whether_attention_and_projection_are_one_kernel_near_the_beginning() {
+    let slices = |tuning: Tuning, batch: usize| -> Vec<(usize, usize)> {
+        let plan = model(tuning).plan;
+        let near = plan.decode_at(batch, 127);
+        assert_eq!(plan.decode_at(batch, 128), StepKind::Decode { batch }, "far from the beginning keys are split");
+        let step = plan.step(near).expect("a decode step");
+        let spec = |kernel: usize| match &plan.kernels[kernel].spec {
+            KernelSpec::AttentionProjection(spec) => Some((spec.cluster, spec.slice)),
+            _ => None,
+        };
+        step.launches.iter().filter_map(|launch| spec(launch.kernel)).collect()
+    };
+    let entry = |batch, slice| record(None, Some(AttentionTuning { batch, slice, ..attention() }));
+    assert_eq!(slices(Tuning::default(), 1), [(8, 9); 16], "128 row tiles over 15 clusters");
+    assert!(slices(Tuning::default(), 2).is_empty());
+    assert!(slices(entry(1, Some(0)), 1).is_empty());
+    assert_eq!(slices(entry(1, Some(5)), 1), [(8, 5); 16]);
+    assert_eq!(slices(entry(1, None), 1), [(8, 9); 16]);
+    assert_eq!(slices(entry(2, Some(8)), 2), [(8, 8); 16]);
+    assert!(slices(entry(1, Some(16)), 1).is_empty(), "a slice that no block has room for");
 }
 
 #[test]

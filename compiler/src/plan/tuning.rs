@@ -267,7 +267,8 @@ impl fmt::Display for Tuning {
             )?;
         }
         for entry in &self.attentions {
-            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, slice, us, default_us } = entry;
+            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, slice, us, default_us } =
+                entry;
             let slice = slice.map_or(String::new(), |slice| format!("slice = {slice}\n"));
             writeln!(f, "\n[[attention]]\nheads = {heads}\nkey_heads = {key_heads}\nhead_dim = {head_dim}")?;
             writeln!(

@@ -17,6 +17,40 @@ DEVICE char* shared_memory() { return (char*)dynamic_shared; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 
+#if __CUDA_ARCH__ >= 900
+// Blocks of a cluster run together and read each other's shared memory.
+#define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// What block `rank` of the cluster has where this block has `p`.
+DEVICE float load_peer(const float* p, int rank) {
+  float value;
+  u32 at;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(at));
+  return value;
+}
+// Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
+// threads wait for them behind a block_barrier.
+DEVICE void expect(u64* arrived, u32 bytes) {
+  const u32 at = (u32)__cvta_generic_to_shared(arrived);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"((u32)__cvta_generic_to_shared(to)),
+               "l"(from), "r"(bytes), "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+}
+DEVICE void await(const u64* arrived) {
+  u32 done;
+  do {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+  } while (!done);
+}
+#endif
+
 // Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
 DEVICE void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
@@ -67,6 +101,7 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
 DEVICE int warp_max(int value) {
   int most;
@@ -103,6 +138,10 @@ DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32
 
 DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
+
+DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
+DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+DEVICE u32 word(const Vec4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 DEVICE float load(const float* p) { return *p; }
 DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }

@@ -17,6 +17,40 @@ DEVICE char* shared_memory() { return (char*)dynamic_shared; }
 DEVICE void block_barrier() { __syncthreads(); }
 DEVICE void warp_barrier() { __syncwarp(); }
 
+#if __CUDA_ARCH__ >= 900
+// Blocks of a cluster run together and read each other's shared memory.
+#define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// What block `rank` of the cluster has where this block has `p`.
+DEVICE float load_peer(const float* p, int rank) {
+  float value;
+  u32 at;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(at));
+  return value;
+}
+// Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
+// threads wait for them behind a block_barrier.
+DEVICE void expect(u64* arrived, u32 bytes) {
+  const u32 at = (u32)__cvta_generic_to_shared(arrived);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"((u32)__cvta_generic_to_shared(to)),
+               "l"(from), "r"(bytes), "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+}
+DEVICE void await(const u64* arrived) {
+  u32 done;
+  do {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+  } while (!done);
+}
+#endif
+
 // Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
 DEVICE void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
@@ -67,6 +101,7 @@ DEVICE u32 pack_bf16(float low, float high) {
 
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
 DEVICE int warp_max(int value) {
   int most;
@@ -104,6 +139,10 @@ DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32
 DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
 
+DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
+DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+DEVICE u32 word(const Vec4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
 DEVICE float load(const float* p) { return *p; }
 DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }
 DEVICE void store(float* p, float value) { *p = value; }
@@ -126,9 +165,10 @@ DEVICE float activate(float x) {
   return x;
 }
 // rope_append_attention_bf16_h32_kv8_d64_s16: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+// What query heads that share a key head make of its keys, on tensor cores: 16 keys a warp at a time. Included by the kernels that attend.
 // How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
 constexpr int SPLITS = 16;          // blocks a key head at most
-constexpr int SPLIT_KEYS = 64;     // keys that make a further block worth its while
+constexpr int SPLIT_KEYS = 256;     // keys that make a further block worth its while
 constexpr int WINDOW = 0;       // keys a token sees; 0: all
 
 DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
@@ -167,7 +207,7 @@ DEVICE float roped(At at, int i, Turn turn) {
 constexpr int HEADS = 32;              // query heads
 constexpr int KEY_HEADS = 8;
 constexpr int HEAD_DIM = 64;
-constexpr int GROUP = 4;              // query heads a block takes; they share a key head
+constexpr int GROUP = 4;              // query heads that are taken together; they share a key head
 constexpr int WARPS = 8;
 constexpr float SCALE = 0.125f;            // multiplies q · k
 constexpr float SOFTCAP = 0.0f;        // cap · tanh(score / cap); 0: none
@@ -175,27 +215,35 @@ constexpr bool APPEND = true;           // normalise, rotate and store this row'
 constexpr bool NORM = false;               // rms_norm of each head of q and k, before the rotation; under APPEND
 constexpr float EPS_Q = 0.0f, EPS_K = 0.0f;
 constexpr bool SINKS = false;             // a logit a head that takes part in the softmax and adds no value
-typedef float Out;                     // SPLITS > 1: fp32 sums to be combined; else the result
-constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
-constexpr int LANES = PADDED <= 8 ? 1 : PADDED <= 16 ? 2 : PADDED <= 32 ? 4 : PADDED <= 64 ? 8 : PADDED <= 128 ? 16 : 32;   // lanes a key
-constexpr int STREAMS = WARPS * 32 / LANES;     // keys the block looks at in one go
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int THREADS = 32 * WARPS;
-constexpr int PER_LANE = (PADDED + 31) / 32;    // values of a head a lane loads
-constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
+constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head a lane loads
+constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two steps of a product with keys
+constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a value
+constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
+constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
+constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
 constexpr float LOG2E = 1.4426950408889634f;
-static_assert(PADDED <= 256, "a lane holds 8 values of a head");
+constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
+static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
 static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
 
-DEVICE void unpack(float (&f)[8], const Vec4& v) {
-  f[0] = bf16_low(v.x), f[1] = bf16_high(v.x), f[2] = bf16_low(v.y), f[3] = bf16_high(v.y);
-  f[4] = bf16_low(v.z), f[5] = bf16_high(v.z), f[6] = bf16_low(v.w), f[7] = bf16_high(v.w);
-}
-
-// What turns a head and weighs it, the same for all heads: made before the wait.
+// Rotations and norm weights are the same for all heads: they are made before the wait.
 struct Prepared {
   float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
   float weights[2][HEAD_DIM];         // of the norms of q and k
 };
+
+DEVICE void prepare_turns(Prepared& prepared, int position) {
+  for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS)
+    rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
+}
+DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const float* k_weight) {
+  for (int i = threadIdx.x; i < HEAD_DIM && NORM; i += THREADS) {
+    prepared.weights[0][i] = q_weight ? float_of(load_early((const int*)q_weight + i)) : 1.0f;
+    prepared.weights[1][i] = k_weight ? float_of(load_early((const int*)k_weight + i)) : 1.0f;
+  }
+}
 
 // One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp.
 template <typename Take>
@@ -222,29 +270,188 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
   warp_barrier();
 }
 
-// What a lane holds of a stream's key and value, of the STREAMS from `base` on. A key this step makes is in shared memory only.
-DEVICE void load_key(Vec4& key, Vec4& value, const u16* keys_at, const u16* values_at, int base, int end, int position) {
-  const int part = threadIdx.x % 32 % LANES, at = base + (int)threadIdx.x / LANES;
-  key = value = {0, 0, 0, 0};
-  if (at < end && 8 * part < PADDED && !(APPEND && at == position)) {
-    const u64 offset = (u64)at * PADDED + 8 * part;
-    key = APPEND ? load_stream((const Vec4*)(keys_at + offset)) : *(const Vec4*)(keys_at + offset);
-    value = APPEND ? load_stream((const Vec4*)(values_at + offset)) : *(const Vec4*)(values_at + offset);
-  }
+// A query as two bfloat16 a value: what rounding keeps, and what it leaves. Values beyond PADDED are zeros.
+DEVICE void store_query(u16* to, int i, float value) {
+  const u32 kept = pack_bf16(value * QUERY_SCALE, 0.0f);
+  to[i] = (u16)kept;
+  store(to + QUERY_STRIDE + i, value * QUERY_SCALE - bf16_low(kept));
 }
+DEVICE void pad_query(u16* to) {
+  const int i = PADDED + threadIdx.x % 32;
+  if (i < 32 * PIECES) to[i] = to[QUERY_STRIDE + i] = 0;
+}
+
+// The keys first .. end - 1 of one key head of one sequence. Under APPEND the one at `position` is not in the cache but in `fresh`.
+struct Span {
+  const u16 *keys, *values;
+  int first, end, position;
+  const Vec4 (*fresh)[PADDED / 8];
+};
+DEVICE int last_cached(const Span& span) { return (APPEND && span.end > span.position ? span.position : span.end) - 1; }
+
+// A lane's share of 16 keys from `base` on: of keys base + lane / 4 and + 8 the values 8 (lane % 4) .. + 7 of each piece, as the product
+// with queries wants them; of the values of keys base + 2 (lane % 4), + 1, + 8, + 9 the 8 (lane / 4) .. + 7 of each chunk. A key beyond the last is the last.
+struct Tile { Vec4 key[2][PIECES], value[4][CHUNKS]; };
+
+DEVICE Vec4 load_cached(const u16* p) { return APPEND ? load_stream((const Vec4*)p) : *(const Vec4*)p; }
+DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+DEVICE int value_of(int base, int r) { return base + 2 * (int)(threadIdx.x % 4) + r % 2 + r / 2 * 8; }
+
+DEVICE void load_keys(Tile& tile, const Span& span, int base) {
+  const int last = last_cached(span);
+  if (base >= span.end || last < span.first) return;
+#pragma unroll
+  for (int t = 0; t < 2; t++)
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+      tile.key[t][p] = load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED +
+                                   smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
+}
+DEVICE void load_values(Tile& tile, const Span& span, int base) {
+  const int last = last_cached(span);
+  if (base >= span.end || last < span.first) return;
+#pragma unroll
+  for (int r = 0; r < 4; r++)
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+      tile.value[r][c] = load_cached(span.values + (u64)smaller(value_of(base, r), last) * PADDED + smaller(64 * c + threadIdx.x % 32 / 4 * 8, PADDED - 8));
+}
+
+// What one warp made of its keys: softmax-weighted sums of values to the base `peak`.
+struct alignas(16) Part {
+  float sums[GROUP][SUM_STRIDE];
+  float peaks[GROUP], totals[GROUP];
+};
+
+// The head of a column of a product, of which there are eight.
+DEVICE int head_of(int column) { return (HALVES ? column % 4 : column) % GROUP; }
+
+// Runs over the keys first + begin, + stride, ... 16 at a time; `tile` holds those from first + begin on.
+DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries, int begin, int stride) {
+  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const u16* query = queries + head_of(group) * 2 * QUERY_STRIDE + 8 * quad;
+  float sum[CHUNKS][4][4] = {}, largest = NEGATIVE_INFINITY, total = 0.0f;
+#pragma unroll 1
+  for (int base = span.first + begin; base < span.end; base += stride) {
+    if (APPEND && span.position < span.end && span.position < base + 16) {
+#pragma unroll
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+          if (base + 8 * t + group == span.position) tile.key[t][p] = span.fresh[0][smaller(4 * p + quad, PADDED / 8 - 1)];
+#pragma unroll
+      for (int r = 0; r < 4; r++)
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++)
+          if (value_of(base, r) == span.position) tile.value[r][c] = span.fresh[1][smaller(8 * c + group, PADDED / 8 - 1)];
+    }
+
+    // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
+    float product[2][4] = {};
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+      const Vec4 kept = *(const Vec4*)(query + 32 * p), left = *(const Vec4*)(query + QUERY_STRIDE + 32 * p);
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        mma_bf16(product[t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
+        mma_bf16(product[t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
+      }
+    }
+    load_keys(tile, span, base + stride);
+
+    // A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
+    float score[4], peak = largest;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      score[i] = product[i / 2][i % 2] + product[i / 2][i % 2 + 2];
+      if (SOFTCAP > 0.0f) score[i] = SOFTCAP * tanhf(score[i] / SOFTCAP) * LOG2E;
+      if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;
+      peak = fmaxf(peak, score[i]);
+    }
+    peak = fmaxf(peak, shuffle_xor(peak, 1));
+    peak = fmaxf(peak, shuffle_xor(peak, 2));
+    const float keep = power_of_two(largest - peak);
+    largest = peak, total *= keep;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      score[i] = power_of_two(score[i] - peak);
+      total += score[i];
+    }
+    u32 kept[2], left[2];
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      kept[t] = pack_bf16(score[2 * t], score[2 * t + 1]);
+      left[t] = pack_bf16(score[2 * t] - bf16_low(kept[t]), score[2 * t + 1] - bf16_high(kept[t]));
+      if (HALVES && group >= 4) kept[t] = left[t];
+    }
+    // Sums have their rows in d and a column a head: row i of the product is d 8 i + 2 j, row i + 8 is d 8 i + 2 j + 1.
+    const float keeps[2] = {shuffle_from(keep, 8 * quad), shuffle_from(keep, 8 * quad + 4)};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const u32 v[4] = {word(tile.value[0][c], j), word(tile.value[1][c], j), word(tile.value[2][c], j), word(tile.value[3][c], j)};
+        const Vec4 a = {low_halves(v[0], v[1]), high_halves(v[0], v[1]), low_halves(v[2], v[3]), high_halves(v[2], v[3])};
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[c][j][i] *= keeps[i % 2];
+        mma_bf16(sum[c][j], a, kept[0], kept[1]);
+        if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);
+      }
+    load_values(tile, span, base + stride);
+  }
+
+  total += shuffle_xor(total, 1);
+  total += shuffle_xor(total, 2);
+  if (quad == 0 && group < GROUP) part.peaks[group] = largest, part.totals[group] = total;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float eight[8];
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        eight[j] = sum[c][j / 2][i + j % 2 * 2];
+        if (HALVES) eight[j] += shuffle_xor(eight[j], 2);
+      }
+      const int column = 2 * quad + i;
+      if (column < GROUP) {
+#pragma unroll
+        for (int j = 0; j < 8; j += 4)
+          *(Vec4*)&part.sums[column][64 * c + 8 * group + j] = {bits_of(eight[j]), bits_of(eight[j + 1]), bits_of(eight[j + 2]), bits_of(eight[j + 3])};
+      }
+    }
+}
+
+// Element d of a head over `count` parts in their order, to be divided by `total`. sink: a further logit, or none.
+DEVICE float merge(const Part* parts, int count, int head, int d, const float* sink, float& peak, float& total) {
+  float value = 0.0f;
+  peak = sink ? *sink * LOG2E : NEGATIVE_INFINITY;
+  for (int i = 0; i < count; i++) peak = fmaxf(peak, parts[i].peaks[head]);
+  total = sink ? power_of_two(*sink * LOG2E - peak) : 0.0f;
+  for (int i = 0; i < count; i++) {
+    const float weight = parts[i].peaks[head] == NEGATIVE_INFINITY ? 0.0f : power_of_two(parts[i].peaks[head] - peak);
+    total += weight * parts[i].totals[head];
+    value += weight * parts[i].sums[head][d];
+  }
+  return value;
+}
+typedef float Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 ? 2 : 1;   // a multiprocessor has room for
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
 // out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
-// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero. Grid: KEY_HEADS * GROUPS, SPLITS, rows.
-KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s16(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
+// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero.
+// Grid: KEY_HEADS * GROUPS, SPLITS, rows.
+KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv8_d64_s16(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
     const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
     float* statistics, u64 context, float* zeros, u64 zero_count) {
-  SHARED float queries[GROUP][PADDED];
+  SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
   SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
-  SHARED float merged[STREAMS][GROUP][PADDED];   // before that, scratch of the warps that prepare heads
-  SHARED float peaks[GROUP][STREAMS], totals[GROUP][STREAMS], group_statistics[GROUP][2];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  SHARED Part parts[WARPS];         // before that, scratch of the warps that prepare heads
+  SHARED Prepared prepared;
+  const int warp = threadIdx.x / 32;
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
 
@@ -255,31 +462,27 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
   const int first = first_key(position), keys = position + 1 - first;
   const int share = splits > 0 ? (keys + splits - 1) / splits : 0;
   const int begin = first + split * share;
-  const int end = split >= splits ? begin : begin + share < position + 1 ? begin + share : position + 1;
+  const int end = split >= splits ? begin : smaller(begin + share, position + 1);
   const u64 cache_row = ((u64)load_early(sequences + row) * KEY_HEADS + key_head) * context * PADDED;
   u16* keys_at = key_cache + cache_row;
   u16* values_at = value_cache + cache_row;
-  Vec4 key[2], value[2];
-  const auto load_first = [&]() {
-#pragma unroll
-    for (int i = 0; i < 2; i++) load_key(key[i], value[i], keys_at, values_at, begin + i * STREAMS, end, position);
-  };
-  SHARED Prepared prepared;
+  const Span span = {keys_at, values_at, begin, end, position, fresh};
+  Tile tile = {};
   if (APPEND) {
-    load_first();
-    for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS)
-      rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
-    for (int i = threadIdx.x; i < HEAD_DIM && NORM; i += THREADS) {
-      prepared.weights[0][i] = q_weight ? float_of(load_early((const int*)q_weight + i)) : 1.0f;
-      prepared.weights[1][i] = k_weight ? float_of(load_early((const int*)k_weight + i)) : 1.0f;
-    }
+    load_keys(tile, span, begin + 16 * warp);
+    load_values(tile, span, begin + 16 * warp);
+    prepare_turns(prepared, position);
+    prepare_weights(prepared, q_weight, k_weight);
     block_barrier();
   }
   wait_for_dependencies();
   const u64 block = blockIdx.x + gridDim.x * (split + gridDim.y * row);
   for (u64 i = block * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * gridDim.y * rows * THREADS) zeros[i] = 0.0f;
   if (split >= splits) return;
-  if (!APPEND) load_first();
+  if (!APPEND) {
+    load_keys(tile, span, begin + 16 * warp);
+    load_values(tile, span, begin + 16 * warp);
+  }
 
   // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to
   // say so, as it will be combined.
@@ -287,96 +490,25 @@ KERNEL void __launch_bounds__(THREADS) rope_append_attention_bf16_h32_kv8_d64_s1
   for (int job = warp; job < GROUP + 2 * newest; job += WARPS) {
     const bool is_query = job < GROUP, is_key = job == GROUP;
     const float* from = is_query ? q + ((u64)row * HEADS + first_head + job) * HEAD_DIM : (is_key ? k : v) + ((u64)row * KEY_HEADS + key_head) * HEAD_DIM;
-    u16* to = (u16*)fresh[is_key ? 0 : 1];
+    u16* to = is_query ? (u16*)queries[job] : (u16*)fresh[is_key ? 0 : 1];
     u16* cached = (is_key ? keys_at : values_at) + (u64)position * PADDED;
     const auto take = [&](int i, float value) {
-      if (is_query) queries[job][i] = value;
+      if (is_query) store_query(to, i, value);
       else store(to + i, value), store(cached + i, value);
     };
-    load_head(take, merged[warp][0], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
+    load_head(take, parts[warp].sums[0], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
+    if (is_query) pad_query(to);
   }
+  block_barrier();
+  attend(parts[warp], tile, span, (const u16*)queries, 16 * warp, 16 * WARPS);
   block_barrier();
 
-  // Each stream of LANES lanes takes every STREAMS-th key; a lane holds 8 values of q, k, v and of the sum for each head.
-  const int part = lane % LANES, stream = threadIdx.x / LANES;
-  const bool holds = 8 * part < PADDED;
-  float query[GROUP][8], sum[GROUP][8] = {}, largest[GROUP], total[GROUP];
-#pragma unroll
-  for (int h = 0; h < GROUP; h++) {
-    largest[h] = NEGATIVE_INFINITY, total[h] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) query[h][i] = holds ? queries[h][8 * part + i] * (SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E) : 0.0f;
-  }
-#pragma unroll 1
-  for (int base = begin; base < end; base += STREAMS) {
-    const int at = base + stream;
-    const bool live = at < end;
-    if (newest && at == position && holds) key[0] = fresh[0][part], value[0] = fresh[1][part];
-    float k8[8], v8[8];
-    unpack(k8, key[0]);
-    unpack(v8, value[0]);
-    key[0] = key[1], value[0] = value[1];
-    load_key(key[1], value[1], keys_at, values_at, base + 2 * STREAMS, end, position);
-#pragma unroll
-    for (int h = 0; h < GROUP; h++) {
-      float score = 0.0f;
-#pragma unroll
-      for (int i = 0; i < 8; i++) score += query[h][i] * k8[i];
-#pragma unroll
-      for (int mask = LANES / 2; mask > 0; mask /= 2) score += shuffle_xor(score, mask);
-      if (SOFTCAP > 0.0f) score = SOFTCAP * tanhf(score / SOFTCAP) * LOG2E;
-      if (live) {
-        const float peak = fmaxf(largest[h], score);
-        const float keep = power_of_two(largest[h] - peak), weight = power_of_two(score - peak);
-        largest[h] = peak;
-        total[h] = total[h] * keep + weight;
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum[h][i] = sum[h][i] * keep + weight * v8[i];
-      }
-    }
-  }
-
-  // Streams merge through shared memory in their order: a warp a head weighs them, then a thread a value adds them up.
-#pragma unroll
-  for (int h = 0; h < GROUP; h++) {
-    if (holds) {
-#pragma unroll
-      for (int i = 0; i < 8; i += 4) {
-        const Vec4 four = {bits_of(sum[h][i]), bits_of(sum[h][i + 1]), bits_of(sum[h][i + 2]), bits_of(sum[h][i + 3])};
-        *(Vec4*)&merged[stream][h][8 * part + i] = four;
-      }
-    }
-    if (part == 0) peaks[h][stream] = largest[h], totals[h][stream] = total[h];
-  }
-  block_barrier();
-  for (int h = warp; h < GROUP; h += WARPS) {
-    float peak = NEGATIVE_INFINITY, weights = 0.0f;
-    for (int s = lane; s < STREAMS; s += 32) peak = fmaxf(peak, peaks[h][s]);
-#pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) peak = fmaxf(peak, shuffle_xor(peak, mask));
-    const bool sink = SINKS && split == 0;
-    if (sink) peak = fmaxf(peak, sinks[first_head + h] * LOG2E);
-    for (int s = lane; s < STREAMS; s += 32) {
-      const float weight = peaks[h][s] == NEGATIVE_INFINITY ? 0.0f : power_of_two(peaks[h][s] - peak);
-      weights += weight * totals[h][s];
-      peaks[h][s] = weight;
-    }
-    weights = warp_sum(weights);
-    if (sink) weights += power_of_two(sinks[first_head + h] * LOG2E - peak);
-    if (lane == 0) group_statistics[h][0] = peak, group_statistics[h][1] = weights;
-  }
-  block_barrier();
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
     const int h = i / HEAD_DIM, d = i % HEAD_DIM;
     const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;
-    float value = 0.0f;
-#pragma unroll 8
-    for (int s = 0; s < STREAMS; s++) value += peaks[h][s] * merged[s][h][d];
-    if (SPLITS > 1) {
-      store(out + at * HEAD_DIM + d, value);
-      if (d == 0) statistics[at * 2] = group_statistics[h][0], statistics[at * 2 + 1] = group_statistics[h][1];
-    } else {
-      store(out + at * HEAD_DIM + d, value / group_statistics[h][1]);
-    }
+    float peak, total;
+    const float value = merge(parts, WARPS, h, d, SINKS && split == 0 ? sinks + first_head + h : nullptr, peak, total);
+    store(out + at * HEAD_DIM + d, SPLITS > 1 ? value : value / total);
+    if (SPLITS > 1 && d == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = total;
   }
 }

@@ -123,7 +123,8 @@ impl GpuEngine {
             gpu,
         };
         for step in &engine.plan.steps {
-            if matches!(step.kind, StepKind::Decode { batch } | StepKind::Near { batch, .. } if batch > options.sequences) {
+            if matches!(step.kind, StepKind::Decode { batch } | StepKind::Near { batch, .. } if batch > options.sequences)
+            {
                 continue;
             }
             let graph = engine.stream.capture(|stream| engine.enqueue(stream, &step.launches, true))?;

@@ -34,13 +34,7 @@ impl GpuEngine {
     ///
     /// # Errors
     /// A plan with other weights or caches, or without this step; device code that is missing.
-    pub fn variant(
-        &self,
-        plan: &Plan,
-        cubins: &BTreeMap<&str, &[u8]>,
-        batch: usize,
-        reach: usize,
-    ) -> Result<Variant> {
+    pub fn variant(&self, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, batch: usize, reach: usize) -> Result<Variant> {
         ensure!(
             plan.weights == self.plan.weights && plan.caches == self.plan.caches,
             "the weights or caches of the two plans differ: they are not of one model"

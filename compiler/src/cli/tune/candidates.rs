@@ -179,12 +179,14 @@ mod tests {
             batch: 1,
             warps: 8,
             keys: 64,
+            slice: None,
             us: 0.0,
             default_us: 0.0,
         };
         let found = attentions(&base);
-        assert_eq!(found.len(), 11);
-        assert!(found.iter().all(|entry| entry.keys % (entry.warps * 4) == 0));
+        let (near, far): (Vec<_>, Vec<_>) = found.into_iter().partition(|entry| entry.slice.is_some());
+        assert_eq!((near.len(), far.len()), (9, 12));
+        assert!(far.iter().all(|entry| entry.keys % (entry.warps * 16) == 0));
         for shape in candidates(&Shape::Attention(base)) {
             Tuning::parse(&with_header(&shape), "candidate").expect("each is a sound entry");
         }

@@ -6,7 +6,10 @@ use super::products::Operands;
 use super::shapes::{attention_shape, cluster_shape, matmul_grid, matmul_shape, query_group};
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
-use crate::plan::spec::{AttentionProjectionSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage, Tiles};
+use crate::plan::spec::{
+    AttentionProjectionSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage,
+    Tiles,
+};
 use crate::plan::{Arg, Part, Recipe};
 
 impl Builder<'_, '_> {

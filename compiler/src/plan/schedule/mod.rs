@@ -155,7 +155,8 @@ impl<'g> Planner<'g> {
     fn into_plan(self, graph: &Graph) -> Plan {
         let layers =
             graph.node_ids().iter().filter_map(|&node| graph.node(node).layer).max().map_or(0, |last| last + 1);
-        let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. }));
+        let decode =
+            self.steps.iter().find(|step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. }));
         let kernels_per_layer = decode.map_or(0, |step| step.kernels_per_layer(layers));
         let vocabulary = graph.outputs.first().map_or(0, |&logits| graph.type_of(logits).row_size());
         Plan {

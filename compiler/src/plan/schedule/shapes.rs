@@ -48,20 +48,26 @@ pub(super) fn query_group(share: usize, head_dim: usize) -> usize {
     }
 }
 
-/// Warps, and the keys that make a further block worth its while: what the warps take in one go.
+/// Warps, and the keys that make a further block worth its while. On an H200, us a step:
 ///
-/// Eight warps that hold 16 keys of 128 values each have too few registers. Over more and smaller blocks Qwen3-0.6B takes on an H200, us a step: batch 2
-/// 540 for 574, batch 4 605 for 655, but batch 1 479 for 474.
+/// Llama-3.2-1B (heads of 64) with splits of 128 keys takes 684 at depth 512 and 825 at 4096, of 256 keys 687 and 767, of 512 keys 697 and 761.
+/// Qwen3-0.6B (heads of 128: eight warps that hold 16 keys each have too few registers) with 4 warps and 64 keys takes 479, 540 and 605 at batch 1,
+/// 2 and 4, with 8 warps and 128 keys 474, 574 and 655.
 pub(super) fn attention_shape(head_dim: usize) -> (usize, usize) {
-    if head_dim > 64 { (4, 64) } else { (8, 128) }
+    if head_dim > 64 { (4, 64) } else { (8, 256) }
 }
 
 /// Blocks a cluster and row tiles a cluster of the kernel that attends and projects; none where keys are better split over blocks. `tuned`: row
 /// tiles as a record has them, 0 for none.
 ///
 /// An H200 holds 15 clusters of 8 blocks at a block a multiprocessor: as many slices are all there at once. Measured there, us a step at batch 1:
-/// Llama-3.2-1B 655 against 659, SmolLM2-135M 333 against 343, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688.
-pub(super) fn cluster_shape(spec: &AttentionSpec, rows: usize, batch: usize, tuned: Option<usize>) -> Option<(usize, usize)> {
+/// Llama-3.2-1B 648 against 659, SmolLM2-135M 337 against 343, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688.
+pub(super) fn cluster_shape(
+    spec: &AttentionSpec,
+    rows: usize,
+    batch: usize,
+    tuned: Option<usize>,
+) -> Option<(usize, usize)> {
     const BLOCKS: usize = 120;
     const MOST_SHARED: usize = 98 << 10;
     let cluster = (2..=8).rev().find(|cluster| spec.key_heads.is_multiple_of(*cluster))?;

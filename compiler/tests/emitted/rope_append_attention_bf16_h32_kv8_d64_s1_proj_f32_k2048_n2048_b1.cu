@@ -1,0 +1,621 @@
+// The device vocabulary: every built-in and every line of PTX that a kernel uses. host/vocabulary.h says the same in plain C++.
+typedef unsigned short u16;  // a bfloat16 in memory
+typedef unsigned int u32;
+typedef unsigned long long u64;
+struct alignas(16) Vec4 { u32 x, y, z, w; };  // 16 bytes: eight bfloat16 or four floats
+
+#ifdef FUSE_HOST
+#include "vocabulary.h"
+#else
+#define KERNEL extern "C" __global__
+#define DEVICE __device__ __forceinline__
+#define SHARED __shared__
+#define CONSTANT __constant__
+
+extern __shared__ Vec4 dynamic_shared[];
+DEVICE char* shared_memory() { return (char*)dynamic_shared; }
+DEVICE void block_barrier() { __syncthreads(); }
+DEVICE void warp_barrier() { __syncwarp(); }
+
+#if __CUDA_ARCH__ >= 900
+// Blocks of a cluster run together and read each other's shared memory.
+#define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// What block `rank` of the cluster has where this block has `p`.
+DEVICE float load_peer(const float* p, int rank) {
+  float value;
+  u32 at;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(p)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(at));
+  return value;
+}
+// Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
+// threads wait for them behind a block_barrier.
+DEVICE void expect(u64* arrived, u32 bytes) {
+  const u32 at = (u32)__cvta_generic_to_shared(arrived);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"((u32)__cvta_generic_to_shared(to)),
+               "l"(from), "r"(bytes), "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+}
+DEVICE void await(const u64* arrived) {
+  u32 done;
+  do {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+  } while (!done);
+}
+#endif
+
+// Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
+DEVICE void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// 16 bytes of a weight, read once. Volatile: it stays before the wait it was written before.
+DEVICE Vec4 load_stream(const Vec4* p) {
+  Vec4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
+// A word that no kernel of this step writes, read before the wait.
+DEVICE int load_early(const int* p) {
+  int v;
+  asm volatile("ld.global.s32 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
+// A value that the launch before the last wrote, read before the wait: for kernels behind one that launches its dependents after its own
+// wait, so that all in front of it have ended. From L2: L1 may hold what was there before.
+DEVICE float load_settled(const float* p) {
+  float v;
+  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
+  return v;
+}
+
+// d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
+DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// Two floats rounded to nearest even, `low` in the lower half.
+DEVICE u32 pack_bf16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
+DEVICE int warp_max(int value) {
+  int most;
+  asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(value));
+  return most;
+}
+DEVICE int warp_min(int value) {
+  int least;
+  asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(value));
+  return least;
+}
+DEVICE int count_bits(u32 value) { return __popc(value); }
+DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
+
+DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 bits_of(float value) { return __float_as_uint(value); }
+DEVICE float power_of_two(float exponent) {
+  float value;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(exponent));
+  return value;
+}
+DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
+DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
+DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
+DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
+DEVICE void atomic_add_shared(u64* p, u64 value) { atomicAdd(p, value); }
+// Adds to a float in memory, in no order.
+DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
+// A word that the host polls in pinned memory.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+#endif
+
+#define NEGATIVE_INFINITY float_of(0xff800000u)
+
+DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
+
+DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
+DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+DEVICE u32 word(const Vec4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+DEVICE float load(const float* p) { return *p; }
+DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }
+DEVICE void store(float* p, float value) { *p = value; }
+DEVICE void store(u16* p, float value) { *p = (u16)pack_bf16(value, 0.0f); }
+
+DEVICE float warp_sum(float value) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
+
+constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
+template <int KIND>
+DEVICE float activate(float x) {
+  if (KIND == SILU) return x / (1.0f + expf(-x));
+  if (KIND == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118f));
+  if (KIND == GELU_TANH) return 0.5f * x * (1.0f + tanhf(0.79788456080f * (x + 0.044715f * x * x * x)));
+  if (KIND == RELU) return x > 0.0f ? x : 0.0f;
+  if (KIND == RELU2) return x > 0.0f ? x * x : 0.0f;
+  return x;
+}
+// rope_append_attention_bf16_h32_kv8_d64_s1_proj_f32_k2048_n2048_b1: y = W attention(x) + r for 1 rows. A cluster makes a slice of the rows of y: each of its blocks attends with some of
+// the heads and multiplies what they give, and the products meet through distributed shared memory, in the order of the blocks.
+// What query heads that share a key head make of its keys, on tensor cores: 16 keys a warp at a time. Included by the kernels that attend.
+// How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
+constexpr int SPLITS = 1;          // blocks a key head at most
+constexpr int SPLIT_KEYS = 256;     // keys that make a further block worth its while
+constexpr int WINDOW = 0;       // keys a token sees; 0: all
+
+DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
+DEVICE int active_splits(int position) {
+  int splits = (position + 1 - first_key(position) + SPLIT_KEYS - 1) / SPLIT_KEYS;
+  return splits < SPLITS ? splits : SPLITS;
+}
+// Rotary position embedding of one head. Needs ROPE_DIM, ROPE_INTERLEAVED, ROPE_MAGNITUDE, and ROPE_FREQUENCIES.
+CONSTANT float ROPE_FREQUENCIES[] = { 1.0f, 0.6636012f, 0.4403666f, 0.29222783f, 0.19392274f, 0.12868737f, 0.0853971f, 0.056669623f, 0.03760603f, 0.024955409f, 0.01656044f, 0.010989528f, 0.0072926646f, 0.0048394212f, 0.003211446f, 0.0012905479f, 0.0004295568f, 9.708288e-5f, 1.9461639e-5f, 1.29147675e-5f, 8.570256e-6f, 5.6872323e-6f, 3.7740542e-6f, 2.5044671e-6f, 1.6619674e-6f, 1.1028836e-6f, 7.31875e-7f, 4.856731e-7f, 3.222933e-7f, 2.1387423e-7f, 1.419272e-7f, 9.4183065e-8f };
+constexpr int ROPE_DIM = 64;                    // values of a head that rotate; 0: none
+constexpr bool ROPE_INTERLEAVED = false;   // pairs (2i, 2i+1), else (i, i + ROPE_DIM/2)
+constexpr float ROPE_MAGNITUDE = 1.0f;
+
+// Cosine and sine of `position` times a frequency. The product is rounded to fp32 first, as checkpoints were trained.
+DEVICE void rope_rotation(int position, int pair, float& cosine, float& sine) {
+  float angle = (float)position * ROPE_FREQUENCIES[pair];
+  float turns = rintf(angle * 0.15915494309f);
+  float rest = fmaf(-turns, 6.2831854820251465f, angle);
+  rest = fmaf(-turns, -1.7484556000744487e-7f, rest);
+  cosine = ROPE_MAGNITUDE * cosine_of(rest);
+  sine = ROPE_MAGNITUDE * sine_of(rest);
+}
+
+// Element `i` of the rotated head. `at(i)` reads the head before rotation, `turn(pair, cosine, sine)` gives the rotation of a pair.
+template <typename At, typename Turn>
+DEVICE float roped(At at, int i, Turn turn) {
+  if (i >= ROPE_DIM) return at(i);
+  const int half = ROPE_DIM / 2;
+  const int pair = ROPE_INTERLEAVED ? i / 2 : i % half;
+  const bool second = ROPE_INTERLEAVED ? i % 2 == 1 : i >= half;
+  const int partner = ROPE_INTERLEAVED ? i ^ 1 : (second ? i - half : i + half);
+  float cosine, sine;
+  turn(pair, cosine, sine);
+  return second ? at(i) * cosine + at(partner) * sine : at(i) * cosine - at(partner) * sine;
+}
+constexpr int HEADS = 32;              // query heads
+constexpr int KEY_HEADS = 8;
+constexpr int HEAD_DIM = 64;
+constexpr int GROUP = 4;              // query heads that are taken together; they share a key head
+constexpr int WARPS = 8;
+constexpr float SCALE = 0.125f;            // multiplies q · k
+constexpr float SOFTCAP = 0.0f;        // cap · tanh(score / cap); 0: none
+constexpr bool APPEND = true;           // normalise, rotate and store this row's key and value first
+constexpr bool NORM = false;               // rms_norm of each head of q and k, before the rotation; under APPEND
+constexpr float EPS_Q = 0.0f, EPS_K = 0.0f;
+constexpr bool SINKS = false;             // a logit a head that takes part in the softmax and adds no value
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
+constexpr int THREADS = 32 * WARPS;
+constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head a lane loads
+constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two steps of a product with keys
+constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a value
+constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
+constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
+constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
+static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
+static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
+
+// Rotations and norm weights are the same for all heads: they are made before the wait.
+struct Prepared {
+  float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
+  float weights[2][HEAD_DIM];         // of the norms of q and k
+};
+
+DEVICE void prepare_turns(Prepared& prepared, int position) {
+  for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS)
+    rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
+}
+DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const float* k_weight) {
+  for (int i = threadIdx.x; i < HEAD_DIM && NORM; i += THREADS) {
+    prepared.weights[0][i] = q_weight ? float_of(load_early((const int*)q_weight + i)) : 1.0f;
+    prepared.weights[1][i] = k_weight ? float_of(load_early((const int*)k_weight + i)) : 1.0f;
+  }
+}
+
+// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp.
+template <typename Take>
+DEVICE void load_head(Take take, float* raw, const float* from, const float* weights, float eps, const Prepared& prepared, bool transform) {
+  const int lane = threadIdx.x % 32;
+  float value[PER_LANE], square = 0.0f;
+#pragma unroll
+  for (int j = 0; j < PER_LANE; j++) {
+    const int i = lane + 32 * j;
+    value[j] = i < HEAD_DIM ? from[i] : 0.0f;
+    square += value[j] * value[j];
+  }
+  const float scale = transform && NORM ? rsqrtf(warp_sum(square) / HEAD_DIM + eps) : 1.0f;
+#pragma unroll
+  for (int j = 0; j < PER_LANE; j++) {
+    const int i = lane + 32 * j;
+    if (i < HEAD_DIM) raw[i] = transform && NORM ? value[j] * scale * weights[i] : value[j];
+  }
+  warp_barrier();
+  const auto turn = [&](int pair, float& cosine, float& sine) { cosine = prepared.turns[pair][0], sine = prepared.turns[pair][1]; };
+#pragma unroll 1
+  for (int i = lane; i < PADDED; i += 32)
+    take(i, i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, turn) : raw[i]);
+  warp_barrier();
+}
+
+// A query as two bfloat16 a value: what rounding keeps, and what it leaves. Values beyond PADDED are zeros.
+DEVICE void store_query(u16* to, int i, float value) {
+  const u32 kept = pack_bf16(value * QUERY_SCALE, 0.0f);
+  to[i] = (u16)kept;
+  store(to + QUERY_STRIDE + i, value * QUERY_SCALE - bf16_low(kept));
+}
+DEVICE void pad_query(u16* to) {
+  const int i = PADDED + threadIdx.x % 32;
+  if (i < 32 * PIECES) to[i] = to[QUERY_STRIDE + i] = 0;
+}
+
+// The keys first .. end - 1 of one key head of one sequence. Under APPEND the one at `position` is not in the cache but in `fresh`.
+struct Span {
+  const u16 *keys, *values;
+  int first, end, position;
+  const Vec4 (*fresh)[PADDED / 8];
+};
+DEVICE int last_cached(const Span& span) { return (APPEND && span.end > span.position ? span.position : span.end) - 1; }
+
+// A lane's share of 16 keys from `base` on: of keys base + lane / 4 and + 8 the values 8 (lane % 4) .. + 7 of each piece, as the product
+// with queries wants them; of the values of keys base + 2 (lane % 4), + 1, + 8, + 9 the 8 (lane / 4) .. + 7 of each chunk. A key beyond the last is the last.
+struct Tile { Vec4 key[2][PIECES], value[4][CHUNKS]; };
+
+DEVICE Vec4 load_cached(const u16* p) { return APPEND ? load_stream((const Vec4*)p) : *(const Vec4*)p; }
+DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+DEVICE int value_of(int base, int r) { return base + 2 * (int)(threadIdx.x % 4) + r % 2 + r / 2 * 8; }
+
+DEVICE void load_keys(Tile& tile, const Span& span, int base) {
+  const int last = last_cached(span);
+  if (base >= span.end || last < span.first) return;
+#pragma unroll
+  for (int t = 0; t < 2; t++)
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+      tile.key[t][p] = load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED +
+                                   smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
+}
+DEVICE void load_values(Tile& tile, const Span& span, int base) {
+  const int last = last_cached(span);
+  if (base >= span.end || last < span.first) return;
+#pragma unroll
+  for (int r = 0; r < 4; r++)
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+      tile.value[r][c] = load_cached(span.values + (u64)smaller(value_of(base, r), last) * PADDED + smaller(64 * c + threadIdx.x % 32 / 4 * 8, PADDED - 8));
+}
+
+// What one warp made of its keys: softmax-weighted sums of values to the base `peak`.
+struct alignas(16) Part {
+  float sums[GROUP][SUM_STRIDE];
+  float peaks[GROUP], totals[GROUP];
+};
+
+// The head of a column of a product, of which there are eight.
+DEVICE int head_of(int column) { return (HALVES ? column % 4 : column) % GROUP; }
+
+// Runs over the keys first + begin, + stride, ... 16 at a time; `tile` holds those from first + begin on.
+DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries, int begin, int stride) {
+  const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const u16* query = queries + head_of(group) * 2 * QUERY_STRIDE + 8 * quad;
+  float sum[CHUNKS][4][4] = {}, largest = NEGATIVE_INFINITY, total = 0.0f;
+#pragma unroll 1
+  for (int base = span.first + begin; base < span.end; base += stride) {
+    if (APPEND && span.position < span.end && span.position < base + 16) {
+#pragma unroll
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+          if (base + 8 * t + group == span.position) tile.key[t][p] = span.fresh[0][smaller(4 * p + quad, PADDED / 8 - 1)];
+#pragma unroll
+      for (int r = 0; r < 4; r++)
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++)
+          if (value_of(base, r) == span.position) tile.value[r][c] = span.fresh[1][smaller(8 * c + group, PADDED / 8 - 1)];
+    }
+
+    // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
+    float product[2][4] = {};
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+      const Vec4 kept = *(const Vec4*)(query + 32 * p), left = *(const Vec4*)(query + QUERY_STRIDE + 32 * p);
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        mma_bf16(product[t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
+        mma_bf16(product[t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
+      }
+    }
+    load_keys(tile, span, base + stride);
+
+    // A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
+    float score[4], peak = largest;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      score[i] = product[i / 2][i % 2] + product[i / 2][i % 2 + 2];
+      if (SOFTCAP > 0.0f) score[i] = SOFTCAP * tanhf(score[i] / SOFTCAP) * LOG2E;
+      if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;
+      peak = fmaxf(peak, score[i]);
+    }
+    peak = fmaxf(peak, shuffle_xor(peak, 1));
+    peak = fmaxf(peak, shuffle_xor(peak, 2));
+    const float keep = power_of_two(largest - peak);
+    largest = peak, total *= keep;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      score[i] = power_of_two(score[i] - peak);
+      total += score[i];
+    }
+    u32 kept[2], left[2];
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      kept[t] = pack_bf16(score[2 * t], score[2 * t + 1]);
+      left[t] = pack_bf16(score[2 * t] - bf16_low(kept[t]), score[2 * t + 1] - bf16_high(kept[t]));
+      if (HALVES && group >= 4) kept[t] = left[t];
+    }
+    // Sums have their rows in d and a column a head: row i of the product is d 8 i + 2 j, row i + 8 is d 8 i + 2 j + 1.
+    const float keeps[2] = {shuffle_from(keep, 8 * quad), shuffle_from(keep, 8 * quad + 4)};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const u32 v[4] = {word(tile.value[0][c], j), word(tile.value[1][c], j), word(tile.value[2][c], j), word(tile.value[3][c], j)};
+        const Vec4 a = {low_halves(v[0], v[1]), high_halves(v[0], v[1]), low_halves(v[2], v[3]), high_halves(v[2], v[3])};
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[c][j][i] *= keeps[i % 2];
+        mma_bf16(sum[c][j], a, kept[0], kept[1]);
+        if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);
+      }
+    load_values(tile, span, base + stride);
+  }
+
+  total += shuffle_xor(total, 1);
+  total += shuffle_xor(total, 2);
+  if (quad == 0 && group < GROUP) part.peaks[group] = largest, part.totals[group] = total;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float eight[8];
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        eight[j] = sum[c][j / 2][i + j % 2 * 2];
+        if (HALVES) eight[j] += shuffle_xor(eight[j], 2);
+      }
+      const int column = 2 * quad + i;
+      if (column < GROUP) {
+#pragma unroll
+        for (int j = 0; j < 8; j += 4)
+          *(Vec4*)&part.sums[column][64 * c + 8 * group + j] = {bits_of(eight[j]), bits_of(eight[j + 1]), bits_of(eight[j + 2]), bits_of(eight[j + 3])};
+      }
+    }
+}
+
+// Element d of a head over `count` parts in their order, to be divided by `total`. sink: a further logit, or none.
+DEVICE float merge(const Part* parts, int count, int head, int d, const float* sink, float& peak, float& total) {
+  float value = 0.0f;
+  peak = sink ? *sink * LOG2E : NEGATIVE_INFINITY;
+  for (int i = 0; i < count; i++) peak = fmaxf(peak, parts[i].peaks[head]);
+  total = sink ? power_of_two(*sink * LOG2E - peak) : 0.0f;
+  for (int i = 0; i < count; i++) {
+    const float weight = parts[i].peaks[head] == NEGATIVE_INFINITY ? 0.0f : power_of_two(parts[i].peaks[head] - peak);
+    total += weight * parts[i].totals[head];
+    value += weight * parts[i].sums[head][d];
+  }
+  return value;
+}
+// Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
+// pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
+// of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+constexpr int K = 2048;                          // columns
+constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
+constexpr int OUTPUTS = 1;              // weights packed one behind the other, each in its own row tiles
+constexpr int ROWS[3] = { 2048, 0, 0 };   // rows of each
+constexpr bool GATED = false;                 // a row tile is 8 rows of the gate above 8 rows of the other
+constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
+constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
+constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
+typedef float Out;                         // storage of the results
+
+DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
+
+// Eight consecutive bfloat16 of an activation row, zeros beyond K.
+DEVICE Vec4 load_activations(const u16* row, int k) {
+  Vec4 v = {0, 0, 0, 0};
+  if (K % 8 == 0) {
+    if (k < K) v = *(const Vec4*)(row + k);
+  } else {
+    u32 e[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) e[i] = k + i < K ? row[k + i] : 0;
+    v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
+  }
+  return v;
+}
+
+// Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
+struct Place { int output, row; };
+DEVICE Place place_of(int tile, int row) {
+  if (OUTPUTS > 2 && tile >= TILES0 + TILES1) return {2, (tile - TILES0 - TILES1) * TILE_ROWS + row};
+  if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};
+  return {0, tile * TILE_ROWS + row};
+}
+constexpr int BATCH = 1;                        // rows of x
+constexpr int CLUSTER = 8;                    // blocks that share the heads
+constexpr int SLICE = 9;                        // row tiles of a cluster
+constexpr int BLOCK_KEY_HEADS = KEY_HEADS / CLUSTER;
+constexpr int BLOCK_HEADS = HEADS / CLUSTER;
+constexpr int GROUPS = BLOCK_HEADS / GROUP;               // of a row of x in a block
+constexpr int JOBS = BATCH * GROUPS;                      // of attention in a block
+constexpr int PARTS = JOBS < WARPS ? WARPS / JOBS : 1;    // warps that share a job
+constexpr int COLUMNS = BLOCK_HEADS * HEAD_DIM;           // of W in a block
+constexpr int BLOCK_PAIRS = COLUMNS / 32;
+constexpr int SPLIT = SLICE >= WARPS ? 1 : WARPS / SLICE; // warps that share a row tile
+constexpr int STAGE_STRIDE = COLUMNS + 32;
+constexpr int RESULTS = 16 * SLICE * BATCH;               // of a cluster
+constexpr int SHARE = (RESULTS + CLUSTER - 1) / CLUSTER;  // and of a block
+static_assert(COLUMNS % 32 == 0 && KEY_HEADS % CLUSTER == 0, "a block's columns are whole pairs");
+static_assert(BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
+
+// What lies in dynamic shared memory, in this order.
+struct alignas(16) Shared {
+  Vec4 weights[SLICE][BLOCK_PAIRS * 64];
+  Part parts[JOBS * PARTS > WARPS ? JOBS * PARTS : WARPS];   // before that, scratch of the warps that prepare heads
+  Vec4 queries[BATCH * BLOCK_HEADS][2 * QUERY_STRIDE / 8];
+  Vec4 fresh[BATCH * BLOCK_KEY_HEADS][2][PADDED / 8];
+  Vec4 staged[BATCH][STAGE_STRIDE / 8];
+  float products[SPLIT][RESULTS];
+  Prepared prepared[BATCH];
+};
+
+// weights: packed tiles. q [BATCH][HEADS][HEAD_DIM], k and v [BATCH][KEY_HEADS][HEAD_DIM], fp32. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED].
+// positions, sequences [BATCH]; a row at position -1 attends to nothing. bias [rows of y], residual and y [BATCH][rows of y], fp32.
+// zeros: `zero_count` floats that are set to zero. Grid: CLUSTER, slices.
+KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) rope_append_attention_bf16_h32_kv8_d64_s1_proj_f32_k2048_n2048_b1(const Vec4* weights, const float* q, const float* k, const float* v,
+    u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight,
+    const float* sinks, const float* bias, const float* residual, Out* out, u64 context, float* zeros, u64 zero_count) {
+  SHARED u64 arrived;                                     // of the weights
+  Shared& shared = *(Shared*)shared_memory();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+  const int rank = blockIdx.x, first_tile = blockIdx.y * SLICE;
+  const int tiles = smaller(SLICE, TILES - first_tile);
+
+  launch_dependents();
+  if (threadIdx.x == 0) {
+    expect(&arrived, tiles * BLOCK_PAIRS * 1024);
+#pragma unroll 1
+    for (int t = 0; t < tiles; t++)
+      copy_bulk(shared.weights[t], tile_pointer(weights, first_tile + t, rank * BLOCK_PAIRS), BLOCK_PAIRS * 1024, &arrived);
+  }
+  // Of a warp's first job, all keys but the newest are from steps before.
+  const auto span_of = [&](int job) {
+    const int row = job / GROUPS, head = job % GROUPS * GROUP / (HEADS / KEY_HEADS), position = load_early(positions + row);
+    const u64 at = ((u64)load_early(sequences + row) * KEY_HEADS + rank * BLOCK_KEY_HEADS + head) * context * PADDED;
+    return Span{key_cache + at, value_cache + at, first_key(position), position + 1, position, shared.fresh[row * BLOCK_KEY_HEADS + head]};
+  };
+  Tile tile = {};
+  Span span = span_of(smaller(warp / PARTS, JOBS - 1));
+  load_keys(tile, span, span.first + 16 * (warp % PARTS));
+  load_values(tile, span, span.first + 16 * (warp % PARTS));
+#pragma unroll 1
+  for (int row = 0; row < BATCH; row++) {
+    prepare_turns(shared.prepared[row], load_early(positions + row));
+    prepare_weights(shared.prepared[row], q_weight, k_weight);
+  }
+  block_barrier();
+  wait_for_dependencies();
+  for (u64 i = (blockIdx.x + gridDim.x * blockIdx.y) * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * gridDim.y * THREADS) zeros[i] = 0.0f;
+
+  // Every block makes the heads it needs; the first slice stores the key and the value.
+#pragma unroll 1
+  for (int job = warp; job < BATCH * (BLOCK_HEADS + 2 * BLOCK_KEY_HEADS); job += WARPS) {
+    const int row = job % BATCH, which = job / BATCH, other = which - BLOCK_HEADS, head = rank * BLOCK_KEY_HEADS + other % BLOCK_KEY_HEADS;
+    const bool is_query = other < 0, is_key = !is_query && other < BLOCK_KEY_HEADS;
+    const int position = load_early(positions + row);
+    const float* from = is_query ? q + ((u64)row * HEADS + rank * BLOCK_HEADS + which) * HEAD_DIM : (is_key ? k : v) + ((u64)row * KEY_HEADS + head) * HEAD_DIM;
+    u16* to = is_query ? (u16*)shared.queries[row * BLOCK_HEADS + which] : (u16*)shared.fresh[row * BLOCK_KEY_HEADS + other % BLOCK_KEY_HEADS][is_key ? 0 : 1];
+    u16* cached = (is_key ? key_cache : value_cache) + (((u64)load_early(sequences + row) * KEY_HEADS + head) * context + position) * PADDED;
+    const bool keeps = blockIdx.y == 0 && position >= 0;
+    const auto take = [&](int i, float value) {
+      if (is_query) {
+        store_query(to, i, value);
+      } else {
+        store(to + i, value);
+        if (keeps) store(cached + i, value);
+      }
+    };
+    load_head(take, shared.parts[warp].sums[0], from, shared.prepared[row].weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K,
+              shared.prepared[row], is_query || is_key);
+    if (is_query) pad_query(to);
+  }
+  block_barrier();
+#pragma unroll 1
+  for (int slot = warp; slot < JOBS * PARTS; slot += WARPS) {
+    const int job = slot / PARTS, begin = 16 * (slot % PARTS);
+    if (slot != warp) {
+      span = span_of(job);
+      load_keys(tile, span, span.first + begin);
+      load_values(tile, span, span.first + begin);
+    }
+    attend(shared.parts[slot], tile, span, (const u16*)shared.queries[job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP], begin, 16 * PARTS);
+  }
+  block_barrier();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < BATCH * COLUMNS; i += THREADS) {
+    const int row = i / COLUMNS, head = i % COLUMNS / HEAD_DIM, d = i % HEAD_DIM, job = row * GROUPS + head / GROUP;
+    float peak, total;
+    const float value = merge(shared.parts + job * PARTS, PARTS, head % GROUP, d, SINKS ? sinks + rank * BLOCK_HEADS + head : nullptr, peak, total);
+    store((u16*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total);
+  }
+  block_barrier();
+  await(&arrived);
+
+  // A warp multiplies a row tile, or a part of its columns.
+#pragma unroll 1
+  for (int job = warp; job < SLICE * SPLIT; job += WARPS) {
+    const int t = job / SPLIT, part = job % SPLIT;
+    if (t >= tiles) break;
+    float sum[2][4] = {};
+#pragma unroll 4
+    for (int pair = part; pair < BLOCK_PAIRS; pair += SPLIT) {
+      const Vec4* held = shared.weights[t] + 64 * pair + lane;
+      const Vec4 x = *(const Vec4*)((const u16*)shared.staged[group % BATCH] + 32 * pair + 8 * quad);
+      mma_bf16(sum[0], held[0], x.x, x.y);
+      mma_bf16(sum[1], held[32], x.z, x.w);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const int b = 2 * quad + i % 2, row = 16 * t + group + i / 2 * 8;
+      if (b < BATCH) shared.products[part][row * BATCH + b] = sum[0][i] + sum[1][i];
+    }
+  }
+  cluster_arrive();
+  cluster_wait();
+#pragma unroll 1
+  for (int i = rank * SHARE + threadIdx.x; i < smaller(RESULTS, (rank + 1) * SHARE); i += THREADS) {
+    const int b = i % BATCH, row = 16 * first_tile + i / BATCH;
+    if (row >= ROWS[0]) break;
+    float y = (bias ? bias[row] : 0.0f) + (residual ? residual[b * ROWS[0] + row] : 0.0f);
+#pragma unroll
+    for (int r = 0; r < CLUSTER; r++)
+#pragma unroll
+      for (int part = 0; part < SPLIT; part++) y += load_peer(&shared.products[part][i], r);
+    store(out + b * ROWS[0] + row, y);
+  }
+  cluster_arrive();
+  cluster_wait();
+}

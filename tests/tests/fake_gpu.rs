@@ -8,7 +8,7 @@ use std::process::Command;
 use fuse_tests::{TempFolder, nvrtc, root};
 use fusec::build::{Compiled, Options, compile_all};
 use fusec::emit::read_kernel;
-use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
+use fusec::plan::{Plan, PlanOptions, TuningSource};
 use fuserun::backend::{Backend, Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::profile::Profile;
@@ -41,21 +41,21 @@ fn a_step_is_taken_apart_and_compared() {
     assert!(!trace.contains("MISUSE"), "{trace}");
     let end = "context released, alive: 0 streams, 0 events, 0 modules, 0 graphs, 0 buffers, 0 pinned\n";
     assert!(trace.ends_with(end), "everything is given back");
-    // One by one, outside a graph and without overlap: the step's 13 launches in their order, a warm-up and the runs, then as often nothing.
+    // One by one, outside a graph and without overlap: the near step's 11 launches in their order, a warm-up and the runs, then as often nothing.
     let lines: Vec<&str> =
         trace.lines().filter(|line| line.starts_with("run ") && !line.starts_with("run read ")).collect();
-    assert_eq!(lines.len(), 2 * 13 * (1 + RUNS + GROWTHS_OF_READS), "{lines:#?}");
+    assert_eq!(lines.len(), 2 * 11 * (1 + RUNS + GROWTHS_OF_READS), "{lines:#?}");
     assert!(lines.iter().all(|line| !line.contains("programmatic")));
-    assert!(lines[0].starts_with("run embedding_") && lines[12].starts_with("run sample_"), "{lines:#?}");
-    let [busy, idle] = [0, lines.len() / 2].map(|start| &lines[start..start + 13]);
+    assert!(lines[0].starts_with("run embedding_") && lines[10].starts_with("run sample_"), "{lines:#?}");
+    let [busy, idle] = [0, lines.len() / 2].map(|start| &lines[start..start + 11]);
     for (busy, idle) in busy.iter().zip(idle) {
         let shape = |line: &str| line.split_once(" grid").unwrap().1.to_string();
         assert!(idle.starts_with("run nothing ") && shape(idle) == shape(busy), "{idle}\n{busy}");
     }
-    // Graphs of 1 to 13 launches, each run once more than it counts, and those of the steps that are compared.
+    // Graphs of 1 to 11 launches, each run once more than it counts, and those of the steps that are compared.
     let firsts = trace.lines().filter(|line| line.starts_with("replay embedding_")).count();
     let compared = 2 * (1 + 3 * (2 + 2));
-    assert_eq!(firsts, 13 * (1 + RUNS) + compared);
+    assert_eq!(firsts, 11 * (1 + RUNS) + compared);
     let lasts = trace.lines().filter(|line| line.starts_with("replay sample_")).count();
     assert_eq!(lasts, 1 + RUNS + compared);
 }
@@ -89,10 +89,10 @@ fn on_the_fake() {
     let reader = MemoryReader::new(engine.gpu()).unwrap();
     let times = engine.time_launches(1, 20, RUNS, &reader).unwrap();
     assert!(!times.queued, "the fake driver runs everything at once");
-    assert_eq!((times.alone.as_slice(), times.ends.as_slice()), ([0.0; 13].as_slice(), [1500.0; 13].as_slice()));
-    let kind = StepKind::Decode { batch: 1 };
+    assert_eq!((times.alone.as_slice(), times.ends.as_slice()), ([0.0; 11].as_slice(), [1500.0; 11].as_slice()));
+    let kind = engine.plan().decode_at(1, 20);
     let profile = Profile::new(engine.plan(), engine.plan().step(kind).unwrap(), &times, 1, 20, 1e12);
-    assert_eq!((profile.step_us, profile.alone_us, profile.edges), (1500.0, 0.0, 12));
+    assert_eq!((profile.step_us, profile.alone_us, profile.edges), (1500.0, 0.0, 10));
     assert!(profile.to_string().contains("did not lay ready"));
     let error = engine.time_launches(1, 63, RUNS, &reader).unwrap_err().to_string();
     assert_eq!(error, "2 steps from depth 63 on need a context of more than 64");

@@ -13,10 +13,6 @@ use super::cubin::parameter_bytes;
 use super::driver::check;
 use super::gpu::Context;
 
-/// Per cent of a multiprocessor's first-level memory that kernels have as shared memory, the rest being their cache. On an H200: 25 to 50 leaves
-/// too little for batch 4 (Llama-3.2-1B 811 us a step at 25, 744 at 50), 100 too little cache (676 for 659 at batch 1).
-const SHARED_PER_CENT: i32 = 60;
-
 /// Device code that is loaded on a GPU. Kernels taken from it, and graphs that launch them, keep it loaded.
 #[derive(Clone)]
 pub struct Module {
@@ -109,11 +105,6 @@ impl Module {
         let kernel =
             Kernel { module: self.loaded.clone(), function, name: name.into(), parameters, dynamic_shared_bytes };
 
-        // One share for all kernels: a multiprocessor that changes it has to be empty first, so that kernels would not overlap.
-        let share = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-        // SAFETY: the function belongs to a loaded module.
-        check(unsafe { sys::cuFuncSetAttribute(function, share, SHARED_PER_CENT) }, "cuFuncSetAttribute")?;
-
         // The limit belongs to the function, which other handles may share: it only ever grows.
         let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         if dynamic_shared_bytes > kernel.attribute(limit)? {
@@ -142,6 +133,15 @@ impl Kernel {
     /// The most dynamic shared memory it may be launched with, in bytes.
     pub fn dynamic_shared_bytes(&self) -> u32 {
         self.dynamic_shared_bytes
+    }
+
+    /// Asks for a share of a multiprocessor's first-level memory as shared memory, in per cent, the rest being cache.
+    pub fn prefer_shared(&self, per_cent: u32) -> Result<()> {
+        self.module.context.bind()?;
+        let share = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // SAFETY: the function belongs to a loaded module.
+        let status = unsafe { sys::cuFuncSetAttribute(self.function, share, i32::try_from(per_cent)?) };
+        Ok(check(status, "cuFuncSetAttribute")?)
     }
 
     /// Registers, local and shared memory.

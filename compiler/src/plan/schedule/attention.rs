@@ -112,7 +112,7 @@ impl Builder<'_, '_> {
             let proj = self.proj_weight(node, attention, heads * head_dim)?;
             let slice = tuned.and_then(|entry| entry.slice);
             if let Some((cluster, slice)) = cluster_shape(&spec, proj.rows, self.rows.count, slice) {
-                spec.warps = 8;
+                (spec.warps, spec.splits.keys) = (8, 1);
                 let operands = [q, k, v, keys, values, self.positions(), self.sequences(), q_weight, k_weight, sinks];
                 return self.clustered(node, spec, proj, cluster, slice, &operands);
             }

@@ -81,6 +81,8 @@ __attribute__((no_sanitize_thread)) DEVICE float load_settled(const float* p) {
   return *p;
 }
 
+DEVICE Vec4 load_here(const Vec4* p) { return *p; }
+
 DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
 DEVICE u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
 

@@ -35,8 +35,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const 
   const Span span = {keys_at, values_at, begin, end, position, fresh};
   Tile tile = {};
   if (APPEND) {
-    load_keys(tile, span, begin + 16 * warp);
-    load_values(tile, span, begin + 16 * warp);
+    load_first(tile, span, begin + 16 * warp);
     prepare_turns(prepared, position);
     prepare_weights(prepared, q_weight, k_weight);
     block_barrier();
@@ -46,8 +45,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const 
   for (u64 i = block * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * gridDim.y * rows * THREADS) zeros[i] = 0.0f;
   if (split >= splits) return;
   if (!APPEND) {
-    load_keys(tile, span, begin + 16 * warp);
-    load_values(tile, span, begin + 16 * warp);
+    load_first(tile, span, begin + 16 * warp);
   }
 
   // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to

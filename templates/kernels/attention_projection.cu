@@ -58,8 +58,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
   };
   Tile tile = {};
   Span span = span_of(smaller(warp / PARTS, JOBS - 1));
-  load_keys(tile, span, span.first + 16 * (warp % PARTS));
-  load_values(tile, span, span.first + 16 * (warp % PARTS));
+  load_first(tile, span, span.first + 16 * (warp % PARTS));
 #pragma unroll 1
   for (int row = 0; row < BATCH; row++) {
     prepare_turns(shared.prepared[row], load_early(positions + row));
@@ -97,8 +96,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
     const int job = slot / PARTS, begin = 16 * (slot % PARTS);
     if (slot != warp) {
       span = span_of(job);
-      load_keys(tile, span, span.first + begin);
-      load_values(tile, span, span.first + begin);
+      load_first(tile, span, span.first + begin);
     }
     attend(shared.parts[slot], tile, span, (const u16*)shared.queries[job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP], begin, 16 * PARTS);
   }

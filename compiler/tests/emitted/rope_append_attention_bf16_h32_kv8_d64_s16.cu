@@ -70,6 +70,13 @@ DEVICE Vec4 load_stream(const Vec4* p) {
   return v;
 }
 
+// 16 bytes, loaded where it is written: loads that a compiler moves up take registers.
+DEVICE Vec4 load_here(const Vec4* p) {
+  Vec4 v;
+  asm volatile("ld.global.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+
 // A word that no kernel of this step writes, read before the wait.
 DEVICE int load_early(const int* p) {
   int v;
@@ -222,6 +229,7 @@ constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two s
 constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a value
 constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
+constexpr bool WIDE = PADDED > 128;                       // a lane has room for its share of keys or of values, not of both
 constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
@@ -293,7 +301,7 @@ DEVICE int last_cached(const Span& span) { return (APPEND && span.end > span.pos
 // with queries wants them; of the values of keys base + 2 (lane % 4), + 1, + 8, + 9 the 8 (lane / 4) .. + 7 of each chunk. A key beyond the last is the last.
 struct Tile { Vec4 key[2][PIECES], value[4][CHUNKS]; };
 
-DEVICE Vec4 load_cached(const u16* p) { return APPEND ? load_stream((const Vec4*)p) : *(const Vec4*)p; }
+DEVICE Vec4 load_cached(const u16* p) { return APPEND ? load_stream((const Vec4*)p) : load_here((const Vec4*)p); }
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int value_of(int base, int r) { return base + 2 * (int)(threadIdx.x % 4) + r % 2 + r / 2 * 8; }
 
@@ -317,6 +325,12 @@ DEVICE void load_values(Tile& tile, const Span& span, int base) {
       tile.value[r][c] = load_cached(span.values + (u64)smaller(value_of(base, r), last) * PADDED + smaller(64 * c + threadIdx.x % 32 / 4 * 8, PADDED - 8));
 }
 
+// What a warp has in flight before it attends.
+DEVICE void load_first(Tile& tile, const Span& span, int base) {
+  load_keys(tile, span, base);
+  if (!WIDE) load_values(tile, span, base);
+}
+
 // What one warp made of its keys: softmax-weighted sums of values to the base `peak`.
 struct alignas(16) Part {
   float sums[GROUP][SUM_STRIDE];
@@ -333,17 +347,21 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
   float sum[CHUNKS][4][4] = {}, largest = NEGATIVE_INFINITY, total = 0.0f;
 #pragma unroll 1
   for (int base = span.first + begin; base < span.end; base += stride) {
-    if (APPEND && span.position < span.end && span.position < base + 16) {
-#pragma unroll
-      for (int t = 0; t < 2; t++)
-#pragma unroll
-        for (int p = 0; p < PIECES; p++)
-          if (base + 8 * t + group == span.position) tile.key[t][p] = span.fresh[0][smaller(4 * p + quad, PADDED / 8 - 1)];
+    const bool newest = APPEND && span.position < span.end && span.position < base + 16;
+    const auto take_value = [&]() {
 #pragma unroll
       for (int r = 0; r < 4; r++)
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++)
           if (value_of(base, r) == span.position) tile.value[r][c] = span.fresh[1][smaller(8 * c + group, PADDED / 8 - 1)];
+    };
+    if (newest) {
+#pragma unroll
+      for (int t = 0; t < 2; t++)
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+          if (base + 8 * t + group == span.position) tile.key[t][p] = span.fresh[0][smaller(4 * p + quad, PADDED / 8 - 1)];
+      if (!WIDE) take_value();
     }
 
     // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
@@ -357,7 +375,9 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
         mma_bf16(product[t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
       }
     }
-    load_keys(tile, span, base + stride);
+    if (!WIDE) load_keys(tile, span, base + stride);
+    else load_values(tile, span, base);
+    if (WIDE && newest) take_value();
 
     // A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
     float score[4], peak = largest;
@@ -397,7 +417,8 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
         mma_bf16(sum[c][j], a, kept[0], kept[1]);
         if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);
       }
-    load_values(tile, span, base + stride);
+    if (WIDE) load_keys(tile, span, base + stride);
+    else load_values(tile, span, base + stride);
   }
 
   total += shuffle_xor(total, 1);
@@ -469,8 +490,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   const Span span = {keys_at, values_at, begin, end, position, fresh};
   Tile tile = {};
   if (APPEND) {
-    load_keys(tile, span, begin + 16 * warp);
-    load_values(tile, span, begin + 16 * warp);
+    load_first(tile, span, begin + 16 * warp);
     prepare_turns(prepared, position);
     prepare_weights(prepared, q_weight, k_weight);
     block_barrier();
@@ -480,8 +500,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   for (u64 i = block * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * gridDim.y * rows * THREADS) zeros[i] = 0.0f;
   if (split >= splits) return;
   if (!APPEND) {
-    load_keys(tile, span, begin + 16 * warp);
-    load_values(tile, span, begin + 16 * warp);
+    load_first(tile, span, begin + 16 * warp);
   }
 
   // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to

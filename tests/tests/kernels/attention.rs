@@ -365,6 +365,8 @@ fn appends_normalises_and_rotates() -> Result<()> {
         Case { append: true, rope: Some((64, false, 1.0)), ..Case::new(6, 2, 64) },
         Case { append: true, rope: Some((12, true, 1.25)), ..Case::new(4, 1, 12) },
         Case { append: true, rope: Some((32, false, 1.0)), norm: true, ..Case::new(4, 2, 80) },
+        // A head so wide that a lane holds keys or values.
+        Case { append: true, rope: Some((64, false, 1.0)), warps: 2, ..Case::new(2, 1, 144) },
         // A layer without RoPE.
         Case { append: true, norm: true, ..Case::new(4, 2, 24) },
         Case { append: true, norm: true, norm_weights: false, rope: Some((20, false, 1.0)), ..Case::new(2, 1, 20) },

@@ -429,7 +429,7 @@ fn in_an_attention() {
             ("    if (is_query) pad_query(to);\n", "", "shared memory"),
             // The keys that are on their way, and those that are not there.
             ("load_keys(tile, span, base + stride);", "load_keys(tile, span, base + 16);", "attention"),
-            ("    load_values(tile, span, base + stride);\n", "", "attention"),
+            ("    else load_values(tile, span, base + stride);\n", "", "attention"),
             ("if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;", "", "attention"),
             // A larger peak, and the two halves of the columns.
             ("largest = peak, total *= keep;", "largest = peak;", "attention"),

@@ -422,27 +422,29 @@ Shadow* shared_place(Block& of, const void* p, u64 bytes, const char** saved) {
   return (fixed ? of.fixed_shadow : of.dynamic_shadow) + offset / 2;
 }
 
-float read_peer(const float* p, u32 rank) {
+// `bytes` (4 or 8) of what block `rank` of the cluster has where this block has `p`.
+u64 read_peer(const char* p, u32 bytes, u32 rank) {
   if (rank >= cluster) fail("reads of block %u in a cluster of %u", rank, cluster);
   Block& peer = blocks[rank];
+  u64 value = 0;
   if (&peer == own) {
-    access(p, 4, READ);
-    return *p;
+    access(p, bytes, READ);
+    memcpy(&value, p, bytes);
+    return value;
   }
   const char* saved;
-  Shadow* shadow = shared_place(peer, p, 4, &saved);
-  if (!shadow || (u64)p % 4) fail("load_peer of what is no float of shared memory");
+  Shadow* shadow = shared_place(peer, p, bytes, &saved);
+  if (!shadow || (u64)p % bytes) fail("load_peer of what is no variable of shared memory");
   if (current->arrived) fail("touches shared memory between cluster_arrive and cluster_wait");
   if (peer.threads[0].state == DONE && shadow->written >= block_begin) fail("reads shared memory of block %u of the cluster, which has ended", rank);
-  for (Shadow* s = shadow; s < shadow + 2; s++) {
+  for (Shadow* s = shadow; s < shadow + bytes / 2; s++) {
     if (s->written >= cluster_epoch) fail("race: reads shared memory that block %u of the cluster wrote, with no cluster barrier between", rank);
     if (s->written < block_begin) fail("reads shared memory that no thread of block %u of the cluster wrote", rank);
     if (s->copy) fail("reads shared memory that copy_bulk fills in block %u of the cluster", rank);
     s->peer_read = epoch;
   }
   peer.peer_read = epoch;
-  float value;
-  memcpy(&value, saved, 4);
+  memcpy(&value, saved, bytes);
   return value;
 }
 
@@ -507,7 +509,7 @@ void fuse_cluster_wait() {
   yield();
   current->arrived = false;
 }
-float fuse_load_peer(const float* p, int rank) { return read_peer(p, (u32)rank); }
+u64 fuse_load_peer(const void* p, u32 bytes, int rank) { return read_peer((const char*)p, bytes, (u32)rank); }
 void fuse_expect(u64* arrived, u32 bytes) { begin_arrival(arrived, bytes); }
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) { copy((char*)to, (const char*)from, bytes, arrived); }
 void fuse_await(const u64* arrived) { wait_for(arrived); }
@@ -532,7 +534,7 @@ FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
   return current->d;
 }
 void fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; }
-void fuse_atomic_add8(u64* p, u64 value) { access(p, 8, ATOMIC); *p += value; }
+void fuse_atomic_max4(u32* p, u32 value) { access(p, 4, ATOMIC); *p = *p < value ? value : *p; }
 void fuse_accumulate(float* p, float value) { access(p, 4, ACCUMULATE); *p += value; }
 
 // What -fsanitize=thread calls.

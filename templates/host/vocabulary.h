@@ -32,7 +32,7 @@ char* fuse_shared_memory();
 void fuse_block_barrier();
 void fuse_cluster_arrive();
 void fuse_cluster_wait();
-float fuse_load_peer(const float* p, int rank);
+u64 fuse_load_peer(const void* p, u32 bytes, int rank);
 void fuse_expect(u64* arrived, u32 bytes);
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived);
 void fuse_await(const u64* arrived);
@@ -46,7 +46,7 @@ u64 fuse_shuffle_xor(u64 value, int mask);
 u64 fuse_shuffle_from(u64 value, int lane);
 u64 fuse_shuffle_up(u64 value, int delta);
 void fuse_atomic_add4(u32* p, u32 value);
-void fuse_atomic_add8(u64* p, u64 value);
+void fuse_atomic_max4(u32* p, u32 value);
 void fuse_accumulate(float* p, float value);
 }
 
@@ -60,7 +60,9 @@ DEVICE void block_barrier() { fuse_block_barrier(); }
 DEVICE void warp_barrier() { fuse_warp_barrier(); }
 DEVICE void cluster_arrive() { fuse_cluster_arrive(); }
 DEVICE void cluster_wait() { fuse_cluster_wait(); }
-DEVICE float load_peer(const float* p, int rank) { return fuse_load_peer(p, rank); }
+DEVICE u64 load_peer(const u64* p, int rank) { return fuse_load_peer(p, 8, rank); }
+DEVICE u32 load_peer(const u32* p, int rank) { return (u32)fuse_load_peer(p, 4, rank); }
+DEVICE int load_peer(const int* p, int rank) { return (int)load_peer((const u32*)p, rank); }
 DEVICE void expect(u64* arrived, u32 bytes) { fuse_expect(arrived, bytes); }
 DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) { fuse_copy_bulk(to, from, bytes, arrived); }
 DEVICE void await(const u64* arrived) { fuse_await(arrived); }
@@ -85,6 +87,7 @@ DEVICE Vec4 load_here(const Vec4* p) { return *p; }
 
 DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
 DEVICE u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
+DEVICE float load_peer(const float* p, int rank) { return float_of((u32)fuse_load_peer(p, 4, rank)); }
 
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   const Vec4 words = {a.x, a.y, a.z, a.w};   // reads that are checked; that of an argument is not
@@ -116,6 +119,7 @@ DEVICE int warp_min(int value) {
   return value;
 }
 DEVICE int count_bits(u32 value) { return __builtin_popcount(value); }
+DEVICE u64 shuffle_xor(u64 value, int mask) { return fuse_shuffle_xor(value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
 
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }
@@ -124,7 +128,7 @@ DEVICE float sine_of(float angle) { return sinf(angle); }
 DEVICE float cosine_of(float angle) { return cosf(angle); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE void atomic_add_shared(u32* p, u32 value) { fuse_atomic_add4(p, value); }
-DEVICE void atomic_add_shared(u64* p, u64 value) { fuse_atomic_add8(p, value); }
+DEVICE void atomic_max_shared(u32* p, u32 value) { fuse_atomic_max4(p, value); }
 DEVICE void accumulate(float* p, float value) { fuse_accumulate(p, value); }
 DEVICE void publish(u32* p, u32 value) { *p = value; }
 

@@ -304,6 +304,7 @@ pub struct Sample {
     pub vocabulary: usize,
     pub maxima: usize,
     pub warps: usize,
+    pub cluster: usize,
     pub ring: usize,
 }
 

@@ -149,10 +149,15 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             }
             .render()
         }
-        KernelSpec::Sample { vocabulary, maxima } => {
-            templates::Sample { name, vocabulary: *vocabulary, maxima: *maxima, warps: SAMPLE_WARPS, ring: RING }
-                .render()
+        KernelSpec::Sample { vocabulary, maxima, cluster } => templates::Sample {
+            name,
+            vocabulary: *vocabulary,
+            maxima: *maxima,
+            warps: SAMPLE_WARPS,
+            cluster: *cluster,
+            ring: RING,
         }
+        .render(),
     };
     rendered.with_context(|| format!("the template of {} does not render", kernel.name))
 }

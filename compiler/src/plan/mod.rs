@@ -222,7 +222,9 @@ impl Plan {
         let first = self.steps.iter().find(is_decode);
         let far = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
         let beyond = match (first.map(|step| step.kind), far) {
-            (Some(StepKind::Near { reach, .. }), Some(far)) => {
+            (Some(StepKind::Near { reach, .. }), Some(far))
+                if far.kernels_per_layer(self.layers) != self.kernels_per_layer =>
+            {
                 format!(" ({} from position {reach} on)", far.kernels_per_layer(self.layers))
             }
             _ => String::new(),

@@ -21,7 +21,7 @@ pub enum KernelSpec {
     Rope(RopeSpec),
     KvAppend { key_heads: usize, head_dim: usize },
     Elementwise { kind: ElementKind, size: usize, out: Storage },
-    Sample { vocabulary: usize, maxima: usize },
+    Sample { vocabulary: usize, maxima: usize, cluster: usize },
 }
 
 /// How a value is stored.
@@ -320,8 +320,11 @@ pub const NEAR: usize = 128;
 /// Warps of the kernel that routes many rows: one block 32 rows.
 pub const ROUTE_WARPS: usize = 8;
 
-/// Warps of the sampling kernel: one block a row.
-pub const SAMPLE_WARPS: usize = 16;
+/// Warps of the sampling kernel.
+pub const SAMPLE_WARPS: usize = 12;
+
+/// Blocks that share a row of logits there, where blocks may work in clusters.
+pub const SAMPLE_CLUSTER: usize = 8;
 
 /// Warps of a norm over rows of this size.
 pub fn norm_warps(size: usize) -> usize {

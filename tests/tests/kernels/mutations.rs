@@ -560,7 +560,7 @@ fn in_a_sampler() {
     let parameters: Vec<_> = (0..12).map(|seed| sample::Parameters { seed: [seed, 1], ..warm }).collect();
     let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (20 + sequence, sequence)).collect();
     caught(
-        |mutation| sample::check(333, 2, &rows, &parameters, mutation),
+        |mutation| sample::check(333, [2, 2], &rows, &parameters, mutation),
         &[
             ("i < 256; i += THREADS) bins[i] = 0;", "i < 255; i += THREADS) bins[i] = 0;", "shared memory"),
             (

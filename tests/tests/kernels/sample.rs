@@ -86,12 +86,12 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
 /// Runs rows of logits; row r is of sequence `sequences[r]` with its own parameters.
 pub fn check(
     vocabulary: usize,
-    warps: usize,
+    [warps, cluster]: [usize; 2],
     rows: &[(i32, i32)],
     parameters: &[Parameters],
     mutation: Option<Mutation>,
 ) -> Result<()> {
-    let kernel = Sample { name: "kernel".into(), vocabulary, maxima: 0, warps, ring: RING };
+    let kernel = Sample { name: "kernel".into(), vocabulary, maxima: 0, warps, cluster, ring: RING };
     let kernel = build(kernel.render()?, mutation)?;
     let mut random = Random(vocabulary as u64);
     // Coarse values: ties happen.
@@ -104,7 +104,7 @@ pub fn check(
     let next_positions = HostBuffer::inout(&vec![-7i32; parameters.len()]);
     let ring = HostBuffer::inout(&vec![777u32; parameters.len() * RING]);
     kernel.launch(
-        [rows.len() as u32, 1, 1],
+        [cluster as u32, rows.len() as u32, 1],
         32 * warps as u32,
         0,
         &[
@@ -140,9 +140,9 @@ pub fn check(
 
 #[test]
 fn greedy_takes_the_first_largest() -> Result<()> {
-    for (vocabulary, warps) in [(5, 1), (257, 4), (1000, 2)] {
+    for (vocabulary, blocks) in [(5, [1, 1]), (257, [4, 1]), (1000, [2, 2]), (1002, [1, 4])] {
         let parameters = [GREEDY, Parameters { limit: 13, ..GREEDY }, Parameters { limit: 14, ..GREEDY }, GREEDY];
-        check(vocabulary, warps, &[(3, 0), (12, 1), (-1, 3), (12, 2)], &parameters, None)?;
+        check(vocabulary, blocks, &[(3, 0), (12, 1), (-1, 3), (12, 2)], &parameters, None)?;
     }
     Ok(())
 }
@@ -151,7 +151,7 @@ fn greedy_takes_the_first_largest() -> Result<()> {
 fn stops_at_a_stop_token() -> Result<()> {
     // Every token stops.
     let parameters = Parameters { stops: 5, stop: [0, 1, 2, 3, 4, -5, -5, -5], ..GREEDY };
-    check(5, 1, &[(3, 0)], &[parameters], None)
+    check(5, [1, 1], &[(3, 0)], &[parameters], None)
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn draws_as_the_rule_says() -> Result<()> {
         Parameters { top_k: 40, top_p: 0.9, min_p: 0.05, ..warm },
         Parameters { top_k: 5000, top_p: 0.95, ..warm },
     ];
-    for (vocabulary, warps) in [(61, 2), (333, 4)] {
+    for (vocabulary, blocks) in [(61, [2, 1]), (333, [4, 1]), (333, [1, 3]), (2500, [2, 2])] {
         for seed in 0..4 {
             let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
             let rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
-            check(vocabulary, warps, &rows, &parameters, None)?;
+            check(vocabulary, blocks, &rows, &parameters, None)?;
         }
     }
     Ok(())
@@ -180,7 +180,7 @@ fn draws_as_the_rule_says() -> Result<()> {
 
 #[test]
 fn greedy_from_the_maxima_of_a_head() -> Result<()> {
-    let kernel = Sample { name: "kernel".into(), vocabulary: 100, maxima: 5, warps: 1, ring: RING };
+    let kernel = Sample { name: "kernel".into(), vocabulary: 100, maxima: 5, warps: 2, cluster: 2, ring: RING };
     let kernel = build(kernel.render()?, None)?;
     let maxima = [
         (1.0f32, 9),
@@ -202,7 +202,7 @@ fn greedy_from_the_maxima_of_a_head() -> Result<()> {
     let (tokens, places, ring) =
         (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u32>(2 * RING));
     let arguments = [&logits, &maxima, &positions, &sequences, &parameters, &tokens, &places, &ring];
-    kernel.launch([2, 1, 1], 32, 0, &arguments.map(HostBuffer::address))?;
+    kernel.launch([2, 2, 1], 64, 0, &arguments.map(HostBuffer::address))?;
     ensure!(tokens.written::<i32>()? == [98, 33], "tokens {:?}", tokens.written::<i32>()?);
     ensure!(places.written::<i32>()? == [5, 5]);
     Ok(())

@@ -108,16 +108,20 @@ impl Builder<'_, '_> {
             k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
         }
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
-        if in_kernel && self.rows.near && attention.proj.is_some() {
+        if in_kernel && self.rows.near && self.planner.clusters && attention.proj.is_some() {
             let proj = self.proj_weight(node, attention, heads * head_dim)?;
             let slice = tuned.and_then(|entry| entry.slice);
             if let Some((cluster, slice)) = cluster_shape(&spec, proj.rows, self.rows.count, slice) {
                 (spec.warps, spec.splits.keys) = (8, 1);
+                self.has_near_form = true;
                 let operands = [q, k, v, keys, values, self.positions(), self.sequences(), q_weight, k_weight, sinks];
                 return self.clustered(node, spec, proj, cluster, slice, &operands);
             }
         }
-        let combined = self.few() && attention.proj.is_some();
+        // A near step has so few keys that one block takes all of a head's: there is nothing to combine.
+        let whole = self.rows.near && self.few() && attention.proj.is_some();
+        self.has_near_form |= whole;
+        let combined = self.few() && attention.proj.is_some() && !whole;
         let blocks = heads / group * self.rows.count;
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };

@@ -53,11 +53,11 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
     let (body, head) = (planner.body.clone(), planner.head.clone());
     for &batch in &options.batches {
         ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
-        for near in [options.clusters, false] {
+        for near in [true, false] {
             let mut builder = Builder::new(&mut planner, Rows { count: batch, prompt: false, near });
             builder.nodes(&body, true)?;
             builder.nodes(&head, true)?;
-            if near && !builder.has_near_form() {
+            if near && !builder.has_near_form {
                 continue;
             }
             builder.end(if near { StepKind::Near { batch, reach: NEAR } } else { StepKind::Decode { batch } });
@@ -86,6 +86,7 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
 struct Planner<'g> {
     graph: &'g Graph,
     tuning: &'g Tuning,
+    clusters: bool,
     /// Nodes up to the last layer, in order.
     body: Vec<NodeId>,
     /// Nodes behind the last layer.
@@ -109,6 +110,7 @@ impl<'g> Planner<'g> {
         Ok(Planner {
             graph,
             tuning: &options.tuning,
+            clusters: options.clusters,
             body: body.to_vec(),
             head: head.to_vec(),
             weights: Vec::new(),
@@ -215,6 +217,8 @@ struct Builder<'p, 'g> {
     /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
     ends: Vec<(StepKind, usize, Option<usize>)>,
     logits: Option<usize>,
+    /// Whether a launch is of a form that only near steps have.
+    has_near_form: bool,
 }
 
 struct Pending {
@@ -238,17 +242,12 @@ impl<'p, 'g> Builder<'p, 'g> {
             launches: Vec::new(),
             ends: Vec::new(),
             logits: None,
+            has_near_form: false,
         }
     }
 
     fn graph(&self) -> &'g Graph {
         self.planner.graph
-    }
-
-    /// Whether a launch is of a form that only near steps have.
-    fn has_near_form(&self) -> bool {
-        let spec = |launch: &Pending| &self.planner.kernels[launch.kernel].spec;
-        self.launches.iter().any(|launch| matches!(spec(launch), KernelSpec::AttentionProjection(_)))
     }
 
     /// From here on the step has one row: the last.

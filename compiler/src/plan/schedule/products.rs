@@ -5,7 +5,7 @@ use anyhow::{Result, bail, ensure};
 use super::shapes::{matmul_grid, matmul_shape, matvec_shape};
 use super::{Builder, NO_ZEROS, Place, Source};
 use crate::ir::{Activation, Epilogue, Matmul, NodeId, Op, Results, Role, Value};
-use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, Storage, Tiles};
+use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, SAMPLE_CLUSTER, Storage, Tiles};
 use crate::plan::{Arg, Io, Part, Recipe};
 
 impl Builder<'_, '_> {
@@ -225,7 +225,9 @@ impl Builder<'_, '_> {
             io(Io::Positions),
             io(Io::Ring),
         ];
-        self.launch(KernelSpec::Sample { vocabulary, maxima: blocks }, [self.rows.count, 1, 1], args, 0);
+        let cluster = if self.planner.clusters { SAMPLE_CLUSTER } else { 1 };
+        let spec = KernelSpec::Sample { vocabulary, maxima: blocks, cluster };
+        self.launch(spec, [cluster, self.rows.count, 1], args, 0);
         Ok(())
     }
 }

@@ -105,6 +105,7 @@ const FuseLaunch* launch;
 void (*body)(const u64*);
 FuseIndex block;
 bool failed;
+bool any_waited;       // some thread of the launch: enough for its end to imply the end of all before it
 // Each barrier of a block begins an epoch, which no other block shares.
 u64 epoch = 1, block_begin, cluster_epoch, warp_epoch[MAX_THREADS / 32];   // cluster_epoch: began at the last cluster barrier
 alignas(128) char dynamic[MAX_SHARED];
@@ -133,7 +134,7 @@ void yield() {
 void fiber() {
   for (;;) {
     body(launch->arguments);
-    if (!current->waited) fail("it ends without wait_for_dependencies: a kernel's end must imply the end of all before it");
+    any_waited |= current->waited;
     if (!current->launched) fail("it ends without launch_dependents");
     if (current->arrived) fail("it ends between cluster_arrive and cluster_wait");
     current->state = DONE;
@@ -533,7 +534,7 @@ FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
   exchange_with(MMA, 0, 0);
   return current->d;
 }
-void fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; }
+u32 fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; return *p - value; }
 void fuse_atomic_max4(u32* p, u32 value) { access(p, 4, ATOMIC); *p = *p < value ? value : *p; }
 void fuse_accumulate(float* p, float value) { access(p, 4, ACCUMULATE); *p += value; }
 
@@ -572,7 +573,7 @@ void __ubsan_handle_type_mismatch_v1(Place* place, u64 address) {
 
 // Runs every block of a launch, in clusters of so many. 0, or 1 with a message in launch->error.
 extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*), int cluster_blocks) {
-  launch = what, body = kernel, failed = false, last_range = nullptr, cluster = cluster_blocks;
+  launch = what, body = kernel, failed = any_waited = false, last_range = nullptr, cluster = cluster_blocks;
   const u64 fixed = __stop_fuse_shared - __start_fuse_shared;
   if (what->threads == 0 || what->threads > MAX_THREADS || fixed > MAX_FIXED_SHARED || fixed + what->shared_bytes > MAX_SHARED) {
     snprintf(what->error, what->error_bytes, "kernel %s: %u threads, %llu bytes of SHARED and %u of shared_memory() are beyond a block (%u, %u, %u)",
@@ -599,5 +600,9 @@ extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*), int 
       for (u32 x = 0; x < what->grid[0] && !failed; x += cluster) block.x = x, run_cluster();
   current = nullptr;
   munmap(memory, bytes);
+  if (!failed && !any_waited) {
+    snprintf(what->error, what->error_bytes, "kernel %s ends without wait_for_dependencies: its end must imply the end of all before it", what->name);
+    return 1;
+  }
   return failed;
 }

@@ -45,7 +45,7 @@ FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1);
 u64 fuse_shuffle_xor(u64 value, int mask);
 u64 fuse_shuffle_from(u64 value, int lane);
 u64 fuse_shuffle_up(u64 value, int delta);
-void fuse_atomic_add4(u32* p, u32 value);
+u32 fuse_atomic_add4(u32* p, u32 value);
 void fuse_atomic_max4(u32* p, u32 value);
 void fuse_accumulate(float* p, float value);
 }
@@ -83,6 +83,7 @@ __attribute__((no_sanitize_thread)) DEVICE float load_settled(const float* p) {
   return *p;
 }
 
+DEVICE void load_and_forget(const float* p) { (void)*(const volatile float*)p; }
 DEVICE Vec4 load_here(const Vec4* p) { return *p; }
 
 DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
@@ -118,6 +119,10 @@ DEVICE int warp_min(int value) {
   for (int mask = 16; mask > 0; mask /= 2) { const int other = shuffle_xor(value, mask); value = other < value ? other : value; }
   return value;
 }
+DEVICE int warp_sum(int value) {
+  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+  return value;
+}
 DEVICE int count_bits(u32 value) { return __builtin_popcount(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return fuse_shuffle_xor(value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
@@ -127,7 +132,7 @@ DEVICE float power_of_two(float exponent) { return exp2f(exponent); }
 DEVICE float sine_of(float angle) { return sinf(angle); }
 DEVICE float cosine_of(float angle) { return cosf(angle); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
-DEVICE void atomic_add_shared(u32* p, u32 value) { fuse_atomic_add4(p, value); }
+DEVICE u32 atomic_add_shared(u32* p, u32 value) { return fuse_atomic_add4(p, value); }
 DEVICE void atomic_max_shared(u32* p, u32 value) { fuse_atomic_max4(p, value); }
 DEVICE void accumulate(float* p, float value) { fuse_accumulate(p, value); }
 DEVICE void publish(u32* p, u32 value) { *p = value; }

@@ -3,7 +3,7 @@
 {% include "attention.cuh" %}
 typedef {{ out_type }} Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 ? 2 : 1;   // a multiprocessor has room for
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // a multiprocessor has room for
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
@@ -25,6 +25,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const 
   launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
+  // Splits that are not needed make room at once. The first is always there, so that this kernel's end is behind that of all before it.
+  if (split > 0 && split >= splits) return;
   const int first = first_key(position), keys = position + 1 - first;
   const int share = splits > 0 ? (keys + splits - 1) / splits : 0;
   const int begin = first + split * share;
@@ -41,9 +43,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const 
     block_barrier();
   }
   wait_for_dependencies();
-  const u64 block = blockIdx.x + gridDim.x * (split + gridDim.y * row);
-  for (u64 i = block * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * gridDim.y * rows * THREADS) zeros[i] = 0.0f;
-  if (split >= splits) return;
+  if (split == 0)
+    for (u64 i = (u64)(blockIdx.x + gridDim.x * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * rows * THREADS) zeros[i] = 0.0f;
+  if (splits == 0) return;
   if (!APPEND) {
     load_first(tile, span, begin + 16 * warp);
   }

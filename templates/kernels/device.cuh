@@ -65,7 +65,7 @@ DEVICE void await(const u64* arrived) {
 }
 #endif
 
-// Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
+// Programmatic dependent launch. Blocks of every kernel wait, so that a kernel's end implies the end of all before it.
 DEVICE void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -89,6 +89,12 @@ DEVICE Vec4 load_here(const Vec4* p) {
   Vec4 v;
   asm volatile("ld.global.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
+}
+
+// Brings a word's line to L1.
+DEVICE void load_and_forget(const float* p) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
 }
 
 // A word that no kernel of this step writes, read before the wait.
@@ -134,6 +140,11 @@ DEVICE int warp_min(int value) {
   asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(value));
   return least;
 }
+DEVICE int warp_sum(int value) {
+  int sum;
+  asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
+  return sum;
+}
 DEVICE int count_bits(u32 value) { return __popc(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
@@ -148,7 +159,7 @@ DEVICE float power_of_two(float exponent) {
 DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
 DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
-DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
+DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); }   // what was there
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in no order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }

@@ -14,6 +14,7 @@ constexpr bool COMBINE = {{ combine }};         // x is what the blocks of a spl
 constexpr bool STAGED = {{ staged }};           // x goes through shared memory as bfloat16
 constexpr int HEADS = {{ heads }}, HEAD_DIM = {{ head_dim }};   // of that attention
 constexpr int ACTIVATION = {{ activation }};
+constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
 constexpr bool ARGMAX = {{ argmax }};           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
@@ -191,7 +192,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
   const int rank = blockIdx.x % SPLIT, first_unit = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
 
   // The weights depend on nothing: they are on their way before the kernel that makes x is done. Nor do positions within a step.
-  launch_dependents();
+  if (!LATE) launch_dependents();
   Vec4 held[DEPTH][2];
   {
     const Vec4* from = place_in(weights, first_unit, 0, rank, warp, lane);
@@ -212,6 +213,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
   block_barrier();
   {% endif %}
   wait_for_dependencies();
+  if (LATE) launch_dependents();
 
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   {% if combine %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);

@@ -9,7 +9,8 @@ constexpr int RING = {{ ring }};                // tokens of a sequence that wai
 constexpr int THREADS = 32 * WARPS;
 constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);   // fours of logits a thread has
 constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;    // maxima of parts of the row
-constexpr int LIST = 256;                       // logits that are few enough to be compared with each other
+constexpr int TOPS_A_LANE = (TOPS + 31) / 32;
+constexpr int LIST = THREADS < 256 ? THREADS : 256;            // logits that are few enough to be compared with each other
 constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane a warp, and a block");
@@ -25,25 +26,29 @@ struct Parameters {
   u32 stops;              // how many of `stop` hold
   int stop[MAX_STOPS];    // tokens that end the sequence
 };
+constexpr int PARAMETER_WORDS = sizeof(Parameters) / 4;
 
 struct Shared {
   u64 warp_sums[WARPS][PIVOTS];
   u64 block_sums[2][PIVOTS];                    // in turn: other blocks read those of one exchange while the next begins
   u64 totals[PIVOTS];
-  u32 listed[2][LIST], merged[LIST];            // what a block found, and all of them together
-  u64 amounts[LIST];
-  u32 tops[TOPS], floor, position;
+  u64 listed[2][LIST], merged[LIST];            // bits and token of what a block found, and of all together
+  u32 found[2];                                 // how many the block did
+  u32 amounts[LIST];                            // weights of those, or ones
+  u32 floor, position;
+  u64 weight;
   float best_value[WARPS];
   int best_index[WARPS];
   int drawn;
+  Parameters parameters;
 };
 
 // The row as a thread sees it: its warp has the logits from `begin` on.
 struct Row {
   Shared& shared;
   const float* logits;
-  int begin, rank, parity;
-  float largest, temperature;
+  int begin, rank, parity, list;                // the latter two: which of two to use next
+  float largest, temperature, steepness;        // the latter: log2(e) / temperature
 };
 
 {% if cluster > 1 %}
@@ -89,31 +94,39 @@ DEVICE Best warp_best(Best best) {
   return best;
 }
 
-// Four logits; -inf where there is none, or no number.
+// Four logits; -inf where there is none.
 DEVICE void load_four(float (&four)[4], const float* logits, int at) {
-  Vec4 v = {};
-  if (VOCABULARY % 4 == 0 && at < VOCABULARY) v = *(const Vec4*)(logits + at);
+  if (VOCABULARY % 4 == 0) {
+    const u32 none = 0xff800000u;
+    const Vec4 v = at < VOCABULARY ? *(const Vec4*)(logits + at) : Vec4{none, none, none, none};
 #pragma unroll
-  for (int j = 0; j < 4; j++) {
-    four[j] = at + j >= VOCABULARY ? NEGATIVE_INFINITY : VOCABULARY % 4 == 0 ? float_of(word(v, j)) : logits[at + j];
-    if (four[j] != four[j]) four[j] = NEGATIVE_INFINITY;
+    for (int j = 0; j < 4; j++) four[j] = float_of(word(v, j));
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++) four[j] = at + j < VOCABULARY ? logits[at + j] : NEGATIVE_INFINITY;
   }
 }
 
-// Gives `use` the bits of each logit of a thread, so many fours at a time.
-template <int FOURS = 4, typename Use>
+// Brings to L1 what a thread will have.
+DEVICE void touch(const float* logits, int at) {
+  if (at < VOCABULARY) load_and_forget(logits + at);
+}
+
+// Gives `use` the bits and the token of each logit of a thread, so many fours at a time.
+template <int FOURS = 5, typename Use>
 DEVICE void each(const Row& row, Use use) {
 #pragma unroll FOURS
   for (int round = 0; round < ROUNDS; round++) {
     float four[4];
-    load_four(four, row.logits, row.begin + 128 * round + 4 * (threadIdx.x % 32));
+    const int at = row.begin + 128 * round + 4 * (threadIdx.x % 32);
+    load_four(four, row.logits, at);
 #pragma unroll
-    for (int j = 0; j < 4; j++) use(ordered_bits(four[j]));
+    for (int j = 0; j < 4; j++) use(ordered_bits(four[j]), at + j);
   }
 }
 
-// exp(logit - largest) in units of 2^-40.
-DEVICE u64 weight_of(const Row& row, u32 bits) { return (u64)(expf((of_ordered(bits) - row.largest) / row.temperature) * 1099511627776.0f); }
+// exp((logit - largest) / temperature) in units of 2^-31.
+DEVICE u32 weight_of(const Row& row, u32 bits) { return (u32)(power_of_two((of_ordered(bits) - row.largest) * row.steepness) * 2147483648.0f); }
 
 DEVICE u64 warp_total(u64 value) {
 #pragma unroll
@@ -166,126 +179,199 @@ DEVICE void sum_up(Row& row, u64 (&sums)[PIVOTS]) {
   for (int i = 0; i < PIVOTS; i++) sums[i] = row.shared.totals[i];
 }
 
-// How many logits have bits from `low` to below `high`. If they are no more than LIST, `merged` has them in every block.
-DEVICE int list(Row& row, u32 low, u32 high) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  u32 (&listed)[LIST] = row.shared.listed[row.parity];
-  u64 mine = 0, of_block, of_row, of_lane;
-  each(row, [&](u32 bits) { mine += bits >= low && bits < high; });
-  u64 running = mine;
-#pragma unroll
-  for (int delta = 1; delta < 32; delta *= 2) {
-    const u64 below = shuffle_up(running, delta);
-    if (lane >= delta) running += below;
+// How many logits have bits from `low` to below `high`; LIST + 1: more than LIST. Else `merged` has them, in no order: in every block, or the first.
+DEVICE int list(Row& row, u32 low, u32 high, bool everywhere) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parity = row.list;
+  Shared& shared = row.shared;
+  each(row, [&](u32 bits, int token) {
+    if (bits < low || bits >= high) return;
+    const u32 place = atomic_add_shared(&shared.found[parity], 1);
+    if (place < LIST) shared.listed[parity][place] = (u64)bits << 32 | (u32)token;
+  });
+  cluster_barrier();
+  row.list ^= 1;
+  if (threadIdx.x == 0) shared.found[row.list] = 0;
+  const int of_lane = lane < CLUSTER ? (int)peer(&shared.found[parity], lane) : 0, count = warp_sum(of_lane);
+  if (count > LIST) {
+    block_barrier();
+    return LIST + 1;
   }
-  u64 place = in_front(row, warp_total(mine), of_block) + running - mine;
-  if (mine > 0 && of_block <= LIST)
-    each(row, [&](u32 bits) { if (bits >= low && bits < high) listed[place++] = bits; });
-  in_front_of_block(row, of_block, of_row, of_lane);
-  if (of_row <= LIST) {
-    for (int rank = warp; rank < CLUSTER; rank += WARPS) {
-      const int before = (int)warp_total(lane < rank ? of_lane : 0), count = (int)warp_total(lane == rank ? of_lane : 0);
-      for (int i = lane; i < count; i += 32) row.shared.merged[before + i] = peer(&listed[i], rank);
-    }
+  for (int rank = warp; rank < CLUSTER && (everywhere || row.rank == 0); rank += WARPS) {
+    const int before = warp_sum(lane < rank ? of_lane : 0), end = before + warp_sum(lane == rank ? of_lane : 0);
+    for (int i = before + lane; i < end; i += 32) shared.merged[i] = peer(&shared.listed[parity][i - before], rank);
   }
   block_barrier();
-  return of_row <= LIST ? (int)of_row : LIST + 1;
+  return count;
+}
+DEVICE u32 bits_in(u64 entry) { return (u32)(entry >> 32); }
+
+// A bound from below of the `count`-th largest of the tops, of which each lane has some: its upper bits.
+DEVICE u32 bound_of(const float (&tops)[TOPS_A_LANE], u32 count) {
+  u32 bound = 0;
+#pragma unroll 1
+  for (u32 bit = 0x80000000u; bit >= 0x8000u; bit /= 2) {
+    int reach = 0;
+#pragma unroll
+    for (int i = 0; i < TOPS_A_LANE; i++) reach += ordered_bits(tops[i]) >= (bound | bit);
+    if (warp_sum(reach) >= (int)count) bound |= bit;
+  }
+  return bound;
 }
 
-// The largest bits `t`, at least `low`, such that the measure of the logits at or above t reaches `wanted`: counts, or weights.
+// What top-k and top-p left, and min-p leaves.
+DEVICE u32 least_of(const Row& row, const Parameters& p, u32 floor) {
+  const u32 least = p.min_p > 0.0f ? ordered_bits(row.largest + row.temperature * logf(p.min_p)) : 0;
+  return least > floor ? least : floor;
+}
+
+// The largest bits `t`, at least `low`, such that the measure of the logits at or above t reaches `wanted`: counts, or weights, of which
+// `wanted` is a share of those at or above `low`.
 template <bool WEIGHTS>
-DEVICE u32 threshold(Row& row, u64 wanted, u32 low) {
+DEVICE u32 threshold(Row& row, double wanted, u32 low) {
   Shared& shared = row.shared;
-  const auto measure = [&](u32 bits) { return WEIGHTS ? weight_of(row, bits) : (u64)1; };
+  const auto measure = [&](u32 bits) { return WEIGHTS ? weight_of(row, bits) : 1u; };
   u32 high = ordered_bits(row.largest) + 1;
-  u64 above = 0;          // the measure of what is at or above `high`
-  for (bool first = true;; first = false) {
-    const int count = list(row, low, high);
-    if (count <= LIST) {
-      if (threadIdx.x == 0) shared.floor = low;
-      for (int i = threadIdx.x; i < count; i += THREADS) shared.amounts[i] = measure(shared.merged[i]);
-      block_barrier();
-      for (int i = threadIdx.x; i < count; i += THREADS) {
-        const u32 bits = shared.merged[i];
-        u64 sum = above;
-#pragma unroll 4
-        for (int j = 0; j < count; j++)
-          if (shared.merged[j] >= bits) sum += shared.amounts[j];
-        if (sum >= wanted) atomic_max_shared(&shared.floor, bits);
-      }
-      block_barrier();
-      return shared.floor;
-    }
-    if (high - low == 1) return low;
+  u64 above = 0, least = (u64)wanted;     // the measure of what is at or above `high`, and what is to be reached
+  for (bool first = true; high - low > 1; first = false) {
     // Narrower: at first by the distance to the largest, which suits the tail of a softmax, then evenly.
     u32 pivots[PIVOTS];
     u64 sums[PIVOTS] = {};
 #pragma unroll
     for (int i = 0; i < PIVOTS; i++) {
-      if (first) {
-        const u32 bits = ordered_bits(row.largest - row.temperature * (float)(1 << (PIVOTS - 1 - i)) * 0.25f);
-        pivots[i] = bits < low ? low : bits < high ? bits : high;
-      } else {
-        pivots[i] = low + (u32)(((u64)(high - low) * (i + 1) + PIVOTS) / (PIVOTS + 1));
-      }
+      const u32 distant = ordered_bits(row.largest - row.temperature * (float)(1 << (PIVOTS - 1 - i)) * 0.5f);
+      const u32 even = low + (u32)(((u64)(high - low) * i + PIVOTS - 1) / PIVOTS);
+      pivots[i] = i == 0 ? low : !first ? even : distant < low ? low : distant < high ? distant : high;
     }
-    each<1>(row, [&](u32 bits) {
-      if (bits < pivots[0] || bits >= high) return;
-      const u64 amount = measure(bits);
+    each(row, [&](u32 bits, int) {
+      if (bits < low || bits >= high) return;
+      const u32 amount = measure(bits);
 #pragma unroll
       for (int i = 0; i < PIVOTS; i++)
         if (bits >= pivots[i]) sums[i] += amount;
     });
     sum_up(row, sums);
+    if (WEIGHTS && first) least = (u64)(wanted * (double)sums[0]);
+    if (least == 0) least = 1;
     // The last pivot at which it is reached, and the first at which it is not.
     u32 next_low = low, next_high = high;
     u64 beyond = 0;
 #pragma unroll
-    for (int i = 0; i < PIVOTS; i++) {
-      if (above + sums[i] >= wanted) next_low = pivots[i];
+    for (int i = 1; i < PIVOTS; i++) {
+      if (above + sums[i] >= least) next_low = pivots[i];
       else if (next_high == high) next_high = pivots[i], beyond = sums[i];
     }
     low = next_low, high = next_high, above += beyond;
+    const int count = list(row, low, high, true);
+    if (count > LIST) continue;
+    const u32 bits = threadIdx.x < count ? bits_in(shared.merged[threadIdx.x]) : 0;
+    if (threadIdx.x < count) shared.amounts[threadIdx.x] = measure(bits);
+    if (threadIdx.x == 0) shared.floor = low;
+    block_barrier();
+    u64 sum = above;
+#pragma unroll 4
+    for (int j = 0; j < count; j++)
+      if (bits_in(shared.merged[j]) >= bits) sum += shared.amounts[j];
+    if (threadIdx.x < count && sum >= least) atomic_max_shared(&shared.floor, bits);
+    block_barrier();
+    return shared.floor;
   }
+  return low;
 }
 
-// A token of the logits at or above `floor`, by their weights. For the thread that finds it; -1 for the others.
-DEVICE int draw(Row& row, const Parameters& p, u32 floor, int sequence) {
-  const int lane = threadIdx.x % 32;
+// A number from 0 to below `total`.
+DEVICE u64 random_below(const Parameters& p, u32 position, int sequence, u64 total) {
+  return (u64)((double)(philox(p.seed_low, p.seed_high, position, (u32)sequence) >> 8) * (1.0 / 16777216.0) * (double)total);
+}
+
+// A token of the list, which has `count` logits, among them all that top-k keeps. By one block, a logit a thread.
+DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 position, int sequence) {
+  Shared& shared = row.shared;
+  const bool has = threadIdx.x < count;
+  const u64 entry = has ? shared.merged[threadIdx.x] : 0;
+  const u32 bits = bits_in(entry), amount = has ? weight_of(row, bits) : 0;
+  if (has) shared.amounts[threadIdx.x] = amount;
+  if (threadIdx.x == 0) shared.floor = 0;
+  block_barrier();
+  // How many are not less, and what they weigh.
+  u32 rank = 0;
+  u64 weight = 0;
+  bool first = has;       // of equal ones
+#pragma unroll 8
+  for (int j = 0; j < count; j++) {
+    const u32 other = bits_in(shared.merged[j]);
+    if (other >= bits) rank++, weight += shared.amounts[j];
+    if (other == bits && j < threadIdx.x) first = false;
+  }
+  if (has && rank >= p.top_k) atomic_max_shared(&shared.floor, bits);
+  block_barrier();
+  if (p.top_p < 1.0f) {
+    if (first && bits == shared.floor) shared.weight = weight;
+    block_barrier();
+    const u64 wanted = (u64)((double)p.top_p * (double)shared.weight);
+    if (has && weight >= (wanted > 0 ? wanted : 1)) atomic_max_shared(&shared.floor, bits);
+    block_barrier();
+  }
+  const u32 floor = least_of(row, p, shared.floor);
+  u64 total = 0, reached = 0;
+#pragma unroll 8
+  for (int j = 0; j < count; j++) {
+    const u64 other = shared.merged[j];
+    if (bits_in(other) < floor) continue;
+    total += shared.amounts[j];
+    if ((u32)other < (u32)entry) reached += shared.amounts[j];
+  }
+  const u64 target = random_below(p, position, sequence, total);
+  if (bits >= floor && target >= reached && target < reached + amount) shared.drawn = (int)(u32)entry;
+  block_barrier();
+  return shared.drawn;
+}
+
+// The sum of the weights at or above `floor`: all of it, what is in front of this warp, and the warp's.
+DEVICE u64 weigh(Row& row, u32 floor, u64& before, u64& of_warp) {
   u64 mine = 0, of_block, of_row, of_lane;
-  each(row, [&](u32 bits) { if (bits >= floor) mine += weight_of(row, bits); });
-  const u64 of_warp = warp_total(mine);
-  u64 before = in_front(row, of_warp, of_block);
+  each(row, [&](u32 bits, int) { if (bits >= floor) mine += weight_of(row, bits); });
+  of_warp = warp_total(mine);
+  before = in_front(row, of_warp, of_block);
   before += in_front_of_block(row, of_block, of_row, of_lane);
-  const u32 random = philox(p.seed_low, p.seed_high, peer(&row.shared.position, 0), (u32)sequence);
-  const u64 target = (u64)((double)(random >> 8) * (1.0 / 16777216.0) * (double)of_row);
+  return of_row;
+}
+
+// The token at `target` of the weights at or above `floor`, if this thread's warp has it: for the thread that finds it, else -1.
+DEVICE int find(const Row& row, u32 floor, u64 target, u64 before, u64 of_warp) {
   if (target < before || target >= before + of_warp) return -1;
-  // This warp has it: 128 logits after the other.
-  int token = -1;
-#pragma unroll 1
+  const int lane = threadIdx.x % 32;
+  // 128 logits after the other, then those.
+  int found = 0;
+  u64 found_before = before;
+#pragma unroll 4
   for (int round = 0; round < ROUNDS; round++) {
     float four[4];
-    u64 weights[4], sum = 0;
-    const int at = row.begin + 128 * round + 4 * lane;
-    load_four(four, row.logits, at);
+    load_four(four, row.logits, row.begin + 128 * round + 4 * lane);
+    u64 sum = 0;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const u32 bits = ordered_bits(four[j]);
-      sum += weights[j] = bits >= floor ? weight_of(row, bits) : 0;
-    }
-    u64 running = sum;
-#pragma unroll
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const u64 below = shuffle_up(running, delta);
-      if (lane >= delta) running += below;
-    }
-    u64 reached = before + running - sum;
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      if (target >= reached && target < reached + weights[j]) token = at + j;
-      reached += weights[j];
-    }
+    for (int j = 0; j < 4; j++)
+      if (ordered_bits(four[j]) >= floor) sum += weight_of(row, ordered_bits(four[j]));
+    if (target >= before) found = round, found_before = before;
     before += warp_total(sum);
+  }
+  float four[4];
+  const int at = row.begin + 128 * found + 4 * lane;
+  load_four(four, row.logits, at);
+  u64 weights[4], sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++) sum += weights[j] = ordered_bits(four[j]) >= floor ? weight_of(row, ordered_bits(four[j])) : 0;
+  u64 reached = sum;
+#pragma unroll
+  for (int delta = 1; delta < 32; delta *= 2) {
+    const u64 below = shuffle_up(reached, delta);
+    if (lane >= delta) reached += below;
+  }
+  reached += found_before - sum;
+  int token = -1;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    if (target >= reached && target < reached + weights[j]) token = at + j;
+    reached += weights[j];
   }
   return token;
 }
@@ -301,88 +387,79 @@ DEVICE void finish(const Parameters& p, int token, int position, int sequence, i
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
 // next_tokens, next_positions [sequences]: the rows of the next decode step. ring [sequences][RING]. Grid: CLUSTER, rows.
-KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 2) {{ name }}(const float* logits,
-    const u32* maxima, const int* positions, const int* sequences, const Parameters* parameters, int* next_tokens, int* next_positions,
-    u32* ring) {
+KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 1) {{ name }}(const float* logits, const u32* maxima,
+    const int* positions, const int* sequences, const Parameters* parameters, int* next_tokens, int* next_positions, u32* ring) {
   SHARED Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x;
   launch_dependents();
   const int sequence = load_early(sequences + blockIdx.y);
-  const Parameters& p = parameters[sequence];
-  const float temperature = float_of(load_early((const int*)&p.temperature));
-  // Not of a row that is to be skipped: its block decides that.
-  const bool warm = temperature > 0.0f;
+  const Parameters& p = shared.parameters;
+  if (threadIdx.x < PARAMETER_WORDS) ((int*)&shared.parameters)[threadIdx.x] = load_early((const int*)(parameters + sequence) + threadIdx.x);
+  block_barrier();
+  const bool warm = p.temperature > 0.0f;
   wait_for_dependencies();
+  // What is greedy from the tops of a head is one warp's work.
   if (MAXIMA > 0 && !warm && (rank > 0 || warp > 0)) return;
+  // Of a row that is to be skipped only the first block knows: it alone writes positions.
   const int position = rank == 0 ? positions[blockIdx.y] : -1;
-  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0, 0.0f, temperature};
+  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0, 0, 0.0f, p.temperature, 1.4426950408889634f / p.temperature};
+
+  // The logits are on their way while it is worked out which of them count.
+  if (MAXIMA > 0)
+    for (int round = 0; round < ROUNDS && warm; round++) touch(row.logits, row.begin + 128 * round + 4 * lane);
 
   // The first largest, and the largest of each part.
   Best best = {NEGATIVE_INFINITY, 0x7fffffff};
-  if (MAXIMA > 0) {
-    for (int i = lane; i < MAXIMA; i += 32) {
-      const u32* at = maxima + ((u64)blockIdx.y * MAXIMA + i) * 2;
-      take(best, float_of(at[0]), (int)at[1]);
-      if (warm && warp == 0) shared.tops[i] = ordered_bits(float_of(at[0]));
-    }
-    best = warp_best(best);
-  } else {
-#pragma unroll 4
+  float tops[TOPS_A_LANE];
+  if (MAXIMA == 0) {
+    Best own = best;
+#pragma unroll 5
     for (int round = 0; round < ROUNDS; round++) {
       float four[4];
       const int at = row.begin + 128 * round + 4 * lane;
       load_four(four, row.logits, at);
 #pragma unroll
-      for (int j = 0; j < 4; j++) take(best, four[j], at + j);
+      for (int j = 0; j < 4; j++) take(own, four[j], at + j);
     }
-    best = warp_best(best);
-    if (lane == 0) shared.best_value[warp] = best.value, shared.best_index[warp] = best.index;
+    own = warp_best(own);
+    if (lane == 0) shared.best_value[warp] = own.value, shared.best_index[warp] = own.index;
     cluster_barrier();
-    best.value = NEGATIVE_INFINITY, best.index = 0x7fffffff;
-    for (int i = lane; i < TOPS; i += 32) {
-      const float value = peer(&shared.best_value[i % WARPS], i / WARPS);
-      take(best, value, peer(&shared.best_index[i % WARPS], i / WARPS));
-      if (warp == 0) shared.tops[i] = ordered_bits(value);
-    }
-    best = warp_best(best);
   }
+#pragma unroll
+  for (int i = 0; i < TOPS_A_LANE; i++) {
+    const int top = 32 * i + lane;
+    const u32* at = maxima + ((u64)blockIdx.y * MAXIMA + top) * 2;
+    tops[i] = top >= TOPS ? NEGATIVE_INFINITY : MAXIMA > 0 ? float_of(at[0]) : peer(&shared.best_value[top % WARPS], top / WARPS);
+    take(best, tops[i], top >= TOPS ? 0x7fffffff : MAXIMA > 0 ? (int)at[1] : peer(&shared.best_index[top % WARPS], top / WARPS));
+  }
+  best = warp_best(best);
   int token = best.index < VOCABULARY ? best.index : 0;
 
   if (warm && best.value - best.value == 0.0f) {
     row.largest = best.value;
-    u32 floor = 0;
-    if (threadIdx.x == 0) shared.floor = 0, shared.position = (u32)position, shared.drawn = -1;
+    if (threadIdx.x == 0) shared.found[0] = 0, shared.position = (u32)position, shared.drawn = -1;
     block_barrier();
+    u32 floor = 0;
+    int count = LIST + 1;
     if (p.top_k > 0 && p.top_k < VOCABULARY) {
-      // The top_k-th of the largest of the parts is a bound from below.
-      for (int i = threadIdx.x; i < TOPS && p.top_k <= TOPS; i += THREADS) {
-        const u32 bits = shared.tops[i];
-        u32 before = 0;
-#pragma unroll 8
-        for (int j = 0; j < TOPS; j++) before += shared.tops[j] > bits || (shared.tops[j] == bits && j < i);
-        if (before + 1 == p.top_k) shared.floor = bits;
+      floor = p.top_k <= TOPS ? bound_of(tops, p.top_k) : 0;
+      count = list(row, floor, ordered_bits(row.largest) + 1, false);
+      if (count > LIST) floor = threshold<false>(row, p.top_k, floor);
+    }
+    if (count <= LIST) {
+      if (rank == 0) token = draw_of_list(row, p, count, (u32)position, sequence);
+    } else {
+      if (p.top_p < 1.0f) floor = threshold<true>(row, p.top_p, floor);
+      floor = least_of(row, p, floor);
+      u64 before, of_warp;
+      const u64 total = weigh(row, floor, before, of_warp);
+      const int found = find(row, floor, random_below(p, peer(&shared.position, 0), sequence, total), before, of_warp);
+      if (found >= 0) shared.drawn = found;
+      cluster_barrier();
+      for (int r = 0; r < CLUSTER && threadIdx.x == 0 && rank == 0; r++) {
+        const int other = peer(&shared.drawn, r);
+        if (other >= 0) token = other;
       }
-      block_barrier();
-      floor = threshold<false>(row, p.top_k, shared.floor);
-    }
-    if (p.top_p < 1.0f) {
-      u64 mine = 0, of_block, total, of_lane;
-      each(row, [&](u32 bits) { if (bits >= floor) mine += weight_of(row, bits); });
-      in_front(row, warp_total(mine), of_block);
-      in_front_of_block(row, of_block, total, of_lane);
-      const u64 wanted = (u64)((double)p.top_p * (double)total);
-      floor = threshold<true>(row, wanted > 0 ? wanted : 1, floor);
-    }
-    if (p.min_p > 0.0f) {
-      const u32 least = ordered_bits(row.largest + temperature * logf(p.min_p));
-      if (least > floor) floor = least;
-    }
-    const int drawn = draw(row, p, floor, sequence);
-    if (drawn >= 0) shared.drawn = drawn;
-    cluster_barrier();
-    for (int r = 0; r < CLUSTER && threadIdx.x == 0 && rank == 0; r++) {
-      const int other = peer(&shared.drawn, r);
-      if (other >= 0) token = other;
     }
   }
   if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, position, sequence, next_tokens, next_positions, ring);

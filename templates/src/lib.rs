@@ -111,6 +111,7 @@ pub struct Matvec {
     pub head_dim: usize,
     pub activation: usize,
     pub argmax: bool,
+    pub late: bool,
 }
 
 /// `y = W x` for many rows of x.

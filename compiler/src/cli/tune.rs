@@ -110,9 +110,9 @@ impl Bench<'_> {
         let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
         let mut judge = Judge::start(self.program, &self.arguments(&base))?;
         tell(rules.plan.summary());
-        let step = rules.plan.step(StepKind::Decode { batch: self.batch }).context("a decode step was planned")?;
+        let steps = [rules.plan.decode_at(self.batch, 0), StepKind::Decode { batch: self.batch }];
         let mut shapes: Vec<Shape> = Vec::new();
-        for launch in &step.launches {
+        for launch in steps.iter().filter_map(|&kind| rules.plan.step(kind)).flat_map(|step| &step.launches) {
             let shape = Shape::of(&rules.plan.kernels[launch.kernel].spec, launch.grid[0] as usize, self.batch);
             shapes.extend(shape.filter(|shape| !shapes.contains(shape)));
         }

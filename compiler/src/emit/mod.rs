@@ -39,6 +39,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 head_dim,
                 activation: activation(spec.activation),
                 argmax: spec.argmax,
+                late: spec.late,
             }
             .render()
         }

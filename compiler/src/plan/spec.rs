@@ -65,6 +65,8 @@ pub struct MatvecSpec {
     pub activation: Option<Activation>,
     pub residual: bool,
     pub argmax: bool,
+    /// The next kernel begins when what this one depends on is done, not as soon as this one has begun.
+    pub late: bool,
 }
 
 /// `y = W x` for many rows.
@@ -321,7 +323,7 @@ pub const NEAR: usize = 128;
 pub const ROUTE_WARPS: usize = 8;
 
 /// Warps of the sampling kernel.
-pub const SAMPLE_WARPS: usize = 12;
+pub const SAMPLE_WARPS: usize = 16;
 
 /// Blocks that share a row of logits there, where blocks may work in clusters.
 pub const SAMPLE_CLUSTER: usize = 8;

@@ -51,6 +51,9 @@ pub struct MatvecTuning {
     pub depth: usize,
     /// Blocks a multiprocessor that the row tiles are spread over.
     pub blocks: usize,
+    /// Whether the next kernel begins only when what this one depends on is done.
+    #[serde(default)]
+    pub late: bool,
     /// Microseconds of a whole step with this shape, and with the rules'.
     pub us: f64,
     /// The latter.
@@ -75,8 +78,8 @@ pub struct AttentionTuning {
     pub warps: usize,
     /// Keys that make a further block worth its while.
     pub keys: usize,
-    /// While there are few keys: row tiles that a cluster makes of the projection in the kernel that attends and projects. 0: keys are split over
-    /// blocks here too; absent: as the rules have it.
+    /// While there are few keys: row tiles that a cluster makes of the projection in the kernel that attends and projects. 0: they are two kernels
+    /// here too; absent: as the rules have it.
     #[serde(default)]
     pub slice: Option<usize>,
     /// Microseconds of a whole step with this shape, and with the rules'.
@@ -255,7 +258,8 @@ impl fmt::Display for Tuning {
             writeln!(f, "{key} = {}", toml::Value::from(value.as_str()))?;
         }
         for entry in &self.matvecs {
-            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, us, default_us } = entry;
+            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, us, default_us } = entry;
+            let late = if *late { "late = true\n" } else { "" };
             writeln!(
                 f,
                 "\n[[matvec]]\nkind = {}\nk = {k}\ntiles = {tiles}\nbatch = {batch}",
@@ -263,7 +267,7 @@ impl fmt::Display for Tuning {
             )?;
             writeln!(
                 f,
-                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\nus = {us:?}\ndefault_us = {default_us:?}"
+                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\n{late}us = {us:?}\ndefault_us = {default_us:?}"
             )?;
         }
         for entry in &self.attentions {

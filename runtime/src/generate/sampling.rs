@@ -53,7 +53,7 @@ pub fn sample(logits: &[f32], parameters: &SamplingParameters, position: u32, se
         return best as u32;
     }
     let largest = logits[best];
-    // exp(logit - largest) in units of 2^-40.
+    // exp((logit - largest) / temperature) in units of 2^-31.
     let weight = |logit: f32| (((logit - largest) / temperature).exp() * UNIT) as u64;
     let mut floor = 0;
     if top_k > 0 && top_k < logits.len() {
@@ -80,7 +80,7 @@ pub fn sample(logits: &[f32], parameters: &SamplingParameters, position: u32, se
     best as u32
 }
 
-const UNIT: f32 = 1_099_511_627_776.0;
+const UNIT: f32 = 2_147_483_648.0;
 
 /// The index of the first of the largest; NaN is never the largest.
 fn first_largest(logits: &[f32]) -> usize {

@@ -1,10 +1,10 @@
 //! The captured steps of a plan, and the loop that keeps the GPU ahead of the host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::plan::{Launch, Plan, RING, Recipe, Step, StepKind};
+use fusec::plan::{KernelSpec, Launch, Plan, RING, Recipe, Step, StepKind};
 
 use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
 use super::chunks::chunks;
@@ -399,16 +399,27 @@ pub(super) fn launch_name(launch: &Launch, kernel: &str) -> String {
     }
 }
 
-/// The device code of a plan's kernels, loaded.
 /// Per cent of a multiprocessor's first-level memory that the kernels of a decode step have as shared memory. One share for all: a multiprocessor that
 /// changes it has to be empty first, and kernels would not overlap. On an H200, Llama-3.2-1B: 25 is too little for batch 4 (811 us a step, 744 at 50), 100
-/// leaves too little cache (676 for 659 at batch 1).
-const SHARED_PER_CENT: u32 = 60;
+/// leaves too little cache (676 for 659 at batch 1). Steps with clusters or experts want 60 (Llama-3.2-1B at batch 1: 654, at 75 678), others 75
+/// (Qwen3-0.6B: 449, at 60 458; Llama-3.2-1B at batch 4: 699, at 60 703).
+fn shared_per_cent(plan: &Plan, step: &Step) -> u32 {
+    let spec = |launch: &Launch| &plan.kernels[launch.kernel].spec;
+    let large =
+        |launch: &Launch| matches!(spec(launch), KernelSpec::AttentionProjection(_) | KernelSpec::ExpertsHidden(_));
+    if step.launches.iter().any(large) { 60 } else { 75 }
+}
 
+/// The device code of a plan's kernels, loaded.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>) -> Result<Vec<Kernel>> {
     let decodes = |step: &&Step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. });
-    let decoding: BTreeSet<usize> =
-        plan.steps.iter().filter(decodes).flat_map(|step| step.launches.iter().map(|launch| launch.kernel)).collect();
+    let mut shares: BTreeMap<usize, u32> = BTreeMap::new();
+    for step in plan.steps.iter().filter(decodes) {
+        let share = shared_per_cent(plan, step);
+        for launch in &step.launches {
+            shares.entry(launch.kernel).and_modify(|least| *least = share.min(*least)).or_insert(share);
+        }
+    }
     plan.kernels
         .iter()
         .enumerate()
@@ -416,8 +427,8 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
             let cubin =
                 cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
             let loaded = Module::load(gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)?;
-            if decoding.contains(&index) {
-                loaded.prefer_shared(SHARED_PER_CENT)?;
+            if let Some(&share) = shares.get(&index) {
+                loaded.prefer_shared(std::env::var("X_CARVE").ok().and_then(|v| v.parse().ok()).unwrap_or(share))?;
             }
             Ok(loaded)
         })

@@ -52,7 +52,8 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
     if p.temperature == 0.0 {
         return logits.iter().position(|&logit| logit == largest).expect("it is one of them");
     }
-    let weight = |logit: f32| (((logit - largest) / p.temperature).exp() * (1u64 << 40) as f32) as u64;
+    let steepness = std::f32::consts::LOG2_E / p.temperature;
+    let weight = |logit: f32| (((logit - largest) * steepness).exp2() * (1u64 << 31) as f32) as u64;
     let mut sorted = logits.to_vec();
     sorted.sort_by(|a, b| b.total_cmp(a));
     let mut least = f32::NEG_INFINITY;

@@ -32,6 +32,7 @@ impl Shape {
                     warps: spec.warps,
                     depth: spec.depth,
                     blocks: blocks.div_ceil(MULTIPROCESSORS).max(1),
+                    late: spec.late,
                     us,
                     default_us,
                 }))
@@ -109,6 +110,7 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
             }
         }
     }
+    found.insert(0, MatvecTuning { late: !entry.late, ..entry.clone() });
     found.retain(|other| other != entry);
     found
 }
@@ -132,8 +134,9 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Shape::Matvec(entry) if f.alternate() => {
-                let MatvecTuning { warps, depth, blocks, .. } = entry;
-                write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor")
+                let MatvecTuning { warps, depth, blocks, late, .. } = entry;
+                let late = if *late { ", the next kernel late" } else { "" };
+                write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor{late}")
             }
             Shape::Matvec(entry) => write!(f, "{entry}"),
             Shape::Attention(AttentionTuning { warps, keys, slice, .. }) if f.alternate() => match slice {

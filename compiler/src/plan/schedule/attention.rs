@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
-use super::shapes::{attention_shape, cluster_shape, matmul_grid, matmul_shape, query_group};
+use super::shapes::{attention_shape, cluster_shape, matmul_grid, matmul_shape, near_group, query_group};
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{
@@ -120,8 +120,13 @@ impl Builder<'_, '_> {
         }
         // A near step has so few keys that one block takes all of a head's: there is nothing to combine.
         let whole = self.rows.near && self.few() && attention.proj.is_some();
-        self.has_near_form |= whole;
+        if whole {
+            self.has_near_form = true;
+            (spec.warps, spec.splits.keys) = (8, 1);
+            spec.group = near_group(heads, share, self.rows.count).min(group);
+        }
         let combined = self.few() && attention.proj.is_some() && !whole;
+        let group = spec.group;
         let blocks = heads / group * self.rows.count;
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };
@@ -264,6 +269,7 @@ impl Builder<'_, '_> {
                 activation: None,
                 residual: attention.proj.is_some_and(|proj| proj.residual),
                 argmax: false,
+                late: false,
             };
             let mut operands =
                 Operands { packed, x, bias, residual, statistics, positions: self.positions(), ..Operands::default() };

@@ -123,6 +123,7 @@ impl Builder<'_, '_> {
             activation: activation_of(matmul.epilogue),
             residual: matmul.residual,
             argmax,
+            late: false,
         };
         let may_sum = matmul.norm.is_none() && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
         let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands);
@@ -151,6 +152,7 @@ impl Builder<'_, '_> {
         let may_sum = may_sum && self.can_sum(value);
         let shape = matvec_shape(spec, may_sum, self.planner.tuning);
         (spec.warps, spec.depth, spec.unit, spec.split) = (shape.warps, shape.depth, shape.unit, shape.split);
+        spec.late = self.planner.tuning.matvec(spec).is_some_and(|entry| entry.late);
         if spec.split > 1 {
             operands.outs[0] = self.sum(value);
         }

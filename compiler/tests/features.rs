@@ -92,6 +92,7 @@ fn features() -> Vec<(&'static str, Value)> {
         ("swiglu_limit", json!(7.0)),
         ("text_config", json!({})),
         ("tie_word_embeddings", json!(true)),
+        ("topk_method", json!("group_limited_greedy")),
         ("use_bias", json!(true)),
         ("use_bidirectional_attention", json!(true)),
         ("use_logn_attn", json!(true)),
@@ -110,6 +111,11 @@ const IGNORED: &[(&str, &str)] = &[
     ("llama", "sliding_window"),
     // Only the new architecture has two.
     ("falcon", "num_ln_in_parallel_attn"),
+    // What these two do without the key; any other value is refused.
+    ("dots1", "scoring_func"),
+    ("glm4_moe", "scoring_func"),
+    // The preset's layers with windows begin behind its last.
+    ("dots1", "sliding_window"),
     // `hidden_activation` is what counts.
     ("gemma2", "hidden_act"),
     ("gemma3", "hidden_act"),
@@ -177,6 +183,7 @@ fn what_only_a_familys_name_tells_is_refused() {
 /// Families with windows, changes that turn them on, and whether transformers has 4096 where the key is absent.
 const WINDOWS: &[(&str, &str, bool)] = &[
     ("cohere", "{}", true),
+    ("dots1", r#"{"max_window_layers": 2}"#, true),
     ("gemma2", "{}", true),
     ("gemma3", "{}", true),
     ("llama", r#"{"model_type": "mistral"}"#, true),

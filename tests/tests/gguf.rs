@@ -67,8 +67,20 @@ fn known() -> Vec<String> {
 }
 
 /// Goldens of families that are read from folders alone.
-const FOLDERS_ALONE: &[&str] =
-    &["cohere", "cohere-windows", "falcon", "falcon-new", "glm4", "glm4-plain", "olmo3", "opt", "phi"];
+const FOLDERS_ALONE: &[&str] = &[
+    "cohere",
+    "cohere-windows",
+    "dots1",
+    "falcon",
+    "falcon-new",
+    "glm4",
+    "glm4-plain",
+    "glm4_moe",
+    "nemotron",
+    "olmo3",
+    "opt",
+    "phi",
+];
 
 /// The goldens that come with a checkpoint of a family that GGUF files are read of.
 fn checkpoints() -> Vec<Golden> {

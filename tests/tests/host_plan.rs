@@ -412,9 +412,15 @@ fn qwen3_moe() -> Result<()> {
     check(&Case { routed: true, ..Case::new("qwen3_moe") })
 }
 
+/// Experts chosen by sigmoids and a bias, windows on some layers.
+#[test]
+fn dots1() -> Result<()> {
+    check(&Case { routed: true, prompt: 13, ..Case::new("dots1") })
+}
+
 #[test]
 fn experts_unfused() -> Result<()> {
-    for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
+    for name in ["glm4_moe", "mixtral", "qwen2_moe", "qwen3_moe"] {
         let unfused = Case { routed: true, passes: Selection::none(), ..Case::new(name) };
         check(&unfused).context(name)?;
     }

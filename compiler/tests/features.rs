@@ -120,6 +120,7 @@ const IGNORED: &[(&str, &str)] = &[
     ("gemma2", "hidden_act"),
     ("gemma3", "hidden_act"),
     // The older spelling of `num_experts`.
+    ("olmoe", "num_local_experts"),
     ("qwen2_moe", "num_local_experts"),
     ("qwen3_moe", "num_local_experts"),
 ];
@@ -184,6 +185,7 @@ fn what_only_a_familys_name_tells_is_refused() {
 const WINDOWS: &[(&str, &str, bool)] = &[
     ("cohere", "{}", true),
     ("dots1", r#"{"max_window_layers": 2}"#, true),
+    ("exaone4", "{}", true),
     ("gemma2", "{}", true),
     ("gemma3", "{}", true),
     ("llama", r#"{"model_type": "mistral"}"#, true),

@@ -168,6 +168,47 @@ FAMILIES = {
         dict(norm_topk_prob=False),
         dict(num_experts_per_tok=1),
     ),
+    "arcee": golden("Arcee", sizes(56, 4, 2, 76, 203, attention_bias=True, mlp_bias=True), dict(hidden_act="relu")),
+    "ernie4_5": golden("Ernie4_5", sizes(56, 4, 2, 76, 203, head_dim=24, use_bias=True, tie_word_embeddings=True)),
+    "exaone4": golden(
+        "Exaone4",
+        sizes(56, 4, 2, 76, 203, layers=4, sliding_window=9),
+        dict(sliding_window=10),
+        dict(layer_types=["sliding_attention"] * 4),
+        dict(layer_types=["full_attention"] * 4),
+    ),
+    # All layers have RoPE where none has a window.
+    "exaone4-full": golden(
+        "Exaone4", sizes(48, 4, 2, 60, 203, sliding_window=None, layer_types=["full_attention"] * 2), dict(sliding_window=9)
+    ),
+    "granitemoe": golden(
+        "GraniteMoe",
+        sizes(
+            56, 4, 2, 40, 203, num_local_experts=6, num_experts_per_tok=2, tie_word_embeddings=True,
+            attention_multiplier=0.2, embedding_multiplier=5.0, residual_multiplier=0.6, logits_scaling=0.5,
+        ),
+        dict(attention_multiplier=0.3),
+        dict(embedding_multiplier=2.0),
+        dict(residual_multiplier=1.0),
+        dict(logits_scaling=1.0),
+        dict(num_experts_per_tok=1),
+    ),
+    "hunyuan": golden(
+        "HunYuanDenseV1",
+        sizes(
+            56, 4, 2, 76, 203, head_dim=24,
+            rope_parameters=ROPE | dict(rope_type="dynamic", factor=1.0, alpha=50.0),
+        ),
+        dict(rope_parameters=ROPE),
+    ),
+    "olmoe": golden(
+        "Olmoe",
+        sizes(56, 4, 2, 40, 203, num_experts=6, num_experts_per_tok=2, clip_qkv=1.5),
+        dict(norm_topk_prob=True),
+        dict(num_experts_per_tok=1),
+        dict(clip_qkv=None),
+    ),
+    "seed_oss": golden("SeedOss", sizes(56, 4, 2, 76, 203, head_dim=24, attention_out_bias=True, mlp_bias=True)),
     "dots1": golden(
         "Dots1",
         sizes(

@@ -202,7 +202,7 @@ def v4_form(config: dict) -> dict:
         old["num_experts"] = old.pop("num_local_experts")
     if kind in ["dots1", "glm4_moe"]:
         old["n_routed_experts"] = old.pop("num_local_experts", None) or old["n_routed_experts"]
-    own_size = ["dots1", "glm", "glm4", "glm4_moe", "nemotron", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
+    own_size = ["dots1", "ernie4_5", "exaone4", "hunyuan_v1_dense", "seed_oss", "glm", "glm4", "glm4_moe", "nemotron", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
     if "head_dim" in old and kind not in own_size:
         if old["head_dim"] in [None, old["hidden_size"] / old["num_attention_heads"]]:
             del old["head_dim"]

@@ -153,7 +153,8 @@ impl Resolver<'_> {
     fn unhonoured(&mut self) {
         let no_windows = self.config.get("use_sliding_window") == Some(&Value::Bool(false));
         for (key, value) in self.config.iter() {
-            let idle = no_windows && ["sliding_window", "max_window_layers"].contains(&key);
+            let idle = (no_windows && ["sliding_window", "max_window_layers"].contains(&key))
+                || (key == "sliding_window_pattern" && self.config.is_null("sliding_window"));
             if idle || self.is_mentioned(key) {
                 continue;
             }

@@ -256,7 +256,7 @@ fn in_a_route() {
     let case = experts::Case { scoring: 0, normalise: false, ..case };
     caught(
         |mutation| experts::check_hidden(&case, mutation),
-        &[("EXPERTS) whole += expf", "EXPERTS && w == 0) whole += expf", "written")],
+        &[("EXPERTS) whole += expf", "EXPERTS && w == 0) whole += expf", "buffer of")],
     );
 }
 

@@ -172,10 +172,10 @@ FAMILIES = {
     "ernie4_5": golden("Ernie4_5", sizes(56, 4, 2, 76, 203, head_dim=24, use_bias=True, tie_word_embeddings=True)),
     "exaone4": golden(
         "Exaone4",
-        sizes(56, 4, 2, 76, 203, layers=4, sliding_window=9),
+        sizes(56, 4, 2, 76, 205, layers=3, sliding_window=9, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
         dict(sliding_window=10),
-        dict(layer_types=["sliding_attention"] * 4),
-        dict(layer_types=["full_attention"] * 4),
+        dict(layer_types=["sliding_attention"] * 3),
+        dict(layer_types=["full_attention"] * 3),
     ),
     # All layers have RoPE where none has a window.
     "exaone4-full": golden(

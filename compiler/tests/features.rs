@@ -40,6 +40,7 @@ fn features() -> Vec<(&'static str, Value)> {
         ("hidden_size_per_layer_input", json!(256)),
         ("is_encoder_decoder", json!(true)),
         ("kv_lora_rank", json!(64)),
+        ("layer_rope_theta", json!([0, 10000].repeat(64))),
         ("layer_types", kinds),
         ("lm_head_bias", json!(true)),
         ("logit_scale", json!(2.0)),

@@ -161,6 +161,7 @@ const FEATURES: &[Feature] = &[
     feature("rotary_pct", &[Number(1.0)], "partial RoPE"),
     feature("rope_interleave", &[Bool(false)], "interleaved RoPE"),
     feature("rope_interleaved", &[Bool(false)], "interleaved RoPE"),
+    feature("layer_rope_theta", &[], "a base of RoPE for each layer"),
     feature("rope_local_base_freq", &[], "a second base of RoPE"),
     feature("rope_scaling", &[], "scaled RoPE"),
     feature("rope_theta", &[], "the base of RoPE"),

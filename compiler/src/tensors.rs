@@ -6,7 +6,7 @@ use std::ops::Bound;
 
 use anyhow::{Result, bail};
 
-use crate::description::{Code, Diagnostic, Diagnostics, Resolved, Span};
+use crate::description::{Code, Diagnostic, Diagnostics, Resolved, Span, Spare};
 use crate::ir::{Graph, Op, Part, Results, WeightName};
 use crate::text::closest;
 
@@ -52,7 +52,8 @@ pub fn reconcile(
 ) -> Result<Accounting, Diagnostics> {
     let Needed { tensors: required, unread } = needed(found, &required(graph));
     let needed: BTreeSet<&str> = required.iter().map(|(name, _)| name.as_str()).collect();
-    let unneeded = |name: &&str| !needed.contains(name) && !harmless(name, found[name], resolved.facts.tied_head);
+    let spare = resolved.facts.spare();
+    let unneeded = |name: &&str| !needed.contains(name) && !harmless(name, found[name], &spare);
     let mut left: BTreeSet<&str> = found.keys().copied().filter(unneeded).collect();
     let mut diagnostics = Diagnostics::new(resolved.source.clone());
     for weight in unmatched(&required, found, resolved) {
@@ -253,17 +254,19 @@ fn words(shape: &[usize]) -> String {
     }
 }
 
-/// What a checkpoint may hold and no operation needs: buffers that older files carry, and the copy of a `tied` head.
-pub fn harmless(name: &str, shape: &[usize], tied: bool) -> bool {
+/// What a checkpoint may hold and no operation needs: buffers that older files carry, and what is `spare`.
+pub fn harmless(name: &str, shape: &[usize], spare: &Spare) -> bool {
     let mask = matches!(shape, [1, 1, rows, columns] if rows == columns)
         && (name.ends_with("attn.bias") || name.ends_with("attention.bias"));
     let rotations = name.ends_with("inv_freq");
-    mask || rotations || name.ends_with(".masked_bias") || (tied && name == "lm_head.weight")
+    let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+    let further = layer.is_some_and(|layer: usize| spare.layers.contains(&layer));
+    mask || rotations || further || name.ends_with(".masked_bias") || (spare.tied_head && name == "lm_head.weight")
 }
 
 /// Checks that the tensors `found` in `checkpoint` (what messages call it) are the `required` ones, in name and shape, both ways.
 ///
-/// Left over may be buffers that older files carry (`inv_freq`, `masked_bias`, a causal mask) and the copy of a `tied` head.
+/// Left over may be buffers that older files carry (`inv_freq`, `masked_bias`, a causal mask) and what is `spare`.
 /// Names may lack their first component; see [`locate`].
 ///
 /// # Errors
@@ -273,12 +276,12 @@ pub fn account(
     checkpoint: &str,
     found: &BTreeMap<&str, &[usize]>,
     required: &[(String, Vec<usize>)],
-    tied: bool,
+    spare: &Spare,
 ) -> Result<()> {
     let Needed { tensors, unread } = needed(found, required);
     let needed: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     let mut left: BTreeSet<&str> =
-        found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name, found[name], tied)).collect();
+        found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name, found[name], spare)).collect();
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
     for (name, shape) in &tensors {
         match found.get(name.as_str()) {
@@ -372,13 +375,18 @@ mod tests {
 
     fn message(found: &[(&str, &[usize])], needed: &[(&str, &[usize])], tied: bool) -> Option<String> {
         let needed: Vec<_> = needed.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
-        account("here", &found.iter().copied().collect(), &needed, tied).err().map(|error| error.to_string())
+        let spare = Spare { tied_head: tied, layers: 2..3 };
+        account("here", &found.iter().copied().collect(), &needed, &spare).err().map(|error| error.to_string())
     }
 
     #[test]
     fn a_whole_checkpoint_passes_with_its_harmless_extras() {
-        let found: &[(&str, &[usize])] =
-            &[("a", &[2]), ("lm_head.weight", &[3, 2]), ("self_attn.rotary_emb.inv_freq", &[4])];
+        let found: &[(&str, &[usize])] = &[
+            ("a", &[2]),
+            ("lm_head.weight", &[3, 2]),
+            ("layers.2.eh_proj.weight", &[2]),
+            ("rotary_emb.inv_freq", &[4]),
+        ];
         assert_eq!(message(found, &[("a", &[2])], true), None);
         let said = "here: its tensors are not those of the model\n  unexpected: lm_head.weight [3, 2]";
         assert_eq!(message(found, &[("a", &[2])], false).as_deref(), Some(said));

@@ -40,6 +40,7 @@ fn features() -> Vec<(&'static str, Value)> {
         ("hidden_size_per_layer_input", json!(256)),
         ("is_encoder_decoder", json!(true)),
         ("kv_lora_rank", json!(64)),
+        ("layer_rope_theta", json!([0, 10000].repeat(64))),
         ("layer_types", kinds),
         ("lm_head_bias", json!(true)),
         ("logit_scale", json!(2.0)),
@@ -92,6 +93,7 @@ fn features() -> Vec<(&'static str, Value)> {
         ("swiglu_limit", json!(7.0)),
         ("text_config", json!({})),
         ("tie_word_embeddings", json!(true)),
+        ("topk_method", json!("group_limited_greedy")),
         ("use_bias", json!(true)),
         ("use_bidirectional_attention", json!(true)),
         ("use_logn_attn", json!(true)),
@@ -110,10 +112,16 @@ const IGNORED: &[(&str, &str)] = &[
     ("llama", "sliding_window"),
     // Only the new architecture has two.
     ("falcon", "num_ln_in_parallel_attn"),
+    // What these two do without the key; any other value is refused.
+    ("dots1", "scoring_func"),
+    ("glm4_moe", "scoring_func"),
+    // The preset's layers with windows begin behind its last.
+    ("dots1", "sliding_window"),
     // `hidden_activation` is what counts.
     ("gemma2", "hidden_act"),
     ("gemma3", "hidden_act"),
     // The older spelling of `num_experts`.
+    ("olmoe", "num_local_experts"),
     ("qwen2_moe", "num_local_experts"),
     ("qwen3_moe", "num_local_experts"),
 ];
@@ -172,6 +180,102 @@ fn what_only_a_familys_name_tells_is_refused() {
     assert!(said.contains("F0403") && said.contains("ALiBi") && said.contains("`model_type`"), "{said}");
     let expecting = format!("{text}\n[expect]\nmodel_type = [\"bloom\"]\n");
     assert_eq!(resolve(&expecting), Ok(()));
+}
+
+/// Families with windows, changes that turn them on, and whether transformers has 4096 where the key is absent.
+const WINDOWS: &[(&str, &str, bool)] = &[
+    ("cohere", "{}", true),
+    ("dots1", r#"{"max_window_layers": 2}"#, true),
+    ("exaone4", "{}", true),
+    ("gemma2", "{}", true),
+    ("gemma3", "{}", true),
+    ("llama", r#"{"model_type": "mistral"}"#, true),
+    ("mixtral", "{}", false),
+    ("olmo3", "{}", true),
+    ("phi3", "{}", false),
+    ("qwen2", r#"{"use_sliding_window": true, "max_window_layers": 2}"#, true),
+    ("qwen2_moe", r#"{"use_sliding_window": true, "layer_types": null}"#, true),
+    ("qwen3", r#"{"use_sliding_window": true, "max_window_layers": 2}"#, true),
+    ("qwen3_moe", r#"{"use_sliding_window": true}"#, true),
+    ("smollm3", r#"{"use_sliding_window": true}"#, false),
+    ("starcoder2", "{}", false),
+];
+
+#[test]
+fn a_null_window_is_none_and_an_absent_one_the_familys() {
+    for (file, text) in shipped() {
+        let family = file.trim_end_matches(".toml");
+        let Some(&(_, changes, has_default)) = WINDOWS.iter().find(|(name, ..)| *name == family) else {
+            assert!(!text.contains("window = "), "{family} has windows that no test asks for");
+            continue;
+        };
+        let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
+        let mut config = preset(text);
+        let changes: Map<String, Value> = serde_json::from_str(changes).expect("changes are JSON");
+        config.extend(changes);
+        let mut windows = |window: Option<Value>| {
+            config.remove("sliding_window");
+            config.extend(window.map(|window| ("sliding_window".to_owned(), window)));
+            let resolved = description.resolve(Some(&Value::Object(config.clone())));
+            let calls = resolved.unwrap_or_else(|errors| panic!("{family}: {errors}")).calls;
+            let windows = calls.iter().filter_map(|call| call.attributes.get("window"));
+            windows.map(|window| format!("{window:?}")).collect::<Vec<_>>()
+        };
+        assert!(windows(Some(json!(17))).iter().any(|window| window == "Count(17)"), "{family} honours a window");
+        assert_eq!(windows(Some(json!(null))), [""; 0], "{family}: a null window");
+        let absent = windows(None);
+        assert_eq!(!absent.is_empty(), has_default, "{family}: an absent window");
+        assert!(absent.iter().all(|window| window == "Count(4096)"), "{family}: an absent window: {absent:?}");
+    }
+}
+
+#[test]
+fn a_null_is_not_a_default() {
+    let resolve = |file: &str, key: &str, value: Option<Value>| {
+        let (file, text) = shipped().iter().find(|(name, _)| *name == file).expect("it is shipped");
+        let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
+        let mut config = preset(text);
+        config.remove(key);
+        config.extend(value.map(|value| (key.to_owned(), value)));
+        description.resolve(Some(&Value::Object(config))).map_err(|errors| errors.to_string())
+    };
+    let null = || Some(json!(null));
+    // A constant that stands for an absent key does not stand for a null one.
+    for (file, key) in [
+        ("cohere.toml", "logit_scale"),
+        ("cohere.toml", "tie_word_embeddings"),
+        ("falcon.toml", "multi_query"),
+        ("falcon.toml", "parallel_attn"),
+        ("gemma2.toml", "head_dim"),
+        ("qwen2.toml", "max_window_layers"),
+        ("smollm3.toml", "rope_theta"),
+        ("stablelm.toml", "partial_rotary_factor"),
+    ] {
+        let said = resolve(file, key, null()).expect_err(key);
+        assert!(said.contains("F0403") && said.contains(&format!("`{key}` is null in config.json")), "{said}");
+        resolve(file, key, None).unwrap_or_else(|errors| panic!("{file}: {key} may be absent: {errors}"));
+    }
+    // Where another key tells what holds, or null means no, it does.
+    for (file, key) in
+        [("llama.toml", "num_key_value_heads"), ("llama.toml", "head_dim"), ("llama.toml", "attention_bias")]
+    {
+        let [null, absent] = [resolve(file, key, null()), resolve(file, key, None)].map(|found| told(&found.unwrap()));
+        assert_eq!(null, absent, "{file}: {key}");
+    }
+    // Gemma 2 has caps unless told otherwise.
+    for (key, cap, caps) in [("attn_logit_softcapping", "softcap", 26), ("final_logit_softcapping", "cap", 1)] {
+        let count = |value| {
+            let calls = resolve("gemma2.toml", key, value).unwrap().calls;
+            calls.iter().filter(|call| call.attributes.contains_key(cap)).count()
+        };
+        assert_eq!((count(None), count(null())), (caps, 0), "{key}");
+    }
+    // Cohere 2 rotates where it has a window.
+    let ropes = |value| {
+        let calls = resolve("cohere.toml", "sliding_window", value).unwrap().calls;
+        calls.iter().filter(|call| call.op.name() == "rope").count()
+    };
+    assert_eq!((ropes(None), ropes(null())), (2 * 24, 0));
 }
 
 /// The `[config]` of a description as JSON; once more with windows where the family has a switch for them.

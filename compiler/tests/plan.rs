@@ -29,7 +29,7 @@ fn each_fusion_that_is_lost_changes_the_plan() {
         let whole = model(file, text, Selection::all());
         let fired = whole.report.passes.iter().filter(|pass| pass.stats.fired > 0).map(|pass| pass.name);
         let fired: Vec<&str> = fired.collect();
-        assert!(fired.len() >= 6, "{file}: most passes fire: {fired:?}");
+        assert!(fired.len() >= 5, "{file}: most passes fire: {fired:?}");
         for pass in fired {
             let without = Selection::parse(&format!("-{pass}")).expect("the pass is there");
             let plan = model(file, text, without).plan;

@@ -266,7 +266,7 @@ impl OpenModel {
         }
         if let Some(checkpoint) = &self.checkpoint {
             checkpoint
-                .account(&tensors::required(&graph), self.facts()?.tied_head)
+                .account(&tensors::required(&graph), &self.facts()?.spare())
                 .with_context(|| format!("the checkpoint is not {}'s", self.name))?;
             // Weights of the same shapes may want another rotation, another epsilon or another window.
             let own: Value =

@@ -51,10 +51,10 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int chunk, int i, int w
   pair[1] = load_stream(from + WARPS * i * 64 + 32);
 }
 
-// weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: fp32 [BATCH][EXPERTS].
+// weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: fp32 [BATCH][EXPERTS]. choice_bias: fp32 [EXPERTS].
 // hidden: bfloat16 [listed experts][BATCH][ROWS]. zeros: `zero_count` floats that are set to zero. Grid: any.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const float* x, const float* norm_weight,
-    const float* logits, u16* hidden, float* zeros, u64 zero_count) {
+    const float* logits, u16* hidden{% if route.biased %}, const float* choice_bias{% endif %}, float* zeros, u64 zero_count) {
   SHARED float partial[2][WARPS][16][COLUMNS];
   SHARED float sums[BATCH][WARPS];
   SHARED float shares[BATCH][EXPERTS];
@@ -71,7 +71,9 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
       if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x + THREADS * pass));
     }
   }
-  wait_for_dependencies();
+  float bias[WORDS] = {};
+{% if route.biased %}  load_logits<true>(bias, choice_bias, lane);
+{% endif %}  wait_for_dependencies();
   // Behind the wait: the logits are there before a dependent begins.
   launch_dependents();
 
@@ -86,7 +88,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
     if (row > 0) stage_row(staged, sums, v, w, row);
   }
   if (warp < BATCH) {
-    chosen = choose(logit, top, lane);
+    chosen = choose(logit, bias, top, lane);
     leave_chosen(sets, warp, chosen, lane);
   }
   block_barrier();

@@ -34,9 +34,9 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* const (&list)[MOST], int offs
 DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load_activations(hidden + ((u64)slot * BATCH + b) * K, k); }
 
 // weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: fp32 [BATCH][EXPERTS]. residual: fp32
-// [BATCH][ROWS] or null. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
+// [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const u16* hidden, const float* logits,
-    const float* residual, Out* out) {
+    const float* residual, Out* out{% if route.biased %}, const float* choice_bias{% endif %}) {
   SHARED float partial[2][WARPS][16][COLUMNS];
   SHARED u32 sets[BATCH][WORDS];
   SHARED int lists[WARPS][MOST];
@@ -48,9 +48,10 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
 
   // Which experts it is, and their weights, before the kernel in front is done: it began behind the one that made the logits.
   if (warp < BATCH) {
-    float logit[WORDS], top;
-    load_logits<true>(logit, logits + warp * EXPERTS, lane);
-    leave_chosen(sets, warp, choose(logit, top, lane), lane);
+    float logit[WORDS], bias[WORDS] = {}, top;
+{% if route.biased %}    load_logits<true>(bias, choice_bias, lane);
+{% endif %}    load_logits<true>(logit, logits + warp * EXPERTS, lane);
+    leave_chosen(sets, warp, choose(logit, bias, top, lane), lane);
   }
   block_barrier();
   const int listed = list_experts(lists[warp], sets, lane), count = BATCH == 1 ? TOP_K : listed;

@@ -5,12 +5,14 @@ constexpr int WARPS = {{ warps }};              // they route the rows of a bloc
 static_assert(32 % WARPS == 0, "a block has 32 rows: a word of the rows of each expert");
 
 // logits: fp32 [rows][EXPERTS]. For the experts of a row: its share, and which of the row's experts it is, in their order: shares fp32 and
-// slots [rows][EXPERTS]. takers [EXPERTS][gridDim.x]: bit r of word b: row 32 b + r goes to the expert. Grid: rows / 32, rounded up.
-KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* logits, float* shares, int* slots, u32* takers, u64 rows) {
+// slots [rows][EXPERTS]. choice_bias: fp32 [EXPERTS]. takers [EXPERTS][gridDim.x]: bit r of word b: row 32 b + r goes to the expert. Grid: rows / 32, rounded up.
+KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* logits, float* shares, int* slots, u32* takers, u64 rows{% if route.biased %}, const float* choice_bias{% endif %}) {
   SHARED u32 bits[WARPS][32 * WORDS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   launch_dependents();
-  wait_for_dependencies();
+  float bias[WORDS] = {};
+{% if route.biased %}  load_logits<true>(bias, choice_bias, lane);
+{% endif %}  wait_for_dependencies();
   u32 taken[WORDS] = {};
 #pragma unroll 1
   for (int r = warp; r < 32; r += WARPS) {
@@ -18,7 +20,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* logits, float*
     if (row >= (int)rows) break;
     float logit[WORDS], share[WORDS], top;
     load_logits<false>(logit, logits + (u64)row * EXPERTS, lane);
-    const u32 chosen = choose(logit, top, lane);
+    const u32 chosen = choose(logit, bias, top, lane);
     shares_of(share, logit, chosen, top, lane);
     int slot = 0;
 #pragma unroll

@@ -3,6 +3,7 @@ constexpr int EXPERTS = {{ route.experts }};
 constexpr int TOP_K = {{ route.top_k }};              // experts a row
 constexpr int SOFTMAX = 0, SIGMOID = 1;
 constexpr int SCORING = {{ route.scoring }};          // what makes shares of logits
+constexpr bool BIASED = {{ route.biased }};           // a bias counts for the choice, beside the score
 constexpr bool NORMALISE = {{ route.normalise }};     // the shares of the chosen are divided by their sum
 constexpr float SHARE_SCALE = {{ route.scale }};      // multiplies the shares
 constexpr int WORDS = (EXPERTS + 31) / 32;            // logits a lane, and words of a set of experts
@@ -12,7 +13,7 @@ static_assert(TOP_K >= 1 && TOP_K <= EXPERTS && WORDS <= 32, "a lane has a bit f
 DEVICE int order_of(float logit) { const int bits = (int)bits_of(logit); return bits ^ (bits >> 31 & 0x7fffffff); }
 DEVICE float logit_of(int order) { return float_of((u32)(order ^ (order >> 31 & 0x7fffffff))); }
 
-// EARLY: before the wait.
+// EARLY: before the wait. Of a bias, too.
 template <bool EARLY>
 DEVICE void load_logits(float (&logit)[WORDS], const float* logits, int lane) {
 #pragma unroll
@@ -22,13 +23,35 @@ DEVICE void load_logits(float (&logit)[WORDS], const float* logits, int lane) {
   }
 }
 
-// Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, the first of equal ones first. `top` is the largest.
-DEVICE u32 choose(const float (&logit)[WORDS], float& top, int lane) {
+// What the choice is by, where a bias counts for it: the softmax or sigmoid of each logit, and its bias. `top` is the largest logit.
+DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
+  float whole = 0.0f;
+  int largest = (int)0x80000000u;
+#pragma unroll
+  for (int w = 0; w < WORDS; w++)
+    if (32 * w + lane < EXPERTS && order_of(logit[w]) > largest) largest = order_of(logit[w]);
+  top = logit_of(warp_max(largest));
+  if (SCORING == SOFTMAX) {
+#pragma unroll
+    for (int w = 0; w < WORDS; w++)
+      if (32 * w + lane < EXPERTS) whole += expf(logit[w] - top);
+    whole = warp_sum(whole);
+  }
+#pragma unroll
+  for (int w = 0; w < WORDS; w++)
+    ranks[w] = (SCORING == SOFTMAX ? expf(logit[w] - top) / whole : 1.0f / (1.0f + expf(-logit[w]))) + bias[w];
+}
+
+// Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, or ranks where a bias counts, the first of equal ones first. `top` is
+// the largest logit.
+DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
   u32 all = 0;
   int order[WORDS];
+  float ranks[WORDS];
+  if (BIASED) rank(ranks, logit, bias, top, lane);
 #pragma unroll
   for (int w = 0; w < WORDS; w++) {
-    order[w] = order_of(logit[w]);
+    order[w] = order_of(BIASED ? ranks[w] : logit[w]);
     if (32 * w + lane < EXPERTS) all |= 1u << w;
   }
   u32 left = all;
@@ -41,7 +64,7 @@ DEVICE u32 choose(const float (&logit)[WORDS], float& top, int lane) {
 #pragma unroll
     for (int w = WORDS - 1; w >= 0; w--) first = left >> w & 1 && order[w] == largest ? 32 * w + lane : first;
     first = warp_min(first);
-    if (slot == 0) top = logit_of(largest);
+    if (!BIASED && slot == 0) top = logit_of(largest);
     if (first % 32 == lane) left &= ~(1u << first / 32);
   }
   return all & ~left;

@@ -142,6 +142,8 @@ pub struct Route {
     pub top_k: usize,
     /// What makes shares of logits: 0 softmax, 1 sigmoid.
     pub scoring: usize,
+    /// A bias counts for the choice.
+    pub biased: bool,
     /// The shares of the chosen are divided by their sum.
     pub normalise: bool,
     /// Multiplies the shares.

@@ -40,6 +40,7 @@ LONGROPE = dict(
 NEOX = dict(hidden_size=72, num_attention_heads=3, intermediate_size=116, vocab_size=223, num_hidden_layers=2)
 FALCON = dict(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=205, rope_parameters=ROPE)
 EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40)
+ROUTED = dict(n_routed_experts=7, n_shared_experts=2, num_experts_per_tok=2, moe_intermediate_size=40)
 
 FAMILIES = {
     "gemma": golden("Gemma", gemma(56, 4, 1, 24, 116, 231), dict(hidden_act="relu")),
@@ -166,6 +167,76 @@ FAMILIES = {
         sizes(56, 4, 2, 92, 227, head_dim=24, **EXPERTS, norm_topk_prob=True),
         dict(norm_topk_prob=False),
         dict(num_experts_per_tok=1),
+    ),
+    "arcee": golden("Arcee", sizes(56, 4, 2, 76, 203, attention_bias=True, mlp_bias=True), dict(hidden_act="relu")),
+    "ernie4_5": golden("Ernie4_5", sizes(56, 4, 2, 76, 203, head_dim=24, use_bias=True, tie_word_embeddings=True)),
+    "exaone4": golden(
+        "Exaone4",
+        sizes(56, 4, 2, 76, 205, layers=3, sliding_window=9, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+        dict(sliding_window=10),
+        dict(layer_types=["sliding_attention"] * 3),
+        dict(layer_types=["full_attention"] * 3),
+    ),
+    # All layers have RoPE where none has a window.
+    "exaone4-full": golden(
+        "Exaone4", sizes(48, 4, 2, 60, 203, sliding_window=None, layer_types=["full_attention"] * 2), dict(sliding_window=9)
+    ),
+    "granitemoe": golden(
+        "GraniteMoe",
+        sizes(
+            56, 4, 2, 40, 203, num_local_experts=6, num_experts_per_tok=2, tie_word_embeddings=True,
+            attention_multiplier=0.2, embedding_multiplier=5.0, residual_multiplier=0.6, logits_scaling=0.5,
+        ),
+        dict(attention_multiplier=0.3),
+        dict(embedding_multiplier=2.0),
+        dict(residual_multiplier=1.0),
+        dict(logits_scaling=1.0),
+        dict(num_experts_per_tok=1),
+    ),
+    "hunyuan": golden(
+        "HunYuanDenseV1",
+        sizes(
+            56, 4, 2, 76, 203, head_dim=24,
+            rope_parameters=ROPE | dict(rope_type="dynamic", factor=1.0, alpha=50.0),
+        ),
+        dict(rope_parameters=ROPE),
+    ),
+    "olmoe": golden(
+        "Olmoe",
+        sizes(56, 4, 2, 40, 203, num_experts=6, num_experts_per_tok=2, clip_qkv=1.5),
+        dict(norm_topk_prob=True),
+        dict(num_experts_per_tok=1),
+        dict(clip_qkv=None),
+    ),
+    "seed_oss": golden("SeedOss", sizes(56, 4, 2, 76, 203, head_dim=24, attention_out_bias=True, mlp_bias=True)),
+    "dots1": golden(
+        "Dots1",
+        sizes(
+            56, 4, 2, 92, 203, head_dim=24, first_k_dense_replace=1, max_window_layers=1, sliding_window=9,
+            norm_topk_prob=True, routed_scaling_factor=2.5, **ROUTED,
+        ),
+        dict(norm_topk_prob=False),
+        dict(num_experts_per_tok=1),
+        dict(routed_scaling_factor=1.0),
+        dict(layer_types=["full_attention"] * 2),
+    ),
+    "glm4_moe": golden(
+        "Glm4Moe",
+        sizes(
+            56, 4, 2, 92, 203, head_dim=24, attention_bias=True, use_qk_norm=True, first_k_dense_replace=1,
+            routed_scaling_factor=1.5, rope_parameters=ROPE | dict(partial_rotary_factor=0.5), **ROUTED,
+        ),
+        dict(norm_topk_prob=False),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=1.0)),
+    ),
+    "nemotron": golden(
+        "Nemotron",
+        sizes(
+            48, 4, 2, 100, 205, head_dim=16, attention_bias=True, mlp_bias=True,
+            rope_parameters=ROPE | dict(partial_rotary_factor=0.5),
+        ),
+        dict(hidden_act="relu"),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=1.0)),
     ),
     "cohere": golden(
         "Cohere", sizes(56, 4, 2, 92, 201, logit_scale=0.25), dict(logit_scale=0.5), dict(hidden_act="relu")

@@ -130,9 +130,18 @@ def randomise(model, generator, dtype) -> None:
         weight.copy_(value.to(torch.bfloat16).to(torch.float16 if dtype == "float16" else torch.bfloat16))
 
 
+    # What counts for the choice of experts is no parameter, and stays fp32.
+    for bias in choice_biases(model).values():
+        bias.copy_(0.4 * torch.randn(bias.shape, generator=generator))
+
+
+def choice_biases(model) -> dict:
+    return {name: buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")}
+
+
 def without_norm(model) -> float:
-    """The weight that a norm has no effect with: Gemma stores it less one."""
-    return 0.0 if model.config.model_type.startswith("gemma") else 1.0
+    """The weight that a norm has no effect with: Gemma and Nemotron store it less one."""
+    return 0.0 if model.config.model_type.startswith(("gemma", "nemotron")) else 1.0
 
 
 def nmse(found, expected) -> float:
@@ -151,12 +160,12 @@ def smallest_effect(folder, tokens, expected) -> tuple:
     """The one-dimensional weight whose loss (norm to ones, bias to zeros) changes the logits least: (NMSE, name)."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     effects = []
-    for name, weight in model.named_parameters():
+    for name, weight in [*model.named_parameters(), *choice_biases(model).items()]:
         # Without RoPE a key's bias adds the same to all scores of a query.
         idle = model.config.model_type == "opt" and name.endswith("k_proj.bias")
         if weight.dim() == 1 and not idle:
             kept = weight.clone()
-            weight.fill_(0.0 if name.endswith(".bias") else without_norm(model))
+            weight.fill_(0.0 if name.endswith("bias") else without_norm(model))
             effects.append((nmse(model(tokens[None].long()).logits[0], expected), name))
             weight.copy_(kept)
     # A model without such weights has nothing to lose.
@@ -185,13 +194,15 @@ def v4_form(config: dict) -> dict:
             rope.pop("original_max_position_embeddings", None)
         old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     # What older files do not have, where it is the default.
-    if kind in ["cohere2", "gemma2", "gemma3_text", "olmo3", "smollm3", "qwen2_moe"]:
+    if kind in ["cohere2", "gemma2", "gemma3_text", "olmo3", "smollm3", "qwen2_moe", "dots1"]:
         old.pop("layer_types")
     if kind == "smollm3":
         old.pop("no_rope_layers")
     if kind == "qwen3_moe":
         old["num_experts"] = old.pop("num_local_experts")
-    own_size = ["glm", "glm4", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
+    if kind in ["dots1", "glm4_moe"]:
+        old["n_routed_experts"] = old.pop("num_local_experts", None) or old["n_routed_experts"]
+    own_size = ["dots1", "ernie4_5", "exaone4", "hunyuan_v1_dense", "seed_oss", "glm", "glm4", "glm4_moe", "nemotron", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"]
     if "head_dim" in old and kind not in own_size:
         if old["head_dim"] in [None, old["hidden_size"] / old["num_attention_heads"]]:
             del old["head_dim"]
@@ -221,7 +232,12 @@ def make(name: str) -> str:
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     model = model_class(config_class(**options))
     randomise(model, generator, dtype)
-    model.to(getattr(torch, dtype)).save_pretrained(folder, **(dict(max_shard_size=shard) if shard else {}))
+    biases = {buffer: bias.clone() for buffer, bias in choice_biases(model).items()}
+    model.to(getattr(torch, dtype))
+    for buffer, bias in biases.items():
+        module, buffer = buffer.rsplit(".", 1)
+        setattr(model.get_submodule(module), buffer, bias)
+    model.save_pretrained(folder, **(dict(max_shard_size=shard) if shard else {}))
     (folder / "generation_config.json").unlink(missing_ok=True)
     tokens = torch.randint(options["vocab_size"], (TOKENS,), generator=generator)
     expected = write_expected(folder, folder, tokens)

@@ -67,8 +67,28 @@ fn known() -> Vec<String> {
 }
 
 /// Goldens of families that are read from folders alone.
-const FOLDERS_ALONE: &[&str] =
-    &["cohere", "cohere-windows", "falcon", "falcon-new", "glm4", "glm4-plain", "olmo3", "opt", "phi"];
+const FOLDERS_ALONE: &[&str] = &[
+    "arcee",
+    "cohere",
+    "cohere-windows",
+    "dots1",
+    "ernie4_5",
+    "exaone4",
+    "exaone4-full",
+    "falcon",
+    "falcon-new",
+    "glm4",
+    "glm4-plain",
+    "glm4_moe",
+    "granitemoe",
+    "hunyuan",
+    "nemotron",
+    "olmo3",
+    "olmoe",
+    "opt",
+    "phi",
+    "seed_oss",
+];
 
 /// The goldens that come with a checkpoint of a family that GGUF files are read of.
 fn checkpoints() -> Vec<Golden> {

@@ -412,9 +412,21 @@ fn qwen3_moe() -> Result<()> {
     check(&Case { routed: true, ..Case::new("qwen3_moe") })
 }
 
+/// Experts chosen by sigmoids and a bias, windows on some layers.
+#[test]
+fn dots1() -> Result<()> {
+    check(&Case { routed: true, prompt: 13, ..Case::new("dots1") })
+}
+
+/// The same where all experts of a layer are one tensor, and a factor stands behind them.
+#[test]
+fn granitemoe() -> Result<()> {
+    check(&Case { routed: true, ..Case::new("granitemoe") })
+}
+
 #[test]
 fn experts_unfused() -> Result<()> {
-    for name in ["mixtral", "qwen2_moe", "qwen3_moe"] {
+    for name in ["glm4_moe", "mixtral", "qwen2_moe", "qwen3_moe"] {
         let unfused = Case { routed: true, passes: Selection::none(), ..Case::new(name) };
         check(&unfused).context(name)?;
     }
@@ -429,6 +441,24 @@ fn cohere_windows() -> Result<()> {
 #[test]
 fn falcon() -> Result<()> {
     check(&Case::new("falcon"))
+}
+
+/// LayerNorms whose weights are stored less one, a squared ReLU, biases everywhere.
+#[test]
+fn nemotron() -> Result<()> {
+    check(&Case::new("nemotron"))
+}
+
+/// Norms of q and k behind RoPE.
+#[test]
+fn hunyuan() -> Result<()> {
+    check(&Case::new("hunyuan"))
+}
+
+/// Norms behind the blocks; RoPE where there is a window.
+#[test]
+fn exaone4() -> Result<()> {
+    check(&Case { prompt: 13, ..Case::new("exaone4") })
 }
 
 #[test]

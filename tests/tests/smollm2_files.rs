@@ -4,6 +4,7 @@
 //! few lines of Python over the file's merges, and those of the chat from the model's published tokenizer.
 
 use fuse_tests::smollm2_gguf;
+use fusec::description::Spare;
 use fuserun::generate::chat::{ChatTemplate, Message};
 use fuserun::generate::tokenizer::Tokenizer;
 use fuserun::weights::{Checkpoint, Dtype};
@@ -66,7 +67,7 @@ fn every_tensor_reads_to_the_bit() {
         ];
         required.extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.to_vec())));
     }
-    checkpoint.account(&required, true).unwrap();
+    checkpoint.account(&required, &Spare { tied_head: true, ..Spare::default() }).unwrap();
 
     let sums: Vec<(String, u64)> =
         required.iter().map(|(name, _)| (name.clone(), checksum(&checkpoint.read_f32(name).unwrap()))).collect();

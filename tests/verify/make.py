@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Makes tests/verify/nemotron, the checkpoint of docs/add-a-model.md: a family that no shipped description serves, tiny and with random weights.
+"""Makes tests/verify/nemotron, the checkpoint of docs/add-a-model.md: tiny, with random weights. It is a Nemotron under an architecture of its own, which
+no shipped description serves.
 
     pip install torch transformers safetensors
     python3 tests/verify/make.py
 """
 
+import json
 import pathlib
 
 import torch
@@ -35,6 +37,8 @@ def main() -> None:
         weight.copy_((scale * torch.randn(weight.shape, generator=generator)).to(torch.bfloat16))
     model.to(torch.bfloat16).save_pretrained(FOLDER)
     (FOLDER / "generation_config.json").unlink(missing_ok=True)
+    written = json.loads((FOLDER / "config.json").read_text()) | dict(architectures=["MyOwnForCausalLM"])
+    (FOLDER / "config.json").write_text(json.dumps(written, indent=2) + "\n")
     for path in FOLDER.iterdir():
         path.chmod(0o644)
 

@@ -11,7 +11,7 @@ use clap::Args;
 use super::checkpoint;
 use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
-use crate::description::{Description, architectures, find_serving, user_folder};
+use crate::description::{Description, Spare, architectures, find_serving, user_folder};
 use crate::draft::draft;
 use crate::plan::PlanOptions;
 use crate::tensors;
@@ -36,9 +36,12 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
         "{} holds no .safetensors file: a draft needs the names of its tensors",
         args.from.display()
     );
+    let count = |key: &str| config.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0) as usize;
+    let (layers, further) = (count("num_hidden_layers"), count("num_nextn_predict_layers"));
+    let spare = Spare { layers: layers..layers + further, ..Spare::default() };
     let weights: BTreeMap<String, Vec<usize>> = all
         .iter()
-        .filter(|(name, shape)| !tensors::harmless(name, shape, false))
+        .filter(|(name, shape)| !tensors::harmless(name, shape, &spare))
         .map(|(n, s)| (n.clone(), s.clone()))
         .collect();
     let draft = draft(&config, &weights).with_context(|| format!("cannot draft from {}", args.from.display()))?;

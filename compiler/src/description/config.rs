@@ -1,12 +1,12 @@
 //! A configuration with one spelling for what transformers 4 and 5 write in two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Source};
 use super::value::Value;
 
-/// Keys and values of a config.json or of a preset. Null is absent, but for `rope_scaling`, which is always there.
+/// Keys and values of a config.json or of a preset. Null is kept apart, but for that of `rope_scaling`, which is always there.
 ///
 /// RoPE has both views whichever the file has: `rope_theta` and `rope_scaling` (null where nothing is scaled, its type under `rope_type`), and
 /// `rope_parameters`. Where `rope_parameters` is nested by layer type, the first view is that of `full_attention`, and `rope_local_base_freq` is
@@ -14,6 +14,8 @@ use super::value::Value;
 #[derive(Clone, Debug)]
 pub(super) struct Config {
     values: BTreeMap<String, Value>,
+    /// Keys that are there, and null.
+    nulls: BTreeSet<String>,
 }
 
 /// The keys of a config.json as expressions see them: one spelling for what transformers 4 and 5 write in two.
@@ -46,12 +48,29 @@ impl Config {
         unify_dtype(&mut values);
         unify_rope(&mut values);
         trained_context(&mut values);
-        values.retain(|key, value| *value != Value::Null || key == "rope_scaling");
-        Config { values }
+        let mut nulls = BTreeSet::new();
+        values.retain(|key, value| {
+            let kept = *value != Value::Null || key == "rope_scaling";
+            if !kept {
+                nulls.insert(key.clone());
+            }
+            kept
+        });
+        Config { values, nulls }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
+    }
+
+    /// Whether the key is there, and null.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.nulls.contains(key)
+    }
+
+    /// Keys that are there, and null.
+    pub(super) fn nulls(&self) -> impl Iterator<Item = &str> {
+        self.nulls.iter().map(String::as_str)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {

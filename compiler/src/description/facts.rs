@@ -1,6 +1,7 @@
 //! What a configuration says about the whole model.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::call::Call;
 use super::diagnostics::{Code, Diagnostic};
@@ -24,10 +25,28 @@ pub struct Facts {
     pub architecture: Option<String>,
     /// Whether the head shares the embedding's weight, told from the weights' names.
     pub tied_head: bool,
+    /// Layers behind the last that predict further tokens: a checkpoint may hold them, and nothing reads them.
+    pub further_layers: usize,
     /// The token that begins a text.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
+}
+
+impl Facts {
+    /// What a checkpoint may hold though no operation reads it.
+    pub fn spare(&self) -> Spare {
+        Spare { tied_head: self.tied_head, layers: self.num_layers..self.num_layers + self.further_layers }
+    }
+}
+
+/// What a checkpoint may hold though no operation reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spare {
+    /// The copy of a tied head.
+    pub tied_head: bool,
+    /// Layers that predict further tokens.
+    pub layers: Range<usize>,
 }
 
 impl Resolver<'_> {
@@ -59,6 +78,7 @@ impl Resolver<'_> {
             dtype: self.optional_fact("dtype").and_then(|value| value.text().map(str::to_owned)),
             architecture,
             tied_head,
+            further_layers: self.optional_fact("num_nextn_predict_layers").as_ref().and_then(count_of).unwrap_or(0),
             bos_token_id: self.optional_fact("bos_token_id").as_ref().and_then(token),
             eos_token_ids: ends,
         })

@@ -4,8 +4,16 @@
 use super::value::Value;
 
 /// Keys that every model's facts are read from, whether or not its description names them.
-pub(super) const FACTS: &[&str] =
-    &["vocab_size", "max_position_embeddings", "dtype", "bos_token_id", "eos_token_id", "model_type", "architectures"];
+pub(super) const FACTS: &[&str] = &[
+    "vocab_size",
+    "max_position_embeddings",
+    "dtype",
+    "bos_token_id",
+    "eos_token_id",
+    "model_type",
+    "architectures",
+    "num_nextn_predict_layers",
+];
 
 /// Keys that tell nothing about the computation.
 const INERT: &[&str] = &[
@@ -71,6 +79,7 @@ const INERT: &[&str] = &[
     "summary_use_proj",
     "task_specific_params",
     "tokenizer_class",
+    "topk_group",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -152,6 +161,7 @@ const FEATURES: &[Feature] = &[
     feature("rotary_pct", &[Number(1.0)], "partial RoPE"),
     feature("rope_interleave", &[Bool(false)], "interleaved RoPE"),
     feature("rope_interleaved", &[Bool(false)], "interleaved RoPE"),
+    feature("layer_rope_theta", &[], "a base of RoPE for each layer"),
     feature("rope_local_base_freq", &[], "a second base of RoPE"),
     feature("rope_scaling", &[], "scaled RoPE"),
     feature("rope_theta", &[], "the base of RoPE"),
@@ -173,6 +183,7 @@ const FEATURES: &[Feature] = &[
     feature("norm_topk_prob", &[Bool(false)], "shares of experts that are normalised"),
     feature("routed_scaling_factor", &[Number(1.0)], "a factor on the shares of experts"),
     feature("scoring_func", &[Text("softmax")], "how a router scores"),
+    feature("topk_method", &[Text("greedy")], "how experts are chosen"),
     feature("n_group", &[Number(1.0)], "experts in groups"),
     feature("first_k_dense_replace", &[Number(0.0)], "layers without experts"),
     feature("moe_layer_start_index", &[Number(0.0)], "layers without experts"),

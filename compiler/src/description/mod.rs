@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub use call::{Activation, AttrValue, Call, Resolved};
 pub use config::view as config_view;
 pub use diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
-pub use facts::Facts;
+pub use facts::{Facts, Spare};
 pub use reference::operations;
 pub use rope::RopeScaling;
 pub use schema::json_schema;

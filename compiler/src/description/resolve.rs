@@ -43,6 +43,7 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
     }
     resolver.expectations();
     resolver.unhonoured();
+    resolver.nulls();
     resolver.untold();
     let layers = resolver.layers();
     let calls = layers.map(|layers| resolver.calls(layers)).unwrap_or_default();
@@ -84,6 +85,10 @@ impl Environment for Names<'_> {
             (None, Some(expr)) => expr.evaluate(self).map(Some),
             (None, None) => Ok(None),
         }
+    }
+
+    fn is_null(&self, name: &str) -> bool {
+        self.config.is_null(name)
     }
 
     fn layer(&self) -> Option<usize> {
@@ -148,7 +153,8 @@ impl Resolver<'_> {
     fn unhonoured(&mut self) {
         let no_windows = self.config.get("use_sliding_window") == Some(&Value::Bool(false));
         for (key, value) in self.config.iter() {
-            let idle = no_windows && ["sliding_window", "max_window_layers"].contains(&key);
+            let idle = (no_windows && ["sliding_window", "max_window_layers"].contains(&key))
+                || (key == "sliding_window_pattern" && self.config.is_null("sliding_window"));
             if idle || self.is_mentioned(key) {
                 continue;
             }
@@ -162,6 +168,23 @@ impl Resolver<'_> {
                 let message = format!("`{key}` is {shown} in {}: {file} does not honour {what}", self.origin);
                 let help = format!("let the description read `{key}`, or list the values it honours under [expect]");
                 self.diagnostics.push(Diagnostic::new(Code::UnsupportedFeature, message).help(help));
+            }
+        }
+    }
+
+    /// A constant of `[derive]` is for a key that is absent. A null asks for something else, unless it means no.
+    fn nulls(&mut self) {
+        for key in self.config.nulls() {
+            let Some(constant) = self.description.derive.get(key).and_then(Expr::constant) else { continue };
+            if ![Value::Bool(false), Value::Null].contains(constant) {
+                let message = format!(
+                    "`{key}` is null in {}, which {} does not honour",
+                    self.origin, self.description.source.name
+                );
+                let span = self.description.derive[key].span.clone();
+                let label = format!("where the key is absent it is {constant}");
+                let help = format!("give `{key}` a value, or remove it from the configuration");
+                self.diagnostics.push(Diagnostic::new(Code::UnsupportedFeature, message).at(span, label).help(help));
             }
         }
     }

@@ -115,7 +115,7 @@ pub const SIGNATURES: &[Signature] = &[
     Signature {
         op: OpName::Experts,
         doc: "Σ share · down(f(gate x) · up x) over the experts of the largest `top_k` router logits; f(up x) without a gate. \
-              Shares are the softmax over all logits, in fp32.",
+              Shares are the softmax over all logits, in fp32. With `choice_bias`, the experts are those of the largest sums of it and the softmax or sigmoid.",
         values: &[value("x", "input"), value("router", "a logit for each expert")],
         weights: &[
             optional_weight(
@@ -124,6 +124,7 @@ pub const SIGNATURES: &[Signature] = &[
             ),
             weight("up", "as `gate`"),
             weight("down", "`[out, features]` of each expert, named alike"),
+            optional_weight("choice_bias", "`[experts]`, fp32; counts for the choice alone, not for the shares"),
         ],
         attributes: &[
             attribute("top_k", Kind::Count, Default::Required, "experts a token"),

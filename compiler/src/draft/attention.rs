@@ -1,19 +1,32 @@
 //! The lines of a layer's attention.
 
+use std::collections::BTreeMap;
+
 use super::block::{Attention, Sizes};
 use super::names::{Module, Names};
 use super::write::Writer;
 use crate::description::Value;
 
 /// Families in which neighbours are the pairs of RoPE: no tensor tells it, and few configurations do.
-const NEIGHBOURS: &[&str] =
-    &["gptj", "codegen", "cohere", "cohere2", "glm", "glm4", "chatglm", "ernie4_5", "helium", "llama4_text"];
+const NEIGHBOURS: &[&str] = &[
+    "gptj",
+    "codegen",
+    "cohere",
+    "cohere2",
+    "glm",
+    "glm4",
+    "chatglm",
+    "ernie4_5",
+    "ernie4_5_moe",
+    "helium",
+    "llama4_text",
+];
 
 /// Families that norm q and k behind RoPE, not before it.
 const NORM_BEHIND_ROPE: &[&str] = &["hunyuan_v1_dense", "hunyuan_v1_moe", "nanochat"];
 
 /// Families whose layers with a window have RoPE, and the others none.
-const WINDOWS_TURN: &[&str] = &["cohere2", "exaone4"];
+const WINDOWS_TURN: &[&str] = &["cohere2", "exaone4", "exaone_moe"];
 
 /// Reads the sizes of heads from the configuration, or from q's weight.
 pub(super) fn sizes(writer: &mut Writer, names: &Names, hidden: usize) -> Sizes {
@@ -203,6 +216,13 @@ fn rope(writer: &mut Writer) {
     };
     let theta = if writer.keys.get("rope_ratio").is_some() { "\"rope_theta * rope_ratio\"".to_owned() } else { theta };
     let mut more = format!("theta = {theta}, scaling = {scaling}");
+    // Hunyuan's form: the base is stretched once, and nothing follows the sequence.
+    let stretched = |scaling: &BTreeMap<String, Value>| {
+        scaling.contains_key("alpha") && scaling.get("rope_type").and_then(Value::text) == Some("dynamic")
+    };
+    if writer.keys.get("rope_scaling").and_then(Value::table).is_some_and(stretched) {
+        more = "theta = \"rope_theta * rope_scaling.alpha ** (head_dim / (head_dim - 2.0))\"".to_owned();
+    }
     let partial = writer.keys.find("partial_rotary_factor").and_then(|factor| factor.number());
     if is_one_of(writer, &["chatglm"]) {
         writer.note("TODO told by `model_type` alone: half of each head turns");

@@ -34,6 +34,8 @@ pub(super) struct Experts {
     pub each: Mlp,
     pub shared: Option<Mlp>,
     pub shared_gate: Option<Module>,
+    /// What is added to each expert's score for the choice.
+    pub choice_bias: Option<String>,
 }
 
 /// Where the norms of a layer stand.
@@ -226,10 +228,11 @@ impl Experts {
         let count = modules.iter().find(|module| each(module)).map(of)?;
         let router =
             modules.take(|module| module.shape == [count, hidden] && !each(module) && !module.below(ATTENTION))?;
+        let choice_bias = modules.take_odd(|name, shape| name.ends_with("correction_bias") && shape == [count]);
         let shared_gate = modules.take(|module| module.shape == [1, hidden] && module.stem.contains("shared"));
         let each = Mlp::stacked(modules, hidden).unwrap_or_else(|| Mlp::take(modules, hidden, each));
         let shared = Mlp::take(modules, hidden, |module| module.stem.contains("shared"));
-        Some(Experts { router, each, shared: shared.is_whole().then_some(shared), shared_gate })
+        Some(Experts { router, each, shared: shared.is_whole().then_some(shared), shared_gate, choice_bias })
     }
 }
 

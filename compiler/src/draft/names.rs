@@ -168,6 +168,13 @@ impl Modules {
         Some(self.list.remove(at))
     }
 
+    /// Takes the name of the first tensor that `wanted` wants, of those that are no module's weight or bias.
+    pub fn take_odd(&mut self, wanted: impl Fn(&str, &[usize]) -> bool) -> Option<String> {
+        let name = self.odd.iter().find(|(name, shape)| wanted(name, shape))?.0.clone();
+        self.odd.remove(&name);
+        Some(name)
+    }
+
     /// Takes all that `wanted` wants, by name.
     pub fn take_all(&mut self, wanted: impl Fn(&Module) -> bool) -> Vec<Module> {
         let (taken, left) = std::mem::take(&mut self.list).into_iter().partition(wanted);

@@ -380,9 +380,22 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
         writer.note("TODO no key of config.json says whether the shares of the chosen experts are made to sum to one");
         rest += ", normalise = true";
     }
-    if writer.keys.text("scoring_func") == Some("sigmoid") {
-        writer.expect("scoring_func", "\"sigmoid\"");
-        rest += ", sigmoid = true";
+    if let Some(bias) = &experts.choice_bias {
+        write!(rest, ", choice_bias = \"{bias}\"").expect("writing to a string");
+        if writer.keys.text("topk_method") == Some("noaux_tc") {
+            writer.expect("topk_method", "\"noaux_tc\"");
+        }
+    }
+    match writer.keys.text("scoring_func") {
+        Some("sigmoid") => {
+            writer.expect("scoring_func", "\"sigmoid\"");
+            rest += ", sigmoid = true";
+        }
+        None if experts.choice_bias.is_some() => {
+            writer.note("TODO no key of config.json says how the router scores: by sigmoids, as most with a bias for the choice do");
+            rest += ", sigmoid = true";
+        }
+        _ => {}
     }
     if changes(writer.keys.get("routed_scaling_factor")) {
         rest += ", scale = \"routed_scaling_factor\"";

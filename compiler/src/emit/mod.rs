@@ -191,6 +191,7 @@ fn route(spec: &Route) -> templates::Route {
             Scoring::Softmax => 0,
             Scoring::Sigmoid => 1,
         },
+        biased: spec.biased,
         normalise: spec.normalise,
         scale: Float(spec.scale),
     }

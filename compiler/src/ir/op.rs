@@ -184,13 +184,16 @@ pub struct Attention {
     pub proj: Option<Projection>,
 }
 
-/// How a router's logits choose experts. The largest are chosen, the first of equal ones.
+/// How a router's logits choose experts. The largest are chosen, the first of equal ones; with a bias, the largest sums of it and a score, which is
+/// what a share is before it is normalised.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
     /// Experts a token.
     pub top_k: usize,
     /// What makes shares of logits.
     pub scoring: Scoring,
+    /// Has a bias, which counts for the choice alone.
+    pub bias: bool,
     /// The shares of the chosen are divided by their sum.
     pub normalise: bool,
     /// Multiplies the shares at the end.
@@ -294,6 +297,8 @@ pub enum Role {
     Chosen,
     /// Their shares, `f32[T, top_k]`.
     Shares,
+    /// Of a route: what is added to each expert's score for the choice, `f32[experts]`.
+    ChoiceBias,
     /// Gates of all experts.
     Gate,
     /// Up projections of all experts.
@@ -319,19 +324,18 @@ impl Op {
             Op::KvAppend => vec![Role::Cache, Role::X, Role::Positions],
             Op::Attention(attention) => attention.roles(),
             Op::Add | Op::Mul | Op::Glu => vec![Role::A, Role::B],
+            Op::Route(route) => {
+                let mut roles = vec![Role::X];
+                roles.extend(route.bias.then_some(Role::ChoiceBias));
+                roles
+            }
             Op::Experts(experts) => {
                 let mut roles = vec![Role::X, Role::Chosen, Role::Shares];
                 roles.extend(experts.gated.then_some(Role::Gate));
                 roles.extend([Role::Up, Role::Down]);
                 roles
             }
-            Op::Activation(_)
-            | Op::Scale(_)
-            | Op::Softcap(_)
-            | Op::Clamp(_)
-            | Op::Reshape
-            | Op::Route(_)
-            | Op::Sample => {
+            Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) | Op::Reshape | Op::Sample => {
                 vec![Role::X]
             }
         }

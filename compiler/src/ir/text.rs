@@ -104,6 +104,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
         Op::Route(route) => {
             list.add("top_k", route.top_k.to_string());
             list.add("scoring", route.scoring.name().into());
+            list.flag("bias", route.bias);
             list.flag("normalise", route.normalise);
             if route.scale != 1.0 {
                 list.add("scale", number(&route.scale));

@@ -14,9 +14,17 @@ impl Lowering {
             return Err(mismatch(call, format!("`top_k` is {top_k}, and `router` has {experts} logits")));
         }
         let scoring = if call.flag("sigmoid") { Scoring::Sigmoid } else { Scoring::Softmax };
-        let route = Route { top_k, scoring, normalise: call.flag("normalise"), scale: positive(call, "scale")? };
+        let bias = call.weights.contains_key("choice_bias");
+        let mut logits = vec![router];
+        if bias {
+            let name = WeightName::of(&call.weights["choice_bias"], None, None);
+            // The choice hangs on differences that bf16 does not hold.
+            logits.push(self.weight_of_type(call, &name, Type::weight(DType::F32, &[experts]))?);
+        }
+        let normalise = call.flag("normalise");
+        let route = Route { top_k, scoring, bias, normalise, scale: positive(call, "scale")? };
         let chosen = Type { dtype: DType::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] };
-        let routed = self.graph.add(Op::Route(route), &[router], vec![chosen, Type::activation(&[top_k])], call.layer);
+        let routed = self.graph.add(Op::Route(route), &logits, vec![chosen, Type::activation(&[top_k])], call.layer);
         let mut operands = vec![x, routed.result(0), routed.result(1)];
         let gated = call.weights.contains_key("gate");
         let roles = [("gate", features, inputs), ("up", features, inputs), ("down", outputs, features)];

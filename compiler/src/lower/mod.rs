@@ -316,8 +316,11 @@ impl Lowering {
     }
 
     fn named_weight(&mut self, call: &Call, name: &WeightName, shape: &[usize]) -> Lowered {
+        self.weight_of_type(call, name, Type::weight(self.dtype, shape))
+    }
+
+    fn weight_of_type(&mut self, call: &Call, name: &WeightName, ty: Type) -> Lowered {
         let name = name.to_string();
-        let ty = Type::weight(self.dtype, shape);
         if let Some(known) = self.weights.get(&name) {
             let before = self.graph.type_of(*known);
             if *before == ty {

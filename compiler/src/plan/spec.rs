@@ -105,6 +105,9 @@ pub struct RouteSpec {
     pub top_k: usize,
     /// What makes shares of logits.
     pub scoring: Scoring,
+    /// A bias counts for the choice.
+    #[serde(default)]
+    pub biased: bool,
     /// The shares of the chosen are divided by their sum.
     pub normalise: bool,
     /// Multiplies the shares.
@@ -266,7 +269,7 @@ impl KernelSpec {
                 let gated = if products.tiles.gated { "_gated" } else { "" };
                 format!("{norm}experts{gated}_{}", products.suffix())
             }
-            KernelSpec::Route(spec) => format!("route_e{}_top{}", spec.experts, spec.top_k),
+            KernelSpec::Route(spec) => format!("route_{}", spec.suffix()),
             KernelSpec::ExpertsSum(spec) => format!("experts_sum_{}", spec.suffix()),
             KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),
             KernelSpec::Norm(spec) => {
@@ -368,6 +371,13 @@ impl AttentionProjectionSpec {
     }
 }
 
+impl RouteSpec {
+    fn suffix(&self) -> String {
+        let biased = if self.biased { "_biased" } else { "" };
+        format!("e{}_top{}{biased}", self.experts, self.top_k)
+    }
+}
+
 impl ExpertsSpec {
     /// The most experts that its rows may go to.
     pub fn most(&self) -> usize {
@@ -384,7 +394,7 @@ impl ExpertsSpec {
     }
 
     fn suffix(&self) -> String {
-        format!("{}_e{}_top{}_b{}", self.tiles.suffix(), self.route.experts, self.route.top_k, self.batch)
+        format!("{}_{}_b{}", self.tiles.suffix(), self.route.suffix(), self.batch)
     }
 }
 

@@ -12,6 +12,8 @@ use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
 /// The chosen experts of each row and their shares, from a logit for each.
 pub(crate) struct RouteStep {
     pub route: Route,
+    /// What counts for the choice beside the score; empty where nothing does.
+    pub bias: Box<[f32]>,
     pub x: Buffer,
     /// Experts, then shares: twice `top_k` values.
     pub out: Buffer,
@@ -41,21 +43,26 @@ pub(crate) struct SumStep {
 
 impl Execution<'_> {
     pub(super) fn route(&self, step: &RouteStep, rows: Range<usize>) {
-        let Route { top_k, scoring, normalise, scale } = step.route;
+        let Route { top_k, scoring, normalise, scale, .. } = step.route;
         for row in rows {
             let logits = self.row(step.x, row);
             let (chosen, shares) = self.write(step.out, row, 0, 2 * top_k).split_at_mut(top_k);
             let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+            let score = |expert: usize| match scoring {
+                Scoring::Softmax => (logits[expert] - largest).exp() / sum,
+                Scoring::Sigmoid => sigmoid(logits[expert]),
+            };
+            let rank = |expert: usize| match step.bias.get(expert) {
+                Some(bias) => score(expert) + bias,
+                None => logits[expert],
+            };
             for place in 0..top_k {
                 let free = (0..logits.len()).filter(|&expert| !chosen[..place].contains(&(expert as f32)));
-                let better = |best: usize, expert: usize| if logits[expert] > logits[best] { expert } else { best };
+                let better = |best: usize, expert: usize| if rank(expert) > rank(best) { expert } else { best };
                 let expert = free.reduce(better).expect("there are at least top_k experts");
                 chosen[place] = expert as f32;
-                shares[place] = match scoring {
-                    Scoring::Softmax => (logits[expert] - largest).exp() / sum,
-                    Scoring::Sigmoid => sigmoid(logits[expert]),
-                };
+                shares[place] = score(expert);
             }
             let whole = if normalise { shares.iter().sum() } else { 1.0 };
             shares.iter_mut().for_each(|share| *share *= scale / whole);

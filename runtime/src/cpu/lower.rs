@@ -142,7 +142,11 @@ impl<'a> Lowering<'a> {
                 for result in 0..2 {
                     self.homes.insert(node.result(result), Home::Buffer(out));
                 }
-                self.push(Step::Route(RouteStep { route: route.clone(), x, out }));
+                let bias = match route.bias {
+                    true => self.constant(self.operand(node, Role::ChoiceBias)?, self.shapes[x].size)?,
+                    false => Box::default(),
+                };
+                self.push(Step::Route(RouteStep { route: route.clone(), bias, x, out }));
             }
             Op::Experts(experts) => self.experts(node, experts)?,
             Op::Add => self.combine(node, false)?,

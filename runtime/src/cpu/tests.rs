@@ -137,6 +137,8 @@ fn each_op_agrees_with_the_interpreter() {
         "%g = weight \"g\" : bf16[1, 24]\n%o = matmul %x %g : f32[T, 1]\n%y = glu %x %o : f32[T, 24]",
         "%lg = matmul %x %w7 : f32[T, 7]\n%ch, %sh = route %lg {top_k=3, scoring=softmax, normalise} : i32[T, 3], f32[T, 3]\n%gw = weight \"gw\" : bf16[7, 13, 24]\n%uw = weight \"uw\" : bf16[7, 13, 24]\n%dw = weight \"dw\" : bf16[7, 10, 13]\n%y = experts %x %ch %sh %gw %uw %dw {activation=silu, gated} : f32[T, 10]",
         "%lg = matmul %x %w7 : f32[T, 7]\n%ch, %sh = route %lg {top_k=2, scoring=sigmoid, scale=1.5} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : f32[7, 5, 24]\n%dw = weight \"dw\" : f16[7, 24, 5]\n%y = experts %r %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
+        "%lg = matmul %x %w7 : f32[T, 7]\n%cb = weight \"cb\" : f32[7]\n%ch, %sh = route %lg %cb {top_k=3, scoring=sigmoid, bias, normalise, scale=2.5} : i32[T, 3], f32[T, 3]\n%uw = weight \"uw\" : bf16[7, 5, 24]\n%dw = weight \"dw\" : bf16[7, 24, 5]\n%y = experts %x %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
+        "%lg = matmul %x %w7 : f32[T, 7]\n%cb = weight \"cb\" : f32[7]\n%ch, %sh = route %lg %cb {top_k=2, scoring=softmax, bias} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : bf16[7, 5, 24]\n%dw = weight \"dw\" : bf16[7, 24, 5]\n%y = experts %x %ch %sh %uw %dw {activation=silu} : f32[T, 24]",
         "%y = softcap %x {cap=0.7} : f32[T, 24]",
         "%y = clamp %x {limit=0.4} : f32[T, 24]",
         "%y = silu %x : f32[T, 24]",

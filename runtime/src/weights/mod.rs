@@ -13,6 +13,7 @@ pub use pack::{dummy_pattern, lane_share, pack};
 
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, bail, ensure};
+use fusec::description::Spare;
 use fusec::ir::WeightName;
 use fusec::tensors;
 use fusec::text::closest;
@@ -221,8 +222,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// All that is wrong, in one message.
-    pub fn account(&self, required: &[(String, Vec<usize>)], tied: bool) -> Result<()> {
-        tensors::account(&self.origin, &self.shapes(), required, tied)
+    pub fn account(&self, required: &[(String, Vec<usize>)], spare: &Spare) -> Result<()> {
+        tensors::account(&self.origin, &self.shapes(), required, spare)
     }
 
     /// Name and shape (slowest dimension first) of every tensor.

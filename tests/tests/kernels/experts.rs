@@ -24,6 +24,7 @@ pub struct Case {
     pub norm_weight: bool,
     /// 0 softmax, 1 sigmoid.
     pub scoring: usize,
+    pub biased: bool,
     pub normalise: bool,
     pub warps: usize,
     pub depth: usize,
@@ -51,6 +52,7 @@ impl Case {
             norm: true,
             norm_weight: true,
             scoring: 0,
+            biased: false,
             normalise: true,
             warps: rows.max(4),
             depth: 2,
@@ -63,8 +65,8 @@ impl Case {
     }
 
     fn route(&self) -> Route {
-        let &Case { experts, top_k, scoring, normalise, .. } = self;
-        Route { experts, top_k, scoring, normalise, scale: Float(SCALE) }
+        let &Case { experts, top_k, scoring, biased, normalise, .. } = self;
+        Route { experts, top_k, scoring, biased, normalise, scale: Float(SCALE) }
     }
 
     fn most(&self) -> usize {
@@ -99,6 +101,7 @@ struct Problem {
     x: Vec<f32>,
     norm_weight: Vec<f32>,
     logits: Vec<f32>,
+    bias: Vec<f32>,
     /// Of each expert: its gate and up, or its up; and its down.
     inner: Vec<Vec<Matrix>>,
     down: Vec<Matrix>,
@@ -118,9 +121,10 @@ impl Problem {
         // Logits in halves, all below zero: many are equal, and the first of them comes first.
         let logits: Vec<f32> =
             random.floats(case.rows * case.experts).iter().map(|value| (value * 4.0).round() / 2.0 - 3.0).collect();
-        let chosen = logits.chunks(case.experts).map(|logits| route(case, logits)).collect();
+        let bias: Vec<f32> = random.floats(case.experts).iter().map(|value| (value * 4.0).round() / 8.0).collect();
+        let chosen = logits.chunks(case.experts).map(|logits| route(case, logits, &bias)).collect();
         let x = random.floats(case.rows * case.k).iter().map(|value| 3.0 * value + 0.5).collect();
-        Problem { x, norm_weight: random.floats(case.k), logits, inner, down, chosen }
+        Problem { x, norm_weight: random.floats(case.k), logits, bias, inner, down, chosen }
     }
 
     fn packed_inner(&self, case: &Case) -> HostBuffer {
@@ -164,9 +168,15 @@ impl Problem {
     }
 }
 
-fn route(case: &Case, logits: &[f32]) -> Vec<(usize, f64)> {
+fn route(case: &Case, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..case.experts).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let whole: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    let rank = |expert: usize| match (case.biased, case.scoring) {
+        (false, _) => logits[expert].into(),
+        (true, 0) => f64::from(logits[expert]).exp() / whole + f64::from(bias[expert]),
+        (true, _) => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()) + f64::from(bias[expert]),
+    };
+    order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
     let score = |expert: usize| match case.scoring {
         0 => f64::from(logits[expert]).exp(),
         _ => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()),
@@ -198,20 +208,13 @@ pub fn check_hidden(case: &Case, mutation: Option<Mutation>) -> Result<()> {
     let hidden = HostBuffer::output::<u16>(expected.len());
     let zeros = HostBuffer::output::<f32>(case.zeros);
     let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
-    kernel.launch(
-        [case.grid, 1, 1],
-        32 * case.warps as u32,
-        (2 * case.rows * (case.k.div_ceil(32) * 32 + 32) * 2) as u32,
-        &[
-            weights.address(),
-            x.address(),
-            given(case.norm && case.norm_weight, &norm_weight),
-            logits.address(),
-            hidden.address(),
-            given(case.zeros > 0, &zeros),
-            case.zeros as u64,
-        ],
-    )?;
+    let bias = HostBuffer::input(&problem.bias);
+    let norm_weight = given(case.norm && case.norm_weight, &norm_weight);
+    let mut arguments = vec![weights.address(), x.address(), norm_weight, logits.address(), hidden.address()];
+    arguments.extend(case.biased.then(|| bias.address()));
+    arguments.extend([given(case.zeros > 0, &zeros), case.zeros as u64]);
+    let shared = (2 * case.rows * (case.k.div_ceil(32) * 32 + 32) * 2) as u32;
+    kernel.launch([case.grid, 1, 1], 32 * case.warps as u32, shared, &arguments)?;
     if case.zeros > 0 {
         ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
     }
@@ -247,7 +250,9 @@ pub fn check_sum(case: &Case, mutation: Option<Mutation>) -> Result<()> {
     let pairs = case.features.div_ceil(32).div_ceil(case.split);
     let shared = if case.staged { case.rows * (case.most() * pairs * 32 + 32) * 2 } else { 0 };
     let residual = if case.residual { residual.address() } else { 0 };
-    let arguments = [weights.address(), hidden.address(), logits.address(), residual, out.address()];
+    let bias = HostBuffer::input(&problem.bias);
+    let mut arguments = vec![weights.address(), hidden.address(), logits.address(), residual, out.address()];
+    arguments.extend(case.biased.then(|| bias.address()));
     kernel.launch([case.grid * case.split as u32, 1, 1], 32 * case.warps as u32, shared as u32, &arguments)?;
     compare("sum", &expected, &out.written::<f32>()?, Bound::Exact)
 }
@@ -261,7 +266,9 @@ pub fn check_rows(case: &Case, by_pair: bool, columns: usize, mutations: [Option
     let logits = HostBuffer::input(&problem.logits);
     let (shares, slots) = (HostBuffer::output::<f32>(rows * experts), HostBuffer::output::<i32>(rows * experts));
     let takers = HostBuffer::output::<u32>(experts * rows.div_ceil(32));
-    let arguments = [logits.address(), shares.address(), slots.address(), takers.address(), rows as u64];
+    let bias = HostBuffer::input(&problem.bias);
+    let mut arguments = vec![logits.address(), shares.address(), slots.address(), takers.address(), rows as u64];
+    arguments.extend(case.biased.then(|| bias.address()));
     route.launch([rows.div_ceil(32) as u32, 1, 1], 128, 0, &arguments)?;
     let (left, numbers) = (shares.values::<f32>()?, slots.values::<i32>()?);
     let mut bits = vec![0u32; experts * rows.div_ceil(32)];
@@ -348,6 +355,9 @@ fn insides_of_few_rows() -> Result<()> {
         Case { norm_weight: false, scoring: 1, ..Case::new(65, 4, 2) },
         Case { normalise: false, ..Case::new(33, 4, 4) },
         Case { scoring: 1, normalise: false, k: 33, ..Case::new(5, 5, 1) },
+        // A bias for the choice: of a softmax and of sigmoids.
+        Case { biased: true, scoring: 1, ..Case::new(66, 6, 2) },
+        Case { biased: true, normalise: false, norm: false, ..Case::new(12, 3, 1) },
     ];
     let sources: Result<Vec<(String, String)>> =
         cases.iter().map(|case| Ok((case.hidden_source()?, "kernel".into()))).collect();
@@ -367,6 +377,8 @@ fn sums_of_few_rows() -> Result<()> {
         Case { features: 768, warps: 6, depth: 10, split: 2, grid: 3, ..Case::new(32, 8, 1) },
         Case { features: 300, warps: 6, depth: 4, split: 2, grid: 2, outputs: 70, ..Case::new(12, 4, 2) },
         Case { features: 20, outputs: 5, grid: 4, ..Case::new(3, 1, 4) },
+        Case { biased: true, scoring: 1, split: 2, ..Case::new(66, 6, 2) },
+        Case { biased: true, ..Case::new(12, 3, 1) },
     ];
     let sources: Result<Vec<(String, String)>> =
         cases.iter().map(|case| Ok((case.sum_source()?, "kernel".into()))).collect();
@@ -380,6 +392,7 @@ fn many_rows() -> Result<()> {
         (Case::new(6, 2, 16), 1),
         (Case::new(40, 3, 70), 1),
         (Case { scoring: 1, normalise: false, gated: false, activation: 3, ..Case::new(4, 1, 40) }, 2),
+        (Case { biased: true, scoring: 1, ..Case::new(40, 3, 70) }, 1),
         // Every row goes to every expert; more rows than a warp has bits for in one go.
         (Case { k: 32, features: 16, outputs: 16, gated: false, activation: 3, ..Case::new(2, 2, 1040) }, 8),
     ] {

@@ -244,6 +244,20 @@ fn in_a_route() {
             ("e >= EXPERTS ? 0.0f : EARLY", "EARLY", "buffer of"),
         ],
     );
+    // A bias for the choice.
+    let case = experts::Case { biased: true, scoring: 1, ..case };
+    caught(
+        |mutation| experts::check_hidden(&case, mutation),
+        &[
+            ("expf(-logit[w]))) + bias[w]", "expf(-logit[w])))", "buffer of"),
+            ("BIASED ? ranks[w] : logit[w]", "logit[w]", "buffer of"),
+        ],
+    );
+    let case = experts::Case { scoring: 0, normalise: false, ..case };
+    caught(
+        |mutation| experts::check_hidden(&case, mutation),
+        &[("EXPERTS) whole += expf", "EXPERTS && w == 0) whole += expf", "buffer of")],
+    );
 }
 
 #[test]

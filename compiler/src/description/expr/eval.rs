@@ -9,6 +9,9 @@ pub trait Environment {
     /// The value of a configuration key; `None` where it is absent.
     fn key(&self, name: &str) -> Result<Option<Value>, Failure>;
 
+    /// Whether a configuration key is there, and null.
+    fn is_null(&self, name: &str) -> bool;
+
     /// The index of the layer; `None` outside layers.
     fn layer(&self) -> Option<usize>;
 }
@@ -69,6 +72,8 @@ pub(super) fn evaluate(expr: &Expr, environment: &dyn Environment) -> Result<Val
             Ok(Value::Null) | Err(Failure::Missing { .. }) => value(fallback),
             other => other,
         },
+        Kind::Given(key, _) if environment.is_null(key) => Ok(Value::Null),
+        Kind::Given(key, fallback) => environment.key(key)?.map_or_else(|| value(fallback), Ok),
         Kind::Choice { condition, then, otherwise } => {
             if truth(condition, environment, "`if`")? {
                 value(then)
@@ -305,6 +310,10 @@ mod tests {
             })
         }
 
+        fn is_null(&self, name: &str) -> bool {
+            name == "nothing"
+        }
+
         fn layer(&self) -> Option<usize> {
             Some(1)
         }
@@ -341,6 +350,10 @@ mod tests {
             ("absent ?? other ?? 3", "3"),
             ("nothing ?? 2", "2"),
             ("default(absent, 4) + 1", "5"),
+            ("given(heads, 4)", "32"),
+            ("given(absent, 2 + 2)", "4"),
+            ("given(nothing, 4)", "null"),
+            ("given(nothing, 4) ?? 5", "5"),
             ("rope.factor ?? 1.0", "8.0"),
             ("rope.extra ?? 1.0", "1.0"),
             ("absent.factor ?? 1.0", "1.0"),
@@ -385,6 +398,7 @@ mod tests {
             ("2x", "`2x` is not a number"),
             ("a = 1", "`=` has no meaning in an expression"),
             ("1 if true", "`a if condition else b` needs its `else`"),
+            ("given(1, 2)", "`given` needs a configuration key first"),
             ("floor(1)", "there is no function `floor`"),
             ("9223372036854775807 + 1", "the result does not fit 64 bits"),
             ("10.0 ** 400", "the result is not a finite number"),

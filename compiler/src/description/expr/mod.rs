@@ -29,7 +29,13 @@ enum Kind {
     Not(Box<Expr>),
     Binary(Operator, Box<Expr>, Box<Expr>),
     Default(Box<Expr>, Box<Expr>),
-    Choice { condition: Box<Expr>, then: Box<Expr>, otherwise: Box<Expr> },
+    /// A key, null where it is null, or else what holds where it is absent.
+    Given(String, Box<Expr>),
+    Choice {
+        condition: Box<Expr>,
+        then: Box<Expr>,
+        otherwise: Box<Expr>,
+    },
     Call(Function, Vec<Expr>),
 }
 
@@ -91,6 +97,10 @@ impl Expr {
     pub fn visit_keys<'a>(&'a self, visit: &mut dyn FnMut(&'a str)) {
         match &self.kind {
             Kind::Key(name) => visit(name),
+            Kind::Given(name, fallback) => {
+                visit(name);
+                fallback.visit_keys(visit);
+            }
             Kind::Literal(_) | Kind::Layer => {}
             Kind::List(items) | Kind::Call(_, items) => items.iter().for_each(|item| item.visit_keys(visit)),
             Kind::Member(a, _) | Kind::Negate(a) | Kind::Not(a) => a.visit_keys(visit),

@@ -312,10 +312,10 @@ impl<'a> Parser<'a, '_> {
             "sqrt" => (Some(Function::Sqrt), 1, 1),
             "len" => (Some(Function::Len), 1, 1),
             "int" => (Some(Function::Int), 1, 1),
-            "default" => (None, 2, 2),
+            "default" | "given" => (None, 2, 2),
             other => {
                 let error = self.error(name.span.clone(), format!("there is no function `{other}`"));
-                return Err(error.suggest(other, ["min", "max", "sqrt", "len", "int", "default"]));
+                return Err(error.suggest(other, ["min", "max", "sqrt", "len", "int", "default", "given"]));
             }
         };
         if arguments.len() < least || arguments.len() > most {
@@ -326,7 +326,14 @@ impl<'a> Parser<'a, '_> {
             Some(function) => Kind::Call(function, arguments),
             None => {
                 let fallback = Box::new(arguments.remove(1));
-                Kind::Default(Box::new(arguments.remove(0)), fallback)
+                let first = arguments.remove(0);
+                match first.kind {
+                    Kind::Key(key) if name.text == "given" => Kind::Given(key, fallback),
+                    _ if name.text == "given" => {
+                        return Err(syntax(first.span, "`given` needs a configuration key first"));
+                    }
+                    _ => Kind::Default(Box::new(first), fallback),
+                }
             }
         };
         Ok(Expr { kind, span })

@@ -28,7 +28,7 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Add => vec![add(operands.get(Role::A), operands.get(Role::B))],
         Op::Mul => vec![mul(operands.get(Role::A), operands.get(Role::B))],
         Op::Glu => vec![glu(operands.get(Role::A), operands.get(Role::B))],
-        Op::Route(of) => route(of, x()),
+        Op::Route(of) => route(of, x(), operands.find(Role::ChoiceBias)),
         Op::Experts(of) => vec![experts(of, &operands)?],
         Op::Activation(activation) => vec![map(x(), |x| maths::activate(*activation, x))],
         Op::Scale(factor) => vec![map(x(), |x| x * factor)],

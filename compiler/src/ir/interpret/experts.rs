@@ -8,20 +8,24 @@ use super::{Tensor, maths};
 use crate::ir::{Experts, Role, Route, Scoring};
 
 /// The chosen experts of each row of logits, best first, and their shares.
-pub(super) fn route(route: &Route, logits: &Tensor) -> Vec<Tensor> {
+pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>) -> Vec<Tensor> {
     let (mut chosen, mut shares) = (Vec::new(), Vec::new());
     for token in 0..logits.shape[0] {
         let row = logits.row(token);
         let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let power = |logit: f32| f64::from(logit - largest).exp();
         let sum: f64 = row.iter().map(|&logit| power(logit)).sum();
-        let mut order: Vec<usize> = (0..row.len()).collect();
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-        order.truncate(route.top_k);
         let share = |&expert: &usize| match route.scoring {
             Scoring::Softmax => power(row[expert]) / sum,
             Scoring::Sigmoid => sigmoid(row[expert]),
         };
+        let rank = |expert: usize| match bias {
+            Some(bias) => share(&expert) + f64::from(bias.data[expert]),
+            None => f64::from(row[expert]),
+        };
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)));
+        order.truncate(route.top_k);
         let own: Vec<f64> = order.iter().map(share).collect();
         let whole = if route.normalise { own.iter().sum() } else { 1.0 };
         shares.extend(own.iter().map(|share| (share / whole * f64::from(route.scale)) as f32));

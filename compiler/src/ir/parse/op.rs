@@ -34,6 +34,7 @@ pub(super) fn build(
         "route" => Op::Route(Route {
             top_k: attributes.number("top_k")?,
             scoring: scoring(&mut attributes)?,
+            bias: attributes.flag("bias", false)?,
             normalise: attributes.flag("normalise", false)?,
             scale: attributes.optional_number("scale")?.unwrap_or(1.0),
         }),

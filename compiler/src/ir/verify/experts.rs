@@ -12,6 +12,9 @@ pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
     if route.top_k == 0 || route.top_k > experts {
         return Err(format!("top_k is {}, but x is {x}: {experts} experts", route.top_k));
     }
+    if let Some(bias) = node.find(Role::ChoiceBias) {
+        same("the bias of the choice", bias, &Type::weight(DType::F32, &[experts]))?;
+    }
     positive("scale", route.scale)?;
     must(&node.results[0], &chosen(route.top_k), || format!("top_k {}", route.top_k))?;
     must(&node.results[1], &Type::activation(&[route.top_k]), || format!("top_k {}", route.top_k))

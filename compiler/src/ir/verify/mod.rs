@@ -142,6 +142,7 @@ pub(super) fn role_words(role: Role) -> String {
         Role::ProjBias => "projection bias".into(),
         Role::Chosen => "chosen experts".into(),
         Role::Shares => "shares".into(),
+        Role::ChoiceBias => "bias of the choice".into(),
         Role::Gate => "gate".into(),
         Role::Up => "up".into(),
         Role::Down => "down".into(),

@@ -18,6 +18,8 @@ struct Chosen {
     node: NodeId,
     route: RouteSpec,
     logits: Source,
+    /// Of the choice; null where there is none.
+    bias: Source,
     /// The packed gates and ups of all experts, and the packed downs.
     inner: Source,
     down: Source,
@@ -26,6 +28,13 @@ struct Chosen {
     features: usize,
     outputs: usize,
     gated: bool,
+}
+
+impl Chosen {
+    /// The last argument but zeros of each kernel that chooses, where the choice has a bias.
+    fn bias(&self) -> Option<Source> {
+        self.route.biased.then_some(self.bias)
+    }
 }
 
 impl Builder<'_, '_> {
@@ -60,11 +69,13 @@ impl Builder<'_, '_> {
             experts: count,
             top_k: route.top_k,
             scoring: route.scoring,
+            biased: route.bias,
             normalise: route.normalise,
             scale: route.scale,
         };
         let logits = self.pointer(router, Role::X)?;
-        let chosen = Chosen { node, route, logits, inner, down, inputs, features, outputs, gated };
+        let bias = self.vector(router, Role::ChoiceBias, 0.0)?;
+        let chosen = Chosen { node, route, logits, bias, inner, down, inputs, features, outputs, gated };
         if self.few() { self.experts_of_few(&chosen, experts) } else { self.experts_of_many(&chosen, experts) }
     }
 
@@ -94,6 +105,7 @@ impl Builder<'_, '_> {
         let spec = ExpertsHiddenSpec { products: inside.clone(), norm, activation: experts.activation };
         let bytes = most * if gated { 2 } else { 1 } * features * inputs * 2;
         let mut args = vec![inner, x, norm_weight, logits, hidden];
+        args.extend(chosen.bias());
         args.extend(NO_ZEROS);
         self.launch(KernelSpec::ExpertsHidden(spec), [shape.blocks, 1, 1], args, bytes);
 
@@ -109,7 +121,8 @@ impl Builder<'_, '_> {
             }
             _ => self.sum(value),
         };
-        let args = vec![down, hidden, logits, residual, out];
+        let mut args = vec![down, hidden, logits, residual, out];
+        args.extend(chosen.bias());
         self.launch(KernelSpec::ExpertsSum(sum.clone()), [shape.blocks, 1, 1], args, most * outputs * features * 2);
         Ok(())
     }
@@ -133,7 +146,8 @@ impl Builder<'_, '_> {
         let number = Source::Ready(Arg::Number(rows as u64));
         let [shares, slots] = [(); 2].map(|()| Source::Buffer(self.buffer(rows * count * 4), 0));
         let takers = Source::Buffer(self.buffer(count * rows.div_ceil(32) * 4), 0);
-        let args = vec![logits, shares, slots, takers, number];
+        let mut args = vec![logits, shares, slots, takers, number];
+        args.extend(chosen.bias());
         self.launch(KernelSpec::Route(chosen.route.clone()), [rows.div_ceil(32), 1, 1], args, 0);
 
         let read = (rows * top_k).min(count);

@@ -112,6 +112,7 @@ fn check_product(
                 activation,
                 residual: op.residual,
                 argmax: false,
+                late: false,
             };
             let norm_weight = given(norm.is_some_and(|norm| norm.weight), &norm_weight);
             let norm_bias = given(norm.is_some_and(|norm| norm.bias), &norm_bias);

@@ -35,6 +35,7 @@ pub struct Case {
     pub residual: bool,
     pub activation: usize,
     pub argmax: bool,
+    pub late: bool,
     pub out_type: Storage,
     pub grid: u32,
 }
@@ -60,6 +61,7 @@ impl Case {
             residual: false,
             activation: 5,
             argmax: false,
+            late: false,
             out_type: Storage::F32,
             grid: 2,
         }
@@ -94,6 +96,7 @@ impl Case {
             head_dim: self.k / heads,
             activation: self.activation,
             argmax: self.argmax,
+            late: self.late,
         }
         .render()
         .expect("the template renders")
@@ -349,6 +352,7 @@ fn units() -> Result<()> {
         Case { norm: 1, grid: 3, ..case(40, 4, 4, 1) },
         Case { gated: true, activation: 0, norm: 1, batch: 1, ..case(128, 4, 2, 1) },
         Case { argmax: true, norm: 1, batch: 4, ..case(90, 4, 2, 1) },
+        Case { late: true, norm: 1, ..case(90, 4, 2, 1) },
         Case { rows: vec![32, 8, 24], bias: true, ..case(64, 2, 2, 1) },
     ])
 }

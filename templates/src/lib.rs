@@ -215,6 +215,25 @@ pub struct AttentionProjection {
     pub slice: usize,
 }
 
+/// Attention of many rows of one sequence.
+#[derive(Clone, Debug, Template)]
+#[template(path = "attention_rows.cu")]
+#[allow(missing_docs)]
+pub struct AttentionRows {
+    pub name: String,
+    pub heads: usize,
+    pub key_heads: usize,
+    pub head_dim: usize,
+    pub window: usize,
+    pub scale: Float,
+    pub softcap: Float,
+    pub sinks: bool,
+    pub row_warps: usize,
+    pub parts: usize,
+    pub keys: usize,
+    pub out_type: Storage,
+}
+
 /// Query and key heads, for `attention.cuh`.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]

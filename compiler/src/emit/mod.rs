@@ -64,6 +64,21 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             out_type: storage(spec.out),
         }
         .render(),
+        KernelSpec::AttentionRows(spec) => templates::AttentionRows {
+            name,
+            heads: spec.heads,
+            key_heads: spec.key_heads,
+            head_dim: spec.head_dim,
+            window: spec.window,
+            scale: Float(spec.scale),
+            softcap: Float(spec.softcap.unwrap_or(0.0)),
+            sinks: spec.sinks,
+            row_warps: spec.row_warps,
+            parts: spec.parts,
+            keys: spec.keys,
+            out_type: storage(spec.out),
+        }
+        .render(),
         KernelSpec::AttentionProjection(spec) => templates::AttentionProjection {
             name,
             splits: splits(&spec.attention.splits),

@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_projection;
+mod attention_rows;
 mod experts;
 mod interpreter;
 mod matvec;

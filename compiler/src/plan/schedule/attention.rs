@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
-use super::shapes::{attention_shape, cluster_shape, matmul_grid, matmul_shape, query_group};
+use super::shapes::{attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape, query_group};
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{
-    AttentionProjectionSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage,
-    Tiles,
+    AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable,
+    Splits, Storage, Tiles,
 };
 use crate::plan::{Arg, Part, Recipe};
 
@@ -78,6 +78,10 @@ impl Builder<'_, '_> {
                 self.append_rows(k, keys, key_heads, head_dim);
                 self.append_rows(v, values, key_heads, head_dim);
             }
+        }
+        // `false` for a block a row, as when decoding.
+        if !self.few() {
+            return self.attention_rows(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
         let share = heads / key_heads;
         let group = query_group(share, head_dim);
@@ -156,6 +160,46 @@ impl Builder<'_, '_> {
         self.launch(KernelSpec::Attention(spec), [heads / group, max, self.rows.count], args, 0);
         if attention.proj.is_some() {
             self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
+        }
+        Ok(())
+    }
+
+    /// Attention of a prompt's rows, behind which their keys and values are in the caches.
+    fn attention_rows(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        q: Source,
+        [keys, values]: [Source; 2],
+        [heads, key_heads, head_dim]: [usize; 3],
+    ) -> Result<()> {
+        let rows = self.rows.count;
+        let (row_warps, parts, tile) = attention_rows_shape(heads, key_heads, head_dim, rows);
+        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        let (out, storage) = if attention.proj.is_some() {
+            (Source::Buffer(self.buffer(rows * heads * head_dim * 2), 0), Storage::BF16)
+        } else {
+            self.result(node.result(0))
+        };
+        let spec = AttentionRowsSpec {
+            heads,
+            key_heads,
+            head_dim,
+            window: attention.window.unwrap_or(0),
+            scale: attention.scale,
+            softcap: attention.softcap,
+            sinks: attention.sinks,
+            row_warps,
+            parts,
+            keys: tile,
+            out: storage,
+        };
+        let (context, count) = (Source::Ready(Arg::Context), Source::Ready(Arg::Number(rows as u64)));
+        let grid = [key_heads, (rows * heads / key_heads).div_ceil(spec.queries()), 1];
+        let args = vec![q, keys, values, self.positions(), self.sequences(), sinks, out, context, count];
+        self.launch(KernelSpec::AttentionRows(spec), grid, args, 0);
+        if attention.proj.is_some() {
+            self.projection(node, attention, out, Source::Ready(Arg::Null), heads, head_dim, None)?;
         }
         Ok(())
     }

@@ -141,8 +141,10 @@ impl Case {
             rows as u64,
         ];
         kernel.launch(grid, spec.threads() as u32, spec.shared_bytes() as u32, &arguments)?;
+        // What is left of a query of two bfloat16 is 2^-17 of it: little, but not beside a score of hundreds.
+        let exact = if self.peaked > 1.0 { Bound::Rounded } else { Bound::Exact };
         match self.out_type {
-            Storage::F32 => compare("attention", &expected, &out.written::<f32>()?, Bound::Exact),
+            Storage::F32 => compare("attention", &expected, &out.written::<f32>()?, exact),
             Storage::BF16 => compare("attention", &expected, &from_bf16(&out.written::<u16>()?), Bound::Stored),
         }
     }
@@ -162,7 +164,8 @@ impl Case {
         let peak = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - peak).exp()).collect();
         let total: f64 = weights.iter().sum::<f64>() + sink.map_or(0.0, |sink| (sink - peak).exp());
-        let sum = |d: usize| (begin..end).zip(&weights).map(|(at, w)| w * f64::from(values[at * padded + d])).sum::<f64>();
+        let sum =
+            |d: usize| (begin..end).zip(&weights).map(|(at, w)| w * f64::from(values[at * padded + d])).sum::<f64>();
         (0..self.head_dim).map(|d| if end > 0 { sum(d) / total } else { 0.0 }).collect()
     }
 }
@@ -205,7 +208,7 @@ fn chunks_windows_caps_and_sinks() -> Result<()> {
         Case { softcap: 1.5, ..Case::new(4, 2, 20, 16) },
         Case { sinks: true, idle: 2, ..Case::new(4, 2, 20, 16) },
         Case { sinks: true, softcap: 3.0, window: 12, first: 40, shape: (2, 2, 64), ..Case::new(6, 2, 32, 32) },
-        // Scores of dozens, peaks that rise and fall.
-        Case { peaked: 50.0, first: 130, ..Case::new(2, 1, 24, 16) },
+        // Scores of hundreds, peaks that rise and fall.
+        Case { peaked: 100.0, first: 130, ..Case::new(2, 1, 24, 16) },
     ])
 }

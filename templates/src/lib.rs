@@ -288,6 +288,23 @@ pub struct RopeKernel {
     pub threads: usize,
 }
 
+/// Heads of q and k as attention reads them, keys and values into the caches.
+#[derive(Clone, Debug, Template)]
+#[template(path = "append.cu")]
+#[allow(missing_docs)]
+pub struct Append {
+    pub name: String,
+    pub rope: Rope,
+    pub heads: usize,
+    pub key_heads: usize,
+    pub head_dim: usize,
+    pub norm_q: usize,
+    pub norm_k: usize,
+    pub eps_q: Float,
+    pub eps_k: Float,
+    pub warps: usize,
+}
+
 /// Keys or values into the cache.
 #[derive(Clone, Debug, Template)]
 #[template(path = "kv_append.cu")]

@@ -27,11 +27,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 depth: spec.depth,
                 unit: spec.unit,
                 split: spec.split,
-                norm: match spec.norm {
-                    None => 0,
-                    Some((NormKind::Rms, _)) => 1,
-                    Some((NormKind::Layer, _)) => 2,
-                },
+                norm: norm(spec.norm),
                 eps: Float(spec.norm.map_or(0.0, |(_, eps)| eps)),
                 combine: spec.combine.is_some(),
                 staged: spec.is_staged(),
@@ -135,6 +131,19 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             threads: kernel.spec.threads(),
         }
         .render(),
+        KernelSpec::Append(spec) => templates::Append {
+            name,
+            rope: spec.rope.as_ref().map_or_else(templates::Rope::none, rope),
+            heads: spec.heads,
+            key_heads: spec.key_heads,
+            head_dim: spec.head_dim,
+            norm_q: norm(spec.q_norm),
+            norm_k: norm(spec.k_norm),
+            eps_q: Float(spec.q_norm.map_or(0.0, |(_, eps)| eps)),
+            eps_k: Float(spec.k_norm.map_or(0.0, |(_, eps)| eps)),
+            warps: kernel.spec.threads() / 32,
+        }
+        .render(),
         KernelSpec::KvAppend { key_heads, head_dim } => {
             templates::KvAppend { name, key_heads: *key_heads, head_dim: *head_dim, threads: kernel.spec.threads() }
                 .render()
@@ -234,6 +243,15 @@ fn storage(storage: Storage) -> templates::Storage {
     match storage {
         Storage::F32 => templates::Storage::F32,
         Storage::BF16 => templates::Storage::BF16,
+    }
+}
+
+/// The number by which templates know a norm.
+fn norm(norm: Option<(NormKind, f32)>) -> usize {
+    match norm {
+        None => 0,
+        Some((NormKind::Rms, _)) => 1,
+        Some((NormKind::Layer, _)) => 2,
     }
 }
 

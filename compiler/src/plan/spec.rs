@@ -20,6 +20,7 @@ pub enum KernelSpec {
     Embedding(Tiles),
     Norm(NormSpec),
     Rope(RopeSpec),
+    Append(AppendSpec),
     KvAppend { key_heads: usize, head_dim: usize },
     Elementwise { kind: ElementKind, size: usize, out: Storage },
     Sample { vocabulary: usize, maxima: usize },
@@ -223,6 +224,23 @@ pub struct RopeSpec {
     pub head_dim: usize,
 }
 
+/// What stands between a product's q, k and v and the attention that reads q and the caches: `append.cu`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AppendSpec {
+    /// Query heads; 0: q stays as it is.
+    pub heads: usize,
+    /// Heads of keys and of values.
+    pub key_heads: usize,
+    /// Values a head.
+    pub head_dim: usize,
+    /// The norm of each head of q.
+    pub q_norm: Option<(NormKind, f32)>,
+    /// The norm of each head of k.
+    pub k_norm: Option<(NormKind, f32)>,
+    /// The rotation of q and k.
+    pub rope: Option<RopeTable>,
+}
+
 /// The angles of a [`Rope`], worked out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -252,7 +270,7 @@ pub enum ElementKind {
     Sum(usize),
 }
 
-/// Threads of the kernels that give a block to a row.
+/// Threads of the kernels whose blocks have one row.
 const ROW_THREADS: usize = 256;
 
 impl KernelSpec {
@@ -299,6 +317,11 @@ impl KernelSpec {
                 format!("{}{paired}_{}_k{}", spec.kind.name(), spec.out.name(), spec.size)
             }
             KernelSpec::Rope(spec) => format!("rope_h{}_d{}", spec.heads, spec.head_dim),
+            KernelSpec::Append(spec) => {
+                let norm = if spec.q_norm.is_some() || spec.k_norm.is_some() { "norm_" } else { "" };
+                let rope = if spec.rope.is_some() { "rope_" } else { "" };
+                format!("{norm}{rope}append_bf16_h{}_kv{}_d{}", spec.heads, spec.key_heads, spec.head_dim)
+            }
             KernelSpec::KvAppend { key_heads, head_dim } => format!("kv_append_bf16_h{key_heads}_d{head_dim}"),
             KernelSpec::Elementwise { kind, size, out } => format!("{}_{}_k{size}", kind.name(), out.name()),
             KernelSpec::Sample { vocabulary, .. } => format!("sample_v{vocabulary}"),
@@ -321,6 +344,7 @@ impl KernelSpec {
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
             KernelSpec::Embedding(_)
             | KernelSpec::Rope(_)
+            | KernelSpec::Append(_)
             | KernelSpec::KvAppend { .. }
             | KernelSpec::Elementwise { .. } => ROW_THREADS,
         }
@@ -368,6 +392,13 @@ impl MatvecSpec {
 
     fn stage_bytes(&self) -> usize {
         self.batch * (self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
+    }
+}
+
+impl AppendSpec {
+    /// Blocks a row: each of their warps has a head.
+    pub fn blocks(&self) -> usize {
+        (self.heads + 2 * self.key_heads).div_ceil(ROW_THREADS / 32)
     }
 }
 

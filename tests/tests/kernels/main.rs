@@ -1,5 +1,6 @@
 //! Every kernel family on the host, on tiny odd shapes, against plain Rust and against the interpreter. No GPU needed.
 
+mod append;
 mod attention;
 mod attention_projection;
 mod attention_rows;

@@ -7,7 +7,7 @@ use super::shapes::{attention_rows_shape, attention_shape, cluster_shape, matmul
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{
-    AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable,
+    AppendSpec, AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, KernelSpec, MatvecSpec, RopeSpec, RopeTable,
     Splits, Storage, Tiles,
 };
 use crate::plan::{Arg, Part, Recipe};
@@ -65,18 +65,7 @@ impl Builder<'_, '_> {
         if attention.append {
             (k, v) = (self.pointer(node, Role::K)?, self.pointer(node, Role::V)?);
             if !in_kernel {
-                q = self.prepared(node, attention, q, attention.q_norm.as_ref(), Role::QNormWeight, heads, head_dim)?;
-                k = self.prepared(
-                    node,
-                    attention,
-                    k,
-                    attention.k_norm.as_ref(),
-                    Role::KNormWeight,
-                    key_heads,
-                    head_dim,
-                )?;
-                self.append_rows(k, keys, key_heads, head_dim);
-                self.append_rows(v, values, key_heads, head_dim);
+                q = self.append(node, attention, [q, k, v], [keys, values], [heads, key_heads, head_dim])?;
             }
         }
         // `false` for a block a row, as when decoding.
@@ -228,34 +217,35 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// The head-wise norm and the rotation of q or k as kernels of their own.
-    #[allow(clippy::too_many_arguments)]
-    fn prepared(
+    /// Heads of q and k normalised and rotated, keys and values in their caches. Gives the queries to attend with.
+    fn append(
         &mut self,
         node: NodeId,
         attention: &Attention,
-        from: Source,
-        norm: Option<&Norm>,
-        role: Role,
-        heads: usize,
-        head_dim: usize,
+        [q, k, v]: [Source; 3],
+        [keys, values]: [Source; 2],
+        [heads, key_heads, head_dim]: [usize; 3],
     ) -> Result<Source> {
-        let mut at = from;
-        let bytes = self.rows.count * heads * head_dim * 4;
-        if let Some(norm) = norm {
-            let out = Source::Buffer(self.buffer(bytes), 0);
-            let weight = self.vector(node, role, norm.offset)?;
-            let spec = NormSpec { kind: norm.kind, size: head_dim, eps: norm.eps, paired: false, out: Storage::F32 };
-            let args = vec![at, weight, Source::Ready(Arg::Null), out];
-            self.launch(KernelSpec::Norm(spec), [self.rows.count * heads, 1, 1], args, 0);
-            at = out;
-        }
-        if let Some(rope) = &attention.rope {
-            let out = Source::Buffer(self.buffer(bytes), 0);
-            self.rope_rows(&RopeTable::new(rope), at, out, heads, head_dim);
-            at = out;
-        }
-        Ok(at)
+        let rows = self.rows.count;
+        let weight = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let q_weight = self.vector(node, Role::QNormWeight, weight(&attention.q_norm))?;
+        let k_weight = self.vector(node, Role::KNormWeight, weight(&attention.k_norm))?;
+        let changes = attention.q_norm.is_some() || attention.rope.is_some();
+        let out = if changes { Source::Buffer(self.buffer(rows * heads * head_dim * 4), 0) } else { q };
+        let kind = |norm: &Option<Norm>| norm.as_ref().map(|norm| (norm.kind, norm.eps));
+        let spec = AppendSpec {
+            heads: if changes { heads } else { 0 },
+            key_heads,
+            head_dim,
+            q_norm: kind(&attention.q_norm),
+            k_norm: kind(&attention.k_norm),
+            rope: attention.rope.as_ref().map(RopeTable::new),
+        };
+        let grid = [rows, spec.blocks(), 1];
+        let (positions, sequences, context) = (self.positions(), self.sequences(), Source::Ready(Arg::Context));
+        let args = vec![q, k, v, positions, sequences, q_weight, k_weight, out, keys, values, context];
+        self.launch(KernelSpec::Append(spec), grid, args, 0);
+        Ok(out)
     }
 
     fn proj_weight(&mut self, node: NodeId, attention: &Attention, k: usize) -> Result<ProjWeight> {

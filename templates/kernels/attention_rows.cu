@@ -245,7 +245,6 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ name }}(const float* q, const u16* 
     float peak = sink;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) peak = fmaxf(peak, peaks[from + p][at % 16]);
-    if (peak == NEGATIVE_INFINITY) peak = 0.0f;
     float whole = power_of_two(sink - peak), v[8] = {};
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
@@ -258,6 +257,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ name }}(const float* q, const u16* 
         v[j + 2] += weight * float_of(four.z), v[j + 3] += weight * float_of(four.w);
       }
     }
+    // Without a key the whole is no number.
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = whole > 0.0f ? v[j] / whole : 0.0f;
     store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);

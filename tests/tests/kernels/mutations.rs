@@ -476,14 +476,14 @@ fn in_an_attention_of_many_rows() {
         |mutation| case.check(mutation),
         &[
             // Which queries and keys: of which head, from where on, up to where.
-            ("key_head * SHARE + smaller", "key_head + smaller", "attention"),
+            ("key_head * SHARE + smaller", "key_head + smaller", "not written"),
             ("smaller(query, count - 1) / SHARE; }", "query / SHARE; }", "buffer of"),
             ("at < count ? load_early(positions + row_of(at)) : -1", "load_early(positions + at / SHARE)", "buffer of"),
             ("last - (last_row - row_of(first)), 0)", "last, 0)", "attention"),
-            ("smaller(base + key, last)", "(base + key)", "attention"),
+            ("smaller(base + key, last)", "(base + key)", "buffer of"),
             ("load_early(sequences + last_row) * KEY", "0 * KEY", "attention"),
             ("blockIdx.y) * QUERIES", "blockIdx.y) * 16", "not written"),
-            ("if (first + at >= count) break;", "", "race"),
+            ("if (first + at >= count) break;", "", "attention"),
             // Tiles: whether they are there, and whether all are done with what they replace.
             (
                 "    await_copies();\n    block_barrier();\n    if (base > begin)",
@@ -498,12 +498,12 @@ fn in_an_attention_of_many_rows() {
             (
                 "    await_copies();\n    block_barrier();\n    if (base > begin)",
                 "    await_copies();\n    if (base > begin)",
-                "race",
+                "shared memory",
             ),
             (
                 "    await_copies();\n    block_barrier();\n    if (base + KEYS",
                 "    block_barrier();\n    if (base + KEYS",
-                "race",
+                "without await_copies",
             ),
             (
                 "    await_copies();\n    block_barrier();\n    if (base + KEYS",
@@ -519,19 +519,18 @@ fn in_an_attention_of_many_rows() {
             ("if (base + KEYS <= last) copy_tile", "copy_tile", "without await_copies"),
             // The product with keys: whose, which of their values, what rounding left of the queries.
             ("(part * COLUMNS + c + i) * 8 + key_of(group)", "(c + i) * 8 + key_of(group)", "attention"),
-            ("smaller(4 * p + quad, CHUNKS - 1)", "4 * p + quad", "attention"),
+            ("smaller(4 * p + quad, CHUNKS - 1)", "4 * p + quad", "race"),
             ("now.left[0], key[i].x", "now.kept[0], key[i].x", "attention"),
             ("now.left[1], key[i].z", "Vec4{}, key[i].z", "attention"),
-            ("return column / 2 + column % 2 * 4;", "return column == 0 ? 1 : column == 1 ? 0 : column;", "attention"),
+            ("return column / 2 + column % 2 * 4;", "return column / 2;", "attention"),
             ("8 * i;\n    position", "4 * i;\n    position", "attention"),
-            ("first + i < HEAD_DIM", "first + i <= HEAD_DIM", "attention"),
+            ("first + i < HEAD_DIM", "first + i <= HEAD_DIM", "buffer of"),
             // Masks.
             ("key > at ||", "key >= at ||", "attention"),
             ("key <= at - WINDOW", "key < at - WINDOW", "attention"),
             ("base + KEYS - 1 <= lowest", "base <= lowest", "attention"),
             ("base > highest - WINDOW", "true", "attention"),
             // The softmax.
-            ("== NEGATIVE_INFINITY ? 0.0f : peak[h];", "== 1.0f ? 0.0f : peak[h];", "attention"),
             ("  peak[h] = fmaxf(peak[h], shuffle_xor(peak[h], 2));\n", "", "attention"),
             (
                 "largest[h] = peak[h], peak[h] = level, total[h] *= keep[h];",
@@ -551,7 +550,6 @@ fn in_an_attention_of_many_rows() {
             ("  block_barrier();\n#pragma unroll\n  for (int h", "#pragma unroll\n  for (int h", "race"),
             ("  block_barrier();\n#pragma unroll 1\n  for (int i", "#pragma unroll 1\n  for (int i", "shared memory"),
             ("from = at / 16 * PARTS", "from = at / 16", "attention"),
-            ("p < PARTS; p++) peak", "p < 1; p++) peak", "attention"),
             ("v[j] += weight *", "v[j] +=", "attention"),
             ("float whole = power_of_two(sink - peak)", "float whole = power_of_two(-peak)", "attention"),
             ("SINKS ? sinks[head]", "SINKS ? sinks[key_head]", "attention"),
@@ -570,9 +568,9 @@ fn in_an_attention_of_wide_heads() {
         &[
             ("p % PARTS == part", "p == part", "shared memory"),
             (": pieces[(row_warp * PIECES + p) * 32 + lane];", ": pieces[row_warp * PIECES * 32 + lane];", "attention"),
-            ("if (last >= 0) {", "{", "buffer of"),
-            ("if (i < count) to[i]", "if (i <= count) to[i]", "race"),
-            ("if (peak == NEGATIVE_INFINITY) peak = 0.0f;", "", "attention"),
+            ("if (last >= 0) {", "{", "without await_copies"),
+            ("if (i < count) to[i]", "if (i <= count) to[i]", "buffer of"),
+            ("== NEGATIVE_INFINITY ? 0.0f : peak[h];", "== 1.0f ? 0.0f : peak[h];", "attention"),
             ("whole > 0.0f ? v[j] / whole : 0.0f", "v[j] / whole", "attention"),
         ],
     );
@@ -585,7 +583,7 @@ fn in_an_append() {
         |mutation| case.check(mutation),
         &[
             ("job >= HEADS + 2 * KEY_HEADS || ", "", "buffer of"),
-            ("|| (!is_query && position < 0)", "", "buffer of"),
+            ("|| (!is_query && position < 0)", "", "other places"),
             ("load_early(positions + row)", "positions[row]", "before wait_for_dependencies"),
             ("load_early(sequences + row)", "0", "other places"),
             ("  block_barrier();\n", "", "shared memory"),
@@ -600,7 +598,7 @@ fn in_an_append() {
             ("is_query || is_key ? roped", "is_query ? roped", "keys"),
             ("is_query || is_key ? roped", "true ? roped", "values"),
             ("i < PADDED; i += 32", "i < HEAD_DIM; i += 32", "other places"),
-            ("else if (i < HEAD_DIM) query", "else query", "race"),
+            ("else if (i < HEAD_DIM) query", "else query", "buffer of"),
         ],
     );
 }

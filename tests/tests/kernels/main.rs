@@ -8,6 +8,7 @@ mod experts;
 mod interpreter;
 mod matvec;
 mod mutations;
+mod mutations_of_prompts;
 mod sample;
 mod small;
 mod support;

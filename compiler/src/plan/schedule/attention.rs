@@ -68,7 +68,6 @@ impl Builder<'_, '_> {
                 q = self.append(node, attention, [q, k, v], [keys, values], [heads, key_heads, head_dim])?;
             }
         }
-        // `false` for a block a row, as when decoding.
         if !self.few() {
             return self.attention_rows(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
@@ -76,7 +75,6 @@ impl Builder<'_, '_> {
         let group = query_group(share, head_dim);
         let window = attention.window.unwrap_or(0);
         let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
-        let tuned = tuned.filter(|_| self.few());
         let (warps, keys_per_split) = tuned.map_or(attention_shape(head_dim), |entry| (entry.warps, entry.keys));
         let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
         let mut spec = AttentionSpec {
@@ -110,21 +108,17 @@ impl Builder<'_, '_> {
                 return self.clustered(node, spec, proj, cluster, slice, &operands);
             }
         }
-        let combined = self.few() && attention.proj.is_some();
+        let combined = attention.proj.is_some();
         let blocks = heads / group * self.rows.count;
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };
         spec.splits.max = max;
         let splits = spec.splits;
-        let proj_input = attention.proj.is_some() && !combined;
         let result = node.result(0);
         let (out, storage, statistics) = if combined {
             let out = self.buffer(max * self.rows.count * heads * head_dim * 4);
             let statistics = self.buffer(max * self.rows.count * heads * 8);
             (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
-        } else if proj_input {
-            let out = self.buffer(self.rows.count * heads * head_dim * 2);
-            (Source::Buffer(out, 0), Storage::BF16, Source::Ready(Arg::Null))
         } else {
             let (out, storage) = self.result(result);
             (out, storage, Source::Ready(Arg::Null))

@@ -51,11 +51,14 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 namespace {
 
 constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
-constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8;
+constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8, MAX_COPIES = 64;
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, DONE };
 enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA };
 const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma_bf16"};
+
+// What copy_async brings: 16 bytes, and where to.
+struct Copy { char* to; char bytes[16]; };
 
 struct Thread {
   jmp_buf jump;
@@ -70,6 +73,8 @@ struct Thread {
   u64 value;             // given, then received
   FuseAccumulators d;
   u32 a[4], b[2];
+  u32 copy_count;        // on their way
+  Copy copies[MAX_COPIES];
 };
 
 // What is known of two bytes of shared memory. Epochs only grow, so nothing has to be cleared.
@@ -137,6 +142,7 @@ void fiber() {
     any_waited |= current->waited;
     if (!current->launched) fail("it ends without launch_dependents");
     if (current->arrived) fail("it ends between cluster_arrive and cluster_wait");
+    if (current->copy_count > 0) fail("it ends without await_copies");
     current->state = DONE;
     yield();
   }
@@ -277,7 +283,7 @@ void run_cluster() {
     for (u32 rank = 0; rank < cluster; rank++) {
       own = blocks + rank, threads = own->threads, block.x = first + rank;
       if (!begun) {
-        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = false, threads[i].awaited = 0;
+        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = false, threads[i].awaited = threads[i].copy_count = 0;
         own->arrival_count = 0, own->peer_read = 0;
         for (char* p = __start_fuse_shared; p + 4 <= __stop_fuse_shared; p += 4) memcpy(p, &POISON, 4);
         for (char* p = dynamic; p < dynamic + launch->shared_bytes; p += 4) memcpy(p, &POISON, 4);
@@ -449,6 +455,27 @@ u64 read_peer(const char* p, u32 bytes, u32 rank) {
   return value;
 }
 
+// The bytes are written twice: garbage at once, as they may come at any time, and what they are when the thread waits for them.
+void begin_copy(char* to, const char* from) {
+  if ((u64)to % 16 || (u64)from % 16) fail("copy_async: both addresses are to be multiples of 16");
+  if (!shared_place(*own, to, 16, nullptr)) fail("copy_async to what is not shared memory");
+  if (shared_place(*own, from, 1, nullptr)) fail("copy_async from what is not global memory");
+  if (current->copy_count == MAX_COPIES) fail("more than %u copies on their way", MAX_COPIES);
+  access(from, 16, READ), access(to, 16, WRITE);
+  Copy& copy = current->copies[current->copy_count++];
+  copy.to = to;
+  memcpy(copy.bytes, from, 16);
+  for (u32 i = 0; i < 16; i += 4) memcpy(to + i, &POISON, 4);
+}
+
+void await_copies() {
+  for (const Copy* copy = current->copies; copy < current->copies + current->copy_count; copy++) {
+    access(copy->to, 16, WRITE);
+    memcpy(copy->to, copy->bytes, 16);
+  }
+  current->copy_count = 0;
+}
+
 Arrival& arrival_of(const u64* at, const char* what) {
   for (u32 i = 0; i < own->arrival_count; i++)
     if (own->arrivals[i].at == at) return own->arrivals[i];
@@ -514,6 +541,8 @@ u64 fuse_load_peer(const void* p, u32 bytes, int rank) { return read_peer((const
 void fuse_expect(u64* arrived, u32 bytes) { begin_arrival(arrived, bytes); }
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) { copy((char*)to, (const char*)from, bytes, arrived); }
 void fuse_await(const u64* arrived) { wait_for(arrived); }
+void fuse_copy_async(void* to, const void* from) { begin_copy((char*)to, (const char*)from); }
+void fuse_await_copies() { await_copies(); }
 void fuse_warp_barrier() { exchange_with(WARP_BARRIER, 0, 0); }
 void fuse_launch_dependents() {
   current->launched = true;

@@ -36,6 +36,8 @@ u64 fuse_load_peer(const void* p, u32 bytes, int rank);
 void fuse_expect(u64* arrived, u32 bytes);
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived);
 void fuse_await(const u64* arrived);
+void fuse_copy_async(void* to, const void* from);
+void fuse_await_copies();
 void fuse_warp_barrier();
 void fuse_launch_dependents();
 void fuse_wait_for_dependencies();
@@ -85,6 +87,19 @@ __attribute__((no_sanitize_thread)) DEVICE float load_settled(const float* p) {
 
 DEVICE void load_and_forget(const float* p) { (void)*(const volatile float*)p; }
 DEVICE Vec4 load_here(const Vec4* p) { return *p; }
+
+DEVICE void copy_async(Vec4* to, const Vec4* from) { fuse_copy_async(to, from); }
+DEVICE void await_copies() { fuse_await_copies(); }
+DEVICE Vec4 load_transposed(const Vec4* row) {
+  const int lane = threadIdx.x % 32;
+  u32 words[4];
+  for (int tile = 0; tile < 4; tile++) {
+    const u16* even = (const u16*)fuse_shuffle_from((u64)row, 8 * tile + lane % 4 * 2);
+    const u16* odd = (const u16*)fuse_shuffle_from((u64)row, 8 * tile + lane % 4 * 2 + 1);
+    words[tile] = (u32)odd[lane / 4] << 16 | even[lane / 4];
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
 
 DEVICE float float_of(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
 DEVICE u32 bits_of(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }

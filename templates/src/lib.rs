@@ -218,6 +218,25 @@ pub struct AttentionProjection {
     pub slice: usize,
 }
 
+/// Attention of many rows of one sequence.
+#[derive(Clone, Debug, Template)]
+#[template(path = "attention_rows.cu")]
+#[allow(missing_docs)]
+pub struct AttentionRows {
+    pub name: String,
+    pub heads: usize,
+    pub key_heads: usize,
+    pub head_dim: usize,
+    pub window: usize,
+    pub scale: Float,
+    pub softcap: Float,
+    pub sinks: bool,
+    pub row_warps: usize,
+    pub parts: usize,
+    pub keys: usize,
+    pub out_type: Storage,
+}
+
 /// Query and key heads, for `attention.cuh`.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
@@ -270,6 +289,23 @@ pub struct RopeKernel {
     pub heads: usize,
     pub head_dim: usize,
     pub threads: usize,
+}
+
+/// Heads of q and k as attention reads them, keys and values into the caches.
+#[derive(Clone, Debug, Template)]
+#[template(path = "append.cu")]
+#[allow(missing_docs)]
+pub struct Append {
+    pub name: String,
+    pub rope: Rope,
+    pub heads: usize,
+    pub key_heads: usize,
+    pub head_dim: usize,
+    pub norm_q: usize,
+    pub norm_k: usize,
+    pub eps_q: Float,
+    pub eps_k: Float,
+    pub warps: usize,
 }
 
 /// Keys or values into the cache.

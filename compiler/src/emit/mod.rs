@@ -27,11 +27,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 depth: spec.depth,
                 unit: spec.unit,
                 split: spec.split,
-                norm: match spec.norm {
-                    None => 0,
-                    Some((NormKind::Rms, _)) => 1,
-                    Some((NormKind::Layer, _)) => 2,
-                },
+                norm: norm(spec.norm),
                 eps: Float(spec.norm.map_or(0.0, |(_, eps)| eps)),
                 combine: spec.combine.is_some(),
                 staged: spec.is_staged(),
@@ -62,6 +58,21 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             splits: splits(&spec.splits),
             rope: spec.rope.as_ref().map_or_else(templates::Rope::none, rope),
             attention: heads(spec),
+            out_type: storage(spec.out),
+        }
+        .render(),
+        KernelSpec::AttentionRows(spec) => templates::AttentionRows {
+            name,
+            heads: spec.heads,
+            key_heads: spec.key_heads,
+            head_dim: spec.head_dim,
+            window: spec.window,
+            scale: Float(spec.scale),
+            softcap: Float(spec.softcap.unwrap_or(0.0)),
+            sinks: spec.sinks,
+            row_warps: spec.row_warps,
+            parts: spec.parts,
+            keys: spec.keys,
             out_type: storage(spec.out),
         }
         .render(),
@@ -119,6 +130,19 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             heads: spec.heads,
             head_dim: spec.head_dim,
             threads: kernel.spec.threads(),
+        }
+        .render(),
+        KernelSpec::Append(spec) => templates::Append {
+            name,
+            rope: spec.rope.as_ref().map_or_else(templates::Rope::none, rope),
+            heads: spec.heads,
+            key_heads: spec.key_heads,
+            head_dim: spec.head_dim,
+            norm_q: norm(spec.q_norm),
+            norm_k: norm(spec.k_norm),
+            eps_q: Float(spec.q_norm.map_or(0.0, |(_, eps)| eps)),
+            eps_k: Float(spec.k_norm.map_or(0.0, |(_, eps)| eps)),
+            warps: kernel.spec.threads() / 32,
         }
         .render(),
         KernelSpec::KvAppend { key_heads, head_dim } => {
@@ -226,6 +250,15 @@ fn storage(storage: Storage) -> templates::Storage {
     match storage {
         Storage::F32 => templates::Storage::F32,
         Storage::BF16 => templates::Storage::BF16,
+    }
+}
+
+/// The number by which templates know a norm.
+fn norm(norm: Option<(NormKind, f32)>) -> usize {
+    match norm {
+        None => 0,
+        Some((NormKind::Rms, _)) => 1,
+        Some((NormKind::Layer, _)) => 2,
     }
 }
 

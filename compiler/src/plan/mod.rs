@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use spec::{
-    AttentionProjectionSpec, AttentionSpec, ElementKind, ExpertsHiddenSpec, ExpertsSpec, Gather, KernelSpec,
-    MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, RouteSpec, Splits, Storage, Tiles,
+    AppendSpec, AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, ElementKind, ExpertsHiddenSpec, ExpertsSpec,
+    Gather, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, RouteSpec, Splits, Storage, Tiles,
 };
 pub use tuning::{Tuning, TuningSource};
 pub use weights::{Part, Recipe, WeightBuffer};

@@ -12,6 +12,7 @@ pub enum KernelSpec {
     Matvec(MatvecSpec),
     Matmul(MatmulSpec),
     Attention(AttentionSpec),
+    AttentionRows(AttentionRowsSpec),
     AttentionProjection(AttentionProjectionSpec),
     Route(RouteSpec),
     ExpertsHidden(ExpertsHiddenSpec),
@@ -19,6 +20,7 @@ pub enum KernelSpec {
     Embedding(Tiles),
     Norm(NormSpec),
     Rope(RopeSpec),
+    Append(AppendSpec),
     KvAppend { key_heads: usize, head_dim: usize },
     Elementwise { kind: ElementKind, size: usize, out: Storage },
     Sample { vocabulary: usize, maxima: usize, cluster: usize },
@@ -161,6 +163,27 @@ pub struct AttentionSpec {
     pub out: Storage,
 }
 
+/// Attention of many rows of one sequence: `attention_rows.cu`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct AttentionRowsSpec {
+    pub heads: usize,
+    pub key_heads: usize,
+    pub head_dim: usize,
+    /// Keys a token sees; 0: all.
+    pub window: usize,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+    pub sinks: bool,
+    /// Warps with 16 queries each.
+    pub row_warps: usize,
+    /// Warps with the same queries, which share the keys of a tile.
+    pub parts: usize,
+    /// Keys a tile.
+    pub keys: usize,
+    pub out: Storage,
+}
+
 /// Attention of a few rows and the projection of what it gives, in clusters: `attention_projection.cu`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionProjectionSpec {
@@ -206,6 +229,23 @@ pub struct RopeSpec {
     pub head_dim: usize,
 }
 
+/// What stands between a product's q, k and v and the attention that reads q and the caches: `append.cu`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AppendSpec {
+    /// Query heads; 0: q stays as it is.
+    pub heads: usize,
+    /// Heads of keys and of values.
+    pub key_heads: usize,
+    /// Values a head.
+    pub head_dim: usize,
+    /// The norm of each head of q.
+    pub q_norm: Option<(NormKind, f32)>,
+    /// The norm of each head of k.
+    pub k_norm: Option<(NormKind, f32)>,
+    /// The rotation of q and k.
+    pub rope: Option<RopeTable>,
+}
+
 /// The angles of a [`Rope`], worked out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
@@ -235,7 +275,7 @@ pub enum ElementKind {
     Sum(usize),
 }
 
-/// Threads of the kernels that give a block to a row.
+/// Threads of the kernels whose blocks have one row.
 const ROW_THREADS: usize = 256;
 
 impl KernelSpec {
@@ -260,6 +300,11 @@ impl KernelSpec {
                     spec.heads, spec.key_heads, spec.head_dim
                 )
             }
+            KernelSpec::AttentionRows(spec) => {
+                let window = if spec.window > 0 { format!("_w{}", spec.window) } else { String::new() };
+                let AttentionRowsSpec { heads, key_heads, head_dim, .. } = spec;
+                format!("attention_rows_bf16_h{heads}_kv{key_heads}_d{head_dim}_m{}{window}", spec.queries())
+            }
             KernelSpec::AttentionProjection(spec) => {
                 let attention = KernelSpec::Attention(spec.attention.clone()).name();
                 format!("{attention}_proj_{}_b{}", spec.tiles.suffix(), spec.batch)
@@ -277,6 +322,11 @@ impl KernelSpec {
                 format!("{}{paired}_{}_k{}", spec.kind.name(), spec.out.name(), spec.size)
             }
             KernelSpec::Rope(spec) => format!("rope_h{}_d{}", spec.heads, spec.head_dim),
+            KernelSpec::Append(spec) => {
+                let norm = if spec.q_norm.is_some() || spec.k_norm.is_some() { "norm_" } else { "" };
+                let rope = if spec.rope.is_some() { "rope_" } else { "" };
+                format!("{norm}{rope}append_bf16_h{}_kv{}_d{}", spec.heads, spec.key_heads, spec.head_dim)
+            }
             KernelSpec::KvAppend { key_heads, head_dim } => format!("kv_append_bf16_h{key_heads}_d{head_dim}"),
             KernelSpec::Elementwise { kind, size, out } => format!("{}_{}_k{size}", kind.name(), out.name()),
             KernelSpec::Sample { vocabulary, .. } => format!("sample_v{vocabulary}"),
@@ -289,6 +339,7 @@ impl KernelSpec {
             KernelSpec::Matvec(spec) => 32 * spec.warps,
             KernelSpec::Matmul(spec) => 32 * spec.row_warps * spec.split,
             KernelSpec::Attention(spec) => 32 * spec.warps,
+            KernelSpec::AttentionRows(spec) => 32 * spec.row_warps * spec.parts,
             KernelSpec::AttentionProjection(spec) => 32 * spec.attention.warps,
             KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products: spec, .. }) | KernelSpec::ExpertsSum(spec) => {
                 32 * spec.warps
@@ -298,6 +349,7 @@ impl KernelSpec {
             KernelSpec::Sample { .. } => 32 * SAMPLE_WARPS,
             KernelSpec::Embedding(_)
             | KernelSpec::Rope(_)
+            | KernelSpec::Append(_)
             | KernelSpec::KvAppend { .. }
             | KernelSpec::Elementwise { .. } => ROW_THREADS,
         }
@@ -308,6 +360,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Matvec(spec) if spec.norm.is_some() => 2 * spec.stage_bytes(),
             KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
+            KernelSpec::AttentionRows(spec) => spec.shared_bytes(),
             KernelSpec::AttentionProjection(spec) => spec.shared_bytes(),
             KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products: spec, .. }) => {
                 2 * spec.batch * (spec.tiles.k.div_ceil(32) * 32 + 32) * 2
@@ -347,6 +400,28 @@ impl MatvecSpec {
 
     fn stage_bytes(&self) -> usize {
         self.batch * (self.tiles.k.div_ceil(32).div_ceil(self.split) * 32 + 32) * 2
+    }
+}
+
+impl AppendSpec {
+    /// Blocks a row: each of their warps has a head.
+    pub fn blocks(&self) -> usize {
+        (self.heads + 2 * self.key_heads).div_ceil(ROW_THREADS / 32)
+    }
+}
+
+impl AttentionRowsSpec {
+    /// Queries a block: a query is a row and one of the heads that share a key head.
+    pub fn queries(&self) -> usize {
+        16 * self.row_warps
+    }
+
+    /// Tiles of keys and values, with the queries behind them if they are wide; then sums in their place.
+    fn shared_bytes(&self) -> usize {
+        let chunks = self.head_dim.div_ceil(8);
+        let tiles = 2 * self.keys * (chunks | 1) * 16;
+        let queries = if chunks > 16 { self.row_warps * chunks.div_ceil(4) * 32 * 64 } else { 0 };
+        (tiles + queries).max(self.row_warps * self.parts * 16 * (8 * chunks + 8) * 4)
     }
 }
 

@@ -77,6 +77,21 @@ DEVICE Vec4 load_here(const Vec4* p) {
   return v;
 }
 
+// 16 bytes from global to shared memory while the thread goes on: there for it behind await_copies, for others behind a barrier after that.
+DEVICE void copy_async(Vec4* to, const Vec4* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Four 8x8 tiles of bfloat16 in shared memory, transposed, as B fragments: lane 8 i + r has the address of row r of tile i, whose rows are the
+// fragment's rows k.
+DEVICE Vec4 load_transposed(const Vec4* row) {
+  Vec4 v;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 { %0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((u32)__cvta_generic_to_shared(row)));
+  return v;
+}
+
 // A word that no kernel of this step writes, read before the wait.
 DEVICE int load_early(const int* p) {
   int v;

@@ -5,8 +5,8 @@ use fuse_tests::host_build::{HostBuffer, HostKernel};
 use fusec::emit::emit;
 use fusec::ir::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Tensor, evaluate};
 use fusec::plan::{
-    AttentionSpec, ElementKind, Kernel, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits,
-    Storage, Tiles,
+    AppendSpec, AttentionRowsSpec, AttentionSpec, ElementKind, Kernel, KernelSpec, MatmulSpec, MatvecSpec, NormSpec,
+    RopeSpec, RopeTable, Splits, Storage, Tiles,
 };
 
 use crate::support::*;
@@ -264,6 +264,101 @@ fn attentions() -> Result<()> {
     let norm = Some(norm_of(NormKind::Rms));
     check_attention(&Attention { q_norm: norm.clone(), k_norm: norm, ..decode.clone() }, 4, 4, 80, 99)?;
     check_attention(&Attention { rope: Some(Rope { interleaved: true, ..rope_of(8) }), ..decode }, 4, 1, 12, 0)
+}
+
+/// The rows of a chunk of a prompt at `first` and behind, in two kernels: what attention reads, and attention.
+fn check_attention_rows(op: &Attention, heads: usize, key_heads: usize, dim: usize, first: usize) -> Result<()> {
+    let mut random = Random(dim as u64);
+    let (rows, padded) = (24, dim.next_multiple_of(8));
+    let context = first + rows + 2;
+    let q = tensor(&mut random, &[rows, heads, dim]);
+    let [k, v] = [(); 2].map(|()| tensor(&mut random, &[rows, key_heads, dim]));
+    let caches = [(); 2].map(|()| rounded(&mut random, &[context, key_heads, dim]));
+    let at: Vec<i32> = (0..rows).map(|row| (first + row) as i32).collect();
+    let (positions, [q_weight, k_weight]) = (Tensor::ints(&at), [(); 2].map(|()| tensor(&mut random, &[dim])));
+    let sinks = tensor(&mut random, &[heads]);
+    let mut operands = vec![&q, &k, &v, &caches[0], &caches[1], &positions];
+    operands.extend(op.q_norm.as_ref().map(|_| &q_weight));
+    operands.extend(op.k_norm.as_ref().map(|_| &k_weight));
+    operands.extend(op.sinks.then_some(&sinks));
+    let cache_shape = vec![context, key_heads, dim];
+    let shapes = [vec![rows, heads, dim], cache_shape.clone(), cache_shape];
+    let expected = evaluate(&Op::Attention(op.clone()), &operands, &shapes)?;
+
+    let kept = caches.each_ref().map(|cache| {
+        let mut values = vec![0.0; key_heads * context * padded];
+        for (at, &value) in cache.data.iter().enumerate() {
+            values[(at / dim % key_heads * context + at / dim / key_heads) * padded + at % dim] = value;
+        }
+        HostBuffer::inout(&to_bf16(&values))
+    });
+    let [q, k, v, q_weight, k_weight, sinks] =
+        [&q, &k, &v, &q_weight, &k_weight, &sinks].map(|tensor| HostBuffer::input(&tensor.data));
+    let (positions, sequences) = (HostBuffer::input(&at), HostBuffer::input(&vec![0i32; rows]));
+    let queries = HostBuffer::output::<f32>(rows * heads * dim);
+    let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
+    let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| (norm.kind, norm.eps));
+    let spec = AppendSpec {
+        heads,
+        key_heads,
+        head_dim: dim,
+        q_norm: norm(&op.q_norm),
+        k_norm: norm(&op.k_norm),
+        rope: op.rope.as_ref().map(RopeTable::new),
+    };
+    let grid = [rows, spec.blocks(), 1];
+    let arguments = [
+        q.address(),
+        k.address(),
+        v.address(),
+        positions.address(),
+        sequences.address(),
+        given(op.q_norm.is_some(), &q_weight),
+        given(op.k_norm.is_some(), &k_weight),
+        queries.address(),
+        kept[0].address(),
+        kept[1].address(),
+        context as u64,
+    ];
+    run(KernelSpec::Append(spec), grid, &arguments)?;
+
+    let out = HostBuffer::output::<f32>(rows * heads * dim);
+    let spec = AttentionRowsSpec {
+        heads,
+        key_heads,
+        head_dim: dim,
+        window: op.window.unwrap_or(0),
+        scale: op.scale,
+        softcap: op.softcap,
+        sinks: op.sinks,
+        row_warps: 2,
+        parts: 2,
+        keys: 64,
+        out: Storage::F32,
+    };
+    let grid = [key_heads, (rows * heads / key_heads).div_ceil(spec.queries()), 1];
+    let arguments = [
+        queries.address(),
+        kept[0].address(),
+        kept[1].address(),
+        positions.address(),
+        sequences.address(),
+        given(op.sinks, &sinks),
+        out.address(),
+        context as u64,
+        rows as u64,
+    ];
+    run(KernelSpec::AttentionRows(spec), grid, &arguments)?;
+    judge("attention", &expected[0], &out.written::<f32>()?, Bound::Rounded)
+}
+
+#[test]
+fn attentions_of_many_rows() -> Result<()> {
+    let norm = |kind| Some(Norm { bias: false, ..norm_of(kind) });
+    let plain = Attention { append: true, rope: Some(rope_of(16)), ..Attention::plain(0.3) };
+    check_attention_rows(&Attention { window: Some(9), sinks: true, ..plain.clone() }, 6, 2, 20, 60)?;
+    let normed = Attention { q_norm: norm(NormKind::Rms), k_norm: norm(NormKind::Layer), ..plain };
+    check_attention_rows(&Attention { softcap: Some(2.0), ..normed }, 3, 3, 24, 0)
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! Every kernel family on the host, on tiny odd shapes, against plain Rust and against the interpreter. No GPU needed.
 
+mod append;
 mod attention;
 mod attention_projection;
+mod attention_rows;
 mod experts;
 mod interpreter;
 mod matvec;
 mod mutations;
+mod mutations_of_prompts;
 mod sample;
 mod small;
 mod support;

@@ -6,7 +6,7 @@ use crate::support::Mutation;
 use crate::{attention, attention_projection, experts, matvec, sample};
 
 /// Runs a case with and without each mistake. The word that the error must hold says how the mistake shows.
-fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
+pub fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
     check(None).expect("the kernel as it is passes");
     let missed: Vec<String> = mistakes
         .iter()

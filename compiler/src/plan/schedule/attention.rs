@@ -3,12 +3,14 @@
 use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
-use super::shapes::{attention_shape, cluster_shape, matmul_grid, matmul_shape, near_group, query_group};
+use super::shapes::{
+    attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape, near_group, query_group,
+};
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
 use crate::plan::spec::{
-    AttentionProjectionSpec, AttentionSpec, KernelSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, Splits, Storage,
-    Tiles,
+    AppendSpec, AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, KernelSpec, MatvecSpec, RopeSpec, RopeTable,
+    Splits, Storage, Tiles,
 };
 use crate::plan::{Arg, Part, Recipe};
 
@@ -65,25 +67,16 @@ impl Builder<'_, '_> {
         if attention.append {
             (k, v) = (self.pointer(node, Role::K)?, self.pointer(node, Role::V)?);
             if !in_kernel {
-                q = self.prepared(node, attention, q, attention.q_norm.as_ref(), Role::QNormWeight, heads, head_dim)?;
-                k = self.prepared(
-                    node,
-                    attention,
-                    k,
-                    attention.k_norm.as_ref(),
-                    Role::KNormWeight,
-                    key_heads,
-                    head_dim,
-                )?;
-                self.append_rows(k, keys, key_heads, head_dim);
-                self.append_rows(v, values, key_heads, head_dim);
+                q = self.append(node, attention, [q, k, v], [keys, values], [heads, key_heads, head_dim])?;
             }
+        }
+        if !self.few() {
+            return self.attention_rows(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
         let share = heads / key_heads;
         let group = query_group(share, head_dim);
         let window = attention.window.unwrap_or(0);
         let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
-        let tuned = tuned.filter(|_| self.few());
         let (warps, keys_per_split) = tuned.map_or(attention_shape(head_dim), |entry| (entry.warps, entry.keys));
         let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
         let mut spec = AttentionSpec {
@@ -119,30 +112,28 @@ impl Builder<'_, '_> {
             }
         }
         // A near step has so few keys that one block takes all of a head's: there is nothing to combine.
-        let whole = self.rows.near && self.few() && attention.proj.is_some();
+        let whole = self.rows.near && attention.proj.is_some();
         if whole {
             self.has_near_form = true;
             (spec.warps, spec.splits.keys) = (8, 1);
             spec.group = near_group(heads, share, self.rows.count).min(group);
         }
-        let combined = self.few() && attention.proj.is_some() && !whole;
+        let combined = attention.proj.is_some() && !whole;
         let group = spec.group;
         let blocks = heads / group * self.rows.count;
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };
         spec.splits.max = max;
         let splits = spec.splits;
-        let proj_input = attention.proj.is_some() && !combined;
-        let result = node.result(0);
         let (out, storage, statistics) = if combined {
             let out = self.buffer(max * self.rows.count * heads * head_dim * 4);
             let statistics = self.buffer(max * self.rows.count * heads * 8);
             (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
-        } else if proj_input {
+        } else if whole {
             let out = self.buffer(self.rows.count * heads * head_dim * 2);
             (Source::Buffer(out, 0), Storage::BF16, Source::Ready(Arg::Null))
         } else {
-            let (out, storage) = self.result(result);
+            let (out, storage) = self.result(node.result(0));
             (out, storage, Source::Ready(Arg::Null))
         };
         spec.out = storage;
@@ -165,6 +156,46 @@ impl Builder<'_, '_> {
         self.launch(KernelSpec::Attention(spec), [heads / group, max, self.rows.count], args, 0);
         if attention.proj.is_some() {
             self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
+        }
+        Ok(())
+    }
+
+    /// Attention of a prompt's rows, behind which their keys and values are in the caches.
+    fn attention_rows(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        q: Source,
+        [keys, values]: [Source; 2],
+        [heads, key_heads, head_dim]: [usize; 3],
+    ) -> Result<()> {
+        let rows = self.rows.count;
+        let (row_warps, parts, tile) = attention_rows_shape(heads, key_heads, head_dim, rows);
+        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        let (out, storage) = if attention.proj.is_some() {
+            (Source::Buffer(self.buffer(rows * heads * head_dim * 2), 0), Storage::BF16)
+        } else {
+            self.result(node.result(0))
+        };
+        let spec = AttentionRowsSpec {
+            heads,
+            key_heads,
+            head_dim,
+            window: attention.window.unwrap_or(0),
+            scale: attention.scale,
+            softcap: attention.softcap,
+            sinks: attention.sinks,
+            row_warps,
+            parts,
+            keys: tile,
+            out: storage,
+        };
+        let (context, count) = (Source::Ready(Arg::Context), Source::Ready(Arg::Number(rows as u64)));
+        let grid = [key_heads, (rows * heads / key_heads).div_ceil(spec.queries()), 1];
+        let args = vec![q, keys, values, self.positions(), self.sequences(), sinks, out, context, count];
+        self.launch(KernelSpec::AttentionRows(spec), grid, args, 0);
+        if attention.proj.is_some() {
+            self.projection(node, attention, out, Source::Ready(Arg::Null), heads, head_dim, None)?;
         }
         Ok(())
     }
@@ -193,34 +224,35 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// The head-wise norm and the rotation of q or k as kernels of their own.
-    #[allow(clippy::too_many_arguments)]
-    fn prepared(
+    /// Heads of q and k normalised and rotated, keys and values in their caches. Gives the queries to attend with.
+    fn append(
         &mut self,
         node: NodeId,
         attention: &Attention,
-        from: Source,
-        norm: Option<&Norm>,
-        role: Role,
-        heads: usize,
-        head_dim: usize,
+        [q, k, v]: [Source; 3],
+        [keys, values]: [Source; 2],
+        [heads, key_heads, head_dim]: [usize; 3],
     ) -> Result<Source> {
-        let mut at = from;
-        let bytes = self.rows.count * heads * head_dim * 4;
-        if let Some(norm) = norm {
-            let out = Source::Buffer(self.buffer(bytes), 0);
-            let weight = self.vector(node, role, norm.offset)?;
-            let spec = NormSpec { kind: norm.kind, size: head_dim, eps: norm.eps, paired: false, out: Storage::F32 };
-            let args = vec![at, weight, Source::Ready(Arg::Null), out];
-            self.launch(KernelSpec::Norm(spec), [self.rows.count * heads, 1, 1], args, 0);
-            at = out;
-        }
-        if let Some(rope) = &attention.rope {
-            let out = Source::Buffer(self.buffer(bytes), 0);
-            self.rope_rows(&RopeTable::new(rope), at, out, heads, head_dim);
-            at = out;
-        }
-        Ok(at)
+        let rows = self.rows.count;
+        let weight = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let q_weight = self.vector(node, Role::QNormWeight, weight(&attention.q_norm))?;
+        let k_weight = self.vector(node, Role::KNormWeight, weight(&attention.k_norm))?;
+        let changes = attention.q_norm.is_some() || attention.rope.is_some();
+        let out = if changes { Source::Buffer(self.buffer(rows * heads * head_dim * 4), 0) } else { q };
+        let kind = |norm: &Option<Norm>| norm.as_ref().map(|norm| (norm.kind, norm.eps));
+        let spec = AppendSpec {
+            heads: if changes { heads } else { 0 },
+            key_heads,
+            head_dim,
+            q_norm: kind(&attention.q_norm),
+            k_norm: kind(&attention.k_norm),
+            rope: attention.rope.as_ref().map(RopeTable::new),
+        };
+        let grid = [rows, spec.blocks(), 1];
+        let (positions, sequences, context) = (self.positions(), self.sequences(), Source::Ready(Arg::Context));
+        let args = vec![q, k, v, positions, sequences, q_weight, k_weight, out, keys, values, context];
+        self.launch(KernelSpec::Append(spec), grid, args, 0);
+        Ok(out)
     }
 
     fn proj_weight(&mut self, node: NodeId, attention: &Attention, k: usize) -> Result<ProjWeight> {

@@ -65,6 +65,23 @@ pub(super) fn attention_shape(head_dim: usize) -> (usize, usize) {
     if head_dim > 64 { (4, 64) } else { (8, 256) }
 }
 
+/// Warps with 16 queries each, warps that share those, and keys a tile, of the kernel that attends with many rows.
+///
+/// Four warps a block. Where rows are few, fewer queries a block occupy more of the device, and the warps share the keys instead. Heads beyond
+/// 128 values have their queries in shared memory, of which a block may have 99 KB on the smallest parts.
+pub(super) fn attention_rows_shape(
+    heads: usize,
+    key_heads: usize,
+    head_dim: usize,
+    rows: usize,
+) -> (usize, usize, usize) {
+    let queries = rows * heads / key_heads;
+    let occupies = |row_warps: &usize| 4 * key_heads * queries.div_ceil(16 * row_warps) >= 3 * MULTIPROCESSORS;
+    let wide = head_dim > 128;
+    let row_warps = [4, 2].into_iter().filter(|&row_warps| !wide || row_warps == 2).find(occupies).unwrap_or(1);
+    (row_warps, 4 / row_warps, if wide && row_warps == 2 { 32 } else { 64 })
+}
+
 /// Blocks a cluster and row tiles a cluster of the kernel that attends and projects; none where keys are better split over blocks. `tuned`: row
 /// tiles as a record has them, 0 for none.
 ///

@@ -30,10 +30,10 @@ constexpr int PARAMETER_WORDS = sizeof(Parameters) / 4;
 
 struct Shared {
   u64 warp_sums[WARPS][PIVOTS];
-  u64 block_sums[2][PIVOTS];                    // in turn: other blocks read those of one exchange while the next begins
+  u64 block_sums[PIVOTS];
   u64 totals[PIVOTS];
-  u64 listed[2][LIST], merged[LIST];            // bits and token of what a block found, and of all together
-  u32 found[2];                                 // how many the block did
+  u64 listed[LIST], merged[LIST];               // bits and token of what a block found, and of all together
+  u32 found;                                    // how many the block did
   u32 amounts[LIST];                            // weights of those, or ones
   u32 floor, position;
   u64 weight;
@@ -47,7 +47,7 @@ struct Shared {
 struct Row {
   Shared& shared;
   const float* logits;
-  int begin, rank, parity, list;                // the latter two: which of two to use next
+  int begin, rank;
   float largest, temperature, steepness;        // the latter: log2(e) / temperature
 };
 
@@ -145,18 +145,17 @@ DEVICE u64 in_front(const Row& row, u64 of_warp, u64& of_block) {
 }
 
 // What the blocks in front have of a value that each block gives, and all. Lane r is told what block r has.
-DEVICE u64 in_front_of_block(Row& row, u64 of_block, u64& of_row, u64& of_lane) {
+DEVICE u64 in_front_of_block(const Row& row, u64 of_block, u64& of_row, u64& of_lane) {
   const int lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) row.shared.block_sums[row.parity][0] = of_block;
+  if (threadIdx.x == 0) row.shared.block_sums[0] = of_block;
   cluster_barrier();
-  of_lane = lane < CLUSTER ? peer(&row.shared.block_sums[row.parity][0], lane) : 0;
-  row.parity ^= 1;
+  of_lane = lane < CLUSTER ? peer(&row.shared.block_sums[0], lane) : 0;
   of_row = warp_total(of_lane);
   return warp_total(lane < row.rank ? of_lane : 0);
 }
 
-// The sums over the row of what each thread gives.
-DEVICE void sum_up(Row& row, u64 (&sums)[PIVOTS]) {
+// The sums over the row of what each thread gives. All blocks are done with the last list: the next one is empty.
+DEVICE void sum_up(const Row& row, u64 (&sums)[PIVOTS]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < PIVOTS; i++) {
@@ -166,39 +165,37 @@ DEVICE void sum_up(Row& row, u64 (&sums)[PIVOTS]) {
   block_barrier();
   for (int i = warp; i < PIVOTS; i += WARPS) {
     const u64 sum = warp_total(lane < WARPS ? row.shared.warp_sums[lane][i] : 0);
-    if (lane == 0) row.shared.block_sums[row.parity][i] = sum;
+    if (lane == 0) row.shared.block_sums[i] = sum;
   }
   cluster_barrier();
   for (int i = warp; i < PIVOTS; i += WARPS) {
-    const u64 sum = warp_total(lane < CLUSTER ? peer(&row.shared.block_sums[row.parity][i], lane) : 0);
+    const u64 sum = warp_total(lane < CLUSTER ? peer(&row.shared.block_sums[i], lane) : 0);
     if (lane == 0) row.shared.totals[i] = sum;
   }
-  row.parity ^= 1;
+  if (threadIdx.x == 0) row.shared.found = 0;
   block_barrier();
 #pragma unroll
   for (int i = 0; i < PIVOTS; i++) sums[i] = row.shared.totals[i];
 }
 
 // How many logits have bits from `low` to below `high`; LIST + 1: more than LIST. Else `merged` has them, in no order: in every block, or the first.
-DEVICE int list(Row& row, u32 low, u32 high, bool everywhere) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parity = row.list;
+DEVICE int list(const Row& row, u32 low, u32 high, bool everywhere) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Shared& shared = row.shared;
   each(row, [&](u32 bits, int token) {
     if (bits < low || bits >= high) return;
-    const u32 place = atomic_add_shared(&shared.found[parity], 1);
-    if (place < LIST) shared.listed[parity][place] = (u64)bits << 32 | (u32)token;
+    const u32 place = atomic_add_shared(&shared.found, 1);
+    if (place < LIST) shared.listed[place] = (u64)bits << 32 | (u32)token;
   });
   cluster_barrier();
-  row.list ^= 1;
-  if (threadIdx.x == 0) shared.found[row.list] = 0;
-  const int of_lane = lane < CLUSTER ? (int)peer(&shared.found[parity], lane) : 0, count = warp_sum(of_lane);
+  const int of_lane = lane < CLUSTER ? (int)peer(&shared.found, lane) : 0, count = warp_sum(of_lane);
   if (count > LIST) {
     block_barrier();
     return LIST + 1;
   }
   for (int rank = warp; rank < CLUSTER && (everywhere || row.rank == 0); rank += WARPS) {
     const int before = warp_sum(lane < rank ? of_lane : 0), end = before + warp_sum(lane == rank ? of_lane : 0);
-    for (int i = before + lane; i < end; i += 32) shared.merged[i] = peer(&shared.listed[parity][i - before], rank);
+    for (int i = before + lane; i < end; i += 32) shared.merged[i] = peer(&shared.listed[i - before], rank);
   }
   block_barrier();
   return count;
@@ -227,7 +224,7 @@ DEVICE u32 least_of(const Row& row, const Parameters& p, u32 floor) {
 // The largest bits `t`, at least `low`, such that the measure of the logits at or above t reaches `wanted`: counts, or weights, of which
 // `wanted` is a share of those at or above `low`.
 template <bool WEIGHTS>
-DEVICE u32 threshold(Row& row, double wanted, u32 low) {
+DEVICE u32 threshold(const Row& row, double wanted, u32 low) {
   Shared& shared = row.shared;
   const auto measure = [&](u32 bits) { return WEIGHTS ? weight_of(row, bits) : 1u; };
   u32 high = ordered_bits(row.largest) + 1;
@@ -290,7 +287,7 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
   const u64 entry = has ? shared.merged[threadIdx.x] : 0;
   const u32 bits = bits_in(entry), amount = has ? weight_of(row, bits) : 0;
   if (has) shared.amounts[threadIdx.x] = amount;
-  if (threadIdx.x == 0) shared.floor = 0;
+  if (threadIdx.x == 0) shared.floor = 0, shared.weight = 0;
   block_barrier();
   // How many are not less, and what they weigh.
   u32 rank = 0;
@@ -327,7 +324,7 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
 }
 
 // The sum of the weights at or above `floor`: all of it, what is in front of this warp, and the warp's.
-DEVICE u64 weigh(Row& row, u32 floor, u64& before, u64& of_warp) {
+DEVICE u64 weigh(const Row& row, u32 floor, u64& before, u64& of_warp) {
   u64 mine = 0, of_block, of_row, of_lane;
   each(row, [&](u32 bits, int) { if (bits >= floor) mine += weight_of(row, bits); });
   of_warp = warp_total(mine);
@@ -402,7 +399,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   if (MAXIMA > 0 && !warm && (rank > 0 || warp > 0)) return;
   // Of a row that is to be skipped only the first block knows: it alone writes positions.
   const int position = rank == 0 ? positions[blockIdx.y] : -1;
-  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0, 0, 0.0f, p.temperature, 1.4426950408889634f / p.temperature};
+  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, 1.4426950408889634f / p.temperature};
 
   // The logits are on their way while it is worked out which of them count.
   if (MAXIMA > 0)
@@ -437,7 +434,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
 
   if (warm && best.value - best.value == 0.0f) {
     row.largest = best.value;
-    if (threadIdx.x == 0) shared.found[0] = 0, shared.position = (u32)position, shared.drawn = -1;
+    if (threadIdx.x == 0) shared.found = 0, shared.position = (u32)position, shared.drawn = -1;
     block_barrier();
     u32 floor = 0;
     int count = LIST + 1;

@@ -125,24 +125,32 @@ impl Bench<'_> {
             }
             winners.extend(best);
         }
-        let mut all = Tuning::default();
-        winners.iter().for_each(|(shape, measured)| shape.enter(&mut all, measured));
-        if let [_, _, ..] = winners[..] {
-            let file = self.write("together", &self.compile(&all)?)?;
-            let together = file.map(|file| judge.measure(&file)).transpose()?.flatten();
-            match together.filter(wins) {
-                Some(measured) => tell(format!("  all together: {measured}")),
-                None => {
-                    tell("  together they do not win: only the best of them is kept");
-                    winners.sort_by(|(_, a), (_, b)| b.gain().total_cmp(&a.gain()));
-                    winners.truncate(1);
-                }
-            }
-        }
+        let winners = self.together(winners, &mut judge)?;
         // What was measured before is measured again: a shape whose rules stand has no entry.
         shapes.iter().for_each(|shape| shape.remove(record));
         winners.iter().for_each(|(shape, measured)| shape.enter(record, measured));
         Ok(())
+    }
+
+    /// Of the winners the best, and each of the others that makes the step faster still beside those before it.
+    fn together(&self, mut winners: Vec<(Shape, Measured)>, judge: &mut Judge) -> Result<Vec<(Shape, Measured)>> {
+        winners.sort_by(|(_, a), (_, b)| b.gain().total_cmp(&a.gain()));
+        let mut kept: Vec<(Shape, Measured)> = Vec::new();
+        let mut gain = 0.0;
+        for (shape, measured) in winners {
+            let mut all = Tuning::default();
+            kept.iter().chain([&(shape.clone(), measured.clone())]).for_each(|(shape, at)| shape.enter(&mut all, at));
+            let file = self.write("together", &self.compile(&all)?)?;
+            let Some(whole) = file.map(|file| judge.measure(&file)).transpose()?.flatten().filter(wins) else {
+                continue;
+            };
+            if whole.gain() >= gain + LEAST_GAIN {
+                gain = whole.gain();
+                tell(format!("  {} together: {whole}", kept.len() + 1));
+                kept.push((shape, whole));
+            }
+        }
+        Ok(kept)
     }
 
     /// The candidate that makes the step fastest, measured once more to be sure; none where none wins.

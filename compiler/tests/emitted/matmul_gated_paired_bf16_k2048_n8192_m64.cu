@@ -23,11 +23,25 @@ DEVICE void warp_barrier() { __syncwarp(); }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // What block `rank` of the cluster has where this block has `p`.
-DEVICE float load_peer(const float* p, int rank) {
-  float value;
+DEVICE u32 place_in_peer(const void* p, int rank) {
   u32 at;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(p)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(at));
+  return at;
+}
+DEVICE float load_peer(const float* p, int rank) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(place_in_peer(p, rank)));
+  return value;
+}
+DEVICE int load_peer(const int* p, int rank) {
+  int value;
+  asm volatile("ld.shared::cluster.s32 %0, [%1];" : "=r"(value) : "r"(place_in_peer(p, rank)));
+  return value;
+}
+DEVICE u32 load_peer(const u32* p, int rank) { return (u32)load_peer((const int*)p, rank); }
+DEVICE u64 load_peer(const u64* p, int rank) {
+  u64 value;
+  asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(place_in_peer(p, rank)));
   return value;
 }
 // Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
@@ -51,7 +65,7 @@ DEVICE void await(const u64* arrived) {
 }
 #endif
 
-// Programmatic dependent launch. Every thread of every kernel waits, so that a kernel's end implies the end of all before it.
+// Programmatic dependent launch. Blocks of every kernel wait, so that a kernel's end implies the end of all before it.
 DEVICE void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
@@ -75,6 +89,12 @@ DEVICE Vec4 load_here(const Vec4* p) {
   Vec4 v;
   asm volatile("ld.global.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
+}
+
+// Brings a word's line to L1.
+DEVICE void load_and_forget(const float* p) {
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
 }
 
 // 16 bytes from global to shared memory while the thread goes on: there for it behind await_copies, for others behind a barrier after that.
@@ -135,7 +155,13 @@ DEVICE int warp_min(int value) {
   asm volatile("redux.sync.min.s32 %0, %1, 0xffffffff;" : "=r"(least) : "r"(value));
   return least;
 }
+DEVICE int warp_sum(int value) {
+  int sum;
+  asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
+  return sum;
+}
 DEVICE int count_bits(u32 value) { return __popc(value); }
+DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
 DEVICE float float_of(u32 bits) { return __uint_as_float(bits); }
@@ -148,8 +174,8 @@ DEVICE float power_of_two(float exponent) {
 DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
 DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
-DEVICE void atomic_add_shared(u32* p, u32 value) { atomicAdd(p, value); }
-DEVICE void atomic_add_shared(u64* p, u64 value) { atomicAdd(p, value); }
+DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); }   // what was there
+DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in no order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
 // A word that the host polls in pinned memory.

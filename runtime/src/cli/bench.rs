@@ -1,5 +1,6 @@
 //! `fuserun bench`: prompt and decode speed, each beside a check of what was timed.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Instant;
 
@@ -106,7 +107,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let deepest = end(args.depths.iter().copied().max().unwrap_or(0)).saturating_add(1);
     let longest = args.prompts.iter().copied().max().unwrap_or(0).max(CHECK_TOKENS);
     let most = deepest.max(longest);
-    let mut options = args.model.load_options(&model, &args.batch, most)?;
+    // Prompts and the check are of one sequence.
+    let batches: Vec<usize> = BTreeSet::from_iter(args.batch.iter().copied().chain([1])).into_iter().collect();
+    let mut options = args.model.load_options(&model, &batches, most)?;
     options.context = options.context.max(if args.dummy_weights { most } else { 0 });
     let mut backend = model.load(&args.model.device(&model), &options)?;
     let device = backend.describe();

@@ -428,7 +428,7 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
                 cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
             let loaded = Module::load(gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)?;
             if let Some(&share) = shares.get(&index) {
-                loaded.prefer_shared(std::env::var("X_CARVE").ok().and_then(|v| v.parse().ok()).unwrap_or(share))?;
+                loaded.prefer_shared(share)?;
             }
             Ok(loaded)
         })

@@ -570,25 +570,40 @@ fn in_a_projection_of_more_jobs_than_warps() {
 
 #[test]
 fn in_a_sampler() {
-    let warm = sample::Parameters { temperature: 1.1, top_k: 20, top_p: 0.8, limit: 31, ..sample::GREEDY };
-    let parameters: Vec<_> = (0..12).map(|seed| sample::Parameters { seed: [seed, 1], ..warm }).collect();
-    let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (20 + sequence, sequence)).collect();
+    let warm = sample::Parameters { temperature: 1.1, limit: 31, ..sample::GREEDY };
+    let check = |vocabulary, parameters: sample::Parameters, mutation| {
+        let parameters: Vec<_> = (0..12).map(|seed| sample::Parameters { seed: [seed, 1], ..parameters }).collect();
+        let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (20 + sequence, sequence)).collect();
+        sample::check(vocabulary, [2, 2], 40, &rows, &parameters, mutation)
+    };
+    // From a list of what top-k keeps.
     caught(
-        |mutation| sample::check(333, [2, 2], &rows, &parameters, mutation),
+        |mutation| check(400, sample::Parameters { top_k: 20, top_p: 0.8, ..warm }, mutation),
         &[
-            ("i < 256; i += THREADS) bins[i] = 0;", "i < 255; i += THREADS) bins[i] = 0;", "shared memory"),
-            (
-                "digit--];\n    prefix |= (u32)digit << shift;\n    block_barrier();",
-                "digit--];\n    prefix |= (u32)digit << shift;",
-                "race",
-            ),
-            ("if (lane >= delta) running += below;", "running += below;", "race"),
-            ("if (i < warp) before", "if (i <= warp) before", "tokens"),
-            ("above + bins[digit] < wanted", "bins[digit] < wanted", "tokens"),
+            ("shared.found = 0, ", "", "shared memory"),
+            ("  cluster_barrier();\n  const int of_lane", "  block_barrier();\n  const int of_lane", "shared memory"),
+            ("listed[i - before], rank)", "listed[i - before], 0)", "shared memory"),
+            ("rank >= p.top_k", "rank >= 2 * p.top_k", "tokens"),
+            ("weight >= (wanted", "weight >= 2 * (wanted", "tokens"),
+            ("if (bits_in(other) < floor) continue;", "", "tokens"),
+            ("(u32)other < (u32)entry", "(u32)other > (u32)entry", "tokens"),
             ("(position + 1) % RING", "position % RING", "ring"),
             ("(u32)position + 1 >= p.limit", "(u32)position >= p.limit", "positions"),
             ("c2 = high0 ^ c3 ^ k1", "c2 = high0 ^ c3 ^ k0", "tokens"),
             ("1.0 / 16777216.0", "1.0 / 8388608.0", "tokens"),
+            ("  if (warm || MAXIMA == 0) cluster_barrier();\n", "", "which has ended"),
+        ],
+    );
+    // From all logits.
+    caught(
+        |mutation| check(2000, sample::Parameters { top_p: 0.8, ..warm }, mutation),
+        &[
+            ("before += in_front_of_block", "before = in_front_of_block", "race"),
+            ("if (target >= before) found = round", "found = round", "tokens"),
+            ("if (lane >= delta) reached += below;", "reached += below;", "race"),
+            ("if (bits >= pivots[i]) sums[i] += amount;", "sums[i] += amount;", "tokens"),
+            ("above += beyond", "above = 0", "tokens"),
+            ("lane < row.rank ? of_lane", "lane <= row.rank ? of_lane", "tokens"),
         ],
     );
 }

@@ -88,15 +88,26 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
 pub fn check(
     vocabulary: usize,
     [warps, cluster]: [usize; 2],
+    maxima: usize,
     rows: &[(i32, i32)],
     parameters: &[Parameters],
     mutation: Option<Mutation>,
 ) -> Result<()> {
-    let kernel = Sample { name: "kernel".into(), vocabulary, maxima: 0, warps, cluster, ring: RING };
+    let kernel = Sample { name: "kernel".into(), vocabulary, maxima, warps, cluster, ring: RING };
     let kernel = build(kernel.render()?, mutation)?;
     let mut random = Random(vocabulary as u64);
     // Coarse values: ties happen.
     let logits: Vec<f32> = (0..rows.len() * vocabulary).map(|_| (random.value() * 40.0).round() / 8.0).collect();
+    // The maxima of parts of each row, as a head's blocks leave them.
+    let part = |row: usize, part: usize| {
+        let mine = (part..vocabulary).step_by(maxima).map(|token| (logits[row * vocabulary + token], token as u32));
+        mine.reduce(|best, other| if other.0 > best.0 { other } else { best }).unwrap_or((f32::NEG_INFINITY, 0))
+    };
+    let tops: Vec<u32> = (0..rows.len() * maxima)
+        .map(|i| part(i / maxima, i % maxima))
+        .flat_map(|(value, token)| [value.to_bits(), token])
+        .collect();
+    let tops = HostBuffer::input(&tops);
     let positions = HostBuffer::input(&rows.iter().map(|row| row.0).collect::<Vec<i32>>());
     let sequences = HostBuffer::input(&rows.iter().map(|row| row.1).collect::<Vec<i32>>());
     let logits_buffer = HostBuffer::input(&logits);
@@ -110,7 +121,7 @@ pub fn check(
         0,
         &[
             logits_buffer.address(),
-            0,
+            if maxima > 0 { tops.address() } else { 0 },
             positions.address(),
             sequences.address(),
             parameters_buffer.address(),
@@ -143,7 +154,7 @@ pub fn check(
 fn greedy_takes_the_first_largest() -> Result<()> {
     for (vocabulary, blocks) in [(5, [1, 1]), (257, [4, 1]), (1000, [2, 2]), (1002, [1, 4])] {
         let parameters = [GREEDY, Parameters { limit: 13, ..GREEDY }, Parameters { limit: 14, ..GREEDY }, GREEDY];
-        check(vocabulary, blocks, &[(3, 0), (12, 1), (-1, 3), (12, 2)], &parameters, None)?;
+        check(vocabulary, blocks, 0, &[(3, 0), (12, 1), (-1, 3), (12, 2)], &parameters, None)?;
     }
     Ok(())
 }
@@ -152,7 +163,7 @@ fn greedy_takes_the_first_largest() -> Result<()> {
 fn stops_at_a_stop_token() -> Result<()> {
     // Every token stops.
     let parameters = Parameters { stops: 5, stop: [0, 1, 2, 3, 4, -5, -5, -5], ..GREEDY };
-    check(5, [1, 1], &[(3, 0)], &[parameters], None)
+    check(5, [1, 1], 0, &[(3, 0)], &[parameters], None)
 }
 
 #[test]
@@ -173,7 +184,9 @@ fn draws_as_the_rule_says() -> Result<()> {
         for seed in 0..4 {
             let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
             let rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
-            check(vocabulary, blocks, &rows, &parameters, None)?;
+            for maxima in [0, 9] {
+                check(vocabulary, blocks, maxima, &rows, &parameters, None)?;
+            }
         }
     }
     Ok(())

@@ -8,7 +8,18 @@ use fusec::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 /// Llama-3.2-1B's gate and up at batch 1.
 fn gate_up() -> MatvecTuning {
     let kind = "norm_matvec_gated".to_owned();
-    MatvecTuning { kind, k: 2048, tiles: 1024, batch: 1, warps: 16, depth: 4, blocks: 1, us: 1.0, default_us: 2.0 }
+    MatvecTuning {
+        kind,
+        k: 2048,
+        tiles: 1024,
+        batch: 1,
+        warps: 16,
+        depth: 4,
+        blocks: 1,
+        late: false,
+        us: 1.0,
+        default_us: 2.0,
+    }
 }
 
 /// And its attention.

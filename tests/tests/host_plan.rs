@@ -275,7 +275,18 @@ fn llama_tied_tuned() -> Result<()> {
             ("norm_matvec_sample", 128, 19, 4, 12),
         ] {
             let kind = kind.to_string();
-            tuning.set_matvec(MatvecTuning { kind, k, tiles, batch, warps, depth, blocks: 1, us, default_us });
+            tuning.set_matvec(MatvecTuning {
+                kind,
+                k,
+                tiles,
+                batch,
+                warps,
+                depth,
+                blocks: 1,
+                late: k == 128,
+                us,
+                default_us,
+            });
         }
         let (heads, key_heads, head_dim, window) = (4, 2, 32, 0);
         let (warps, keys) = (2, 3);

@@ -154,7 +154,7 @@ mod tests {
 
     fn entry(k: usize, batch: usize) -> MatvecTuning {
         let (kind, tiles, us) = ("norm_matvec".to_owned(), 192, 0.0);
-        MatvecTuning { kind, k, tiles, batch, warps: 8, depth: 8, blocks: 2, us, default_us: us }
+        MatvecTuning { kind, k, tiles, batch, warps: 8, depth: 8, blocks: 2, late: false, us, default_us: us }
     }
 
     #[test]

@@ -295,11 +295,13 @@ fn llama_tied_tuned() -> Result<()> {
         tuning.set_attention(entry);
     }
     let change = |plan: &mut Plan| {
-        let mut warps = plan.kernels.iter().filter_map(|kernel| match &kernel.spec {
-            KernelSpec::Matvec(spec) => Some(spec.warps),
-            KernelSpec::Attention(spec) if spec.append => Some(spec.warps),
-            _ => None,
-        });
+        let decodes = plan.steps.iter().filter(|step| matches!(step.kind, StepKind::Decode { .. }));
+        let mut warps =
+            decodes.flat_map(|step| &step.launches).filter_map(|launch| match &plan.kernels[launch.kernel].spec {
+                KernelSpec::Matvec(spec) => Some(spec.warps),
+                KernelSpec::Attention(spec) => Some(spec.warps),
+                _ => None,
+            });
         assert!(warps.all(|warps| warps != 8), "every entry finds its kernel");
     };
     check(&Case { tuning, change, ..Case::new("llama-tied") })

@@ -399,7 +399,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   if (MAXIMA > 0 && !warm && (rank > 0 || warp > 0)) return;
   // Of a row that is to be skipped only the first block knows: it alone writes positions.
   const int position = rank == 0 ? positions[blockIdx.y] : -1;
-  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, 1.4426950408889634f / p.temperature};
+  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, fminf(1.4426950408889634f / p.temperature, 3e38f)};
 
   // The logits are on their way while it is worked out which of them count.
   if (MAXIMA > 0)
@@ -433,7 +433,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   int token = best.index < VOCABULARY ? best.index : 0;
 
   if (warm && best.value - best.value == 0.0f) {
-    row.largest = best.value;
+    row.largest = best.value + 0.0f;   // not -0
     if (threadIdx.x == 0) shared.found = 0, shared.position = (u32)position, shared.drawn = -1;
     block_barrier();
     u32 floor = 0;
@@ -444,7 +444,8 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
       if (count > LIST) floor = threshold<false>(row, p.top_k, floor);
     }
     if (count <= LIST) {
-      if (rank == 0) token = draw_of_list(row, p, count, (u32)position, sequence);
+      const int drawn = rank == 0 ? draw_of_list(row, p, count, (u32)position, sequence) : -1;
+      if (drawn >= 0) token = drawn;
     } else {
       if (p.top_p < 1.0f) floor = threshold<true>(row, p.top_p, floor);
       floor = least_of(row, p, floor);

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{Arch, ResourceReport};
 
-/// The version of the file's layout. A reader takes its own and earlier ones.
-pub const FORMAT_VERSION: u32 = 3;
+/// The version of the file's layout. A reader takes its own alone.
+pub const FORMAT_VERSION: u32 = 4;
 
 /// A compiled model without its weights.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -194,7 +194,7 @@ impl Artifact {
     }
 }
 
-/// The version is read before the rest: a later format may have any shape.
+/// The version is read before the rest: another format may have any shape.
 fn read_manifest(text: &str) -> Result<Manifest> {
     #[derive(Deserialize)]
     struct Version {
@@ -202,8 +202,8 @@ fn read_manifest(text: &str) -> Result<Manifest> {
     }
     let Version { format_version } = serde_json::from_str(text).context("its manifest.json has no format_version")?;
     ensure!(
-        format_version <= FORMAT_VERSION,
-        "its format is version {format_version}, and this program reads up to {FORMAT_VERSION}: update it, or compile the model again"
+        format_version == FORMAT_VERSION,
+        "its format is version {format_version}, and this program reads version {FORMAT_VERSION}: compile the model again"
     );
     serde_json::from_str(text).context("its manifest.json is not as expected")
 }

@@ -153,9 +153,9 @@ fn a_file_that_is_no_artifact_is_one_clear_error() {
 }
 
 #[test]
-fn a_later_format_is_refused_and_a_note_beside_is_not() {
-    let later = changed(&[("manifest.json", Some("{\"format_version\": 4, \"shape\": \"unknown\"}"))]);
-    let expected = "its format is version 4, and this program reads up to 3: update it, or compile the model again";
+fn another_format_is_refused_and_a_note_beside_is_not() {
+    let later = changed(&[("manifest.json", Some("{\"format_version\": 5, \"shape\": \"unknown\"}"))]);
+    let expected = "its format is version 5, and this program reads version 4: compile the model again";
     assert_eq!(error_of(&later), expected);
     assert_eq!(Artifact::from_bytes(&changed(&[("notes.txt", Some("mine"))])).unwrap(), sample());
 }

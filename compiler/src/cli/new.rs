@@ -38,7 +38,7 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
     );
     let count = |key: &str| config.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0) as usize;
     let (layers, further) = (count("num_hidden_layers"), count("num_nextn_predict_layers"));
-    let spare = Spare { layers: layers..layers + further, ..Spare::default() };
+    let spare = Spare { layers: layers..layers.saturating_add(further), ..Spare::default() };
     let weights: BTreeMap<String, Vec<usize>> = all
         .iter()
         .filter(|(name, shape)| !tensors::harmless(name, shape, &spare))

@@ -25,7 +25,7 @@ use super::tell;
 use crate::build::{Arch, Nvrtc, Options};
 use crate::compile::{CompileOptions, Model};
 use crate::description::shipped;
-use crate::plan::{PlanOptions, StepKind, Tuning};
+use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 
 /// Which models, and how.
 #[derive(Args, Clone, Debug)]
@@ -38,7 +38,7 @@ pub(super) struct TuneArgs {
     /// Sequences that decode together.
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4")]
     batch: Vec<usize>,
-    /// The position at which decoding begins.
+    /// The position at which decoding begins; shapes that only longer contexts have are measured from 128 on.
     #[arg(long, env = "FUSE_TUNE_DEPTH", default_value_t = 96)]
     depth: usize,
     /// Rounds of a comparison; a shape wins only if it is the faster one in each.
@@ -104,17 +104,22 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures the candidates of each shape of the decode step, and all winners together, which go into the record if they win.
+    /// Measures the candidates of each shape of the decode steps, then the winners together: the best, and each further one that makes the step faster still.
     fn tune(&self, record: &mut Tuning) -> Result<()> {
         let rules = self.compile(&Tuning::default())?;
         let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
         let mut judge = Judge::start(self.program, &self.arguments(&base))?;
         tell(rules.plan.summary());
-        let steps = [rules.plan.decode_at(self.batch, 0), StepKind::Decode { batch: self.batch }];
+        let far = StepKind::Decode { batch: self.batch };
         let mut shapes: Vec<Shape> = Vec::new();
-        for launch in steps.iter().filter_map(|&kind| rules.plan.step(kind)).flat_map(|step| &step.launches) {
-            let shape = Shape::of(&rules.plan.kernels[launch.kernel].spec, launch.grid[0] as usize, self.batch);
-            shapes.extend(shape.filter(|shape| !shapes.contains(shape)));
+        for kind in [rules.plan.decode_at(self.batch, 0), far] {
+            let step = rules.plan.step(kind).context("a decode step was planned")?;
+            for launch in &step.launches {
+                let shape = Shape::of(&rules.plan.kernels[launch.kernel].spec, launch.grid[0] as usize, self.batch);
+                // The warps and keys of a near step's attention are not a record's.
+                let shape = shape.filter(|shape| kind == far || matches!(shape, Shape::Matvec(_)));
+                shapes.extend(shape.filter(|shape| !shapes.contains(shape)));
+            }
         }
         let mut winners: Vec<(Shape, Measured)> = Vec::new();
         for shape in &shapes {
@@ -136,8 +141,13 @@ impl Bench<'_> {
     fn together(&self, mut winners: Vec<(Shape, Measured)>, judge: &mut Judge) -> Result<Vec<(Shape, Measured)>> {
         winners.sort_by(|(_, a), (_, b)| b.gain().total_cmp(&a.gain()));
         let mut kept: Vec<(Shape, Measured)> = Vec::new();
-        let mut gain = 0.0;
+        let (count, mut gain) = (winners.len(), 0.0);
         for (shape, measured) in winners {
+            if kept.is_empty() {
+                gain = measured.gain();
+                kept.push((shape, measured));
+                continue;
+            }
             let mut all = Tuning::default();
             kept.iter().chain([&(shape.clone(), measured.clone())]).for_each(|(shape, at)| shape.enter(&mut all, at));
             let file = self.write("together", &self.compile(&all)?)?;
@@ -146,9 +156,12 @@ impl Bench<'_> {
             };
             if whole.gain() >= gain + LEAST_GAIN {
                 gain = whole.gain();
-                tell(format!("  {} together: {whole}", kept.len() + 1));
-                kept.push((shape, whole));
+                kept.push((shape, measured));
+                tell(format!("  {} together: {whole}", kept.len()));
             }
+        }
+        if kept.len() < count {
+            tell(format!("  of {count} that win alone, {} are kept", kept.len()));
         }
         Ok(kept)
     }
@@ -166,18 +179,26 @@ impl Bench<'_> {
         Ok(judge.measure(&file)?.filter(wins).map(|measured| (winner, measured)))
     }
 
-    /// The artifacts of those candidates that change the plan, compile and do not spill; made on every thread there is, in order.
+    /// The artifacts of those candidates that change the step that is measured, each in a way of its own, compile and do not spill; made on every thread there
+    /// is, in order.
     fn prepared(&self, candidates: Vec<Shape>, rules: &Model) -> Result<Vec<(Shape, PathBuf)>> {
+        let mut steps = vec![self.measured_step(&rules.plan)];
+        let mut due: Vec<(Shape, Model)> = Vec::new();
+        for candidate in candidates {
+            let model = self.compile(&candidate.alone())?;
+            let step = self.measured_step(&model.plan);
+            if !steps.contains(&step) {
+                steps.push(step);
+                due.push((candidate, model));
+            }
+        }
         let next = AtomicUsize::new(0);
         let done = Mutex::new(BTreeMap::new());
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(candidate) = candidates.get(index) else { break };
-                let made = self.compile(&candidate.alone()).and_then(|model| match model.plan == rules.plan {
-                    true => Ok(None),
-                    false => self.write(&format!("candidate-{index}"), &model),
-                });
+                let Some((_, model)) = due.get(index) else { break };
+                let made = self.write(&format!("candidate-{index}"), model);
                 done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, made);
             }
         };
@@ -188,9 +209,16 @@ impl Bench<'_> {
         });
         let mut prepared = Vec::new();
         for (index, made) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            prepared.extend(made?.map(|file| (candidates[index].clone(), file)));
+            prepared.extend(made?.map(|file| (due[index].0.clone(), file)));
         }
         Ok(prepared)
+    }
+
+    /// The kernels of the step that is measured, and their blocks.
+    fn measured_step(&self, plan: &Plan) -> Vec<(KernelSpec, [u32; 3])> {
+        let last = self.args.depth + self.args.steps as usize + 2;
+        let launches = plan.step(plan.decode_at(self.batch, last)).map_or(&[][..], |step| &step.launches);
+        launches.iter().map(|launch| (plan.kernels[launch.kernel].spec.clone(), launch.grid)).collect()
     }
 
     fn compile(&self, tuning: &Tuning) -> Result<Model> {

@@ -371,8 +371,7 @@ impl KernelSpec {
     }
 }
 
-/// Positions that a near step is for: up to here, what eight warps take in one go, attention and its projection in one kernel win over keys split
-/// over blocks.
+/// Positions that a near step is for: up to here, what eight warps take in one go, a block that takes all keys of a head wins over keys split over blocks.
 pub const NEAR: usize = 128;
 
 /// Warps of the kernel that routes many rows: one block 32 rows.

@@ -399,23 +399,33 @@ pub(super) fn launch_name(launch: &Launch, kernel: &str) -> String {
     }
 }
 
-/// Per cent of a multiprocessor's first-level memory that the kernels of a decode step have as shared memory. One share for all: a multiprocessor that
-/// changes it has to be empty first, and kernels would not overlap. On an H200, Llama-3.2-1B: 25 is too little for batch 4 (811 us a step, 744 at 50), 100
-/// leaves too little cache (676 for 659 at batch 1). Steps with clusters or experts want 60 (Llama-3.2-1B at batch 1: 654, at 75 678), others 75
-/// (Qwen3-0.6B: 449, at 60 458; Llama-3.2-1B at batch 4: 699, at 60 703).
-fn shared_per_cent(plan: &Plan, step: &Step) -> u32 {
-    let spec = |launch: &Launch| &plan.kernels[launch.kernel].spec;
-    let large =
-        |launch: &Launch| matches!(spec(launch), KernelSpec::AttentionProjection(_) | KernelSpec::ExpertsHidden(_));
-    if step.launches.iter().any(large) { 60 } else { 75 }
+/// Per cent of a multiprocessor's first-level memory that the kernels of the decode steps of a batch have as shared memory. One share for all: a
+/// multiprocessor that changes it has to be empty first, and kernels would not overlap. Kernels of several batches have the least.
+///
+/// On an H200, us a step: 60 where attention and projection are one kernel (Llama-3.2-1B at batch 1: 654, at 75 678) or with experts, else 75 (Qwen3-0.6B at
+/// batch 2: 480, at 60 493; Llama-3.2-1B there: 660, at 60 665). 100 leaves too little cache.
+fn shared_per_cent(plan: &Plan, batch: usize) -> u32 {
+    let large = |launch: &Launch| {
+        let spec = &plan.kernels[launch.kernel].spec;
+        matches!(spec, KernelSpec::AttentionProjection(_) | KernelSpec::ExpertsHidden(_))
+    };
+    let mut steps = plan.steps.iter().filter(|step| decoded_batch(step) == Some(batch));
+    if steps.any(|step| step.launches.iter().any(large)) { 60 } else { 75 }
+}
+
+fn decoded_batch(step: &Step) -> Option<usize> {
+    match step.kind {
+        StepKind::Near { batch, .. } | StepKind::Decode { batch } => Some(batch),
+        _ => None,
+    }
 }
 
 /// The device code of a plan's kernels, loaded.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>) -> Result<Vec<Kernel>> {
-    let decodes = |step: &&Step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. });
     let mut shares: BTreeMap<usize, u32> = BTreeMap::new();
-    for step in plan.steps.iter().filter(decodes) {
-        let share = shared_per_cent(plan, step);
+    for step in &plan.steps {
+        let Some(batch) = decoded_batch(step) else { continue };
+        let share = shared_per_cent(plan, batch);
         for launch in &step.launches {
             shares.entry(launch.kernel).and_modify(|least| *least = share.min(*least)).or_insert(share);
         }

@@ -5,6 +5,7 @@ use askama::Template;
 use fuse_templates::Sample;
 use fuse_tests::host_build::HostBuffer;
 
+use crate::mutations::caught;
 use crate::support::*;
 
 const RING: usize = 8;
@@ -220,4 +221,45 @@ fn greedy_from_the_maxima_of_a_head() -> Result<()> {
     ensure!(tokens.written::<i32>()? == [98, 33], "tokens {:?}", tokens.written::<i32>()?);
     ensure!(places.written::<i32>()? == [5, 5]);
     Ok(())
+}
+
+/// Planted mistakes, as those of the other kernels.
+#[test]
+fn mistakes_are_caught() {
+    let warm = Parameters { temperature: 1.1, limit: 31, ..GREEDY };
+    let of_two = |vocabulary, parameters: Parameters, mutation| {
+        let parameters: Vec<_> = (0..12).map(|seed| Parameters { seed: [seed, 1], ..parameters }).collect();
+        let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (20 + sequence, sequence)).collect();
+        check(vocabulary, [2, 2], 40, &rows, &parameters, mutation)
+    };
+    // From a list of what top-k keeps.
+    caught(
+        |mutation| of_two(400, Parameters { top_k: 20, top_p: 0.8, ..warm }, mutation),
+        &[
+            ("shared.found = 0, ", "", "shared memory"),
+            ("  cluster_barrier();\n  const int of_lane", "  block_barrier();\n  const int of_lane", "shared memory"),
+            ("listed[i - before], rank)", "listed[i - before], 0)", "shared memory"),
+            ("rank >= p.top_k", "rank >= 2 * p.top_k", "tokens"),
+            ("weight >= (wanted", "weight >= 2 * (wanted", "tokens"),
+            ("if (bits_in(other) < floor) continue;", "", "tokens"),
+            ("(u32)other < (u32)entry", "(u32)other > (u32)entry", "tokens"),
+            ("(position + 1) % RING", "position % RING", "ring"),
+            ("(u32)position + 1 >= p.limit", "(u32)position >= p.limit", "positions"),
+            ("c2 = high0 ^ c3 ^ k1", "c2 = high0 ^ c3 ^ k0", "tokens"),
+            ("1.0 / 16777216.0", "1.0 / 8388608.0", "tokens"),
+            ("  if (warm || MAXIMA == 0) cluster_barrier();\n", "", "which has ended"),
+        ],
+    );
+    // From all logits.
+    caught(
+        |mutation| of_two(2000, Parameters { top_p: 0.8, ..warm }, mutation),
+        &[
+            ("before += in_front_of_block", "before = in_front_of_block", "race"),
+            ("if (target >= before) found = round", "found = round", "tokens"),
+            ("if (lane >= delta) reached += below;", "reached += below;", "race"),
+            ("if (bits >= pivots[i]) sums[i] += amount;", "sums[i] += amount;", "tokens"),
+            ("above += beyond", "above = 0", "tokens"),
+            ("lane < row.rank ? of_lane", "lane <= row.rank ? of_lane", "tokens"),
+        ],
+    );
 }

@@ -97,7 +97,7 @@ pub(super) fn candidates(shape: &Shape) -> Vec<Shape> {
 /// Warps that all get a pair, depths that a warp's pairs fill within a few tiles, and no more blocks than the registers hold.
 fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
     let pairs = entry.k.div_ceil(32);
-    let mut found = Vec::new();
+    let mut found = vec![MatvecTuning { late: !entry.late, ..entry.clone() }];
     for warps in [4, 8, 16] {
         for depth in [2, 4, 6, 8, 12, 16] {
             for blocks in [1, 2, 3, 4] {
@@ -110,7 +110,6 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
             }
         }
     }
-    found.insert(0, MatvecTuning { late: !entry.late, ..entry.clone() });
     found.retain(|other| other != entry);
     found
 }
@@ -164,7 +163,8 @@ mod tests {
         assert!(!found.contains(&entry(2048, 1)), "the shape itself is no candidate");
         assert!(found.iter().any(|entry| entry.warps == 16) && found.iter().any(|entry| entry.blocks == 1));
         assert!(found.iter().all(|entry| entry.blocks * entry.warps <= 36), "a multiprocessor holds them");
-        let small = matvecs(&entry(128, 1));
+        let (late, small): (Vec<_>, Vec<_>) = matvecs(&entry(128, 1)).into_iter().partition(|entry| entry.late);
+        assert_eq!(late, [MatvecTuning { late: true, ..entry(128, 1) }], "the shape itself, the next kernel late");
         assert!(!small.is_empty() && small.iter().all(|entry| entry.warps == 4 && entry.depth <= 4), "{small:?}");
         for shape in candidates(&Shape::Matvec(entry(2048, 8))) {
             Tuning::parse(&with_header(&shape), "candidate").expect("each is a sound entry");

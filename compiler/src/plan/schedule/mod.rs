@@ -62,9 +62,6 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
             }
             builder.end(if near { StepKind::Near { batch, reach: NEAR } } else { StepKind::Decode { batch } });
             builder.finish();
-            if !near {
-                break;
-            }
         }
     }
     for &rows in &options.prompts {

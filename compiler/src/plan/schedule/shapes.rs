@@ -50,13 +50,13 @@ pub(super) fn query_group(share: usize, head_dim: usize) -> usize {
 
 /// Query heads that a block takes of those that share a key head where it takes all their keys: few, that is many blocks, but no more than 32.
 ///
-/// On an H200, us a step at batch 1, 2 and 4: Qwen3-0.6B with 16 blocks a row 443, 479 and 593, with 8 449, 487 and 573; a layer of
-/// Qwen3-30B-A3B with 32 blocks 35.8, with 16 36.1, with 8 36.5.
+/// On an H200, us a step: Qwen3-0.6B at batch 1 with 16 blocks 447, with 8 458; at batch 2 with 32 493, with 16 497; at batch 4 with 64 594, with 32 574. A
+/// layer of Qwen3-30B-A3B with 32 blocks 35.8, with 16 36.1, with 8 36.5.
 pub(super) fn near_group(heads: usize, share: usize, rows: usize) -> usize {
     (1..=share).find(|group| share.is_multiple_of(*group) && heads / group * rows <= 32).unwrap_or(share)
 }
 
-/// Warps, and the keys that make a further block worth its while. On an H200, us a step:
+/// Warps, and the keys that make a further block worth its while. On an H200, us a step, before near steps took all keys in one block:
 ///
 /// Llama-3.2-1B (heads of 64) with splits of 128 keys takes 684 at depth 512 and 825 at 4096, of 256 keys 687 and 767, of 512 keys 697 and 761.
 /// Qwen3-0.6B (heads of 128: eight warps that hold 16 keys each have too few registers) with 4 warps and 64 keys takes 479, 540 and 605 at batch 1,
@@ -82,11 +82,12 @@ pub(super) fn attention_rows_shape(
     (row_warps, 4 / row_warps, if wide && row_warps == 2 { 32 } else { 64 })
 }
 
-/// Blocks a cluster and row tiles a cluster of the kernel that attends and projects; none where keys are better split over blocks. `tuned`: row
-/// tiles as a record has them, 0 for none.
+/// Blocks a cluster and row tiles a cluster of the kernel that attends and projects; none where two kernels are better. `tuned`: row tiles as a record
+/// has them, 0 for none.
 ///
 /// An H200 holds 15 clusters of 8 blocks at a block a multiprocessor: as many slices are all there at once. Measured there, us a step at batch 1:
-/// Llama-3.2-1B 648 against 659, SmolLM2-135M 337 against 343, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688.
+/// SmolLM2-135M 337 against 343, Llama-3.2-1B 648 against 659, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688. That was
+/// against keys split over blocks: where one block takes all keys of a head, Llama-3.2-1B takes 645, and its record says so.
 pub(super) fn cluster_shape(
     spec: &AttentionSpec,
     rows: usize,

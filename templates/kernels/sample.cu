@@ -112,10 +112,10 @@ DEVICE void touch(const float* logits, int at) {
   if (at < VOCABULARY) load_and_forget(logits + at);
 }
 
-// Gives `use` the bits and the token of each logit of a thread, so many fours at a time.
-template <int FOURS = 5, typename Use>
+// Gives `use` the bits and the token of each logit of a thread.
+template <typename Use>
 DEVICE void each(const Row& row, Use use) {
-#pragma unroll FOURS
+#pragma unroll 5
   for (int round = 0; round < ROUNDS; round++) {
     float four[4];
     const int at = row.begin + 128 * round + 4 * (threadIdx.x % 32);
@@ -144,12 +144,12 @@ DEVICE u64 in_front(const Row& row, u64 of_warp, u64& of_block) {
   return warp_total(lane < warp ? value : 0);
 }
 
-// What the blocks in front have of a value that each block gives, and all. Lane r is told what block r has.
-DEVICE u64 in_front_of_block(const Row& row, u64 of_block, u64& of_row, u64& of_lane) {
+// What the blocks in front have of a value that each block gives, and all.
+DEVICE u64 in_front_of_block(const Row& row, u64 of_block, u64& of_row) {
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) row.shared.block_sums[0] = of_block;
   cluster_barrier();
-  of_lane = lane < CLUSTER ? peer(&row.shared.block_sums[0], lane) : 0;
+  const u64 of_lane = lane < CLUSTER ? peer(&row.shared.block_sums[0], lane) : 0;
   of_row = warp_total(of_lane);
   return warp_total(lane < row.rank ? of_lane : 0);
 }
@@ -325,11 +325,11 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
 
 // The sum of the weights at or above `floor`: all of it, what is in front of this warp, and the warp's.
 DEVICE u64 weigh(const Row& row, u32 floor, u64& before, u64& of_warp) {
-  u64 mine = 0, of_block, of_row, of_lane;
+  u64 mine = 0, of_block, of_row;
   each(row, [&](u32 bits, int) { if (bits >= floor) mine += weight_of(row, bits); });
   of_warp = warp_total(mine);
   before = in_front(row, of_warp, of_block);
-  before += in_front_of_block(row, of_block, of_row, of_lane);
+  before += in_front_of_block(row, of_block, of_row);
   return of_row;
 }
 

@@ -66,6 +66,7 @@ struct Thread {
   char* stack;
   bool begun, waited, launched;
   bool arrived;          // at a cluster barrier that it has not waited for
+  bool beginning, joined;   // has said that its block has begun; knows that all of the cluster have
   u32 awaited;           // a bit for each of its block's arrivals
   State state;
   Kind kind;             // of the exchange it waits in
@@ -81,7 +82,7 @@ struct Thread {
 struct Shadow {
   u64 written, read;             // block epoch
   u64 written_warp, read_warp;   // epoch of the warp of the last writer, reader
-  u64 peer_read;                 // block epoch in which another block of the cluster read
+  u64 peer_read, peer_written;   // block epoch in which another block of the cluster did
   u16 writer, reader;            // thread
   bool atomic;                   // written by an atomic
   bool lanes, warps;             // several threads, several warps read in that epoch
@@ -96,7 +97,8 @@ struct Block {
   Thread threads[MAX_THREADS];
   Arrival arrivals[MAX_ARRIVALS];
   u32 arrival_count;
-  u64 peer_read;                 // block epoch in which another block of the cluster read from it
+  u64 peer_read, peer_written;   // block epoch in which another block of the cluster read from it, or wrote
+  u64 epoch;                     // in which it came to a cluster barrier
   Shadow dynamic_shadow[MAX_SHARED / 2], fixed_shadow[MAX_FIXED_SHARED / 2];
   char dynamic[MAX_SHARED], fixed[MAX_FIXED_SHARED];
 };
@@ -112,7 +114,7 @@ FuseIndex block;
 bool failed;
 bool any_waited;       // some thread of the launch: enough for its end to imply the end of all before it
 // Each barrier of a block begins an epoch, which no other block shares.
-u64 epoch = 1, block_begin, cluster_epoch, warp_epoch[MAX_THREADS / 32];   // cluster_epoch: began at the last cluster barrier
+u64 epoch, last_epoch, block_begin, cluster_epoch, warp_epoch[MAX_THREADS / 32];   // cluster_epoch: began at the last cluster barrier
 alignas(128) char dynamic[MAX_SHARED];
 const FuseRange* last_range;
 
@@ -142,6 +144,7 @@ void fiber() {
     any_waited |= current->waited;
     if (!current->launched) fail("it ends without launch_dependents");
     if (current->arrived) fail("it ends between cluster_arrive and cluster_wait");
+    if (current->beginning) fail("it ends between cluster_begin and cluster_join");
     if (current->copy_count > 0) fail("it ends without await_copies");
     current->state = DONE;
     yield();
@@ -221,7 +224,7 @@ void exchange(u32 warp) {
 
 const char* name_of(const Thread& thread) {
   return thread.state == DONE ? "has ended" : thread.state == AT_BLOCK_BARRIER ? "is at block_barrier" :
-         thread.state == AT_CLUSTER_BARRIER ? "is at cluster_wait" : KIND_NAMES[thread.kind];
+         thread.state == AT_CLUSTER_BARRIER ? (thread.beginning ? "is at cluster_join" : "is at cluster_wait") : KIND_NAMES[thread.kind];
 }
 
 void diverged(const char* whom, u32 a, u32 b) {
@@ -254,19 +257,24 @@ void run_warp(u32 first, u32 last) {
 
 // Runs a block until it ends or waits for its cluster: that is every thread's state.
 void run_block() {
-  for (;;) {
-    epoch++;
+  // cluster_join orders nothing: the epoch is what it was.
+  for (bool joins = threads[0].state == AT_CLUSTER_BARRIER && threads[0].beginning;; joins = false) {
+    epoch = joins ? own->epoch : ++last_epoch;
     for (u32 i = 0; i < launch->threads; i++) threads[i].state = RUNNING;
     for (u32 first = 0; first < launch->threads; first += 32) {
       run_warp(first, first + 32 < launch->threads ? first + 32 : launch->threads);
       if (failed) return;
     }
     for (u32 i = 1; i < launch->threads; i++)
-      if (threads[i].state != threads[0].state) return diverged("block", 0, i);
+      if (threads[i].state != threads[0].state || threads[i].beginning != threads[0].beginning) return diverged("block", 0, i);
     if (threads[0].state == DONE) break;
-    if (threads[0].state == AT_CLUSTER_BARRIER) return;
+    if (threads[0].state == AT_CLUSTER_BARRIER) {
+      own->epoch = epoch;
+      return;
+    }
   }
-  const char* what = own->peer_read >= cluster_epoch ? "it ends while another block of the cluster may still read its shared memory" : nullptr;
+  const char* what = own->peer_read >= cluster_epoch ? "it ends while another block of the cluster may still read its shared memory"
+                     : own->peer_written >= cluster_epoch ? "it ends while another block of the cluster may still write its shared memory" : nullptr;
   for (u32 i = 0; i < own->arrival_count; i++)
     if (!own->arrivals[i].awaited) what = "it ends without an await of what copy_bulk brings";
   if (!what) return;
@@ -278,13 +286,13 @@ void run_block() {
 void run_cluster() {
   const u32 first = block.x;
   const u64 fixed = __stop_fuse_shared - __start_fuse_shared;
-  block_begin = cluster_epoch = ++epoch;
-  for (bool begun = false;; begun = true, cluster_epoch = ++epoch) {
+  block_begin = cluster_epoch = ++last_epoch;
+  for (bool begun = false;; begun = true) {
     for (u32 rank = 0; rank < cluster; rank++) {
       own = blocks + rank, threads = own->threads, block.x = first + rank;
       if (!begun) {
-        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = false, threads[i].awaited = threads[i].copy_count = 0;
-        own->arrival_count = 0, own->peer_read = 0;
+        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = threads[i].beginning = threads[i].joined = false, threads[i].awaited = threads[i].copy_count = 0;
+        own->arrival_count = 0, own->peer_read = own->peer_written = 0;
         for (char* p = __start_fuse_shared; p + 4 <= __stop_fuse_shared; p += 4) memcpy(p, &POISON, 4);
         for (char* p = dynamic; p < dynamic + launch->shared_bytes; p += 4) memcpy(p, &POISON, 4);
       } else if (cluster > 1) {
@@ -295,13 +303,15 @@ void run_cluster() {
       if (cluster > 1) memcpy(own->fixed, __start_fuse_shared, fixed), memcpy(own->dynamic, dynamic, launch->shared_bytes);
     }
     for (u32 rank = 1; rank < cluster; rank++) {
-      if (blocks[rank].threads[0].state == blocks[0].threads[0].state) continue;
+      const Thread &one = blocks[rank].threads[0], &other = blocks[0].threads[0];
+      if (one.state == other.state && one.beginning == other.beginning) continue;
       snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the cluster diverged: block %u %s, block %u %s", launch->name,
                first, block.y, block.z, 0, name_of(blocks[0].threads[0]), rank, name_of(blocks[rank].threads[0]));
       failed = true;
       return;
     }
     if (threads[0].state == DONE) return;
+    if (!threads[0].beginning) cluster_epoch = ++last_epoch;
   }
 }
 
@@ -326,6 +336,7 @@ void shared_access(Shadow* shadow, u64 offset, u64 bytes, bool write, bool atomi
   for (u64 i = offset / 2; i <= (offset + bytes - 1) / 2; i++) {
     Shadow& s = shadow[i];
     const bool known = s.written >= block_begin;
+    if (known && s.peer_written >= cluster_epoch) fail("race: touches shared memory that another block wrote, with no cluster barrier between");
     if (known && s.copy && !(current->awaited >> (s.copy - 1) & 1)) fail("touches shared memory that copy_bulk fills, without an await");
     if ((!write || atomic) && !known) fail("reads shared memory that no thread of the block wrote");
     if (known && !(atomic && s.atomic) && unordered(s.writer, s.written, s.written_warp))
@@ -455,6 +466,31 @@ u64 read_peer(const char* p, u32 bytes, u32 rank) {
   return value;
 }
 
+// Writes `bytes` (4 or 8) to what block `rank` of the cluster has where this block has `p`.
+void write_peer(const char* p, const char* value, u32 bytes, u32 rank) {
+  if (rank >= cluster) fail("writes to block %u in a cluster of %u", rank, cluster);
+  Block& peer = blocks[rank];
+  if (&peer == own) {
+    access(p, bytes, WRITE);
+    memcpy((char*)p, value, bytes);
+    return;
+  }
+  const char* saved;
+  Shadow* shadow = shared_place(peer, p, bytes, &saved);
+  if (!shadow || (u64)p % bytes) fail("store_peer to what is no variable of shared memory");
+  if (current->arrived) fail("touches shared memory between cluster_arrive and cluster_wait");
+  if (!current->joined) fail("writes shared memory of block %u of the cluster, which may not have begun: cluster_join is to come first", rank);
+  if (peer.threads[0].state == DONE) fail("writes shared memory of block %u of the cluster, which has ended", rank);
+  for (Shadow* s = shadow; s < shadow + bytes / 2; s++) {
+    const bool another = s->writer != number(current) || s->written != epoch;
+    if (s->read >= cluster_epoch || (s->written >= cluster_epoch && another) || s->peer_read >= cluster_epoch)
+      fail("race: writes shared memory of block %u of the cluster that another thread touched, with no cluster barrier between", rank);
+    s->written = s->peer_written = epoch, s->written_warp = warp_epoch[number(current) / 32], s->writer = number(current), s->atomic = false, s->copy = 0;
+  }
+  peer.peer_written = epoch;
+  memcpy((char*)saved, value, bytes);
+}
+
 // The bytes are written twice: garbage at once, as they may come at any time, and what they are when the thread waits for them.
 void begin_copy(char* to, const char* from) {
   if ((u64)to % 16 || (u64)from % 16) fail("copy_async: both addresses are to be multiples of 16");
@@ -527,7 +563,18 @@ FuseIndex fuse_block_size() { return {launch->threads, 1, 1}; }
 FuseIndex fuse_grid_size() { return {launch->grid[0], launch->grid[1], launch->grid[2]}; }
 char* fuse_shared_memory() { return dynamic; }
 void fuse_block_barrier() { current->state = AT_BLOCK_BARRIER; yield(); }
+void fuse_cluster_begin() {
+  if (current->arrived || current->beginning || current->joined) fail("cluster_begin after a cluster barrier's arrival");
+  current->beginning = true;
+}
+void fuse_cluster_join() {
+  if (!current->beginning) fail("cluster_join without cluster_begin");
+  current->state = AT_CLUSTER_BARRIER;
+  yield();
+  current->beginning = false, current->joined = true;
+}
 void fuse_cluster_arrive() {
+  if (current->beginning) fail("cluster_arrive between cluster_begin and cluster_join");
   if (current->arrived) fail("cluster_arrive twice");
   current->arrived = true;
 }
@@ -535,8 +582,9 @@ void fuse_cluster_wait() {
   if (!current->arrived) fail("cluster_wait without cluster_arrive");
   current->state = AT_CLUSTER_BARRIER;
   yield();
-  current->arrived = false;
+  current->arrived = false, current->joined = true;
 }
+void fuse_store_peer(const void* p, const void* value, u32 bytes, int rank) { write_peer((const char*)p, (const char*)value, bytes, (u32)rank); }
 u64 fuse_load_peer(const void* p, u32 bytes, int rank) { return read_peer((const char*)p, bytes, (u32)rank); }
 void fuse_expect(u64* arrived, u32 bytes) { begin_arrival(arrived, bytes); }
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) { copy((char*)to, (const char*)from, bytes, arrived); }

@@ -30,8 +30,11 @@ __attribute__((const)) FuseIndex fuse_block_size();
 __attribute__((const)) FuseIndex fuse_grid_size();
 char* fuse_shared_memory();
 void fuse_block_barrier();
+void fuse_cluster_begin();
+void fuse_cluster_join();
 void fuse_cluster_arrive();
 void fuse_cluster_wait();
+void fuse_store_peer(const void* p, const void* value, u32 bytes, int rank);
 u64 fuse_load_peer(const void* p, u32 bytes, int rank);
 void fuse_expect(u64* arrived, u32 bytes);
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived);
@@ -60,8 +63,13 @@ void fuse_accumulate(float* p, float value);
 DEVICE char* shared_memory() { return fuse_shared_memory(); }
 DEVICE void block_barrier() { fuse_block_barrier(); }
 DEVICE void warp_barrier() { fuse_warp_barrier(); }
+DEVICE void cluster_begin() { fuse_cluster_begin(); }
+DEVICE void cluster_join() { fuse_cluster_join(); }
 DEVICE void cluster_arrive() { fuse_cluster_arrive(); }
 DEVICE void cluster_wait() { fuse_cluster_wait(); }
+DEVICE void store_peer(u64* p, u64 value, int rank) { fuse_store_peer(p, &value, 8, rank); }
+DEVICE void store_peer(u32* p, u32 value, int rank) { fuse_store_peer(p, &value, 4, rank); }
+DEVICE void store_peer(float* p, float value, int rank) { fuse_store_peer(p, &value, 4, rank); }
 DEVICE u64 load_peer(const u64* p, int rank) { return fuse_load_peer(p, 8, rank); }
 DEVICE u32 load_peer(const u32* p, int rank) { return (u32)fuse_load_peer(p, 4, rank); }
 DEVICE int load_peer(const int* p, int rank) { return (int)load_peer((const u32*)p, rank); }
@@ -139,6 +147,7 @@ DEVICE int warp_sum(int value) {
   return value;
 }
 DEVICE int count_bits(u32 value) { return __builtin_popcount(value); }
+DEVICE int leading_zeros(u32 value) { return value ? __builtin_clz(value) : 32; }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return fuse_shuffle_xor(value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delta); }
 

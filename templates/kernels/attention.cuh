@@ -43,7 +43,9 @@ DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const flo
   }
 }
 
-// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp.
+// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp, for pairs
+// whose values do not lie in one lane.
+constexpr bool IN_LANE = !ROPE_INTERLEAVED && ROPE_DIM % 64 == 0;
 template <typename Take>
 DEVICE void load_head(Take take, float* raw, const float* from, const float* weights, float eps, const Prepared& prepared, bool transform) {
   const int lane = threadIdx.x % 32;
@@ -54,18 +56,32 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
     value[j] = i < HEAD_DIM ? from[i] : 0.0f;
     square += value[j] * value[j];
   }
-  const float scale = transform && NORM ? rsqrtf(warp_sum(square) / HEAD_DIM + eps) : 1.0f;
+  if (transform && NORM) {
+    const float scale = rsqrtf(warp_sum(square) / HEAD_DIM + eps);
 #pragma unroll
-  for (int j = 0; j < PER_LANE; j++) {
-    const int i = lane + 32 * j;
-    if (i < HEAD_DIM) raw[i] = transform && NORM ? value[j] * scale * weights[i] : value[j];
+    for (int j = 0; j < PER_LANE; j++)
+      if (lane + 32 * j < HEAD_DIM) value[j] = value[j] * scale * weights[lane + 32 * j];
   }
-  warp_barrier();
-  const auto turn = [&](int pair, float& cosine, float& sine) { cosine = prepared.turns[pair][0], sine = prepared.turns[pair][1]; };
-#pragma unroll 1
-  for (int i = lane; i < PADDED; i += 32)
-    take(i, i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, turn) : raw[i]);
-  warp_barrier();
+  if (!IN_LANE) {
+#pragma unroll
+    for (int j = 0; j < PER_LANE; j++) raw[lane + 32 * j] = value[j];
+    warp_barrier();
+  }
+#pragma unroll
+  for (int j = 0; j < (ROPE_DIM / 2 + 31) / 32; j++) {
+    const int pair = lane + 32 * j, one = first_of(pair), other = second_of(pair);
+    if (pair >= ROPE_DIM / 2) break;
+    const float a = IN_LANE ? value[j] : raw[one], b = IN_LANE ? value[j + ROPE_DIM / 64] : raw[other];
+    const float cosine = prepared.turns[pair][0], sine = prepared.turns[pair][1];
+    take(one, transform ? a * cosine - b * sine : a);
+    take(other, transform ? b * cosine + a * sine : b);
+  }
+#pragma unroll
+  for (int j = ROPE_DIM / 32; j < PER_LANE; j++) {
+    const int i = lane + 32 * j;
+    if (i >= ROPE_DIM && i < PADDED) take(i, value[j]);
+  }
+  if (!IN_LANE) warp_barrier();
 }
 
 // A query as two bfloat16 a value: what rounding keeps, and what it leaves. Values beyond PADDED are zeros.
@@ -155,14 +171,14 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     }
 
     // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
-    float product[2][4] = {};
+    float product[2][2][4] = {};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
       const Vec4 kept = *(const Vec4*)(query + 32 * p), left = *(const Vec4*)(query + QUERY_STRIDE + 32 * p);
 #pragma unroll
       for (int t = 0; t < 2; t++) {
-        mma_bf16(product[t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
-        mma_bf16(product[t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
+        mma_bf16(product[0][t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
+        mma_bf16(product[1][t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
       }
     }
     if (!WIDE) load_keys(tile, span, base + stride);
@@ -173,7 +189,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     float score[4], peak = largest;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      score[i] = product[i / 2][i % 2] + product[i / 2][i % 2 + 2];
+      score[i] = product[0][i / 2][i % 2] + product[1][i / 2][i % 2] + (product[0][i / 2][i % 2 + 2] + product[1][i / 2][i % 2 + 2]);
       if (SOFTCAP > 0.0f) score[i] = SOFTCAP * tanhf(score[i] / SOFTCAP) * LOG2E;
       if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;
       peak = fmaxf(peak, score[i]);

@@ -17,6 +17,7 @@ constexpr int SPLIT = SLICE >= WARPS ? 1 : WARPS / SLICE; // warps that share a 
 constexpr int STAGE_STRIDE = COLUMNS + 32;
 constexpr int RESULTS = 16 * SLICE * BATCH;               // of a cluster
 constexpr int SHARE = (RESULTS + CLUSTER - 1) / CLUSTER;  // and of a block
+constexpr int OWN = (SHARE + THREADS - 1) / THREADS;      // and of a thread
 static_assert(COLUMNS % 32 == 0 && KEY_HEADS % CLUSTER == 0, "a block's columns are whole pairs");
 static_assert(BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 
@@ -27,7 +28,7 @@ struct alignas(16) Shared {
   Vec4 queries[BATCH * BLOCK_HEADS][2 * QUERY_STRIDE / 8];
   Vec4 fresh[BATCH * BLOCK_KEY_HEADS][2][PADDED / 8];
   Vec4 staged[BATCH][STAGE_STRIDE / 8];
-  float products[SPLIT][RESULTS];
+  float products[CLUSTER][SPLIT][SHARE];   // of the results this block makes, each block's
   Prepared prepared[BATCH];
 };
 
@@ -44,6 +45,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
   const int tiles = smaller(SLICE, TILES - first_tile);
 
   launch_dependents();
+  cluster_begin();
   if (threadIdx.x == 0) {
     expect(&arrived, tiles * BLOCK_PAIRS * 1024);
 #pragma unroll 1
@@ -109,6 +111,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
     store((u16*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total);
   }
   block_barrier();
+  cluster_join();
   await(&arrived);
 
   // A warp multiplies a row tile, or a part of its columns.
@@ -126,23 +129,29 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      const int b = 2 * quad + i % 2, row = 16 * t + group + i / 2 * 8;
-      if (b < BATCH) shared.products[part][row * BATCH + b] = sum[0][i] + sum[1][i];
+      const int b = 2 * quad + i % 2, result = (16 * t + group + i / 2 * 8) * BATCH + b;
+      if (b < BATCH) store_peer(&shared.products[rank][part][result % SHARE], sum[0][i] + sum[1][i], result / SHARE);
     }
   }
   cluster_arrive();
+  const auto place_of = [&](int own) { return rank * SHARE + own * THREADS + (int)threadIdx.x; };
+  const auto is_mine = [&](int own) {
+    return own * THREADS + threadIdx.x < SHARE && place_of(own) < RESULTS && 16 * first_tile + place_of(own) / BATCH < ROWS[0];
+  };
+  float y[OWN];
+#pragma unroll
+  for (int own = 0; own < OWN; own++) {
+    const int b = place_of(own) % BATCH, row = 16 * first_tile + place_of(own) / BATCH;
+    y[own] = (is_mine(own) && bias ? bias[row] : 0.0f) + (is_mine(own) && residual ? residual[b * ROWS[0] + row] : 0.0f);
+  }
   cluster_wait();
-#pragma unroll 1
-  for (int i = rank * SHARE + threadIdx.x; i < smaller(RESULTS, (rank + 1) * SHARE); i += THREADS) {
-    const int b = i % BATCH, row = 16 * first_tile + i / BATCH;
-    if (row >= ROWS[0]) break;
-    float y = (bias ? bias[row] : 0.0f) + (residual ? residual[b * ROWS[0] + row] : 0.0f);
+#pragma unroll
+  for (int own = 0; own < OWN; own++) {
+    if (!is_mine(own)) break;
 #pragma unroll
     for (int r = 0; r < CLUSTER; r++)
 #pragma unroll
-      for (int part = 0; part < SPLIT; part++) y += load_peer(&shared.products[part][i], r);
-    store(out + b * ROWS[0] + row, y);
+      for (int part = 0; part < SPLIT; part++) y[own] += shared.products[r][part][own * THREADS + threadIdx.x];
+    store(out + place_of(own) % BATCH * ROWS[0] + 16 * first_tile + place_of(own) / BATCH, y[own]);
   }
-  cluster_arrive();
-  cluster_wait();
 }

@@ -35,27 +35,3 @@ DEVICE int list_experts(int (&list)[MOST], const u32 (&sets)[BATCH][WORDS], int 
   warp_barrier();
   return count;
 }
-
-// What the warps of a block have of a row tile's 16 rows. Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
-template <int COLUMNS>
-DEVICE void leave_partial(float (&partial)[WARPS][16][COLUMNS], const float (&sum)[2][4], int warp, int lane) {
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int column = 2 * (lane % 4) + i;
-    if (column < COLUMNS) {
-      partial[warp][lane / 4][column] = sum[0][i] + sum[1][i];
-      partial[warp][lane / 4 + 8][column] = sum[0][i + 2] + sum[1][i + 2];
-    }
-  }
-}
-
-// Row lane % 16 of the row tile for row b of x, for a whole warp: half of it adds up half of the warps.
-template <int COLUMNS>
-DEVICE float total_of(const float (&partial)[WARPS][16][COLUMNS], int b, int lane) {
-  float y = 0.0f;
-#pragma unroll
-  for (int i = 0; i < WARPS / 2; i++)
-#pragma unroll
-    for (int c = 0; c < COLUMNS; c += BATCH) y += partial[lane / 16 * (WARPS / 2) + i][lane % 16][b + c];
-  return y + shuffle_xor(y, 16);
-}

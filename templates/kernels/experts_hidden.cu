@@ -18,6 +18,7 @@ constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes mor
 constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // eights of a row a thread brings to shared memory
 
 {% include "floats.cuh" %}
+{% include "partial.cuh" %}
 
 // x · w into shared memory, and the warp's part of what the norm divides by: it is applied to the products, which are linear in it.
 DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row) {
@@ -55,7 +56,7 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int chunk, int i, int w
 // hidden: bfloat16 [listed experts][BATCH][ROWS]. zeros: `zero_count` floats that are set to zero. Grid: any.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const float* x, const float* norm_weight,
     const float* logits, u16* hidden{% if route.biased %}, const float* choice_bias{% endif %}, float* zeros, u64 zero_count) {
-  SHARED float partial[2][WARPS][16][COLUMNS];
+  SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED float sums[BATCH][WARPS];
   SHARED float shares[BATCH][EXPERTS];
   SHARED u32 sets[BATCH][WORDS];

@@ -15,6 +15,7 @@ constexpr int EXPERT_K = BLOCK_PAIRS * 32;                       // columns of a
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
+{% include "partial.cuh" %}
 
 // A warp's turns: SHARE pairs of the first listed expert, then those of the next. Whether a turn has one, and not padding.
 DEVICE bool is_pair(int turn, int rank, int warp) {
@@ -37,7 +38,7 @@ DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load
 // [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const u16* hidden, const float* logits,
     const float* residual, Out* out{% if route.biased %}, const float* choice_bias{% endif %}) {
-  SHARED float partial[2][WARPS][16][COLUMNS];
+  SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED u32 sets[BATCH][WORDS];
   SHARED int lists[WARPS][MOST];
   SHARED const Vec4* pointers[WARPS][MOST];

@@ -46,21 +46,25 @@ DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, 
   return tile_pointer(weights, unit * UNIT, rank * BLOCK_PAIRS + warp + WARPS * DEPTH * chunk) + lane;
 }
 
+// A ring has a turn's pairs of all row tiles of a unit, then those of the next turn: pair i is of row tile i % UNIT.
+DEVICE int pair_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * DEPTH + i / UNIT); }
+
 // Whether pair i of a chunk of a unit is one, and not padding.
 DEVICE bool is_pair(int unit, int chunk, int i, int rank, int warp) {
-  const int tile = UNIT > 1 ? i / SHARE : 0, turn = UNIT > 1 ? i % SHARE : chunk * DEPTH + i, pair = warp + WARPS * turn;
-  return WHOLE || (unit * UNIT + tile < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+  const int pair = pair_of(chunk, i, warp);
+  return WHOLE || (unit * UNIT + i % UNIT < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
 }
 
 // Starts the loads of pair i of a chunk of a unit that begins at `from`.
 DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int unit, int chunk, int i, int rank, int warp) {
   if (unit >= UNITS || !is_pair(unit, chunk, i, rank, warp)) return;
-  from += ((UNIT > 1 ? i / SHARE * PAIRS : 0) + WARPS * (UNIT > 1 ? i % SHARE : i)) * 64;
+  from += (i % UNIT * PAIRS + WARPS * (i / UNIT)) * 64;
   pair[0] = load_stream(from);
   pair[1] = load_stream(from + 32);
 }
 
 {% include "floats.cuh" %}
+{% include "partial.cuh" %}
 
 // The sum of one value a thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
@@ -114,6 +118,27 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
     for (int r = 0; r < ROWS_AT_ONCE && NORM == 1; r++) {
       square[r] = warp_sum(square[r]);
       if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
+    }
+  }
+}
+
+// Columns of x from `base` on, as they are. A few loads of a thread go out together.
+constexpr int EIGHTS = BATCH * STAGED_K / 8;
+constexpr int EIGHTS_AT_ONCE = EIGHTS > 3 * THREADS ? 4 : (EIGHTS + THREADS - 1) / THREADS;
+
+DEVICE void stage_plain(u16* staged, const u16* x, int base) {
+#pragma unroll 1
+  for (int begin = threadIdx.x; begin < EIGHTS; begin += EIGHTS_AT_ONCE * THREADS) {
+    Vec4 v[EIGHTS_AT_ONCE];
+#pragma unroll
+    for (int r = 0; r < EIGHTS_AT_ONCE; r++) {
+      const int i = 8 * (begin + r * THREADS), b = i / STAGED_K;
+      if (b < BATCH) v[r] = load_activations(x + b * K, base + i % STAGED_K);
+    }
+#pragma unroll
+    for (int r = 0; r < EIGHTS_AT_ONCE; r++) {
+      const int i = 8 * (begin + r * THREADS), b = i / STAGED_K;
+      if (b < BATCH) *(Vec4*)(staged + b * STAGE_STRIDE + i % STAGED_K) = v[r];
     }
   }
 }
@@ -185,7 +210,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, const void* x, const float* norm_weight,
     const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
     const int* positions, u32* maxima, float* zeros, u64 zero_count) {
-  SHARED float partial[2][UNIT][WARPS][16][COLUMNS];
+  SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -218,12 +243,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   {% if combine %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
   {% endif %}
-  if (STAGED && NORM == 0 && !COMBINE) {
-    for (int i = 8 * threadIdx.x; i < BATCH * STAGED_K; i += 8 * THREADS) {
-      const int b = i / STAGED_K, k = i % STAGED_K;
-      *(Vec4*)(staged + b * STAGE_STRIDE + k) = load_activations((const u16*)x + b * K, rank * STAGED_K + k);
-    }
-  }
+  if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
 
@@ -238,35 +258,27 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
+      Vec4 v[ROUNDS];
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         if (is_pair(unit, chunk, i, rank, warp)) {
-          const int tile = UNIT > 1 ? i / SHARE : 0, pair = warp + WARPS * (UNIT > 1 ? i % SHARE : chunk * DEPTH + i);
-          const int k = 32 * pair + 8 * quad;
+          const int k = 32 * pair_of(chunk, i, warp) + 8 * quad;
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
-            const Vec4 v = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k)
-                                  : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
-            mma_bf16(sum[tile][0], held[i][0], v.x, v.y);
-            mma_bf16(sum[tile][1], held[i][1], v.z, v.w);
+            // The row tiles of a turn share them.
+            if (i % UNIT == 0)
+              v[round] = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
+            mma_bf16(sum[i % UNIT][0], held[i][0], v[round].x, v[round].y);
+            mma_bf16(sum[i % UNIT][1], held[i][1], v[round].z, v[round].w);
           }
         }
         load_pair(held[i], from, next_unit, next_chunk, i, rank, warp);
       }
     }
 
-    // Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
 #pragma unroll
-    for (int tile = 0; tile < UNIT; tile++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int column = 2 * quad + i;
-        if (column < COLUMNS) {
-          partial[parity][tile][warp][group][column] = sum[tile][0][i] + sum[tile][1][i];
-          partial[parity][tile][warp][group + 8][column] = sum[tile][0][i + 2] + sum[tile][1][i + 2];
-        }
-      }
+    for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
     block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
     for (int job = warp; job < UNIT * BATCH; job += WARPS) {
@@ -284,12 +296,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
         for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(b) * (WARPS / SIDES) + i][b];
         scale = rsqrtf(square / K + EPS);
       }
-      float y = 0.0f;
-#pragma unroll
-      for (int i = 0; i < WARPS / 2; i++)
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c += BATCH) y += partial[parity][job / BATCH][lane / 16 * (WARPS / 2) + i][row][b + c];
-      y += shuffle_xor(y, 16);
+      float y = total_of(partial[parity][job / BATCH], b, lane);
       const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
       y = activate<ACTIVATION>(y * scale + bias_low);
       if (GATED) y *= other * scale + bias_high;

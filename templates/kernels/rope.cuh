@@ -14,6 +14,10 @@ DEVICE void rope_rotation(int position, int pair, float& cosine, float& sine) {
   sine = ROPE_MAGNITUDE * sine_of(rest);
 }
 
+// The two elements of a pair.
+DEVICE int first_of(int pair) { return ROPE_INTERLEAVED ? 2 * pair : pair; }
+DEVICE int second_of(int pair) { return ROPE_INTERLEAVED ? 2 * pair + 1 : pair + ROPE_DIM / 2; }
+
 // Element `i` of the rotated head. `at(i)` reads the head before rotation, `turn(pair, cosine, sine)` gives the rotation of a pair.
 template <typename At, typename Turn>
 DEVICE float roped(At at, int i, Turn turn) {

@@ -12,6 +12,12 @@ static_assert(TOP_K >= 1 && TOP_K <= EXPERTS && WORDS <= 32, "a lane has a bit f
 // An integer that is ordered as the logits are, NaNs at the ends; and back.
 DEVICE int order_of(float logit) { const int bits = (int)bits_of(logit); return bits ^ (bits >> 31 & 0x7fffffff); }
 DEVICE float logit_of(int order) { return float_of((u32)(order ^ (order >> 31 & 0x7fffffff))); }
+constexpr int LEAST = (int)0x80000000u;               // of them
+
+DEVICE void swap(int& a, int& b) {
+  const int other = a;
+  a = b, b = other;
+}
 
 // EARLY: before the wait. Of a bias, too.
 template <bool EARLY>
@@ -26,7 +32,7 @@ DEVICE void load_logits(float (&logit)[WORDS], const float* logits, int lane) {
 // What the choice is by, where a bias counts for it: the softmax or sigmoid of each logit, and its bias. `top` is the largest logit.
 DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
   float whole = 0.0f;
-  int largest = (int)0x80000000u;
+  int largest = LEAST;
 #pragma unroll
   for (int w = 0; w < WORDS; w++)
     if (32 * w + lane < EXPERTS && order_of(logit[w]) > largest) largest = order_of(logit[w]);
@@ -45,29 +51,33 @@ DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float
 // Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, or ranks where a bias counts, the first of equal ones first. `top` is
 // the largest logit.
 DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
-  u32 all = 0;
-  int order[WORDS];
+  int order[WORDS], which[WORDS];      // the lane's, in falling order, and their bits
   float ranks[WORDS];
   if (BIASED) rank(ranks, logit, bias, top, lane);
 #pragma unroll
   for (int w = 0; w < WORDS; w++) {
-    order[w] = order_of(BIASED ? ranks[w] : logit[w]);
-    if (32 * w + lane < EXPERTS) all |= 1u << w;
+    order[w] = 32 * w + lane < EXPERTS ? order_of(BIASED ? ranks[w] : logit[w]) : LEAST;
+    which[w] = w;
+#pragma unroll
+    for (int i = w; i > 0; i--)
+      if (order[i] > order[i - 1]) swap(order[i], order[i - 1]), swap(which[i], which[i - 1]);
   }
-  u32 left = all;
+  u32 chosen = 0;
 #pragma unroll 1
   for (int slot = 0; slot < TOP_K; slot++) {
-    int largest = (int)0x80000000u, first = 32 * WORDS;
-#pragma unroll
-    for (int w = 0; w < WORDS; w++) largest = left >> w & 1 && order[w] > largest ? order[w] : largest;
-    largest = warp_max(largest);
-#pragma unroll
-    for (int w = WORDS - 1; w >= 0; w--) first = left >> w & 1 && order[w] == largest ? 32 * w + lane : first;
-    first = warp_min(first);
+    const int largest = warp_max(order[0]);
+    bool mine = order[0] == largest;
+    const u32 lanes = ballot(mine);
+    if (lanes & (lanes - 1)) mine = 32 * which[0] + lane == warp_min(mine ? 32 * which[0] + lane : 32 * WORDS);
     if (!BIASED && slot == 0) top = logit_of(largest);
-    if (first % 32 == lane) left &= ~(1u << first / 32);
+    if (mine) {
+      chosen |= 1u << which[0];
+#pragma unroll
+      for (int w = 1; w < WORDS; w++) order[w - 1] = order[w], which[w - 1] = which[w];
+      order[WORDS - 1] = LEAST, which[WORDS - 1] = WORDS;
+    }
   }
-  return all & ~left;
+  return chosen;
 }
 
 // The lane's shares of the row: zero for an expert that is not chosen.

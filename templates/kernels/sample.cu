@@ -11,6 +11,7 @@ constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER *
 constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;    // maxima of parts of the row
 constexpr int TOPS_A_LANE = (TOPS + 31) / 32;
 constexpr int LIST = THREADS < 256 ? THREADS : 256;            // logits that are few enough to be compared with each other
+constexpr int BOUND_BITS = 17;                  // of a bound for top-k; at least 8 behind those that all tops have in common
 constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane a warp, and a block");
@@ -32,8 +33,8 @@ struct Shared {
   u64 warp_sums[WARPS][PIVOTS];
   u64 block_sums[PIVOTS];
   u64 totals[PIVOTS];
-  u64 listed[LIST], merged[LIST];               // bits and token of what a block found, and of all together
-  u32 found;                                    // how many the block did
+  u64 listed[CLUSTER][LIST], merged[LIST];      // bits and token of what each block found, and of all together
+  u32 found, counts[CLUSTER];                   // how many the block did, and each
   u32 amounts[LIST];                            // weights of those, or ones
   u32 floor, position;
   u64 weight;
@@ -52,13 +53,21 @@ struct Row {
 };
 
 {% if cluster > 1 %}
+DEVICE void begin_cluster() { cluster_begin(); }
+DEVICE void join_cluster() { cluster_join(); }
 DEVICE void cluster_barrier() { cluster_arrive(), cluster_wait(); }
 template <typename T>
 DEVICE T peer(const T* p, int rank) { return load_peer(p, rank); }
+template <typename T>
+DEVICE void give(T* p, T value, int rank) { store_peer(p, value, rank); }
 {% else %}
+DEVICE void begin_cluster() {}
+DEVICE void join_cluster() {}
 DEVICE void cluster_barrier() { block_barrier(); }
 template <typename T>
 DEVICE T peer(const T* p, int) { return *p; }
+template <typename T>
+DEVICE void give(T* p, T value, int) { *p = value; }
 {% endif %}
 
 // Bits of a float in an order that compares as unsigned, and back.
@@ -178,39 +187,51 @@ DEVICE void sum_up(const Row& row, u64 (&sums)[PIVOTS]) {
   for (int i = 0; i < PIVOTS; i++) sums[i] = row.shared.totals[i];
 }
 
-// How many logits have bits from `low` to below `high`; LIST + 1: more than LIST. Else `merged` has them, in no order: in every block, or the first.
+// How many logits have bits from `low` to below `high`; LIST + 1: more than LIST. Else `merged` has them, in no order: in every block, or the
+// first. No block reads of another, so that those with nothing to do may end.
 DEVICE int list(const Row& row, u32 low, u32 high, bool everywhere) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Shared& shared = row.shared;
   each(row, [&](u32 bits, int token) {
     if (bits < low || bits >= high) return;
     const u32 place = atomic_add_shared(&shared.found, 1);
-    if (place < LIST) shared.listed[place] = (u64)bits << 32 | (u32)token;
+    if (place >= LIST) return;
+    for (int rank = 0; rank < (everywhere ? CLUSTER : 1); rank++) give(&shared.listed[row.rank][place], (u64)bits << 32 | (u32)token, rank);
   });
+  block_barrier();
+  if (threadIdx.x < CLUSTER) give(&shared.counts[row.rank], shared.found, (int)threadIdx.x);
   cluster_barrier();
-  const int of_lane = lane < CLUSTER ? (int)peer(&shared.found, lane) : 0, count = warp_sum(of_lane);
-  if (count > LIST) {
-    block_barrier();
-    return LIST + 1;
-  }
+  const int of_lane = lane < CLUSTER ? (int)shared.counts[lane] : 0, count = warp_sum(of_lane);
+  if (count > LIST) return LIST + 1;
   for (int rank = warp; rank < CLUSTER && (everywhere || row.rank == 0); rank += WARPS) {
     const int before = warp_sum(lane < rank ? of_lane : 0), end = before + warp_sum(lane == rank ? of_lane : 0);
-    for (int i = before + lane; i < end; i += 32) shared.merged[i] = peer(&shared.listed[i - before], rank);
+    for (int i = before + lane; i < end; i += 32) shared.merged[i] = shared.listed[rank][i - before];
   }
   block_barrier();
   return count;
 }
 DEVICE u32 bits_in(u64 entry) { return (u32)(entry >> 32); }
 
-// A bound from below of the `count`-th largest of the tops, of which each lane has some: its upper bits.
+// A bound from below of the `count`-th largest of the tops, of which each lane has some: the bits that all have in common, and a few more.
 DEVICE u32 bound_of(const float (&tops)[TOPS_A_LANE], u32 count) {
-  u32 bound = 0;
+  u32 bits[TOPS_A_LANE], most = 0, least = 0xffffffffu;
+#pragma unroll
+  for (int i = 0; i < TOPS_A_LANE; i++) {
+    const bool is_top = 32 * i + threadIdx.x % 32 < TOPS;
+    bits[i] = is_top ? ordered_bits(tops[i]) : 0;
+    if (bits[i] > most) most = bits[i];
+    if (is_top && bits[i] < least) least = bits[i];
+  }
+  most = warp_max(most), least = warp_min(least);
+  const int first = leading_zeros(most ^ least);
+  u32 bound = first == 0 ? 0 : most & ~(0xffffffffu >> first);
 #pragma unroll 1
-  for (u32 bit = 0x80000000u; bit >= 0x8000u; bit /= 2) {
+  for (int place = first; place < 32 && (place < BOUND_BITS || place < first + 8); place++) {
+    const u32 next = bound | 0x80000000u >> place;
     int reach = 0;
 #pragma unroll
-    for (int i = 0; i < TOPS_A_LANE; i++) reach += ordered_bits(tops[i]) >= (bound | bit);
-    if (warp_sum(reach) >= (int)count) bound |= bit;
+    for (int i = 0; i < TOPS_A_LANE; i++) reach += bits[i] >= next;
+    if (warp_sum(reach) >= (int)count) bound = next;
   }
   return bound;
 }
@@ -389,27 +410,35 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   SHARED Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x;
   launch_dependents();
-  const int sequence = load_early(sequences + blockIdx.y);
+  // Of a row that is to be skipped only the first block knows: it alone writes positions.
+  const int sequence = load_early(sequences + blockIdx.y), position = rank == 0 ? load_early(positions + blockIdx.y) : -1;
   const Parameters& p = shared.parameters;
-  if (threadIdx.x < PARAMETER_WORDS) ((int*)&shared.parameters)[threadIdx.x] = load_early((const int*)(parameters + sequence) + threadIdx.x);
+  // The last warp's loads, one behind the other, do not hold up the first's.
+  if (warp == WARPS - 1 && lane < PARAMETER_WORDS) ((int*)&shared.parameters)[lane] = load_early((const int*)(parameters + sequence) + lane);
+  wait_for_dependencies();
+  float tops[TOPS_A_LANE];        // the largest of each part
+  int places[TOPS_A_LANE];
+  if (MAXIMA > 0) {
+#pragma unroll
+    for (int i = 0; i < TOPS_A_LANE; i++) {
+      const int top = 32 * i + lane;
+      const u32* at = maxima + ((u64)blockIdx.y * MAXIMA + top) * 2;
+      tops[i] = top < TOPS ? float_of(at[0]) : NEGATIVE_INFINITY;
+      places[i] = top < TOPS ? (int)at[1] : 0x7fffffff;
+    }
+  }
   block_barrier();
   const bool warm = p.temperature > 0.0f;
-  wait_for_dependencies();
   // What is greedy from the tops of a head is one warp's work.
   if (MAXIMA > 0 && !warm && (rank > 0 || warp > 0)) return;
-  // Of a row that is to be skipped only the first block knows: it alone writes positions.
-  const int position = rank == 0 ? positions[blockIdx.y] : -1;
   Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, fminf(1.4426950408889634f / p.temperature, 3e38f)};
-
-  // The logits are on their way while it is worked out which of them count.
-  if (MAXIMA > 0)
-    for (int round = 0; round < ROUNDS && warm; round++) touch(row.logits, row.begin + 128 * round + 4 * lane);
-
-  // The first largest, and the largest of each part.
-  Best best = {NEGATIVE_INFINITY, 0x7fffffff};
-  float tops[TOPS_A_LANE];
+  if (MAXIMA > 0 && warm) {
+    begin_cluster();
+    // The logits are on their way while it is worked out which of them count.
+    for (int round = 0; round < ROUNDS; round++) touch(row.logits, row.begin + 128 * round + 4 * lane);
+  }
   if (MAXIMA == 0) {
-    Best own = best;
+    Best own = {NEGATIVE_INFINITY, 0x7fffffff};
 #pragma unroll 5
     for (int round = 0; round < ROUNDS; round++) {
       float four[4];
@@ -421,23 +450,26 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
     own = warp_best(own);
     if (lane == 0) shared.best_value[warp] = own.value, shared.best_index[warp] = own.index;
     cluster_barrier();
-  }
 #pragma unroll
-  for (int i = 0; i < TOPS_A_LANE; i++) {
-    const int top = 32 * i + lane;
-    const u32* at = maxima + ((u64)blockIdx.y * MAXIMA + top) * 2;
-    tops[i] = top >= TOPS ? NEGATIVE_INFINITY : MAXIMA > 0 ? float_of(at[0]) : peer(&shared.best_value[top % WARPS], top / WARPS);
-    take(best, tops[i], top >= TOPS ? 0x7fffffff : MAXIMA > 0 ? (int)at[1] : peer(&shared.best_index[top % WARPS], top / WARPS));
+    for (int i = 0; i < TOPS_A_LANE; i++) {
+      const int top = 32 * i + lane;
+      tops[i] = top < TOPS ? peer(&shared.best_value[top % WARPS], top / WARPS) : NEGATIVE_INFINITY;
+      places[i] = top < TOPS ? peer(&shared.best_index[top % WARPS], top / WARPS) : 0x7fffffff;
+    }
   }
+  Best best = {NEGATIVE_INFINITY, 0x7fffffff};     // the first largest
+#pragma unroll
+  for (int i = 0; i < TOPS_A_LANE; i++) take(best, tops[i], places[i]);
   best = warp_best(best);
   int token = best.index < VOCABULARY ? best.index : 0;
+  if (MAXIMA > 0 && warm) join_cluster();
 
+  int count = LIST + 1;           // of the logits that top-k keeps, where they are few
   if (warm && best.value - best.value == 0.0f) {
     row.largest = best.value + 0.0f;   // not -0
     if (threadIdx.x == 0) shared.found = 0, shared.position = (u32)position, shared.drawn = -1;
     block_barrier();
     u32 floor = 0;
-    int count = LIST + 1;
     if (p.top_k > 0 && p.top_k < VOCABULARY) {
       floor = p.top_k <= TOPS ? bound_of(tops, p.top_k) : 0;
       count = list(row, floor, ordered_bits(row.largest) + 1, false);
@@ -462,5 +494,5 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   }
   if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, position, sequence, next_tokens, next_positions, ring);
   // Others may still read what this block has.
-  if (warm || MAXIMA == 0) cluster_barrier();
+  if (MAXIMA == 0 || (warm && count > LIST)) cluster_barrier();
 }

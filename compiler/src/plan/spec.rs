@@ -438,7 +438,8 @@ impl AttentionProjectionSpec {
         let queries = self.batch * block_heads * 2 * (head_dim.next_multiple_of(32) + 8) * 2;
         let fresh = self.batch * block_key_heads * 2 * padded * 2;
         let staged = self.batch * (columns + 32) * 2;
-        let products = (warps / self.slice).max(1) * 16 * self.slice * self.batch * 4;
+        let products =
+            self.cluster * (warps / self.slice).max(1) * (16 * self.slice * self.batch).div_ceil(self.cluster) * 4;
         let rope = self.attention.rope.as_ref().map_or(0, |rope| rope.dim);
         let prepared = self.batch * ((rope / 2 + 1) * 8 + 2 * head_dim * 4);
         (weights + parts * part + queries + fresh + staged + products + prepared).next_multiple_of(16)

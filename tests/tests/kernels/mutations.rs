@@ -31,15 +31,15 @@ fn in_a_matvec() {
             ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "output"),
             ("at + BATCH * STAGE_STRIDE, left", "at + STAGE_STRIDE, left", "shared memory"),
             ("(row + r) * STAGE_STRIDE", "(row + r) * PAIRS * 32", "shared memory"),
-            ("32 * pair + 8 * quad", "32 * pair + 4 * quad", "line"),
+            ("warp) + 8 * quad", "warp) + 4 * quad", "line"),
             // A missed tail, of the columns and of the rows.
             ("k + i >= K ? 0.0f", "k + i >= K - 1 ? 0.0f", "output"),
             ("k + i >= K ? 0.0f", "k + i > K ? 0.0f", "buffer of"),
             ("place.row < ROWS[place.output]", "place.row < ROWS[place.output] - 1", "not written"),
             ("place.row < ROWS[place.output]", "place.row <= ROWS[place.output]", "buffer of"),
             // Swapped fragment registers.
-            ("v.x, v.y", "v.y, v.x", "output"),
-            ("v.z, v.w", "v.w, v.z", "output"),
+            ("v[round].x, v[round].y", "v[round].y, v[round].x", "output"),
+            ("v[round].z, v[round].w", "v[round].w, v[round].z", "output"),
             // Barriers removed: the one after the norm, the one before the sums.
             ("  if (STAGED) block_barrier();\n", "", "shared memory"),
             ("    block_barrier();\n    // A warp takes", "    // A warp takes", "shared memory"),
@@ -55,9 +55,9 @@ fn in_a_matvec() {
                 "diverged",
             ),
             // The two halves of a tile, of the warps, and of what a value is rounded to.
-            ("[tile][warp][group + 8][column]", "[tile][warp][group + 9][column]", "bounds"),
-            ("sum[tile][0][i + 2] + sum[tile][1][i + 2]", "sum[tile][0][i] + sum[tile][1][i]", "output"),
-            ("y += shuffle_xor(y, 16);", "", "output"),
+            ("at[8] = ", "at[9] = ", "shared memory"),
+            ("sum[0][i + 2] + sum[1][i + 2]", "sum[0][i] + sum[1][i]", "output"),
+            ("return y + shuffle_xor(y, 16);", "return y;", "output"),
             ("lane / 16 * (WARPS / 2) + i", "i", "output"),
             ("job % BATCH, tile =", "0, tile =", "not written"),
             // Zeros for another launch.
@@ -113,8 +113,8 @@ fn in_the_ring_of_a_matvec() {
         |mutation| case.check(mutation),
         &[
             ("unit >= UNITS ||", "", "buffer of"),
-            ("i / SHARE * PAIRS", "i / SHARE", "output"),
-            ("const int tile = UNIT > 1 ? i / SHARE : 0, pair = warp", "const int tile = 0, pair = warp", "output"),
+            ("i % UNIT * PAIRS", "i % UNIT", "output"),
+            ("sum[i % UNIT][0]", "sum[0][0]", "output"),
             ("tile = unit * UNIT + job / BATCH", "tile = unit * UNIT", "not written"),
             ("job < UNIT * BATCH; job", "job < BATCH; job", "not written"),
         ],
@@ -132,11 +132,7 @@ fn in_a_split_matvec() {
             ("accumulate((float*)out0 + at, y);", "out0[at] += y;", "race"),
             ("adds = writes && rank == 0", "adds = writes", "output"),
             ("rank = blockIdx.x % SPLIT", "rank = 0 * blockIdx.x", "output"),
-            (
-                "load_activations((const u16*)x + b * K, rank * STAGED_K + k)",
-                "load_activations((const u16*)x + b * K, k)",
-                "output",
-            ),
+            ("load_activations(x + b * K, base + i % STAGED_K)", "load_activations(x + b * K, i % STAGED_K)", "output"),
             ("unit * UNIT, rank * BLOCK_PAIRS + warp", "unit * UNIT, warp", "output"),
         ],
     );
@@ -228,15 +224,16 @@ fn in_a_route() {
     caught(
         |mutation| experts::check_hidden(&case, mutation),
         &[
+            ("if (lanes & (lanes - 1))", "if (false)", "bounds"),
             (
-                "order[w] == largest ? 32 * w + lane : first",
-                "order[w] == largest ? 32 * w + 31 - lane : first",
-                "written",
+                "32 * which[0] + lane == warp_min(mine ? 32 * which[0] + lane",
+                "31 - lane == warp_min(mine ? 31 - lane",
+                "buffer of",
             ),
-            ("int w = WORDS - 1; w >= 0; w--", "int w = 0; w < WORDS; w++", "hidden"),
-            ("if (first % 32 == lane) left", "left", "bounds"),
+            ("order[i] > order[i - 1]", "order[i] >= order[i - 1]", "buffer of"),
+            ("swap(order[i], order[i - 1]), ", "", "not written"),
+            (", which[w - 1] = which[w];", ";", "not written"),
             ("slot < TOP_K; slot++", "slot < TOP_K - 1; slot++", "hidden"),
-            ("order[w] > largest ? order[w]", "order[w] > largest ? order[0]", "written"),
             ("bits >> 31 & 0x7fffffff); }\nDEVICE float logit_of", "0); }\nDEVICE float logit_of", "buffer of"),
             ("chosen >> w & 1 : 32 * w + lane < EXPERTS) whole", "true : 32 * w + lane < EXPERTS) whole", "hidden"),
             ("SHARE_SCALE / warp_sum", "1.0f / warp_sum", "hidden"),
@@ -408,10 +405,15 @@ fn in_an_attention() {
     caught(
         |mutation| case.check(mutation),
         &[
-            ("if (i >= ROPE_DIM) return at(i);", "if (i >= ROPE_DIM - 2) return at(i);", "keys"),
+            ("i >= ROPE_DIM && i < PADDED", "i > ROPE_DIM && i < PADDED", "shared memory"),
+            ("b * cosine + a * sine", "b * cosine - a * sine", "keys"),
             ("const int key_head = blockIdx.x / GROUPS", "const int key_head = blockIdx.x % GROUPS", "cache"),
             ("position + 1 - first;", "position - first;", "cache"),
-            ("  warp_barrier();\n  const auto turn", "  const auto turn", "shared memory"),
+            (
+                "    warp_barrier();\n  }\n#pragma unroll\n  for (int j = 0; j < (ROPE",
+                "  }\n#pragma unroll\n  for (int j = 0; j < (ROPE",
+                "shared memory",
+            ),
             // What is made before the wait.
             (
                 "    block_barrier();\n  }\n  wait_for_dependencies();",
@@ -516,41 +518,46 @@ fn in_an_attention_with_its_projection() {
             ("  block_barrier();\n  wait_for_dependencies();", "  wait_for_dependencies();", "shared memory"),
             ("pad_query(to);\n  }\n  block_barrier();", "pad_query(to);\n  }", "shared memory"),
             ("16 * PARTS);\n  }\n  block_barrier();", "16 * PARTS);\n  }", "shared memory"),
-            ("  block_barrier();\n  await(&arrived);", "  await(&arrived);", "shared memory"),
+            ("  block_barrier();\n  cluster_join();", "  cluster_join();", "shared memory"),
             ("  wait_for_dependencies();\n", "", "before wait_for_dependencies"),
             // The product, over the warps that share a row tile.
             ("staged[group % BATCH]", "staged[0]", "output"),
             ("pair < BLOCK_PAIRS; pair += SPLIT", "pair < BLOCK_PAIRS; pair += 1", "output"),
-            ("shared.products[part][row * BATCH + b]", "shared.products[0][row * BATCH + b]", "race"),
             ("    if (t >= tiles) break;\n", "", "shared memory"),
-            // The exchange: the barrier before it, whole or in part, and the one after it.
-            (FIRST_BARRIER, "  block_barrier();\n#pragma unroll 1\n", "block 1 of the cluster"),
-            (FIRST_BARRIER, "  cluster_arrive();\n#pragma unroll 1\n", "between cluster_arrive and cluster_wait"),
+            // The exchange: all have begun before it, all have given before any takes.
+            ("  cluster_begin();\n", "", "without cluster_begin"),
+            ("  cluster_join();\n", "", "cluster_arrive between cluster_begin and cluster_join"),
             (
-                FIRST_BARRIER,
-                "  if (rank == 0) cluster_arrive(), cluster_wait();\n#pragma unroll 1\n",
-                "with no cluster barrier between",
+                "  cluster_join();\n  await(&arrived);\n",
+                "  await(&arrived);\n  if (rank == 0) cluster_join();\n",
+                "cluster_join is to come first",
             ),
-            (LAST_BARRIER, "}", "which has ended"),
-            (LAST_BARRIER, "  if (rank == 0) cluster_arrive(), cluster_wait();\n}", "may still read"),
-            (LAST_BARRIER, "  shared.products[0][0] = 0.0f;\n  cluster_arrive();\n  cluster_wait();\n}", "race"),
-            (LAST_BARRIER, "  cluster_arrive();\n}", "between cluster_arrive and cluster_wait"),
+            ("  cluster_wait();\n", "  block_barrier();\n", "between cluster_arrive and cluster_wait"),
+            ("  cluster_arrive();\n  const auto", "  const auto", "without cluster_arrive"),
+            (
+                "y[own] = (is_mine",
+                "y[own] = shared.products[0][0][0] + (is_mine",
+                "between cluster_arrive and cluster_wait",
+            ),
+            (
+                "  cluster_arrive();\n  const auto",
+                "  shared.products[0][0][0] = 0.0f;\n  cluster_arrive();\n  const auto",
+                "race",
+            ),
+            ("products[rank][part]", "products[0][part]", "race"),
+            ("result / SHARE)", "rank)", "race"),
+            ("result / SHARE)", "result / SHARE + 1)", "in a cluster of 2"),
             // The sum, and who makes it.
-            ("products[part][i], r)", "products[part][i], rank)", "output"),
-            ("products[part][i], r)", "products[part][i], r + 1)", "in a cluster of 2"),
+            ("r < CLUSTER; r++", "r < CLUSTER - 1; r++", "output"),
             ("part < SPLIT; part++", "part < SPLIT - 1; part++", "output"),
-            ("smaller(RESULTS, (rank + 1) * SHARE)", "SHARE", "not written"),
-            ("    if (row >= ROWS[0]) break;\n", "", "buffer of"),
-            ("(bias ? bias[row] : 0.0f)", "(bias ? bias[row % 16] : 0.0f)", "output"),
-            ("(residual ? residual[b * ROWS[0] + row] : 0.0f)", "0.0f", "output"),
+            ("own * THREADS + threadIdx.x < SHARE && ", "", "bounds"),
+            (" && 16 * first_tile + place_of(own) / BATCH < ROWS[0]", "", "buffer of"),
+            ("bias ? bias[row] : 0.0f)", "bias ? bias[row % 16] : 0.0f)", "output"),
+            ("residual ? residual[b * ROWS[0] + row] : 0.0f)", "residual ? 0.0f : 0.0f)", "output"),
             ("i < zero_count; i +=", "i + 1 < zero_count; i +=", "not written"),
         ],
     );
 }
-
-/// Before the exchange, and after it.
-const FIRST_BARRIER: &str = "  cluster_arrive();\n  cluster_wait();\n#pragma unroll 1\n";
-const LAST_BARRIER: &str = "  cluster_arrive();\n  cluster_wait();\n}";
 
 #[test]
 fn in_a_projection_of_more_jobs_than_warps() {

@@ -238,7 +238,14 @@ fn mistakes_are_caught() {
         &[
             ("shared.found = 0, ", "", "shared memory"),
             ("  cluster_barrier();\n  const int of_lane", "  block_barrier();\n  const int of_lane", "shared memory"),
-            ("listed[i - before], rank)", "listed[i - before], 0)", "shared memory"),
+            ("listed[rank][i - before]", "listed[0][i - before]", "shared memory"),
+            ("    begin_cluster();\n", "", "without cluster_begin"),
+            (
+                "  if (MAXIMA > 0 && warm) join_cluster();\n",
+                "",
+                "cluster_arrive between cluster_begin and cluster_join",
+            ),
+            ("shared.counts[row.rank], shared.found", "shared.counts[0], shared.found", "race"),
             ("rank >= p.top_k", "rank >= 2 * p.top_k", "tokens"),
             ("weight >= (wanted", "weight >= 2 * (wanted", "tokens"),
             ("if (bits_in(other) < floor) continue;", "", "tokens"),
@@ -247,7 +254,6 @@ fn mistakes_are_caught() {
             ("(u32)position + 1 >= p.limit", "(u32)position >= p.limit", "positions"),
             ("c2 = high0 ^ c3 ^ k1", "c2 = high0 ^ c3 ^ k0", "tokens"),
             ("1.0 / 16777216.0", "1.0 / 8388608.0", "tokens"),
-            ("  if (warm || MAXIMA == 0) cluster_barrier();\n", "", "which has ended"),
         ],
     );
     // From all logits.
@@ -260,6 +266,7 @@ fn mistakes_are_caught() {
             ("if (bits >= pivots[i]) sums[i] += amount;", "sums[i] += amount;", "tokens"),
             ("above += beyond", "above = 0", "tokens"),
             ("lane < row.rank ? of_lane", "lane <= row.rank ? of_lane", "tokens"),
+            ("  if (MAXIMA == 0 || (warm && count > LIST)) cluster_barrier();\n", "", "may still read"),
         ],
     );
 }

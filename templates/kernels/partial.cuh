@@ -1,0 +1,27 @@
+// What the WARPS of a block have of a row tile's 16 rows times COLUMNS columns, BATCH of them one row of x each: 16 rows a column, so far from
+// the next column, and a warp so far from half of the warps on, that lanes that write or read together do so in other banks.
+constexpr int COLUMN_STRIDE = 20;
+constexpr int WARP_STRIDE = (COLUMNS * COLUMN_STRIDE + 32 / WARPS - 1) / (64 / WARPS) * (64 / WARPS) + 32 / WARPS;
+
+// Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
+DEVICE void leave_partial(float (&partial)[WARPS][WARP_STRIDE], const float (&sum)[2][4], int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int column = 2 * (lane % 4) + i;
+    if (column < COLUMNS) {
+      float* at = &partial[warp][column * COLUMN_STRIDE + lane / 4];
+      at[0] = sum[0][i] + sum[1][i];
+      at[8] = sum[0][i + 2] + sum[1][i + 2];
+    }
+  }
+}
+
+// Row lane % 16 of the row tile for row b of x, for a whole warp: half of it adds up half of the warps.
+DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lane) {
+  float y = 0.0f;
+#pragma unroll
+  for (int i = 0; i < WARPS / 2; i++)
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c += BATCH) y += partial[lane / 16 * (WARPS / 2) + i][(b + c) * COLUMN_STRIDE + lane % 16];
+  return y + shuffle_xor(y, 16);
+}

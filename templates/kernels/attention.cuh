@@ -20,6 +20,7 @@ constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what 
 constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
 constexpr bool WIDE = PADDED > 128;                       // a lane has room for its share of keys or of values, not of both
+constexpr int CHAINS = PADDED > 64 ? 1 : 2;               // sums that a product with keys is made in: with two and more values a warp has too few registers
 constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
@@ -171,14 +172,14 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     }
 
     // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
-    float product[2][2][4] = {};
+    float product[CHAINS][2][4] = {};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
       const Vec4 kept = *(const Vec4*)(query + 32 * p), left = *(const Vec4*)(query + QUERY_STRIDE + 32 * p);
 #pragma unroll
       for (int t = 0; t < 2; t++) {
         mma_bf16(product[0][t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
-        mma_bf16(product[1][t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
+        mma_bf16(product[CHAINS - 1][t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
       }
     }
     if (!WIDE) load_keys(tile, span, base + stride);
@@ -189,7 +190,8 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     float score[4], peak = largest;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      score[i] = product[0][i / 2][i % 2] + product[1][i / 2][i % 2] + (product[0][i / 2][i % 2 + 2] + product[1][i / 2][i % 2 + 2]);
+      score[i] = product[0][i / 2][i % 2] + product[0][i / 2][i % 2 + 2];
+      if (CHAINS == 2) score[i] += product[1][i / 2][i % 2] + product[1][i / 2][i % 2 + 2];
       if (SOFTCAP > 0.0f) score[i] = SOFTCAP * tanhf(score[i] / SOFTCAP) * LOG2E;
       if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;
       peak = fmaxf(peak, score[i]);

@@ -22,9 +22,11 @@ constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a r
 constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp
 constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of pairs a unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
+constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
 // Under a norm x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
 // them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
+constexpr bool AHEAD = NORM == 0;   // what is added to results is loaded while they are made: registers are left for it
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_PAIRS * 32;                       // columns of x that a block brings to shared memory
@@ -61,6 +63,26 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int unit, int chunk, in
   from += (i % UNIT * PAIRS + WARPS * (i / UNIT)) * 64;
   pair[0] = load_stream(from);
   pair[1] = load_stream(from + 32);
+}
+
+// The result that a lane of a warp has of its job in a unit: where it goes, and where its bias lies.
+struct Result { int output, row, at, bias; bool exists; };
+DEVICE Result result_of(int unit, int job, int lane) {
+  const int tile = unit * UNIT + job / BATCH;
+  const Place place = place_of(tile, lane % 16);
+  const bool exists = job < UNIT * BATCH && lane < TILE_ROWS && place.row < ROWS[place.output];
+  return {place.output, place.row, job % BATCH * ROWS[place.output] + place.row, tile * 16 + lane % 16, exists};
+}
+
+// What is added to a result: to the product, to the other product of a gated one, and last.
+struct Addends { float bias = 0.0f, other_bias = 0.0f, residual = 0.0f; };
+DEVICE Addends addends_of(const Result& result, const float* bias, const float* residual) {
+  Addends add;
+  if (!result.exists) return add;
+  if (bias) add.bias = bias[result.bias];
+  if (bias && GATED) add.other_bias = bias[result.bias + 8];
+  if (residual) add.residual = residual[result.at];
+  return add;
 }
 
 {% include "floats.cuh" %}
@@ -246,12 +268,24 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
+  // RMS of the row of x that this warp finishes.
+  float scale = 1.0f;
+  if (NORM == 1) {
+    float square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(warp % BATCH) * (WARPS / SIDES) + i][warp % BATCH];
+    scale = rsqrtf(square / K + EPS);
+  }
 
   float best = NEGATIVE_INFINITY;
   int best_row = 0, parity = 0;
 #pragma unroll 1
   for (int unit = first_unit; unit < UNITS; unit += teams) {
     float sum[UNIT][2][4] = {};
+    Addends add[JOBS];
+#pragma unroll
+    for (int j = 0; j < JOBS; j++)
+      if (AHEAD && rank == 0) add[j] = addends_of(result_of(unit, warp + WARPS * j, lane), bias, residual);
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
       // Each pair makes room for the one a ring later: of the next chunk, or the next unit.
@@ -281,29 +315,20 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
     for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
     block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
-    for (int job = warp; job < UNIT * BATCH; job += WARPS) {
-      const int b = job % BATCH, tile = unit * UNIT + job / BATCH, row = lane % 16;
-      const Place place = place_of(tile, row);
-      const bool writes = lane < TILE_ROWS && place.row < ROWS[place.output], adds = writes && rank == 0;
-      const int at = b * ROWS[place.output] + place.row;
-      float add = 0.0f, bias_low = 0.0f, bias_high = 0.0f, scale = 1.0f;
-      if (adds && residual) add = residual[at];
-      if (adds && bias) bias_low = bias[tile * 16 + row];
-      if (adds && bias && GATED) bias_high = bias[tile * 16 + row + 8];
-      if (NORM == 1) {
-        float square = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(b) * (WARPS / SIDES) + i][b];
-        scale = rsqrtf(square / K + EPS);
-      }
-      float y = total_of(partial[parity][job / BATCH], b, lane);
+    for (int j = 0; j < JOBS; j++) {
+      const int job = warp + WARPS * j;
+      if (job >= UNIT * BATCH) break;
+      const Result result = result_of(unit, job, lane);
+      if (!AHEAD && rank == 0) add[j] = addends_of(result, bias, residual);
+      float y = total_of(partial[parity][job / BATCH], warp % BATCH, lane);
       const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
-      y = activate<ACTIVATION>(y * scale + bias_low);
-      if (GATED) y *= other * scale + bias_high;
-      y += add;
-      if (writes && SPLIT == 2) accumulate((float*)out0 + at, y);
-      if (writes && SPLIT == 1) store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
-      if (ARGMAX && writes && y > best) best = y, best_row = place.row;
+      y = activate<ACTIVATION>(y * scale + add[j].bias);
+      if (GATED) y *= other * scale + add[j].other_bias;
+      y += add[j].residual;
+      if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
+      if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
+      if (ARGMAX && result.exists && y > best) best = y, best_row = result.row;
     }
     parity ^= 1;
   }

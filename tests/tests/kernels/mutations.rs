@@ -59,7 +59,7 @@ fn in_a_matvec() {
             ("sum[0][i + 2] + sum[1][i + 2]", "sum[0][i] + sum[1][i]", "output"),
             ("return y + shuffle_xor(y, 16);", "return y;", "output"),
             ("lane / 16 * (WARPS / 2) + i", "i", "output"),
-            ("job % BATCH, tile =", "0, tile =", "not written"),
+            ("job % BATCH * ROWS", "0 * ROWS", "not written"),
             // Zeros for another launch.
             ("i < zero_count; i += gridDim.x * THREADS", "i + 1 < zero_count; i += gridDim.x * THREADS", "not written"),
             // The promises of dependent launch.
@@ -81,7 +81,7 @@ fn in_the_rows_side_by_side_of_a_matvec() {
             ("load_floats<false>(v[r], x + (row + r) * K", "load_floats<false>(v[r], x + row * K", "output"),
             ("threadIdx.x / 32][row + r] = square[r]", "threadIdx.x / 32][row] = square[r]", "shared memory"),
             ("row / ROWS_AT_ONCE % SIDES", "row % SIDES", "shared memory"),
-            ("side_of(b) * (WARPS / SIDES) + i", "i", "shared memory"),
+            ("side_of(warp % BATCH) * (WARPS / SIDES) + i", "i", "shared memory"),
         ],
     );
 }
@@ -95,7 +95,7 @@ fn in_the_ring_of_a_matvec() {
         &[
             // Where the next pair is: too near, too far, another tile, another chunk.
             ("WARPS * DEPTH * chunk) + lane", "DEPTH * chunk) + lane", "output"),
-            ("WARPS * (UNIT > 1 ? i % SHARE : i)) * 64", "(UNIT > 1 ? i % SHARE : i)) * 64", "output"),
+            ("WARPS * (i / UNIT)) * 64", "i / UNIT) * 64", "output"),
             ("same ? unit : unit + teams", "unit", "output"),
             ("same ? chunk + 1 : 0", "0", "output"),
             ("chunk + 1 < CHUNKS", "true", "output"),
@@ -116,7 +116,7 @@ fn in_the_ring_of_a_matvec() {
             ("i % UNIT * PAIRS", "i % UNIT", "output"),
             ("sum[i % UNIT][0]", "sum[0][0]", "output"),
             ("tile = unit * UNIT + job / BATCH", "tile = unit * UNIT", "not written"),
-            ("job < UNIT * BATCH; job", "job < BATCH; job", "not written"),
+            ("job >= UNIT * BATCH) break", "job >= BATCH) break", "not written"),
         ],
     );
 }
@@ -129,8 +129,8 @@ fn in_a_split_matvec() {
         &[
             ("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of"),
             ("lane < TILE_ROWS && place", "place", "output"),
-            ("accumulate((float*)out0 + at, y);", "out0[at] += y;", "race"),
-            ("adds = writes && rank == 0", "adds = writes", "output"),
+            ("accumulate((float*)out0 + result.at, y);", "out0[result.at] += y;", "race"),
+            ("AHEAD && rank == 0", "AHEAD", "output"),
             ("rank = blockIdx.x % SPLIT", "rank = 0 * blockIdx.x", "output"),
             ("load_activations(x + b * K, base + i % STAGED_K)", "load_activations(x + b * K, i % STAGED_K)", "output"),
             ("unit * UNIT, rank * BLOCK_PAIRS + warp", "unit * UNIT, warp", "output"),
@@ -147,8 +147,8 @@ fn in_a_matvec_without_norm() {
             ("k + i < K ?", "k + i < K - 1 ?", "output"),
             ("k + i < K ?", "k + i <= K ?", "buffer of"),
             ("(const u16*)x + row * K, rank", "(const u16*)x + row * (K + 1), rank", "buffer of"),
-            ("bias[tile * 16 + row]", "bias[tile * 8 + row]", "output"),
-            ("if (adds && residual) add", "if (residual) add", "buffer of"),
+            ("tile * 16 + lane % 16, exists", "tile * 8 + lane % 16, exists", "output"),
+            ("  if (!result.exists) return add;\n", "", "buffer of"),
             ("* PAIRS + pair) * 64", "* PAIRS + pair) * 32", "output"),
         ],
     );

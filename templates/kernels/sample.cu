@@ -410,12 +410,13 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   SHARED Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x;
   launch_dependents();
-  // Of a row that is to be skipped only the first block knows: it alone writes positions.
-  const int sequence = load_early(sequences + blockIdx.y), position = rank == 0 ? load_early(positions + blockIdx.y) : -1;
+  const int sequence = load_early(sequences + blockIdx.y);
   const Parameters& p = shared.parameters;
   // The last warp's loads, one behind the other, do not hold up the first's.
   if (warp == WARPS - 1 && lane < PARAMETER_WORDS) ((int*)&shared.parameters)[lane] = load_early((const int*)(parameters + sequence) + lane);
   wait_for_dependencies();
+  // Of a row that is to be skipped only the first block knows: it alone writes positions.
+  const int position = rank == 0 ? positions[blockIdx.y] : -1;
   float tops[TOPS_A_LANE];        // the largest of each part
   int places[TOPS_A_LANE];
   if (MAXIMA > 0) {

@@ -17,6 +17,7 @@ fn gate_up() -> MatvecTuning {
         depth: 4,
         blocks: 1,
         late: false,
+        ahead: None,
         us: 1.0,
         default_us: 2.0,
     }
@@ -34,6 +35,10 @@ fn attention() -> AttentionTuning {
         warps: 4,
         keys: 96,
         slice: None,
+        near_warps: None,
+        near_group: None,
+        chains: None,
+        late: false,
         us: 1.0,
         default_us: 2.0,
     }
@@ -132,6 +137,41 @@ fn an_entry_says_whether_attention_and_projection_are_one_kernel_near_the_beginn
     assert_eq!(slices(entry(1, None), 1), [(8, 9); 16]);
     assert_eq!(slices(entry(2, Some(8)), 2), [(8, 8); 16]);
     assert!(slices(entry(1, Some(16)), 1).is_empty(), "a slice that no block has room for");
+}
+
+#[test]
+fn an_entry_says_how_few_keys_are_attended_to() {
+    let near = |entry: AttentionTuning| -> Vec<(usize, usize, usize, bool)> {
+        let plan = model(record(None, Some(entry))).plan;
+        let step = plan.step(plan.decode_at(1, 0)).expect("a decode step");
+        let of = |kernel: usize| match &plan.kernels[kernel].spec {
+            KernelSpec::Attention(spec) => Some((spec.warps, spec.group, spec.chains, spec.late)),
+            _ => None,
+        };
+        step.launches.iter().filter_map(|launch| of(launch.kernel)).collect()
+    };
+    let two_kernels = AttentionTuning { slice: Some(0), ..attention() };
+    assert_eq!(near(two_kernels.clone()), [(8, 1, 2, false); 16]);
+    let said = AttentionTuning { near_warps: Some(4), near_group: Some(2), chains: Some(1), late: true, ..two_kernels };
+    assert_eq!(near(said.clone()), [(4, 2, 1, true); 16]);
+    let unfit = AttentionTuning { near_group: Some(3), ..said };
+    assert_eq!(near(unfit), [(4, 1, 1, true); 16], "four query heads share a key head");
+}
+
+#[test]
+fn an_entry_says_when_addends_are_loaded() {
+    let down = |ahead| MatvecTuning { kind: "matvec_add".into(), k: 8192, tiles: 128, ahead, ..gate_up() };
+    let ahead = |tuning| {
+        let plan = model(tuning).plan;
+        let all = launches(&plan, 1).into_iter().filter_map(|(_, spec, _)| match spec {
+            KernelSpec::Matvec(spec) if spec.kind() == "matvec_add" && spec.tiles.k == 8192 => Some(spec.ahead),
+            _ => None,
+        });
+        all.collect::<Vec<_>>()
+    };
+    assert_eq!(ahead(record(Some(down(Some(false))), None)), [false; 16]);
+    assert_eq!(ahead(record(Some(down(Some(true))), None)), [true; 16]);
+    assert_eq!(ahead(record(Some(down(None)), None)), [true; 16], "the rule at batch 1");
 }
 
 #[test]

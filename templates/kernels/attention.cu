@@ -22,11 +22,14 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const 
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
 
   // Positions and, under APPEND, all keys but the newest are from steps before: they are on their way before q is.
-  launch_dependents();
+  if (!LATE) launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
   // Splits that are not needed make room at once. The first is always there, so that this kernel's end is behind that of all before it.
-  if (split > 0 && split >= splits) return;
+  if (split > 0 && split >= splits) {
+    if (LATE) launch_dependents();
+    return;
+  }
   const int first = first_key(position), keys = position + 1 - first;
   const int share = splits > 0 ? (keys + splits - 1) / splits : 0;
   const int begin = first + split * share;
@@ -43,6 +46,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const 
     block_barrier();
   }
   wait_for_dependencies();
+  if (LATE) launch_dependents();
   if (split == 0)
     for (u64 i = (u64)(blockIdx.x + gridDim.x * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * rows * THREADS) zeros[i] = 0.0f;
   if (splits == 0) return;

@@ -6,6 +6,7 @@ constexpr int KEY_HEADS = {{ attention.key_heads }};
 constexpr int HEAD_DIM = {{ attention.head_dim }};
 constexpr int GROUP = {{ attention.group }};              // query heads that are taken together; they share a key head
 constexpr int WARPS = {{ attention.warps }};
+constexpr bool LATE = {{ attention.late }};               // the next kernel begins when what this one depends on is done, not before
 constexpr float SCALE = {{ attention.scale }};            // multiplies q · k
 constexpr float SOFTCAP = {{ attention.softcap }};        // cap · tanh(score / cap); 0: none
 constexpr bool APPEND = {{ attention.append }};           // normalise, rotate and store this row's key and value first
@@ -20,7 +21,7 @@ constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what 
 constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
 constexpr bool WIDE = PADDED > 128;                       // a lane has room for its share of keys or of values, not of both
-constexpr int CHAINS = PADDED > 64 ? 1 : 2;               // sums that a product with keys is made in: with two and more values a warp has too few registers
+constexpr int CHAINS = {{ attention.chains }};            // sums that a product with keys is made in
 constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;

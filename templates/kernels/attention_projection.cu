@@ -44,7 +44,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
   const int rank = blockIdx.x, first_tile = blockIdx.y * SLICE;
   const int tiles = smaller(SLICE, TILES - first_tile);
 
-  launch_dependents();
+  if (!LATE) launch_dependents();
   cluster_begin();
   if (threadIdx.x == 0) {
     expect(&arrived, tiles * BLOCK_PAIRS * 1024);
@@ -68,6 +68,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
   }
   block_barrier();
   wait_for_dependencies();
+  if (LATE) launch_dependents();
   for (u64 i = (blockIdx.x + gridDim.x * blockIdx.y) * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * gridDim.y * THREADS) zeros[i] = 0.0f;
 
   // Every block makes the heads it needs; the first slice stores the key and the value.

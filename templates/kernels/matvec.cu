@@ -15,6 +15,7 @@ constexpr bool STAGED = {{ staged }};           // x goes through shared memory 
 constexpr int HEADS = {{ heads }}, HEAD_DIM = {{ head_dim }};   // of that attention
 constexpr int ACTIVATION = {{ activation }};
 constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
+constexpr bool AHEAD = {{ ahead }};             // what is added to results is loaded while they are made, not behind that
 constexpr bool ARGMAX = {{ argmax }};           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
@@ -26,7 +27,6 @@ constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of
 // Under a norm x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
 // them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
-constexpr bool AHEAD = NORM == 0;   // what is added to results is loaded while they are made: registers are left for it
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_PAIRS * 32;                       // columns of x that a block brings to shared memory

@@ -112,6 +112,7 @@ pub struct Matvec {
     pub activation: usize,
     pub argmax: bool,
     pub late: bool,
+    pub ahead: bool,
 }
 
 /// `y = W x` for many rows of x.
@@ -246,6 +247,8 @@ pub struct Heads {
     pub head_dim: usize,
     pub group: usize,
     pub warps: usize,
+    pub chains: usize,
+    pub late: bool,
     pub scale: Float,
     pub softcap: Float,
     pub append: bool,

@@ -284,15 +284,29 @@ fn llama_tied_tuned() -> Result<()> {
                 depth,
                 blocks: 1,
                 late: k == 128,
+                ahead: Some(batch == 2),
                 us,
                 default_us,
             });
         }
         let (heads, key_heads, head_dim, window) = (4, 2, 32, 0);
         let (warps, keys) = (2, 3);
-        let entry =
-            AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, slice: None, us, default_us };
-        tuning.set_attention(entry);
+        tuning.set_attention(AttentionTuning {
+            heads,
+            key_heads,
+            head_dim,
+            window,
+            batch,
+            warps,
+            keys,
+            slice: None,
+            near_warps: Some(4),
+            near_group: Some(1),
+            chains: Some(1),
+            late: batch == 2,
+            us,
+            default_us,
+        });
     }
     let change = |plan: &mut Plan| {
         let decodes = plan.steps.iter().filter(|step| matches!(step.kind, StepKind::Decode { .. }));

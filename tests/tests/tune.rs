@@ -82,9 +82,13 @@ fn winners_are_written_and_compile_uses_them() {
     assert!(record.attentions.is_empty(), "wrong logits never win");
     assert!(!record.matvecs.is_empty(), "{}", done.stderr);
     for entry in &record.matvecs {
-        assert_eq!((entry.warps, entry.us, entry.default_us, entry.batch), (4, 95.0, 100.0, 1), "{entry}");
+        assert_eq!((entry.warps, entry.default_us, entry.batch), (4, 100.0, 1), "{entry}");
         assert!(entry.kind.contains("matvec"));
     }
+    let mut times: Vec<f64> = record.matvecs.iter().map(|entry| entry.us).collect();
+    times.sort_by(f64::total_cmp);
+    let each: Vec<f64> = (1..=times.len()).rev().map(|winners| 100.0 - 5.0 * winners as f64).collect();
+    assert_eq!(times, each, "each beside the winners before it");
 
     // Measured again, it is the same; with another header it is left alone.
     let again = tune.run(&[], &[]);
@@ -122,8 +126,7 @@ fn winners_that_lose_together_leave_the_best() {
     let tune = Tune::new();
     let done = tune.run(&[("APART", "1")], &[]);
     assert_eq!(done.code, 0, "{}", done.stderr);
-    assert!(done.stderr.contains(" that win alone, 1 are kept"), "{}", done.stderr);
-    assert_eq!(tune.written().matvecs.len(), 1);
+    assert_eq!(tune.written().matvecs.len(), 1, "{}", done.stderr);
 }
 
 #[test]

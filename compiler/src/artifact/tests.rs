@@ -154,8 +154,12 @@ fn a_file_that_is_no_artifact_is_one_clear_error() {
 
 #[test]
 fn another_format_is_refused_and_a_note_beside_is_not() {
-    let later = changed(&[("manifest.json", Some("{\"format_version\": 5, \"shape\": \"unknown\"}"))]);
-    let expected = "its format is version 5, and this program reads version 4: compile the model again";
+    let version = FORMAT_VERSION + 1;
+    let later =
+        changed(&[("manifest.json", Some(&format!("{{\"format_version\": {version}, \"shape\": \"unknown\"}}")))]);
+    let expected = format!(
+        "its format is version {version}, and this program reads version {FORMAT_VERSION}: compile the model again"
+    );
     assert_eq!(error_of(&later), expected);
     assert_eq!(Artifact::from_bytes(&changed(&[("notes.txt", Some("mine"))])).unwrap(), sample());
 }

@@ -61,6 +61,9 @@ pub(super) struct TuneArgs {
 /// A shape must make the step faster by this much, or the record is left alone.
 const LEAST_GAIN: f64 = 0.002;
 
+/// Times that each shape is looked at, each time beside the others' winners: what is best depends on what runs next to it.
+const SWEEPS: usize = 2;
+
 /// How far a candidate's logits may be from the rules': both round at the same places and add in another order.
 const MOST_ERROR: f64 = 1e-3;
 
@@ -104,7 +107,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures the candidates of each shape of the decode steps, then the winners together: the best, and each further one that makes the step faster still.
+    /// Measures the candidates of each shape of the decode steps beside those that won before, and keeps each that makes the step faster still.
     fn tune(&self, record: &mut Tuning) -> Result<()> {
         let rules = self.compile(&Tuning::default())?;
         let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
@@ -121,71 +124,60 @@ impl Bench<'_> {
                 shapes.extend(shape.filter(|shape| !shapes.contains(shape)));
             }
         }
-        let mut winners: Vec<(Shape, Measured)> = Vec::new();
-        for shape in &shapes {
-            let best = self.best(shape, &rules, &mut judge)?;
-            match &best {
-                Some((winner, measured)) => tell(format!("  {shape}: {winner:#}, {measured}")),
-                None => tell(format!("  {shape}: the rules' {shape:#} stands")),
-            }
-            winners.extend(best);
-        }
-        let winners = self.together(winners, &mut judge)?;
         // What was measured before is measured again: a shape whose rules stand has no entry.
+        let mut kept: Vec<Option<(Shape, Measured)>> = vec![None; shapes.len()];
+        let mut gain = 0.0;
+        for _ in 0..SWEEPS {
+            let before = gain;
+            for (at, shape) in shapes.iter().enumerate() {
+                let mut beside = Tuning::default();
+                kept.iter().flatten().for_each(|(winner, measured)| winner.enter(&mut beside, measured));
+                let current = kept[at].as_ref().map_or(shape, |(winner, _)| winner);
+                if let Some((winner, measured)) = self.best(current, &beside, gain, &mut judge)? {
+                    tell(format!("  {shape}: {winner:#}, {measured}"));
+                    gain = measured.gain();
+                    kept[at] = Some((winner, measured));
+                }
+            }
+            if gain == before {
+                break;
+            }
+        }
+        for (shape, _) in shapes.iter().zip(&kept).filter(|(_, kept)| kept.is_none()) {
+            tell(format!("  {shape}: the rules' {shape:#} stands"));
+        }
         shapes.iter().for_each(|shape| shape.remove(record));
-        winners.iter().for_each(|(shape, measured)| shape.enter(record, measured));
+        kept.iter().flatten().for_each(|(winner, measured)| winner.enter(record, measured));
         Ok(())
     }
 
-    /// Of the winners the best, and each of the others that makes the step faster still beside those before it.
-    fn together(&self, mut winners: Vec<(Shape, Measured)>, judge: &mut Judge) -> Result<Vec<(Shape, Measured)>> {
-        winners.sort_by(|(_, a), (_, b)| b.gain().total_cmp(&a.gain()));
-        let mut kept: Vec<(Shape, Measured)> = Vec::new();
-        let (count, mut gain) = (winners.len(), 0.0);
-        for (shape, measured) in winners {
-            if kept.is_empty() {
-                gain = measured.gain();
-                kept.push((shape, measured));
-                continue;
-            }
-            let mut all = Tuning::default();
-            kept.iter().chain([&(shape.clone(), measured.clone())]).for_each(|(shape, at)| shape.enter(&mut all, at));
-            let file = self.write("together", &self.compile(&all)?)?;
-            let Some(whole) = file.map(|file| judge.measure(&file)).transpose()?.flatten().filter(wins) else {
-                continue;
-            };
-            if whole.gain() >= gain + LEAST_GAIN {
-                gain = whole.gain();
-                kept.push((shape, measured));
-                tell(format!("  {} together: {whole}", kept.len()));
-            }
-        }
-        if kept.len() < count {
-            tell(format!("  of {count} that win alone, {} are kept", kept.len()));
-        }
-        Ok(kept)
-    }
-
-    /// The candidate that makes the step fastest, measured once more to be sure; none where none wins.
-    fn best(&self, shape: &Shape, rules: &Model, judge: &mut Judge) -> Result<Option<(Shape, Measured)>> {
+    /// The candidate in the place of `current` that makes the step fastest, measured once more to be sure; none where none gains more than `least`.
+    fn best(
+        &self,
+        current: &Shape,
+        beside: &Tuning,
+        least: f64,
+        judge: &mut Judge,
+    ) -> Result<Option<(Shape, Measured)>> {
+        let gains = |measured: &Measured| wins(measured) && measured.gain() >= least + LEAST_GAIN;
         let mut best: Option<(Shape, PathBuf, Measured)> = None;
-        for (candidate, file) in self.prepared(candidates(shape), rules)? {
-            let Some(measured) = judge.measure(&file)?.filter(wins) else { continue };
+        for (candidate, file) in self.prepared(candidates(current), beside)? {
+            let Some(measured) = judge.measure(&file)?.filter(gains) else { continue };
             if best.as_ref().is_none_or(|(_, _, before)| measured.gain() > before.gain()) {
                 best = Some((candidate, file, measured));
             }
         }
         let Some((winner, file, _)) = best else { return Ok(None) };
-        Ok(judge.measure(&file)?.filter(wins).map(|measured| (winner, measured)))
+        Ok(judge.measure(&file)?.filter(gains).map(|measured| (winner, measured)))
     }
 
-    /// The artifacts of those candidates that change the step that is measured, each in a way of its own, compile and do not spill; made on every thread there
+    /// The artifacts of those candidates, beside what is kept, that change the step that is measured, each in a way of its own, compile and do not spill; made on every thread there
     /// is, in order.
-    fn prepared(&self, candidates: Vec<Shape>, rules: &Model) -> Result<Vec<(Shape, PathBuf)>> {
-        let mut steps = vec![self.measured_step(&rules.plan)];
+    fn prepared(&self, candidates: Vec<Shape>, beside: &Tuning) -> Result<Vec<(Shape, PathBuf)>> {
+        let mut steps = vec![self.measured_step(&self.compile(beside)?.plan)];
         let mut due: Vec<(Shape, Model)> = Vec::new();
         for candidate in candidates {
-            let model = self.compile(&candidate.alone())?;
+            let model = self.compile(&candidate.beside(beside))?;
             let step = self.measured_step(&model.plan);
             if !steps.contains(&step) {
                 steps.push(step);
@@ -261,7 +253,7 @@ impl Bench<'_> {
     }
 }
 
-/// Faster in every round, by more than nothing, and right.
+/// Faster than the rules in every round, by more than nothing, and right.
 fn wins(measured: &Measured) -> bool {
     measured.wins == measured.rounds && measured.gain() >= LEAST_GAIN && measured.nmse <= MOST_ERROR
 }

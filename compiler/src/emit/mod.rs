@@ -36,6 +36,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 activation: activation(spec.activation),
                 argmax: spec.argmax,
                 late: spec.late,
+                ahead: spec.ahead,
             }
             .render()
         }
@@ -232,6 +233,8 @@ fn heads(spec: &AttentionSpec) -> templates::Heads {
         head_dim: spec.head_dim,
         group: spec.group,
         warps: spec.warps,
+        chains: spec.chains,
+        late: spec.late,
         scale: Float(spec.scale),
         softcap: Float(spec.softcap.unwrap_or(0.0)),
         append: spec.append,

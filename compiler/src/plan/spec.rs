@@ -69,6 +69,8 @@ pub struct MatvecSpec {
     pub argmax: bool,
     /// The next kernel begins when what this one depends on is done, not as soon as this one has begun.
     pub late: bool,
+    /// What is added to results is loaded while they are made, not behind that.
+    pub ahead: bool,
 }
 
 /// `y = W x` for many rows.
@@ -154,6 +156,10 @@ pub struct AttentionSpec {
     pub group: usize,
     pub warps: usize,
     pub splits: Splits,
+    /// Sums that a product with keys is made in: 1 or 2.
+    pub chains: usize,
+    /// As a [`MatvecSpec`] has it.
+    pub late: bool,
     pub scale: f32,
     pub softcap: Option<f32>,
     pub append: bool,

@@ -54,6 +54,9 @@ pub struct MatvecTuning {
     /// Whether the next kernel begins only when what this one depends on is done.
     #[serde(default)]
     pub late: bool,
+    /// Whether what is added to results is loaded while they are made; absent: as the rules have it.
+    #[serde(default)]
+    pub ahead: Option<bool>,
     /// Microseconds of a whole step with this shape, and with the rules'.
     pub us: f64,
     /// The latter.
@@ -82,6 +85,18 @@ pub struct AttentionTuning {
     /// here too; absent: as the rules have it.
     #[serde(default)]
     pub slice: Option<usize>,
+    /// While there are few keys: warps a block; absent: as the rules have it.
+    #[serde(default)]
+    pub near_warps: Option<usize>,
+    /// While there are few keys: query heads a block, where it does not project; absent: as the rules have it.
+    #[serde(default)]
+    pub near_group: Option<usize>,
+    /// Sums that a product with keys is made in, 1 or 2; absent: as the rules have it.
+    #[serde(default)]
+    pub chains: Option<usize>,
+    /// Whether the next kernel begins only when what this one depends on is done.
+    #[serde(default)]
+    pub late: bool,
     /// Microseconds of a whole step with this shape, and with the rules'.
     pub us: f64,
     /// The latter.
@@ -209,6 +224,9 @@ impl AttentionTuning {
         check_batch(self.batch)?;
         check_warps(self.warps)?;
         ensure!(self.keys > 0, "a split of no keys");
+        self.near_warps.map_or(Ok(()), check_warps)?;
+        ensure!(self.near_group != Some(0), "a block of no query heads");
+        ensure!(matches!(self.chains, None | Some(1 | 2)), "a product in other than 1 or 2 sums");
         Ok(())
     }
 }
@@ -258,8 +276,8 @@ impl fmt::Display for Tuning {
             writeln!(f, "{key} = {}", toml::Value::from(value.as_str()))?;
         }
         for entry in &self.matvecs {
-            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, us, default_us } = entry;
-            let late = if *late { "late = true\n" } else { "" };
+            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, ahead, us, default_us } = entry;
+            let (late, ahead) = (flag("late", *late), option("ahead", ahead.as_ref()));
             writeln!(
                 f,
                 "\n[[matvec]]\nkind = {}\nk = {k}\ntiles = {tiles}\nbatch = {batch}",
@@ -267,21 +285,36 @@ impl fmt::Display for Tuning {
             )?;
             writeln!(
                 f,
-                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\n{late}us = {us:?}\ndefault_us = {default_us:?}"
+                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\n{late}{ahead}us = {us:?}\ndefault_us = {default_us:?}"
             )?;
         }
         for entry in &self.attentions {
-            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, slice, us, default_us } =
-                entry;
-            let slice = slice.map_or(String::new(), |slice| format!("slice = {slice}\n"));
+            let AttentionTuning { heads, key_heads, head_dim, window, batch, warps, keys, us, default_us, .. } = entry;
+            let options = [
+                option("slice", entry.slice.as_ref()),
+                option("near_warps", entry.near_warps.as_ref()),
+                option("near_group", entry.near_group.as_ref()),
+                option("chains", entry.chains.as_ref()),
+                flag("late", entry.late),
+            ]
+            .concat();
             writeln!(f, "\n[[attention]]\nheads = {heads}\nkey_heads = {key_heads}\nhead_dim = {head_dim}")?;
             writeln!(
                 f,
-                "window = {window}\nbatch = {batch}\nwarps = {warps}\nkeys = {keys}\n{slice}us = {us:?}\ndefault_us = {default_us:?}"
+                "window = {window}\nbatch = {batch}\nwarps = {warps}\nkeys = {keys}\n{options}us = {us:?}\ndefault_us = {default_us:?}"
             )?;
         }
         Ok(())
     }
+}
+
+/// A line of a record that says what the rules do not.
+fn option<T: fmt::Display>(key: &str, value: Option<&T>) -> String {
+    value.map_or(String::new(), |value| format!("{key} = {value}\n"))
+}
+
+fn flag(key: &str, set: bool) -> String {
+    option(key, Some(&set).filter(|set| **set))
 }
 
 impl fmt::Display for MatvecTuning {

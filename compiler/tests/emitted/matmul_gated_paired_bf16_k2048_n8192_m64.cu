@@ -22,6 +22,9 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// A block may touch what another has once both have begun: the first says so, the second waits for all to have. They order nothing.
+DEVICE void cluster_begin() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
+DEVICE void cluster_join() { asm volatile("barrier.cluster.wait.aligned;"); }
 // What block `rank` of the cluster has where this block has `p`.
 DEVICE u32 place_in_peer(const void* p, int rank) {
   u32 at;
@@ -43,6 +46,15 @@ DEVICE u64 load_peer(const u64* p, int rank) {
   u64 value;
   asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(place_in_peer(p, rank)));
   return value;
+}
+DEVICE void store_peer(float* p, float value, int rank) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "f"(value) : "memory");
+}
+DEVICE void store_peer(u32* p, u32 value, int rank) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "r"(value) : "memory");
+}
+DEVICE void store_peer(u64* p, u64 value, int rank) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place_in_peer(p, rank)), "l"(value) : "memory");
 }
 // Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
 // threads wait for them behind a block_barrier.
@@ -161,6 +173,7 @@ DEVICE int warp_sum(int value) {
   return sum;
 }
 DEVICE int count_bits(u32 value) { return __popc(value); }
+DEVICE int leading_zeros(u32 value) { return __clz(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
@@ -178,8 +191,8 @@ DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); } 
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in no order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
-// A word that the host polls in pinned memory.
-DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+// A word that the host polls in pinned memory. It tells of itself only.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif
 
 #define NEGATIVE_INFINITY float_of(0xff800000u)
@@ -201,6 +214,9 @@ DEVICE float warp_sum(float value) {
   for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
   return value;
 }
+
+DEVICE u32 warp_max(u32 value) { return (u32)warp_max((int)(value ^ 0x80000000u)) ^ 0x80000000u; }
+DEVICE u32 warp_min(u32 value) { return (u32)warp_min((int)(value ^ 0x80000000u)) ^ 0x80000000u; }
 
 constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
 template <int KIND>

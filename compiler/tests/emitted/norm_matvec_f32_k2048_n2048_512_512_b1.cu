@@ -22,6 +22,9 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// A block may touch what another has once both have begun: the first says so, the second waits for all to have. They order nothing.
+DEVICE void cluster_begin() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
+DEVICE void cluster_join() { asm volatile("barrier.cluster.wait.aligned;"); }
 // What block `rank` of the cluster has where this block has `p`.
 DEVICE u32 place_in_peer(const void* p, int rank) {
   u32 at;
@@ -43,6 +46,15 @@ DEVICE u64 load_peer(const u64* p, int rank) {
   u64 value;
   asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(place_in_peer(p, rank)));
   return value;
+}
+DEVICE void store_peer(float* p, float value, int rank) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "f"(value) : "memory");
+}
+DEVICE void store_peer(u32* p, u32 value, int rank) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "r"(value) : "memory");
+}
+DEVICE void store_peer(u64* p, u64 value, int rank) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place_in_peer(p, rank)), "l"(value) : "memory");
 }
 // Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
 // threads wait for them behind a block_barrier.
@@ -161,6 +173,7 @@ DEVICE int warp_sum(int value) {
   return sum;
 }
 DEVICE int count_bits(u32 value) { return __popc(value); }
+DEVICE int leading_zeros(u32 value) { return __clz(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
@@ -178,8 +191,8 @@ DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); } 
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in no order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
-// A word that the host polls in pinned memory.
-DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+// A word that the host polls in pinned memory. It tells of itself only.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif
 
 #define NEGATIVE_INFINITY float_of(0xff800000u)
@@ -201,6 +214,9 @@ DEVICE float warp_sum(float value) {
   for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
   return value;
 }
+
+DEVICE u32 warp_max(u32 value) { return (u32)warp_max((int)(value ^ 0x80000000u)) ^ 0x80000000u; }
+DEVICE u32 warp_min(u32 value) { return (u32)warp_min((int)(value ^ 0x80000000u)) ^ 0x80000000u; }
 
 constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
 template <int KIND>
@@ -264,6 +280,7 @@ constexpr bool STAGED = true;           // x goes through shared memory as bfloa
 constexpr int HEADS = 1, HEAD_DIM = 1;   // of that attention
 constexpr int ACTIVATION = 5;
 constexpr bool LATE = false;               // the next kernel begins when what this one depends on is done, not before
+constexpr bool AHEAD = false;             // what is added to results is loaded while they are made, not behind that
 constexpr bool ARGMAX = false;           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
@@ -271,6 +288,7 @@ constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a r
 constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp
 constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of pairs a unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
+constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
 // Under a norm x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
 // them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
@@ -295,18 +313,41 @@ DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, 
   return tile_pointer(weights, unit * UNIT, rank * BLOCK_PAIRS + warp + WARPS * DEPTH * chunk) + lane;
 }
 
+// A ring has a turn's pairs of all row tiles of a unit, then those of the next turn: pair i is of row tile i % UNIT.
+DEVICE int pair_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * DEPTH + i / UNIT); }
+
 // Whether pair i of a chunk of a unit is one, and not padding.
 DEVICE bool is_pair(int unit, int chunk, int i, int rank, int warp) {
-  const int tile = UNIT > 1 ? i / SHARE : 0, turn = UNIT > 1 ? i % SHARE : chunk * DEPTH + i, pair = warp + WARPS * turn;
-  return WHOLE || (unit * UNIT + tile < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+  const int pair = pair_of(chunk, i, warp);
+  return WHOLE || (unit * UNIT + i % UNIT < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
 }
 
 // Starts the loads of pair i of a chunk of a unit that begins at `from`.
 DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int unit, int chunk, int i, int rank, int warp) {
   if (unit >= UNITS || !is_pair(unit, chunk, i, rank, warp)) return;
-  from += ((UNIT > 1 ? i / SHARE * PAIRS : 0) + WARPS * (UNIT > 1 ? i % SHARE : i)) * 64;
+  from += (i % UNIT * PAIRS + WARPS * (i / UNIT)) * 64;
   pair[0] = load_stream(from);
   pair[1] = load_stream(from + 32);
+}
+
+// The result that a lane of a warp has of its job in a unit: where it goes, and where its bias lies.
+struct Result { int output, row, at, bias; bool exists; };
+DEVICE Result result_of(int unit, int job, int lane) {
+  const int tile = unit * UNIT + job / BATCH;
+  const Place place = place_of(tile, lane % 16);
+  const bool exists = job < UNIT * BATCH && lane < TILE_ROWS && place.row < ROWS[place.output];
+  return {place.output, place.row, job % BATCH * ROWS[place.output] + place.row, tile * 16 + lane % 16, exists};
+}
+
+// What is added to a result: to the product, to the other product of a gated one, and last.
+struct Addends { float bias = 0.0f, other_bias = 0.0f, residual = 0.0f; };
+DEVICE Addends addends_of(const Result& result, const float* bias, const float* residual) {
+  Addends add;
+  if (!result.exists) return add;
+  if (bias) add.bias = bias[result.bias];
+  if (bias && GATED) add.other_bias = bias[result.bias + 8];
+  if (residual) add.residual = residual[result.at];
+  return add;
 }
 
 // Eight consecutive values, zeros beyond K. EARLY: of a weight, before the wait.
@@ -335,6 +376,33 @@ DEVICE void store_pair(u16* at, const float (&v)[8]) {
   const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),
                          v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
   store_eight(at + BATCH * STAGE_STRIDE, left);
+}
+// What the WARPS of a block have of a row tile's 16 rows times COLUMNS columns, BATCH of them one row of x each: 16 rows a column, so far from
+// the next column, and a warp so far from half of the warps on, that lanes that write or read together do so in other banks.
+constexpr int COLUMN_STRIDE = 20;
+constexpr int WARP_STRIDE = (COLUMNS * COLUMN_STRIDE + 32 / WARPS - 1) / (64 / WARPS) * (64 / WARPS) + 32 / WARPS;
+
+// Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
+DEVICE void leave_partial(float (&partial)[WARPS][WARP_STRIDE], const float (&sum)[2][4], int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int column = 2 * (lane % 4) + i;
+    if (column < COLUMNS) {
+      float* at = &partial[warp][column * COLUMN_STRIDE + lane / 4];
+      at[0] = sum[0][i] + sum[1][i];
+      at[8] = sum[0][i + 2] + sum[1][i + 2];
+    }
+  }
+}
+
+// Row lane % 16 of the row tile for row b of x, for a whole warp: half of it adds up half of the warps.
+DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lane) {
+  float y = 0.0f;
+#pragma unroll
+  for (int i = 0; i < WARPS / 2; i++)
+#pragma unroll
+    for (int c = 0; c < COLUMNS; c += BATCH) y += partial[lane / 16 * (WARPS / 2) + i][(b + c) * COLUMN_STRIDE + lane % 16];
+  return y + shuffle_xor(y, 16);
 }
 
 // The sum of one value a thread over the block, in the order of the warps.
@@ -393,6 +461,27 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
   }
 }
 
+// Columns of x from `base` on, as they are. A few loads of a thread go out together.
+constexpr int EIGHTS = BATCH * STAGED_K / 8;
+constexpr int EIGHTS_AT_ONCE = EIGHTS > 3 * THREADS ? 4 : (EIGHTS + THREADS - 1) / THREADS;
+
+DEVICE void stage_plain(u16* staged, const u16* x, int base) {
+#pragma unroll 1
+  for (int begin = threadIdx.x; begin < EIGHTS; begin += EIGHTS_AT_ONCE * THREADS) {
+    Vec4 v[EIGHTS_AT_ONCE];
+#pragma unroll
+    for (int r = 0; r < EIGHTS_AT_ONCE; r++) {
+      const int i = 8 * (begin + r * THREADS), b = i / STAGED_K;
+      if (b < BATCH) v[r] = load_activations(x + b * K, base + i % STAGED_K);
+    }
+#pragma unroll
+    for (int r = 0; r < EIGHTS_AT_ONCE; r++) {
+      const int i = 8 * (begin + r * THREADS), b = i / STAGED_K;
+      if (b < BATCH) *(Vec4*)(staged + b * STAGE_STRIDE + i % STAGED_K) = v[r];
+    }
+  }
+}
+
 
 
 // weights: packed tiles. x: fp32 [BATCH][K] under a norm, bfloat16 [BATCH][K] without, or [SPLITS][BATCH][K] under COMBINE.
@@ -401,7 +490,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
 KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight,
     const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
     const int* positions, u32* maxima, float* zeros, u64 zero_count) {
-  SHARED float partial[2][UNIT][WARPS][16][COLUMNS];
+  SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -430,85 +519,70 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
 
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   
-  if (STAGED && NORM == 0 && !COMBINE) {
-    for (int i = 8 * threadIdx.x; i < BATCH * STAGED_K; i += 8 * THREADS) {
-      const int b = i / STAGED_K, k = i % STAGED_K;
-      *(Vec4*)(staged + b * STAGE_STRIDE + k) = load_activations((const u16*)x + b * K, rank * STAGED_K + k);
-    }
-  }
+  if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
+  // RMS of the row of x that this warp finishes.
+  float scale = 1.0f;
+  if (NORM == 1) {
+    float square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(warp % BATCH) * (WARPS / SIDES) + i][warp % BATCH];
+    scale = rsqrtf(square / K + EPS);
+  }
 
   float best = NEGATIVE_INFINITY;
   int best_row = 0, parity = 0;
 #pragma unroll 1
   for (int unit = first_unit; unit < UNITS; unit += teams) {
     float sum[UNIT][2][4] = {};
+    Addends add[JOBS];
+#pragma unroll
+    for (int j = 0; j < JOBS; j++)
+      if (AHEAD && rank == 0) add[j] = addends_of(result_of(unit, warp + WARPS * j, lane), bias, residual);
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
       // Each pair makes room for the one a ring later: of the next chunk, or the next unit.
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
+      Vec4 v[ROUNDS];
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         if (is_pair(unit, chunk, i, rank, warp)) {
-          const int tile = UNIT > 1 ? i / SHARE : 0, pair = warp + WARPS * (UNIT > 1 ? i % SHARE : chunk * DEPTH + i);
-          const int k = 32 * pair + 8 * quad;
+          const int k = 32 * pair_of(chunk, i, warp) + 8 * quad;
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
-            const Vec4 v = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k)
-                                  : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
-            mma_bf16(sum[tile][0], held[i][0], v.x, v.y);
-            mma_bf16(sum[tile][1], held[i][1], v.z, v.w);
+            // The row tiles of a turn share them.
+            if (i % UNIT == 0)
+              v[round] = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
+            mma_bf16(sum[i % UNIT][0], held[i][0], v[round].x, v[round].y);
+            mma_bf16(sum[i % UNIT][1], held[i][1], v[round].z, v[round].w);
           }
         }
         load_pair(held[i], from, next_unit, next_chunk, i, rank, warp);
       }
     }
 
-    // Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
 #pragma unroll
-    for (int tile = 0; tile < UNIT; tile++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        const int column = 2 * quad + i;
-        if (column < COLUMNS) {
-          partial[parity][tile][warp][group][column] = sum[tile][0][i] + sum[tile][1][i];
-          partial[parity][tile][warp][group + 8][column] = sum[tile][0][i + 2] + sum[tile][1][i + 2];
-        }
-      }
+    for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
     block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
-    for (int job = warp; job < UNIT * BATCH; job += WARPS) {
-      const int b = job % BATCH, tile = unit * UNIT + job / BATCH, row = lane % 16;
-      const Place place = place_of(tile, row);
-      const bool writes = lane < TILE_ROWS && place.row < ROWS[place.output], adds = writes && rank == 0;
-      const int at = b * ROWS[place.output] + place.row;
-      float add = 0.0f, bias_low = 0.0f, bias_high = 0.0f, scale = 1.0f;
-      if (adds && residual) add = residual[at];
-      if (adds && bias) bias_low = bias[tile * 16 + row];
-      if (adds && bias && GATED) bias_high = bias[tile * 16 + row + 8];
-      if (NORM == 1) {
-        float square = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(b) * (WARPS / SIDES) + i][b];
-        scale = rsqrtf(square / K + EPS);
-      }
-      float y = 0.0f;
-#pragma unroll
-      for (int i = 0; i < WARPS / 2; i++)
-#pragma unroll
-        for (int c = 0; c < COLUMNS; c += BATCH) y += partial[parity][job / BATCH][lane / 16 * (WARPS / 2) + i][row][b + c];
-      y += shuffle_xor(y, 16);
+    for (int j = 0; j < JOBS; j++) {
+      const int job = warp + WARPS * j;
+      if (job >= UNIT * BATCH) break;
+      const Result result = result_of(unit, job, lane);
+      if (!AHEAD && rank == 0) add[j] = addends_of(result, bias, residual);
+      float y = total_of(partial[parity][job / BATCH], warp % BATCH, lane);
       const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
-      y = activate<ACTIVATION>(y * scale + bias_low);
-      if (GATED) y *= other * scale + bias_high;
-      y += add;
-      if (writes && SPLIT == 2) accumulate((float*)out0 + at, y);
-      if (writes && SPLIT == 1) store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
-      if (ARGMAX && writes && y > best) best = y, best_row = place.row;
+      y = activate<ACTIVATION>(y * scale + add[j].bias);
+      if (GATED) y *= other * scale + add[j].other_bias;
+      y += add[j].residual;
+      if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
+      if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
+      if (ARGMAX && result.exists && y > best) best = y, best_row = result.row;
     }
     parity ^= 1;
   }

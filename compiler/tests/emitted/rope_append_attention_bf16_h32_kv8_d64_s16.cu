@@ -22,6 +22,9 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// A block may touch what another has once both have begun: the first says so, the second waits for all to have. They order nothing.
+DEVICE void cluster_begin() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
+DEVICE void cluster_join() { asm volatile("barrier.cluster.wait.aligned;"); }
 // What block `rank` of the cluster has where this block has `p`.
 DEVICE u32 place_in_peer(const void* p, int rank) {
   u32 at;
@@ -43,6 +46,15 @@ DEVICE u64 load_peer(const u64* p, int rank) {
   u64 value;
   asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(place_in_peer(p, rank)));
   return value;
+}
+DEVICE void store_peer(float* p, float value, int rank) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "f"(value) : "memory");
+}
+DEVICE void store_peer(u32* p, u32 value, int rank) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "r"(value) : "memory");
+}
+DEVICE void store_peer(u64* p, u64 value, int rank) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place_in_peer(p, rank)), "l"(value) : "memory");
 }
 // Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
 // threads wait for them behind a block_barrier.
@@ -161,6 +173,7 @@ DEVICE int warp_sum(int value) {
   return sum;
 }
 DEVICE int count_bits(u32 value) { return __popc(value); }
+DEVICE int leading_zeros(u32 value) { return __clz(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE u64 shuffle_up(u64 value, int delta) { return __shfl_up_sync(0xffffffffu, value, delta); }
 
@@ -178,8 +191,8 @@ DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); } 
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in no order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
-// A word that the host polls in pinned memory.
-DEVICE void publish(u32* p, u32 value) { asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
+// A word that the host polls in pinned memory. It tells of itself only.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif
 
 #define NEGATIVE_INFINITY float_of(0xff800000u)
@@ -201,6 +214,9 @@ DEVICE float warp_sum(float value) {
   for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
   return value;
 }
+
+DEVICE u32 warp_max(u32 value) { return (u32)warp_max((int)(value ^ 0x80000000u)) ^ 0x80000000u; }
+DEVICE u32 warp_min(u32 value) { return (u32)warp_min((int)(value ^ 0x80000000u)) ^ 0x80000000u; }
 
 constexpr int SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, IDENTITY = 5;
 template <int KIND>
@@ -240,6 +256,10 @@ DEVICE void rope_rotation(int position, int pair, float& cosine, float& sine) {
   sine = ROPE_MAGNITUDE * sine_of(rest);
 }
 
+// The two elements of a pair.
+DEVICE int first_of(int pair) { return ROPE_INTERLEAVED ? 2 * pair : pair; }
+DEVICE int second_of(int pair) { return ROPE_INTERLEAVED ? 2 * pair + 1 : pair + ROPE_DIM / 2; }
+
 // Element `i` of the rotated head. `at(i)` reads the head before rotation, `turn(pair, cosine, sine)` gives the rotation of a pair.
 template <typename At, typename Turn>
 DEVICE float roped(At at, int i, Turn turn) {
@@ -257,6 +277,7 @@ constexpr int KEY_HEADS = 8;
 constexpr int HEAD_DIM = 64;
 constexpr int GROUP = 4;              // query heads that are taken together; they share a key head
 constexpr int WARPS = 8;
+constexpr bool LATE = false;               // the next kernel begins when what this one depends on is done, not before
 constexpr float SCALE = 0.125f;            // multiplies q · k
 constexpr float SOFTCAP = 0.0f;        // cap · tanh(score / cap); 0: none
 constexpr bool APPEND = true;           // normalise, rotate and store this row's key and value first
@@ -271,6 +292,7 @@ constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what 
 constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
 constexpr bool WIDE = PADDED > 128;                       // a lane has room for its share of keys or of values, not of both
+constexpr int CHAINS = 2;            // sums that a product with keys is made in
 constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
@@ -294,7 +316,9 @@ DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const flo
   }
 }
 
-// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp.
+// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp, for pairs
+// whose values do not lie in one lane.
+constexpr bool IN_LANE = !ROPE_INTERLEAVED && ROPE_DIM % 64 == 0;
 template <typename Take>
 DEVICE void load_head(Take take, float* raw, const float* from, const float* weights, float eps, const Prepared& prepared, bool transform) {
   const int lane = threadIdx.x % 32;
@@ -305,18 +329,32 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
     value[j] = i < HEAD_DIM ? from[i] : 0.0f;
     square += value[j] * value[j];
   }
-  const float scale = transform && NORM ? rsqrtf(warp_sum(square) / HEAD_DIM + eps) : 1.0f;
+  if (transform && NORM) {
+    const float scale = rsqrtf(warp_sum(square) / HEAD_DIM + eps);
 #pragma unroll
-  for (int j = 0; j < PER_LANE; j++) {
-    const int i = lane + 32 * j;
-    if (i < HEAD_DIM) raw[i] = transform && NORM ? value[j] * scale * weights[i] : value[j];
+    for (int j = 0; j < PER_LANE; j++)
+      if (lane + 32 * j < HEAD_DIM) value[j] = value[j] * scale * weights[lane + 32 * j];
   }
-  warp_barrier();
-  const auto turn = [&](int pair, float& cosine, float& sine) { cosine = prepared.turns[pair][0], sine = prepared.turns[pair][1]; };
-#pragma unroll 1
-  for (int i = lane; i < PADDED; i += 32)
-    take(i, i >= HEAD_DIM ? 0.0f : transform ? roped([&](int j) { return raw[j]; }, i, turn) : raw[i]);
-  warp_barrier();
+  if (!IN_LANE) {
+#pragma unroll
+    for (int j = 0; j < PER_LANE; j++) raw[lane + 32 * j] = value[j];
+    warp_barrier();
+  }
+#pragma unroll
+  for (int j = 0; j < (ROPE_DIM / 2 + 31) / 32; j++) {
+    const int pair = lane + 32 * j, one = first_of(pair), other = second_of(pair);
+    if (pair >= ROPE_DIM / 2) break;
+    const float a = IN_LANE ? value[j] : raw[one], b = IN_LANE ? value[j + ROPE_DIM / 64] : raw[other];
+    const float cosine = prepared.turns[pair][0], sine = prepared.turns[pair][1];
+    take(one, transform ? a * cosine - b * sine : a);
+    take(other, transform ? b * cosine + a * sine : b);
+  }
+#pragma unroll
+  for (int j = ROPE_DIM / 32; j < PER_LANE; j++) {
+    const int i = lane + 32 * j;
+    if (i >= ROPE_DIM && i < PADDED) take(i, value[j]);
+  }
+  if (!IN_LANE) warp_barrier();
 }
 
 // A query as two bfloat16 a value: what rounding keeps, and what it leaves. Values beyond PADDED are zeros.
@@ -406,14 +444,14 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     }
 
     // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
-    float product[2][4] = {};
+    float product[CHAINS][2][4] = {};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
       const Vec4 kept = *(const Vec4*)(query + 32 * p), left = *(const Vec4*)(query + QUERY_STRIDE + 32 * p);
 #pragma unroll
       for (int t = 0; t < 2; t++) {
-        mma_bf16(product[t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
-        mma_bf16(product[t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
+        mma_bf16(product[0][t], {kept.x, left.x, kept.y, left.y}, tile.key[t][p].x, tile.key[t][p].y);
+        mma_bf16(product[CHAINS - 1][t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
       }
     }
     if (!WIDE) load_keys(tile, span, base + stride);
@@ -424,7 +462,8 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     float score[4], peak = largest;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-      score[i] = product[i / 2][i % 2] + product[i / 2][i % 2 + 2];
+      score[i] = product[0][i / 2][i % 2] + product[0][i / 2][i % 2 + 2];
+      if (CHAINS == 2) score[i] += product[1][i / 2][i % 2] + product[1][i / 2][i % 2 + 2];
       if (SOFTCAP > 0.0f) score[i] = SOFTCAP * tanhf(score[i] / SOFTCAP) * LOG2E;
       if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;
       peak = fmaxf(peak, score[i]);
@@ -518,11 +557,14 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
 
   // Positions and, under APPEND, all keys but the newest are from steps before: they are on their way before q is.
-  launch_dependents();
+  if (!LATE) launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
   // Splits that are not needed make room at once. The first is always there, so that this kernel's end is behind that of all before it.
-  if (split > 0 && split >= splits) return;
+  if (split > 0 && split >= splits) {
+    if (LATE) launch_dependents();
+    return;
+  }
   const int first = first_key(position), keys = position + 1 - first;
   const int share = splits > 0 ? (keys + splits - 1) / splits : 0;
   const int begin = first + split * share;
@@ -539,6 +581,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
     block_barrier();
   }
   wait_for_dependencies();
+  if (LATE) launch_dependents();
   if (split == 0)
     for (u64 i = (u64)(blockIdx.x + gridDim.x * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * rows * THREADS) zeros[i] = 0.0f;
   if (splits == 0) return;

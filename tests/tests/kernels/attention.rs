@@ -18,6 +18,8 @@ pub struct Case {
     pub head_dim: usize,
     pub group: usize,
     pub warps: usize,
+    pub chains: usize,
+    pub late: bool,
     pub splits: Splits,
     pub rope: Option<Rotation>,
     pub softcap: f32,
@@ -44,6 +46,8 @@ impl Case {
             head_dim,
             group: heads / key_heads,
             warps: 4,
+            chains: 2,
+            late: false,
             splits: Splits { max: 1, keys: 16, window: 0 },
             rope: None,
             softcap: 0.0,
@@ -81,6 +85,8 @@ impl Case {
             head_dim: self.head_dim,
             group: self.group,
             warps: self.warps,
+            chains: self.chains,
+            late: self.late,
             scale: Float(self.scale()),
             softcap: Float(self.softcap),
             append: self.append,
@@ -349,7 +355,7 @@ fn head_sizes_and_groups() -> Result<()> {
     check_all(&[
         Case::new(3, 1, 12),
         Case::new(4, 2, 20),
-        Case { warps: 2, ..Case::new(2, 2, 80) },
+        Case { warps: 2, chains: 1, ..Case::new(2, 2, 80) },
         Case { out_type: Storage::BF16, ..Case::new(2, 1, 96) },
         Case { group: 2, ..Case::new(8, 2, 16) },
         Case { group: 1, warps: 1, ..Case::new(3, 1, 8) },
@@ -362,7 +368,7 @@ fn head_sizes_and_groups() -> Result<()> {
 fn appends_normalises_and_rotates() -> Result<()> {
     check_all(&[
         Case { append: true, ..Case::new(3, 3, 20) },
-        Case { append: true, rope: Some((64, false, 1.0)), ..Case::new(6, 2, 64) },
+        Case { append: true, rope: Some((64, false, 1.0)), late: true, ..Case::new(6, 2, 64) },
         Case { append: true, rope: Some((12, true, 1.25)), ..Case::new(4, 1, 12) },
         Case { append: true, rope: Some((32, false, 1.0)), norm: true, ..Case::new(4, 2, 80) },
         // A head so wide that a lane holds keys or values.
@@ -387,7 +393,7 @@ fn splits_windows_caps_and_sinks() -> Result<()> {
     check_all(&[
         Case { splits: splits(3, 4, 0), ..Case::new(4, 2, 20) },
         // Five keys in four splits of two: the last is empty.
-        Case { splits: splits(4, 1, 0), append: true, rows: vec![(4, 0)], ..Case::new(2, 1, 16) },
+        Case { splits: splits(4, 1, 0), append: true, late: true, rows: vec![(4, 0)], ..Case::new(2, 1, 16) },
         // The newest key is alone in its split; then alone in the cache; then in the last round of a long split.
         Case { splits: splits(3, 2, 0), append: true, rows: vec![(4, 0), (0, 1), (6, 2)], ..Case::new(4, 2, 16) },
         Case { splits: splits(2, 100, 0), append: true, rows: vec![(128, 0), (256, 1)], ..Case::new(2, 1, 64) },

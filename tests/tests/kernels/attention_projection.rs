@@ -87,6 +87,8 @@ impl Case {
             group,
             warps,
             splits: plan::Splits { max: 1, keys: 1, window: 0 },
+            chains: self.attention.chains,
+            late: self.attention.late,
             scale: self.attention.scale(),
             softcap: None,
             append: true,
@@ -160,13 +162,14 @@ fn check_all(cases: &[Case]) -> Result<()> {
 #[test]
 fn head_sizes_clusters_and_slices() -> Result<()> {
     let group = |group, case: Case| Case { attention: attention::Case { group, ..case.attention }, ..case };
+    let ordered = |case: Case| Case { attention: attention::Case { chains: 1, late: true, ..case.attention }, ..case };
     let warps = |warps, case: Case| Case { attention: attention::Case { warps, ..case.attention }, ..case };
     check_all(&[
         Case::new([4, 2, 64], 2, 70, 2),
         Case::new([4, 4, 64], 4, 37, 1).at(&[40, 3]),
         Case::new([9, 3, 64], 3, 33, 1),
         Case { bias: true, ..Case::new([8, 2, 24], 2, 90, 5) },
-        warps(8, Case { residual: false, ..Case::new([14, 2, 64], 2, 48, 3) }),
+        ordered(warps(8, Case { residual: false, ..Case::new([14, 2, 64], 2, 48, 3) })),
         Case::new([16, 2, 24], 2, 20, 4),
         Case::new([4, 2, 128], 2, 37, 3).at(&[100, 17]),
         // Two groups share a key head, and two key heads are a block's.

@@ -113,6 +113,7 @@ fn check_product(
                 residual: op.residual,
                 argmax: false,
                 late: false,
+                ahead: norm.is_none(),
             };
             let norm_weight = given(norm.is_some_and(|norm| norm.weight), &norm_weight);
             let norm_bias = given(norm.is_some_and(|norm| norm.bias), &norm_bias);
@@ -203,6 +204,8 @@ fn check_attention(op: &Attention, heads: usize, key_heads: usize, dim: usize, p
         group: heads / key_heads,
         warps: 2,
         splits: Splits { max: 1, keys: 64, window: op.window.unwrap_or(0) },
+        chains: 2,
+        late: false,
         scale: op.scale,
         softcap: op.softcap,
         append: op.append,

@@ -36,6 +36,7 @@ pub struct Case {
     pub activation: usize,
     pub argmax: bool,
     pub late: bool,
+    pub ahead: bool,
     pub out_type: Storage,
     pub grid: u32,
 }
@@ -62,6 +63,7 @@ impl Case {
             activation: 5,
             argmax: false,
             late: false,
+            ahead: false,
             out_type: Storage::F32,
             grid: 2,
         }
@@ -97,6 +99,7 @@ impl Case {
             activation: self.activation,
             argmax: self.argmax,
             late: self.late,
+            ahead: self.ahead,
         }
         .render()
         .expect("the template renders")
@@ -353,6 +356,8 @@ fn units() -> Result<()> {
         Case { gated: true, activation: 0, norm: 1, batch: 1, ..case(128, 4, 2, 1) },
         Case { argmax: true, norm: 1, batch: 4, ..case(90, 4, 2, 1) },
         Case { late: true, norm: 1, ..case(90, 4, 2, 1) },
+        Case { ahead: true, bias: true, residual: true, ..case(256, 4, 2, 2) },
+        Case { ahead: true, gated: true, bias: true, residual: true, norm: 1, ..case(128, 4, 2, 1) },
         Case { rows: vec![32, 8, 24], bias: true, ..case(64, 2, 2, 1) },
     ])
 }
@@ -360,7 +365,14 @@ fn units() -> Result<()> {
 /// Two blocks add their halves of the columns to zeros, and a launch sets zeros for another.
 #[test]
 fn splits_and_zeros() -> Result<()> {
-    let case = |k, batch| Case { split: 2, zeros: 1111, bias: true, residual: true, ..Case::new(k, &[75], batch) };
+    let case = |k, batch| Case {
+        split: 2,
+        zeros: 1111,
+        bias: true,
+        residual: true,
+        ahead: batch == 1,
+        ..Case::new(k, &[75], batch)
+    };
     check_all(&[
         case(256, 1),
         case(300, 2),

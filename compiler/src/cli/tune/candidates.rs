@@ -33,6 +33,7 @@ impl Shape {
                     depth: spec.depth,
                     blocks: blocks.div_ceil(MULTIPROCESSORS).max(1),
                     late: spec.late,
+                    ahead: None,
                     us,
                     default_us,
                 }))
@@ -49,6 +50,10 @@ impl Shape {
                     warps,
                     keys,
                     slice: None,
+                    near_warps: None,
+                    near_group: None,
+                    chains: None,
+                    late: spec.late,
                     us,
                     default_us,
                 }))
@@ -57,9 +62,9 @@ impl Shape {
         }
     }
 
-    /// A record of this shape alone.
-    pub(super) fn alone(&self) -> Tuning {
-        let mut tuning = Tuning::default();
+    /// A record with this shape in the place of its key's.
+    pub(super) fn beside(&self, record: &Tuning) -> Tuning {
+        let mut tuning = record.clone();
         match self {
             Shape::Matvec(entry) => tuning.set_matvec(entry.clone()),
             Shape::Attention(entry) => tuning.set_attention(entry.clone()),
@@ -98,6 +103,7 @@ pub(super) fn candidates(shape: &Shape) -> Vec<Shape> {
 fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
     let pairs = entry.k.div_ceil(32);
     let mut found = vec![MatvecTuning { late: !entry.late, ..entry.clone() }];
+    found.extend([false, true].map(|ahead| MatvecTuning { ahead: Some(ahead), ..entry.clone() }));
     for warps in [4, 8, 16] {
         for depth in [2, 4, 6, 8, 12, 16] {
             for blocks in [1, 2, 3, 4] {
@@ -114,7 +120,7 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
     found
 }
 
-/// A split of one, two, four or eight rounds of a block.
+/// A split of one, two, four or eight rounds of a block; and what few keys have for themselves.
 fn attentions(entry: &AttentionTuning) -> Vec<AttentionTuning> {
     let mut found = Vec::new();
     for warps in [4, 8, 16] {
@@ -122,7 +128,11 @@ fn attentions(entry: &AttentionTuning) -> Vec<AttentionTuning> {
             found.push(AttentionTuning { warps, keys: rounds * warps * 16, ..entry.clone() });
         }
     }
-    // In one kernel with the projection, for few keys; 0: not so.
+    found.push(AttentionTuning { late: !entry.late, ..entry.clone() });
+    found.extend([1, 2].map(|chains| AttentionTuning { chains: Some(chains), ..entry.clone() }));
+    found.extend([4, 8, 16].map(|warps| AttentionTuning { near_warps: Some(warps), ..entry.clone() }));
+    found.extend((1..=8).map(|group| AttentionTuning { near_group: Some(group), ..entry.clone() }));
+    // In one kernel with the projection; 0: not so.
     found.extend([0, 1, 2, 3, 5, 6, 7, 9, 11].map(|slice| AttentionTuning { slice: Some(slice), ..entry.clone() }));
     found.retain(|other| other != entry);
     found
@@ -133,18 +143,35 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Shape::Matvec(entry) if f.alternate() => {
-                let MatvecTuning { warps, depth, blocks, late, .. } = entry;
-                let late = if *late { ", the next kernel late" } else { "" };
-                write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor{late}")
+                let MatvecTuning { warps, depth, blocks, late, ahead, .. } = entry;
+                write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor{}", if_late(*late))?;
+                match ahead {
+                    Some(true) => write!(f, ", addends ahead"),
+                    Some(false) => write!(f, ", addends behind"),
+                    None => Ok(()),
+                }
             }
             Shape::Matvec(entry) => write!(f, "{entry}"),
-            Shape::Attention(AttentionTuning { warps, keys, slice, .. }) if f.alternate() => match slice {
-                Some(slice) => write!(f, "{warps} warps, {keys} keys a split, {slice} row tiles a cluster"),
-                None => write!(f, "{warps} warps, {keys} keys a split"),
-            },
+            Shape::Attention(entry) if f.alternate() => {
+                let AttentionTuning { warps, keys, slice, near_warps, near_group, chains, late, .. } = entry;
+                write!(f, "{warps} warps, {keys} keys a split{}", if_late(*late))?;
+                let options = [
+                    (slice, "row tiles a cluster"),
+                    (near_warps, "warps for few keys"),
+                    (near_group, "query heads a block for few keys"),
+                    (chains, "sums of a product"),
+                ];
+                options
+                    .iter()
+                    .try_for_each(|(option, what)| option.map_or(Ok(()), |count| write!(f, ", {count} {what}")))
+            }
             Shape::Attention(entry) => write!(f, "{entry}"),
         }
     }
+}
+
+fn if_late(late: bool) -> &'static str {
+    if late { ", the next kernel late" } else { "" }
 }
 
 #[cfg(test)]
@@ -153,7 +180,8 @@ mod tests {
 
     fn entry(k: usize, batch: usize) -> MatvecTuning {
         let (kind, tiles, us) = ("norm_matvec".to_owned(), 192, 0.0);
-        MatvecTuning { kind, k, tiles, batch, warps: 8, depth: 8, blocks: 2, late: false, us, default_us: us }
+        let (late, ahead) = (false, None);
+        MatvecTuning { kind, k, tiles, batch, warps: 8, depth: 8, blocks: 2, late, ahead, us, default_us: us }
     }
 
     #[test]
@@ -163,8 +191,11 @@ mod tests {
         assert!(!found.contains(&entry(2048, 1)), "the shape itself is no candidate");
         assert!(found.iter().any(|entry| entry.warps == 16) && found.iter().any(|entry| entry.blocks == 1));
         assert!(found.iter().all(|entry| entry.blocks * entry.warps <= 36), "a multiprocessor holds them");
-        let (late, small): (Vec<_>, Vec<_>) = matvecs(&entry(128, 1)).into_iter().partition(|entry| entry.late);
-        assert_eq!(late, [MatvecTuning { late: true, ..entry(128, 1) }], "the shape itself, the next kernel late");
+        let (same, small): (Vec<_>, Vec<_>) =
+            matvecs(&entry(128, 1)).into_iter().partition(|entry| entry.late || entry.ahead.is_some());
+        let ahead = [false, true].map(|ahead| MatvecTuning { ahead: Some(ahead), ..entry(128, 1) });
+        let late = MatvecTuning { late: true, ..entry(128, 1) };
+        assert_eq!(same, [vec![late], ahead.to_vec()].concat(), "the shape itself, in another order of its work");
         assert!(!small.is_empty() && small.iter().all(|entry| entry.warps == 4 && entry.depth <= 4), "{small:?}");
         for shape in candidates(&Shape::Matvec(entry(2048, 8))) {
             Tuning::parse(&with_header(&shape), "candidate").expect("each is a sound entry");
@@ -181,21 +212,29 @@ mod tests {
             window,
             batch: 1,
             warps: 8,
-            keys: 64,
+            keys: 384,
             slice: None,
+            near_warps: None,
+            near_group: None,
+            chains: None,
+            late: false,
             us: 0.0,
             default_us: 0.0,
         };
         let found = attentions(&base);
-        let (near, far): (Vec<_>, Vec<_>) = found.into_iter().partition(|entry| entry.slice.is_some());
-        assert_eq!((near.len(), far.len()), (9, 12));
-        assert!(far.iter().all(|entry| entry.keys % (entry.warps * 16) == 0));
+        let of_both = |entry: &&AttentionTuning| entry.late || entry.chains.is_some();
+        assert_eq!(found.iter().filter(of_both).count(), 3);
+        let is_near = |entry: &&AttentionTuning| {
+            [entry.slice, entry.near_warps, entry.near_group].iter().any(|option| option.is_some())
+        };
+        assert_eq!((found.len(), found.iter().filter(is_near).count()), (12 + 3 + 20, 20));
+        assert!(found.iter().all(|entry| entry.keys % (entry.warps * 16) == 0));
         for shape in candidates(&Shape::Attention(base)) {
             Tuning::parse(&with_header(&shape), "candidate").expect("each is a sound entry");
         }
     }
 
     fn with_header(shape: &Shape) -> String {
-        Tuning { arch: "sm_90a".into(), ..shape.alone() }.to_string()
+        Tuning { arch: "sm_90a".into(), ..shape.beside(&Tuning::default()) }.to_string()
     }
 }

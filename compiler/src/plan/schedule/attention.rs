@@ -4,7 +4,8 @@ use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
 use super::shapes::{
-    attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape, near_group, query_group,
+    attention_chains, attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape, near_group,
+    query_group,
 };
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
@@ -78,6 +79,7 @@ impl Builder<'_, '_> {
         let window = attention.window.unwrap_or(0);
         let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
         let (warps, keys_per_split) = tuned.map_or(attention_shape(head_dim), |entry| (entry.warps, entry.keys));
+        let near_warps = tuned.and_then(|entry| entry.near_warps).unwrap_or(8);
         let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
         let mut spec = AttentionSpec {
             heads,
@@ -86,6 +88,8 @@ impl Builder<'_, '_> {
             group,
             warps,
             splits: Splits { max: 1, keys: keys_per_split, window },
+            chains: tuned.and_then(|entry| entry.chains).unwrap_or(attention_chains(head_dim)),
+            late: tuned.is_some_and(|entry| entry.late),
             scale: attention.scale,
             softcap: attention.softcap,
             append: in_kernel,
@@ -104,19 +108,23 @@ impl Builder<'_, '_> {
         if in_kernel && self.rows.near && self.planner.clusters && attention.proj.is_some() {
             let proj = self.proj_weight(node, attention, heads * head_dim)?;
             let slice = tuned.and_then(|entry| entry.slice);
+            let warps = spec.warps;
+            spec.warps = near_warps;
             if let Some((cluster, slice)) = cluster_shape(&spec, proj.rows, self.rows.count, slice) {
-                (spec.warps, spec.splits.keys) = (8, 1);
+                spec.splits.keys = 1;
                 self.has_near_form = true;
                 let operands = [q, k, v, keys, values, self.positions(), self.sequences(), q_weight, k_weight, sinks];
                 return self.clustered(node, spec, proj, cluster, slice, &operands);
             }
+            spec.warps = warps;
         }
         // A near step has so few keys that one block takes all of a head's: there is nothing to combine.
         let whole = self.rows.near && attention.proj.is_some();
         if whole {
             self.has_near_form = true;
-            (spec.warps, spec.splits.keys) = (8, 1);
-            spec.group = near_group(heads, share, self.rows.count).min(group);
+            (spec.warps, spec.splits.keys) = (near_warps, 1);
+            let tuned = tuned.and_then(|entry| entry.near_group).filter(|group| share.is_multiple_of(*group));
+            spec.group = tuned.unwrap_or_else(|| near_group(heads, share, self.rows.count)).min(group);
         }
         let combined = attention.proj.is_some() && !whole;
         let group = spec.group;
@@ -302,6 +310,7 @@ impl Builder<'_, '_> {
                 residual: attention.proj.is_some_and(|proj| proj.residual),
                 argmax: false,
                 late: false,
+                ahead: false,
             };
             let mut operands =
                 Operands { packed, x, bias, residual, statistics, positions: self.positions(), ..Operands::default() };

@@ -124,6 +124,7 @@ impl Builder<'_, '_> {
             residual: matmul.residual,
             argmax,
             late: false,
+            ahead: false,
         };
         let may_sum = matmul.norm.is_none() && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
         let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands);
@@ -152,7 +153,9 @@ impl Builder<'_, '_> {
         let may_sum = may_sum && self.can_sum(value);
         let shape = matvec_shape(spec, may_sum, self.planner.tuning);
         (spec.warps, spec.depth, spec.unit, spec.split) = (shape.warps, shape.depth, shape.unit, shape.split);
-        spec.late = self.planner.tuning.matvec(spec).is_some_and(|entry| entry.late);
+        let tuned = self.planner.tuning.matvec(spec);
+        spec.late = tuned.is_some_and(|entry| entry.late);
+        spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
         if spec.split > 1 {
             operands.outs[0] = self.sum(value);
         }

@@ -101,6 +101,7 @@ fn the_record_of_an_architecture_is_found() {
     for (file, text) in shipped() {
         let tuning = Tuning::parse(text, file).expect("a shipped record");
         assert_eq!(format!("{}.toml", tuning.arch), *file);
+        assert_eq!(tuning.to_string(), *text, "it is as it would be written");
         assert!(
             tuning.is_empty() || [&tuning.gpu, &tuning.driver, &tuning.compiler].iter().all(|text| !text.is_empty())
         );

@@ -153,6 +153,7 @@ DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delt
 
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }
 DEVICE float power_of_two(float exponent) { return exp2f(exponent); }
+DEVICE float plain_sum(float a, float b) { return a + b; }
 DEVICE float sine_of(float angle) { return sinf(angle); }
 DEVICE float cosine_of(float angle) { return cosf(angle); }
 DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }

@@ -99,6 +99,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
     const int job = slot / PARTS, begin = 16 * (slot % PARTS);
     if (slot != warp) {
       span = span_of(job);
+      tile = {};
       load_first(tile, span, span.first + begin);
     }
     attend(shared.parts[slot], tile, span, (const u16*)shared.queries[job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP], begin, 16 * PARTS);

@@ -29,7 +29,8 @@ DEVICE void load_logits(float (&logit)[WORDS], const float* logits, int lane) {
   }
 }
 
-// What the choice is by, where a bias counts for it: the softmax or sigmoid of each logit, and its bias. `top` is the largest logit.
+// What the choice is by, where a bias counts for it: the softmax or sigmoid of each logit, and its bias. `top` is the largest logit. Each kernel that chooses
+// makes it for itself, and all have to choose alike.
 DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
   float whole = 0.0f;
   int largest = LEAST;
@@ -40,12 +41,12 @@ DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float
   if (SCORING == SOFTMAX) {
 #pragma unroll
     for (int w = 0; w < WORDS; w++)
-      if (32 * w + lane < EXPERTS) whole += expf(logit[w] - top);
+      if (32 * w + lane < EXPERTS) whole = plain_sum(whole, expf(logit[w] - top));
     whole = warp_sum(whole);
   }
 #pragma unroll
   for (int w = 0; w < WORDS; w++)
-    ranks[w] = (SCORING == SOFTMAX ? expf(logit[w] - top) / whole : 1.0f / (1.0f + expf(-logit[w]))) + bias[w];
+    ranks[w] = plain_sum(SCORING == SOFTMAX ? expf(logit[w] - top) / whole : 1.0f / plain_sum(1.0f, expf(-logit[w])), bias[w]);
 }
 
 // Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, or ranks where a bias counts, the first of equal ones first. `top` is

@@ -224,7 +224,7 @@ DEVICE u32 bound_of(const float (&tops)[TOPS_A_LANE], u32 count) {
   }
   most = warp_max(most), least = warp_min(least);
   const int first = leading_zeros(most ^ least);
-  u32 bound = first == 0 ? 0 : most & ~(0xffffffffu >> first);
+  u32 bound = first == 0 ? 0 : first == 32 ? most : most & ~(0xffffffffu >> first);
 #pragma unroll 1
   for (int place = first; place < 32 && (place < BOUND_BITS || place < first + 8); place++) {
     const u32 next = bound | 0x80000000u >> place;

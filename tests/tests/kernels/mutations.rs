@@ -246,14 +246,14 @@ fn in_a_route() {
     caught(
         |mutation| experts::check_hidden(&case, mutation),
         &[
-            ("expf(-logit[w]))) + bias[w]", "expf(-logit[w])))", "buffer of"),
+            ("expf(-logit[w])), bias[w])", "expf(-logit[w])), 0.0f)", "buffer of"),
             ("BIASED ? ranks[w] : logit[w]", "logit[w]", "buffer of"),
         ],
     );
     let case = experts::Case { scoring: 0, normalise: false, ..case };
     caught(
         |mutation| experts::check_hidden(&case, mutation),
-        &[("EXPERTS) whole += expf", "EXPERTS && w == 0) whole += expf", "buffer of")],
+        &[("EXPERTS) whole = plain_sum", "EXPERTS && w == 0) whole = plain_sum", "buffer of")],
     );
 }
 

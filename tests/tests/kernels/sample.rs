@@ -167,6 +167,16 @@ fn stops_at_a_stop_token() -> Result<()> {
     check(5, [1, 1], 0, &[(3, 0)], &[parameters], None)
 }
 
+/// Block maxima that have all bits in common.
+#[test]
+fn draws_where_all_maxima_are_equal() -> Result<()> {
+    let parameters = Parameters { temperature: 0.7, top_k: 1, ..GREEDY };
+    for cluster in [1, 2] {
+        check(50, [2, cluster], 1, &[(3, 0)], &[parameters], None)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn draws_as_the_rule_says() -> Result<()> {
     let warm = Parameters { temperature: 1.3, ..GREEDY };

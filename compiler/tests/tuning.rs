@@ -175,6 +175,30 @@ fn an_entry_says_when_addends_are_loaded() {
 }
 
 #[test]
+fn entries_shape_what_experts_have_inside_and_their_sum() {
+    let (file, text) = find_for(&["Qwen3MoeForCausalLM"]).expect("it is shipped");
+    let description = Description::parse(text, file).expect("a shipped description");
+    let shapes = |tuning: Tuning| -> Vec<([usize; 3], u32)> {
+        let plan = PlanOptions { batches: vec![1], prompts: Vec::new(), tuning, clusters: true };
+        let model = compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() });
+        let plan = model.expect("it compiles").plan;
+        let of = |spec: &KernelSpec| match spec {
+            KernelSpec::ExpertsHidden(spec) => Some([spec.products.warps, spec.products.depth, 1]),
+            KernelSpec::ExpertsSum(spec) => Some([spec.warps, spec.depth, spec.split]),
+            _ => None,
+        };
+        launches(&plan, 1).into_iter().filter_map(|(_, spec, blocks)| Some((of(spec)?, blocks))).take(2).collect()
+    };
+    assert_eq!(shapes(Tuning::default()), [([8, 8, 1], 256), ([6, 8, 2], 256)]);
+    // Of eight experts of 96 row tiles of 64 pairs, and of 128 row tiles of 24 pairs an expert.
+    let inside = MatvecTuning { kind: "norm_experts_gated".into(), tiles: 8 * 96, ..gate_up() };
+    let sum = MatvecTuning { kind: "experts_sum".into(), k: 8 * 768, tiles: 128, depth: 3, warps: 8, ..gate_up() };
+    let mut both = record(Some(inside), None);
+    both.set_matvec(sum);
+    assert_eq!(shapes(both), [([16, 4, 1], 128), ([8, 3, 1], 128)], "one block a multiprocessor");
+}
+
+#[test]
 fn the_head_keeps_a_maximum_a_block() {
     let head =
         MatvecTuning { kind: "norm_matvec_sample".into(), tiles: 8016, blocks: 3, depth: 4, warps: 8, ..gate_up() };

@@ -315,11 +315,7 @@ impl KernelSpec {
                 let attention = KernelSpec::Attention(spec.attention.clone()).name();
                 format!("{attention}_proj_{}_b{}", spec.tiles.suffix(), spec.batch)
             }
-            KernelSpec::ExpertsHidden(ExpertsHiddenSpec { products, norm, .. }) => {
-                let norm = if norm.is_some() { "norm_" } else { "" };
-                let gated = if products.tiles.gated { "_gated" } else { "" };
-                format!("{norm}experts{gated}_{}", products.suffix())
-            }
+            KernelSpec::ExpertsHidden(spec) => format!("{}_{}", spec.kind(), spec.products.suffix()),
             KernelSpec::Route(spec) => format!("route_{}", spec.suffix()),
             KernelSpec::ExpertsSum(spec) => format!("experts_sum_{}", spec.suffix()),
             KernelSpec::Embedding(tiles) => format!("embedding_{}", tiles.suffix()),

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::spec::{AttentionSpec, MatvecSpec};
+use super::spec::{AttentionSpec, ExpertsHiddenSpec, ExpertsSpec, MatvecSpec};
 
 /// What was measured on one GPU. Without entries it changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -33,15 +33,18 @@ pub struct Tuning {
     pub attentions: Vec<AttentionTuning>,
 }
 
+/// What tells the products apart that have a shape of their own: kind, columns, row tiles and rows of x, as a [`MatvecTuning`] has them.
+pub type ProductKey = (String, usize, usize, usize);
+
 /// The shape of the products that a key fits.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatvecTuning {
     /// What is fused with it: the first words of the kernel's name, such as `norm_matvec_gated`.
     pub kind: String,
-    /// Columns.
+    /// Columns; of a sum of experts those of all that a step may need.
     pub k: usize,
-    /// Row tiles.
+    /// Row tiles; inside experts those of all that a step may need.
     pub tiles: usize,
     /// Rows of x.
     pub batch: usize,
@@ -145,10 +148,8 @@ impl Tuning {
     }
 
     /// The entry for a product, by everything of its spec but the shape.
-    pub fn matvec(&self, spec: &MatvecSpec) -> Option<&MatvecTuning> {
-        let kind = spec.kind();
-        let key = (kind.as_str(), spec.tiles.k, spec.tiles.count(), spec.batch);
-        self.matvecs.iter().find(|entry| entry.key() == key)
+    pub fn matvec(&self, (kind, k, tiles, batch): &ProductKey) -> Option<&MatvecTuning> {
+        self.matvecs.iter().find(|entry| entry.key() == (kind, *k, *tiles, *batch))
     }
 
     /// The entry for an attention of `batch` rows.
@@ -253,6 +254,35 @@ impl MatvecSpec {
         let residual = if self.residual { "_add" } else { "" };
         let argmax = if self.argmax { "_sample" } else { "" };
         format!("{source}{gated}{residual}{argmax}")
+    }
+}
+
+impl MatvecSpec {
+    /// Its key in a record.
+    pub fn tuning_key(&self) -> ProductKey {
+        (self.kind(), self.tiles.k, self.tiles.count(), self.batch)
+    }
+}
+
+impl ExpertsHiddenSpec {
+    /// What is fused into the products: the first words of the kernel's name.
+    pub fn kind(&self) -> String {
+        let norm = if self.norm.is_some() { "norm_" } else { "" };
+        let gated = if self.products.tiles.gated { "_gated" } else { "" };
+        format!("{norm}experts{gated}")
+    }
+
+    /// Its key in a record.
+    pub fn tuning_key(&self) -> ProductKey {
+        let products = &self.products;
+        (self.kind(), products.tiles.k, products.most() * products.tiles.count(), products.batch)
+    }
+}
+
+impl ExpertsSpec {
+    /// The key in a record of a kernel that sums what experts make.
+    pub fn sum_tuning_key(&self) -> ProductKey {
+        ("experts_sum".into(), self.most() * self.tiles.k, self.tiles.count(), self.batch)
     }
 }
 

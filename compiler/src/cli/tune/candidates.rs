@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::judge::Measured;
-use crate::plan::tuning::{AttentionTuning, MatvecTuning};
+use crate::plan::tuning::{AttentionTuning, MatvecTuning, ProductKey};
 use crate::plan::{KernelSpec, MULTIPROCESSORS, Tuning};
 
 /// A launch shape with the key that it belongs to.
@@ -21,23 +21,16 @@ impl Shape {
     /// The shape of a kernel of a decode step, launched over `blocks` blocks; none where nothing of it is tuned.
     pub(super) fn of(spec: &KernelSpec, blocks: usize, batch: usize) -> Option<Shape> {
         let (us, default_us) = (0.0, 0.0);
+        let product = |(kind, k, tiles, batch): ProductKey, warps, depth, late| {
+            let (blocks, ahead) = (blocks.div_ceil(MULTIPROCESSORS).max(1), None);
+            Shape::Matvec(MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, ahead, us, default_us })
+        };
         match spec {
-            KernelSpec::Matvec(spec) => {
-                let (k, tiles) = (spec.tiles.k, spec.tiles.count());
-                Some(Shape::Matvec(MatvecTuning {
-                    kind: spec.kind(),
-                    k,
-                    tiles,
-                    batch,
-                    warps: spec.warps,
-                    depth: spec.depth,
-                    blocks: blocks.div_ceil(MULTIPROCESSORS).max(1),
-                    late: spec.late,
-                    ahead: None,
-                    us,
-                    default_us,
-                }))
+            KernelSpec::Matvec(spec) => Some(product(spec.tuning_key(), spec.warps, spec.depth, spec.late)),
+            KernelSpec::ExpertsHidden(spec) => {
+                Some(product(spec.tuning_key(), spec.products.warps, spec.products.depth, false))
             }
+            KernelSpec::ExpertsSum(spec) => Some(product(spec.sum_tuning_key(), spec.warps, spec.depth, false)),
             KernelSpec::Attention(spec) => {
                 let (heads, key_heads, head_dim, window, batch) = spec.tuning_key(batch);
                 let (warps, keys) = (spec.warps, spec.splits.keys);

@@ -91,18 +91,18 @@ impl Builder<'_, '_> {
         };
         let batch = self.rows.count;
         let products = |tiles| ExpertsSpec { tiles, route: chosen.route.clone(), batch, warps: 0, depth: 0, split: 1 };
-        let mut products =
+        let products =
             [(inputs, features, gated, Storage::BF16), (features, outputs, false, Storage::F32)].map(|spec| {
                 let (k, rows, gated, out) = spec;
                 products(Tiles { k, rows: vec![rows], gated, out })
             });
-        let most = products[0].most();
+        let [inside, mut sum] = products;
+        let most = sum.most();
         let hidden = Source::Buffer(self.buffer(most * batch * features * 2), 0);
-        let [inside, sum] = &mut products;
 
-        let shape = experts_hidden_shape(most * inside.tiles.count(), inputs.div_ceil(32));
-        (inside.warps, inside.depth) = (shape.warps, shape.depth);
-        let spec = ExpertsHiddenSpec { products: inside.clone(), norm, activation: experts.activation };
+        let mut spec = ExpertsHiddenSpec { products: inside, norm, activation: experts.activation };
+        let shape = experts_hidden_shape(&spec, self.planner.tuning);
+        (spec.products.warps, spec.products.depth) = (shape.warps, shape.depth);
         let bytes = most * if gated { 2 } else { 1 } * features * inputs * 2;
         let mut args = vec![inner, x, norm_weight, logits, hidden];
         args.extend(chosen.bias());
@@ -111,7 +111,7 @@ impl Builder<'_, '_> {
 
         let (value, residual) = self.with_residual(node.result(0));
         let may_sum = self.can_sum(value);
-        let shape = experts_sum_shape(sum.tiles.count(), features.div_ceil(32), most, batch, may_sum);
+        let shape = experts_sum_shape(&sum, may_sum, self.planner.tuning);
         (sum.warps, sum.depth, sum.split) = (shape.warps, shape.depth, shape.split);
         let out = match shape.split {
             1 => {
@@ -123,7 +123,7 @@ impl Builder<'_, '_> {
         };
         let mut args = vec![down, hidden, logits, residual, out];
         args.extend(chosen.bias());
-        self.launch(KernelSpec::ExpertsSum(sum.clone()), [shape.blocks, 1, 1], args, most * outputs * features * 2);
+        self.launch(KernelSpec::ExpertsSum(sum), [shape.blocks, 1, 1], args, most * outputs * features * 2);
         Ok(())
     }
 

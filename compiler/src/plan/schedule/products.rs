@@ -153,7 +153,7 @@ impl Builder<'_, '_> {
         let may_sum = may_sum && self.can_sum(value);
         let shape = matvec_shape(spec, may_sum, self.planner.tuning);
         (spec.warps, spec.depth, spec.unit, spec.split) = (shape.warps, shape.depth, shape.unit, shape.split);
-        let tuned = self.planner.tuning.matvec(spec);
+        let tuned = self.planner.tuning.matvec(&spec.tuning_key());
         spec.late = tuned.is_some_and(|entry| entry.late);
         spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
         if spec.split > 1 {

@@ -2,7 +2,10 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
-use crate::plan::spec::{AttentionProjectionSpec, AttentionSpec, Gather, MatmulSpec, MatvecSpec, Storage, Tiles};
+use crate::plan::spec::{
+    AttentionProjectionSpec, AttentionSpec, ExpertsHiddenSpec, ExpertsSpec, Gather, MatmulSpec, MatvecSpec, Storage,
+    Tiles,
+};
 use crate::plan::tuning::Tuning;
 
 /// How a product of few rows is laid over the device.
@@ -19,7 +22,7 @@ pub(super) struct Shape {
 /// 64 KB of weights in flight a block, two blocks a multiprocessor, is what was best on an H200 (Llama-3.2-1B, batch 1, us a step: 8 warps
 /// by 8 pairs 694, one block a multiprocessor 753). Row tiles are finished together where a ring has room for several.
 pub(super) fn matvec_shape(spec: &MatvecSpec, summed: bool, tuning: &Tuning) -> Shape {
-    let tuned = tuning.matvec(spec);
+    let tuned = tuning.matvec(&spec.tuning_key());
     let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
     let (tiles, pairs) = (spec.tiles.count(), spec.tiles.k.div_ceil(32));
     let slots = per_multiprocessor * MULTIPROCESSORS;
@@ -130,28 +133,35 @@ pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Ga
     MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
 }
 
-/// The shape of what `most` experts have inside: their row tiles, of all `pairs` pairs each, in turn over the blocks.
-pub(super) fn experts_hidden_shape(row_tiles: usize, pairs: usize) -> Shape {
-    let warps = 8;
-    let share = pairs.div_ceil(warps);
-    let depth = if share <= 8 { share } else { (5..=8).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(8) };
-    let turns = row_tiles.div_ceil(2 * MULTIPROCESSORS);
+/// The shape of what experts have inside: the row tiles of all that a step may need in turn over the blocks.
+pub(super) fn experts_hidden_shape(spec: &ExpertsHiddenSpec, tuning: &Tuning) -> Shape {
+    let tuned = tuning.matvec(&spec.tuning_key());
+    let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
+    let products = &spec.products;
+    let row_tiles = products.most() * products.tiles.count();
+    let share = products.tiles.k.div_ceil(32).div_ceil(warps);
+    let even = || (most / 2 + 1..=most).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(most);
+    let depth = if share <= most { share } else { even() };
+    let turns = row_tiles.div_ceil(per_multiprocessor * MULTIPROCESSORS);
     Shape { warps, depth, unit: 1, split: 1, blocks: row_tiles.div_ceil(turns) }
 }
 
-/// The shape of the sum of `most` experts: a row tile has the `pairs` pairs of each of them.
+/// The shape of the sum of experts: a row tile has the pairs of each of all that a step may need.
 ///
 /// A warp takes as many pairs of one expert as of another, so the number of warps is one that shares them out evenly. Two blocks share the
 /// columns of a row tile where there are few, if their results may be `summed`. 64 KB of weights in flight a block.
-pub(super) fn experts_sum_shape(row_tiles: usize, pairs: usize, most: usize, batch: usize, summed: bool) -> Shape {
-    let slots = 2 * MULTIPROCESSORS;
+pub(super) fn experts_sum_shape(spec: &ExpertsSpec, summed: bool, tuning: &Tuning) -> Shape {
+    let tuned = tuning.matvec(&spec.sum_tuning_key());
+    let slots = tuned.map_or(2, |entry| entry.blocks) * MULTIPROCESSORS;
+    let (row_tiles, pairs, most) = (spec.tiles.count(), spec.tiles.k.div_ceil(32), spec.most());
     let split = if summed && 2 * row_tiles <= slots && pairs > 1 { 2 } else { 1 };
     let pairs = pairs.div_ceil(split);
     let padded = |warps: usize| pairs.div_ceil(warps) * warps;
-    let warps = [8, 6].into_iter().filter(|&warps| warps >= batch).min_by_key(|&warps| padded(warps)).unwrap_or(8);
+    let least_padded = [8, 6].into_iter().filter(|&warps| warps >= spec.batch).min_by_key(|&warps| padded(warps));
+    let warps = tuned.map_or(least_padded.unwrap_or(8), |entry| entry.warps);
     // Rings that the turns of a warp fill need no tests.
-    let (turns, held) = (most * pairs.div_ceil(warps), 64 / warps);
-    let depth = (held / 2..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
+    let (turns, held) = (most * pairs.div_ceil(warps), tuned.map_or(64 / warps, |entry| entry.depth));
+    let depth = (held.div_ceil(2)..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
     let turns = (row_tiles * split).div_ceil(slots);
     Shape { warps, depth, unit: 1, split, blocks: row_tiles.div_ceil(turns) * split }
 }

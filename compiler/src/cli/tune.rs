@@ -107,7 +107,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures the candidates of each shape of the decode steps beside those that won before, and keeps each that makes the step faster still.
+    /// Measures the candidates of each shape of the decode steps beside what the record has, and enters each that makes the step faster still.
     fn tune(&self, record: &mut Tuning) -> Result<()> {
         let rules = self.compile(&Tuning::default())?;
         let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
@@ -124,31 +124,37 @@ impl Bench<'_> {
                 shapes.extend(shape.filter(|shape| !shapes.contains(shape)));
             }
         }
-        // What was measured before is measured again: a shape whose rules stand has no entry.
-        let mut kept: Vec<Option<(Shape, Measured)>> = vec![None; shapes.len()];
-        let mut gain = 0.0;
+        let mut gain = self.gain_of(record, &rules, &mut judge)?;
         for _ in 0..SWEEPS {
             let before = gain;
-            for (at, shape) in shapes.iter().enumerate() {
-                let mut beside = Tuning::default();
-                kept.iter().flatten().for_each(|(winner, measured)| winner.enter(&mut beside, measured));
-                let current = kept[at].as_ref().map_or(shape, |(winner, _)| winner);
-                if let Some((winner, measured)) = self.best(current, &beside, gain, &mut judge)? {
+            for shape in &shapes {
+                let current = shape.entered(record).unwrap_or_else(|| shape.clone());
+                if let Some((winner, measured)) = self.best(&current, record, gain, &mut judge)? {
                     tell(format!("  {shape}: {winner:#}, {measured}"));
+                    winner.enter(record, &measured);
                     gain = measured.gain();
-                    kept[at] = Some((winner, measured));
                 }
             }
             if gain == before {
                 break;
             }
         }
-        for (shape, _) in shapes.iter().zip(&kept).filter(|(_, kept)| kept.is_none()) {
+        for shape in shapes.iter().filter(|shape| shape.entered(record).is_none()) {
             tell(format!("  {shape}: the rules' {shape:#} stands"));
         }
-        shapes.iter().for_each(|shape| shape.remove(record));
-        kept.iter().flatten().for_each(|(winner, measured)| winner.enter(record, measured));
         Ok(())
+    }
+
+    /// What the step gains by the record as it is.
+    fn gain_of(&self, record: &Tuning, rules: &Model, judge: &mut Judge) -> Result<f64> {
+        let model = self.compile(record)?;
+        if self.step_at(&model.plan, self.last()) == self.step_at(&rules.plan, self.last()) {
+            return Ok(0.0);
+        }
+        let file = self.write("record", &model)?;
+        let measured = file.map(|file| judge.measure(&file)).transpose()?.flatten();
+        measured.iter().for_each(|measured| tell(format!("  as the record has it: {measured}")));
+        Ok(measured.filter(wins).map_or(0.0, |measured| measured.gain()))
     }
 
     /// The candidate in the place of `current` that makes the step fastest, measured once more to be sure; none where none gains more than `least`.
@@ -171,15 +177,18 @@ impl Bench<'_> {
         Ok(judge.measure(&file)?.filter(gains).map(|measured| (winner, measured)))
     }
 
-    /// The artifacts of those candidates, beside what is kept, that change the step that is measured, each in a way of its own, compile and do not spill; made on every thread there
-    /// is, in order.
+    /// The artifacts of those candidates, beside what the record has, that change the step that is measured, each in a way of its own, compile and do not spill;
+    /// made on every thread there is, in order. Where a far step is measured, those that would change the near one, which was not, are left out.
     fn prepared(&self, candidates: Vec<Shape>, beside: &Tuning) -> Result<Vec<(Shape, PathBuf)>> {
-        let mut steps = vec![self.measured_step(&self.compile(beside)?.plan)];
+        let plan = self.compile(beside)?.plan;
+        let near = self.step_at(&plan, 0);
+        let is_near = plan.decode_at(self.batch, 0) == plan.decode_at(self.batch, self.last());
+        let mut steps = vec![self.step_at(&plan, self.last())];
         let mut due: Vec<(Shape, Model)> = Vec::new();
         for candidate in candidates {
             let model = self.compile(&candidate.beside(beside))?;
-            let step = self.measured_step(&model.plan);
-            if !steps.contains(&step) {
+            let step = self.step_at(&model.plan, self.last());
+            if !steps.contains(&step) && (is_near || self.step_at(&model.plan, 0) == near) {
                 steps.push(step);
                 due.push((candidate, model));
             }
@@ -206,10 +215,14 @@ impl Bench<'_> {
         Ok(prepared)
     }
 
-    /// The kernels of the step that is measured, and their blocks.
-    fn measured_step(&self, plan: &Plan) -> Vec<(KernelSpec, [u32; 3])> {
-        let last = self.args.depth + self.args.steps as usize + 2;
-        let launches = plan.step(plan.decode_at(self.batch, last)).map_or(&[][..], |step| &step.launches);
+    /// The last position that is measured.
+    fn last(&self) -> usize {
+        self.args.depth + self.args.steps as usize + 2
+    }
+
+    /// The kernels of the step at a position, and their blocks.
+    fn step_at(&self, plan: &Plan, position: usize) -> Vec<(KernelSpec, [u32; 3])> {
+        let launches = plan.step(plan.decode_at(self.batch, position)).map_or(&[][..], |step| &step.launches);
         launches.iter().map(|launch| (plan.kernels[launch.kernel].spec.clone(), launch.grid)).collect()
     }
 

@@ -75,11 +75,15 @@ impl Shape {
         }
     }
 
-    /// Takes the entry of its key out of a record.
-    pub(super) fn remove(&self, record: &mut Tuning) {
+    /// What a record has for its key.
+    pub(super) fn entered(&self, record: &Tuning) -> Option<Shape> {
         match self {
-            Shape::Matvec(entry) => record.matvecs.retain(|other| other.key() != entry.key()),
-            Shape::Attention(entry) => record.attentions.retain(|other| other.key() != entry.key()),
+            Shape::Matvec(entry) => {
+                record.matvecs.iter().find(|other| other.key() == entry.key()).cloned().map(Shape::Matvec)
+            }
+            Shape::Attention(entry) => {
+                record.attentions.iter().find(|other| other.key() == entry.key()).cloned().map(Shape::Attention)
+            }
         }
     }
 }

@@ -16,10 +16,9 @@ fn gate_up() -> MatvecTuning {
         warps: 16,
         depth: 4,
         blocks: 1,
-        late: false,
-        ahead: None,
         us: 1.0,
         default_us: 2.0,
+        ..MatvecTuning::default()
     }
 }
 
@@ -34,13 +33,9 @@ fn attention() -> AttentionTuning {
         batch,
         warps: 4,
         keys: 96,
-        slice: None,
-        near_warps: None,
-        near_group: None,
-        chains: None,
-        late: false,
         us: 1.0,
         default_us: 2.0,
+        ..AttentionTuning::default()
     }
 }
 

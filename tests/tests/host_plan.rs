@@ -265,7 +265,6 @@ fn llama_tied_in_splits() -> Result<()> {
 #[test]
 fn llama_tied_tuned() -> Result<()> {
     let mut tuning = Tuning::default();
-    let (us, default_us) = (1.0, 2.0);
     for batch in [1, 2] {
         for (kind, k, tiles, warps, depth) in [
             ("norm_matvec", 128, 16, 4, 3),
@@ -285,8 +284,7 @@ fn llama_tied_tuned() -> Result<()> {
                 blocks: 1,
                 late: k == 128,
                 ahead: Some(batch == 2),
-                us,
-                default_us,
+                ..MatvecTuning::default()
             });
         }
         let (heads, key_heads, head_dim, window) = (4, 2, 32, 0);
@@ -299,13 +297,11 @@ fn llama_tied_tuned() -> Result<()> {
             batch,
             warps,
             keys,
-            slice: None,
             near_warps: Some(4),
             near_group: Some(1),
             chains: Some(1),
             late: batch == 2,
-            us,
-            default_us,
+            ..AttentionTuning::default()
         });
     }
     let change = |plan: &mut Plan| {

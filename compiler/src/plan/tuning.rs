@@ -37,7 +37,7 @@ pub struct Tuning {
 pub type ProductKey = (String, usize, usize, usize);
 
 /// The shape of the products that a key fits.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MatvecTuning {
     /// What is fused with it: the first words of the kernel's name, such as `norm_matvec_gated`.
@@ -67,7 +67,7 @@ pub struct MatvecTuning {
 }
 
 /// The shape of the attentions that a key fits.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionTuning {
     /// Query heads.

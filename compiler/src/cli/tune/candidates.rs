@@ -20,36 +20,22 @@ const REGISTERS_BESIDES: usize = 56;
 impl Shape {
     /// The shape of a kernel of a decode step, launched over `blocks` blocks; none where nothing of it is tuned.
     pub(super) fn of(spec: &KernelSpec, blocks: usize, batch: usize) -> Option<Shape> {
-        let (us, default_us) = (0.0, 0.0);
         let product = |(kind, k, tiles, batch): ProductKey, warps, depth, late| {
-            let (blocks, ahead) = (blocks.div_ceil(MULTIPROCESSORS).max(1), None);
-            Shape::Matvec(MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, ahead, us, default_us })
+            let blocks = blocks.div_ceil(MULTIPROCESSORS).max(1);
+            let entry = MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, ..MatvecTuning::default() };
+            Some(Shape::Matvec(entry))
         };
         match spec {
-            KernelSpec::Matvec(spec) => Some(product(spec.tuning_key(), spec.warps, spec.depth, spec.late)),
+            KernelSpec::Matvec(spec) => product(spec.tuning_key(), spec.warps, spec.depth, spec.late),
             KernelSpec::ExpertsHidden(spec) => {
-                Some(product(spec.tuning_key(), spec.products.warps, spec.products.depth, false))
+                product(spec.tuning_key(), spec.products.warps, spec.products.depth, false)
             }
-            KernelSpec::ExpertsSum(spec) => Some(product(spec.sum_tuning_key(), spec.warps, spec.depth, false)),
+            KernelSpec::ExpertsSum(spec) => product(spec.sum_tuning_key(), spec.warps, spec.depth, false),
             KernelSpec::Attention(spec) => {
                 let (heads, key_heads, head_dim, window, batch) = spec.tuning_key(batch);
-                let (warps, keys) = (spec.warps, spec.splits.keys);
-                Some(Shape::Attention(AttentionTuning {
-                    heads,
-                    key_heads,
-                    head_dim,
-                    window,
-                    batch,
-                    warps,
-                    keys,
-                    slice: None,
-                    near_warps: None,
-                    near_group: None,
-                    chains: None,
-                    late: spec.late,
-                    us,
-                    default_us,
-                }))
+                let (warps, keys, late) = (spec.warps, spec.splits.keys, spec.late);
+                let key = AttentionTuning { heads, key_heads, head_dim, window, batch, ..AttentionTuning::default() };
+                Some(Shape::Attention(AttentionTuning { warps, keys, late, ..key }))
             }
             _ => None,
         }
@@ -176,9 +162,8 @@ mod tests {
     use super::*;
 
     fn entry(k: usize, batch: usize) -> MatvecTuning {
-        let (kind, tiles, us) = ("norm_matvec".to_owned(), 192, 0.0);
-        let (late, ahead) = (false, None);
-        MatvecTuning { kind, k, tiles, batch, warps: 8, depth: 8, blocks: 2, late, ahead, us, default_us: us }
+        let (kind, tiles) = ("norm_matvec".to_owned(), 192);
+        MatvecTuning { kind, k, tiles, batch, warps: 8, depth: 8, blocks: 2, ..MatvecTuning::default() }
     }
 
     #[test]
@@ -210,13 +195,7 @@ mod tests {
             batch: 1,
             warps: 8,
             keys: 384,
-            slice: None,
-            near_warps: None,
-            near_group: None,
-            chains: None,
-            late: false,
-            us: 0.0,
-            default_us: 0.0,
+            ..AttentionTuning::default()
         };
         let found = attentions(&base);
         let of_both = |entry: &&AttentionTuning| entry.late || entry.chains.is_some();

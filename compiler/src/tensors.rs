@@ -257,7 +257,7 @@ fn words(shape: &[usize]) -> String {
 /// What a checkpoint may hold and no operation needs: buffers that older files carry, and what is `spare`.
 pub fn harmless(name: &str, shape: &[usize], spare: &Spare) -> bool {
     let mask = matches!(shape, [1, 1, rows, columns] if rows == columns)
-        && (name.ends_with("attn.bias") || name.ends_with("attention.bias"));
+        && ["attn.bias", "attention.bias", "attn.causal_mask"].iter().any(|mask| name.ends_with(mask));
     let rotations = name.ends_with("inv_freq");
     let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
     let further = layer.is_some_and(|layer: usize| spare.layers.contains(&layer));

@@ -127,6 +127,42 @@ fn norms_behind_rope_and_layers_without_it_are_told_by_the_family() {
 }
 
 #[test]
+fn what_keys_may_lack_is_told_by_the_family() {
+    let text = |family: &str, more: Value| drafted(llama(family, more), OUTSIDE, "model.layers.", LLAMA).text;
+    for (family, more, parts) in [
+        (
+            "persimmon",
+            json!({}),
+            &["partial_rotary_factor = 0.5", "dim = \"int(head_dim * partial_rotary_factor)\""][..],
+        ),
+        (
+            "gptj",
+            json!({"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64}),
+            &["rotary_dim = 64", "dim = \"rotary_dim\""],
+        ),
+        ("cwm", json!({"sliding_window": 7}), &["'full_attention' if layer % 4 == 0 else 'sliding_attention'"]),
+        ("hyperclovax", json!({"logits_scaling": 2.0}), &["factor = \"logits_scaling\""]),
+        ("granite", json!({"logits_scaling": 2.0}), &["factor = \"1.0 / logits_scaling\""]),
+    ] {
+        let mut inside = LLAMA.to_vec();
+        if family == "gptj" {
+            inside.iter_mut().filter(|(_, shape)| shape == &[32, 64]).for_each(|entry| entry.1 = &[64, 64]);
+        }
+        let draft = drafted(llama(family, more), OUTSIDE, "model.layers.", &inside);
+        has(&draft, parts);
+        assert!(
+            family == "granite"
+                || draft.text.contains("TODO told by `model_type` alone")
+                || draft.text.contains("# TODO told by"),
+            "{}",
+            draft.text
+        );
+    }
+    // Where the key is there, it counts.
+    assert!(!text("persimmon", json!({"partial_rotary_factor": 1.0})).contains("partial_rotary_factor = 0.5"));
+}
+
+#[test]
 fn what_the_language_lacks_is_a_todo_and_derived_keys_are_read() {
     let draft = drafted(llama("phimoe", json!({"rotary_pct": 1.0, "num_heads": 4})), OUTSIDE, "model.layers.", LLAMA);
     has(&draft, &["# TODO `model_type` is \"phimoe\" in config.json: this file does not honour shares by sparsemixer"]);

@@ -108,7 +108,8 @@ fn features() -> Vec<(&'static str, Value)> {
 
 /// What transformers reads of a family's configuration, and no more: the key changes nothing there either.
 const IGNORED: &[(&str, &str)] = &[
-    // A window is used only where `model_type` is "mistral".
+    // Windows, and kinds of layers, are used only where `model_type` is "mistral".
+    ("llama", "layer_types"),
     ("llama", "sliding_window"),
     // Only the new architecture has two.
     ("falcon", "num_ln_in_parallel_attn"),
@@ -180,6 +181,60 @@ fn what_only_a_familys_name_tells_is_refused() {
     assert!(said.contains("F0403") && said.contains("ALiBi") && said.contains("`model_type`"), "{said}");
     let expecting = format!("{text}\n[expect]\nmodel_type = [\"bloom\"]\n");
     assert_eq!(resolve(&expecting), Ok(()));
+}
+
+/// What a resolved description says of each layer.
+fn attributes(file: &str, changes: Value, attribute: &str) -> Result<Vec<String>, String> {
+    let (file, text) = shipped().iter().find(|(name, _)| *name == file).expect("it is shipped");
+    let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
+    let mut config = preset(text);
+    config.extend(changes.as_object().expect("changes are a table").clone());
+    let resolved = description.resolve(Some(&Value::Object(config))).map_err(|errors| errors.to_string())?;
+    let of = |call: &fusec::description::Call| call.attributes.get(attribute).map(|value| format!("{value:?}"));
+    Ok(resolved.calls.iter().filter(|call| call.layer.is_some()).filter_map(of).collect())
+}
+
+#[test]
+fn layers_with_a_window_have_their_own_scaling_of_rope() {
+    let rope = |sliding: Value| {
+        let full = json!({"rope_theta": 1e6, "rope_type": "default"});
+        json!({"rope_scaling": null, "rope_parameters": {"full_attention": full, "sliding_attention": sliding}})
+    };
+    for file in ["gemma3.toml", "olmo3.toml"] {
+        let linear = json!({"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0});
+        let scaled = attributes(file, rope(linear), "scaling").unwrap_or_else(|said| panic!("{said}"));
+        assert!(scaled.len() > 10 && scaled.iter().all(|scaling| scaling.contains("Linear")), "{file}: {scaled:?}");
+        let plain = attributes(file, rope(json!({"rope_theta": 1e4, "rope_type": "default"})), "scaling");
+        assert_eq!(plain, Ok(Vec::new()), "{file}");
+    }
+    // Where a description has one scaling for all layers, a second is refused.
+    let said = attributes("llama.toml", rope(json!({"rope_type": "linear", "factor": 4.0})), "scaling");
+    assert!(said.expect_err("llama has no second scaling").contains("scaled RoPE of layers with a window"));
+    let both = json!({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}});
+    let said = attributes("llama.toml", both, "scaling").expect_err("which one is meant?");
+    assert!(said.contains("two scalings of RoPE that differ"), "{said}");
+}
+
+#[test]
+fn mistral_with_kinds_of_layers_has_windows_on_some() {
+    let config = |kinds: [&str; 2]| json!({"model_type": "mistral", "num_hidden_layers": 2, "layer_types": kinds, "sliding_window": 9});
+    let windows = |kinds| attributes("llama.toml", config(kinds), "window").unwrap_or_else(|said| panic!("{said}"));
+    assert_eq!(windows(["full_attention", "sliding_attention"]), ["Count(9)"]);
+    assert_eq!(windows(["full_attention"; 2]), [""; 0]);
+}
+
+#[test]
+fn a_dotted_key_reaches_into_a_table() {
+    let (file, text) = shipped().iter().find(|(file, _)| *file == "olmo2.toml").expect("it is shipped");
+    let text = format!("{text}\n[expect]\n\"attn_config.alibi\" = [false]\n");
+    let description = Description::parse(&text, file).unwrap_or_else(|errors| panic!("{errors}"));
+    let said = |alibi: bool| {
+        let mut config = preset(&text);
+        config.insert("attn_config".to_owned(), json!({"alibi": alibi}));
+        description.resolve(Some(&Value::Object(config))).map(|_| ()).map_err(|errors| errors.to_string())
+    };
+    assert_eq!(said(false), Ok(()));
+    assert!(said(true).expect_err("it is not listed").contains("`attn_config.alibi` is true in config.json"));
 }
 
 /// Families with windows, changes that turn them on, and whether transformers has 4096 where the key is absent.

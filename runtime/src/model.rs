@@ -202,6 +202,7 @@ impl OpenModel {
             let found = checkpoint.shapes();
             tensors::reconcile(&self.name, &found, &model.resolved, &model.described)
                 .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+            checkpoint.check_tied_head(&tensors::required(&model.described), &model.resolved.facts.spare())?;
         }
         Ok(model)
     }
@@ -265,8 +266,10 @@ impl OpenModel {
             );
         }
         if let Some(checkpoint) = &self.checkpoint {
+            let (required, spare) = (tensors::required(&graph), self.facts()?.spare());
             checkpoint
-                .account(&tensors::required(&graph), &self.facts()?.spare())
+                .account(&required, &spare)
+                .and_then(|()| checkpoint.check_tied_head(&required, &spare))
                 .with_context(|| format!("the checkpoint is not {}'s", self.name))?;
             // Weights of the same shapes may want another rotation, another epsilon or another window.
             let own: Value =

@@ -110,10 +110,21 @@ fn unify_rope(values: &mut BTreeMap<String, Value>) {
     let of_type = |layer_type: &str| given.get(layer_type).and_then(Value::table);
     let nested = given.values().any(|value| value.table().is_some());
     let main = if nested { of_type("full_attention") } else { Some(&given) };
-    if let Some(base) = of_type("sliding_attention").and_then(|sliding| sliding.get("rope_theta")) {
+    let local = of_type("sliding_attention");
+    if let Some(base) = local.and_then(|sliding| sliding.get("rope_theta")) {
         values.insert("rope_local_base_freq".to_owned(), base.clone());
     }
-    values.insert("rope_scaling".to_owned(), scaling_of(main));
+    let local_scaling = scaling_of(local);
+    if local_scaling != Value::Null {
+        values.insert("rope_local_scaling".to_owned(), local_scaling);
+    }
+    let scaling = scaling_of(main);
+    // transformers takes the older form where there is one, in silence.
+    let older = scaling_of(values.get("rope_scaling").and_then(Value::table));
+    if older != Value::Null && older != scaling {
+        values.insert("rope_scaling_beside_rope_parameters".to_owned(), older);
+    }
+    values.insert("rope_scaling".to_owned(), scaling);
     for key in ["rope_theta", "partial_rotary_factor"] {
         if let Some(value) = main.and_then(|main| main.get(key)) {
             values.insert(key.to_owned(), value.clone());
@@ -186,6 +197,19 @@ mod tests {
             view(config, &["rope_theta", "rope_local_base_freq", "rope_scaling"]),
             ["1000000.0", "10000.0", "{factor: 8.0, rope_type: \"linear\"}"]
         );
+    }
+
+    #[test]
+    fn each_kind_of_layer_has_its_scaling_and_two_scalings_are_told() {
+        let keys = ["rope_scaling", "rope_local_scaling", "rope_scaling_beside_rope_parameters"];
+        let linear = |factor: f64| json!({"rope_theta": 1e4, "rope_type": "linear", "factor": factor});
+        let nested =
+            json!({"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": linear(4.0)}});
+        assert_eq!(view(nested, &keys), ["null", "{factor: 4.0, rope_type: \"linear\"}", "absent"]);
+        let both =
+            |older: f64| json!({"rope_parameters": linear(2.0), "rope_scaling": {"type": "linear", "factor": older}});
+        assert_eq!(view(both(2.0), &keys), ["{factor: 2.0, rope_type: \"linear\"}", "absent", "absent"]);
+        assert_eq!(view(both(3.0), &keys)[2], "{factor: 3.0, rope_type: \"linear\"}");
     }
 
     #[test]

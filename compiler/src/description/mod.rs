@@ -80,7 +80,9 @@ impl Description {
     pub fn reads(&self, key: &str) -> bool {
         // The two spellings of one thing.
         let twin = match key {
-            "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "partial_rotary_factor" => "rope_parameters",
+            "rope_theta" | "rope_scaling" | "rope_local_base_freq" | "rope_local_scaling" | "partial_rotary_factor" => {
+                "rope_parameters"
+            }
             "torch_dtype" => "dtype",
             "attention_types" => "attention_layers",
             "rope_parameters" => return true,

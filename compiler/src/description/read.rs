@@ -158,7 +158,8 @@ impl Reader {
         let mut expectations = Vec::new();
         for (key, value) in in_file_order(table) {
             let mut path = path.to_vec();
-            path.push(key.get_ref().to_string());
+            // No key of a config.json has a dot: a quoted one reaches into a table too.
+            path.extend(key.get_ref().split('.').map(str::to_owned));
             if let Some(inner) = value.get_ref().as_table() {
                 expectations.extend(self.expect(inner, &path));
             } else if let Some(plain) = self.plain(value) {

@@ -28,6 +28,18 @@ const NORM_BEHIND_ROPE: &[&str] = &["hunyuan_v1_dense", "hunyuan_v1_moe", "nanoc
 /// Families whose layers with a window have RoPE, and the others none.
 const WINDOWS_TURN: &[&str] = &["cohere2", "exaone4", "exaone_moe"];
 
+/// What part of a head turns where no key says it.
+const PARTIAL: &[(&str, &str)] = &[
+    ("glm", "0.5"),
+    ("glm4", "0.5"),
+    ("glm4_moe", "0.5"),
+    ("nemotron", "0.5"),
+    ("persimmon", "0.5"),
+    ("phi", "0.5"),
+    ("gpt_neox", "0.25"),
+    ("stablelm", "0.25"),
+];
+
 /// Reads the sizes of heads from the configuration, or from q's weight.
 pub(super) fn sizes(writer: &mut Writer, names: &Names, hidden: usize) -> Sizes {
     let keys = &mut writer.keys;
@@ -207,10 +219,13 @@ fn rope(writer: &mut Writer) {
         writer.todo("no key of config.json is the base of RoPE: 10000 is what most families take. Where scores have ALiBi in its place, no operation computes it");
     }
     let sliding = if writer.keys.get("rope_local_base_freq").is_some() { sliding_layer(writer) } else { None };
+    if sliding.is_some() {
+        writer.keys.derive("rope_local_scaling", "\"null\"");
+    }
     let (theta, scaling) = match sliding {
         Some(sliding) => (
             format!("\"rope_local_base_freq if {sliding} else rope_theta\""),
-            format!("{{ if = \"not ({sliding})\", then = \"rope_scaling\" }}"),
+            format!("\"rope_local_scaling if {sliding} else rope_scaling\""),
         ),
         None => ("\"rope_theta\"".to_owned(), "\"rope_scaling\"".to_owned()),
     };
@@ -222,6 +237,19 @@ fn rope(writer: &mut Writer) {
     };
     if writer.keys.get("rope_scaling").and_then(Value::table).is_some_and(stretched) {
         more = "theta = \"rope_theta * rope_scaling.alpha ** (head_dim / (head_dim - 2.0))\"".to_owned();
+        writer.expect("rope_scaling.rope_type", "\"dynamic\"");
+    }
+    if writer.keys.find("partial_rotary_factor").is_none()
+        && let Some((_, factor)) = PARTIAL.iter().find(|(family, _)| is_one_of(writer, &[family]))
+    {
+        writer.note("TODO told by `model_type` alone: a part of each head turns");
+        writer.keys.derive("partial_rotary_factor", factor);
+        more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
+    }
+    if writer.keys.get("rotary_dim").is_none() && is_one_of(writer, &["gptj", "codegen"]) {
+        writer.note("TODO told by `model_type` alone: 64 values of each head turn");
+        writer.keys.derive("rotary_dim", "64");
+        more += ", dim = \"rotary_dim\"";
     }
     let partial = writer.keys.find("partial_rotary_factor").and_then(|factor| factor.number());
     if is_one_of(writer, &["chatglm"]) {
@@ -288,6 +316,9 @@ fn sliding_layer(writer: &mut Writer) -> Option<&'static str> {
         "\"layer_types[layer]\"".to_owned()
     } else if writer.keys.get("sliding_window_pattern").is_some() {
         "\"'full_attention' if (layer + 1) % sliding_window_pattern == 0 else 'sliding_attention'\"".to_owned()
+    } else if is_one_of(writer, &["cwm"]) {
+        writer.todo("told by `model_type` alone: the first layer of four is without a window");
+        "\"'full_attention' if layer % 4 == 0 else 'sliding_attention'\"".to_owned()
     } else if writer.is_gemma() {
         let pattern = if writer.keys.get("rope_local_base_freq").is_some() { 6 } else { 2 };
         writer.todo(format!("told by `model_type` alone: one layer of {pattern} is without a window"));

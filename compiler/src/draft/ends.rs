@@ -48,6 +48,10 @@ pub(super) fn embed(writer: &mut Writer, names: &mut Names) -> Result<(usize, Mo
     let factor = ["embedding_multiplier", "scale_emb", "emb_scale"].iter().find(|key| writer.keys.get(key).is_some());
     if let Some(key) = factor {
         writer.line("x", "scale", &format!("x = \"x\", factor = \"{key}\""));
+    } else if writer.keys.get("scale_embedding").is_none() && writer.keys.text("model_type") == Some("biogpt") {
+        writer.note("TODO told by `model_type` alone: embeddings are scaled");
+        writer.expect("scale_embedding", "true");
+        writer.line("x", "scale", "x = \"x\", factor = \"sqrt(hidden_size)\"");
     } else if writer.keys.flag("scale_embedding") == Some(true) {
         writer.expect("scale_embedding", "true");
         writer.line("x", "scale", "x = \"x\", factor = \"sqrt(hidden_size)\"");
@@ -130,7 +134,13 @@ pub(super) fn head(writer: &mut Writer, names: &mut Names, hidden: usize, embedd
     let mut last: Vec<(&str, String)> =
         vec![("linear", format!("x = \"{x}\", weight = {weight}{bias}, features = {size}"))];
     if changes(writer.keys.get("logits_scaling")) {
-        last.push(("scale", "x = \"logits\", factor = \"1.0 / logits_scaling\"".into()));
+        let factor = if writer.keys.text("model_type") == Some("hyperclovax") {
+            writer.note("TODO told by `model_type` alone: logits_scaling multiplies the logits");
+            "logits_scaling"
+        } else {
+            "1.0 / logits_scaling"
+        };
+        last.push(("scale", format!("x = \"logits\", factor = \"{factor}\"")));
     }
     if changes(writer.keys.get("logit_scale")) {
         last.push(("scale", "x = \"logits\", factor = \"logit_scale\"".into()));

@@ -17,7 +17,13 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("rope_theta", &["rotary_emb_base", "rope_base", "rotary_base"]),
     ("partial_rotary_factor", &["rotary_pct", "rotary_percentage", "rope_pct", "rotary_percent", "rope_percent"]),
     ("num_experts", &["num_local_experts", "n_routed_experts", "moe_num_experts"]),
-    ("num_experts_per_tok", &["num_experts_per_token", "top_k_experts", "moe_top_k", "moe_k", "num_selected_experts"]),
+    (
+        "num_experts_per_tok",
+        &["num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k", "num_selected_experts"],
+    ),
+    ("norm_topk_prob", &["route_norm"]),
+    ("scoring_func", &["score_func"]),
+    ("routed_scaling_factor", &["route_scale"]),
     ("n_shared_experts", &["moe_num_shared_experts", "num_shared_experts"]),
     ("moe_intermediate_size", &["expert_intermediate_size", "moe_ffn_hidden_size", "ffn_hidden_size_per_expert"]),
 ];
@@ -109,9 +115,12 @@ impl Keys {
         &self.derive
     }
 
-    /// The key that holds the epsilon of norms.
-    pub fn epsilon(&self) -> Option<&'static str> {
-        EPSILONS.iter().copied().find(|key| self.get(key).is_some_and(|value| value.number().is_some()))
+    /// The key that holds the epsilon of norms, of a `layer_norm` rather its own.
+    pub fn epsilon(&self, layer_norm: bool) -> Option<&'static str> {
+        let mut there =
+            EPSILONS.iter().copied().filter(|key| self.get(key).is_some_and(|value| value.number().is_some()));
+        let first = there.clone().next();
+        if layer_norm { there.find(|key| !key.contains("rms")).or(first) } else { first }
     }
 
     /// The key that names the activation.

@@ -67,6 +67,16 @@ impl Writer {
         if self.keys.get("mlp_only_layers").is_some_and(listed) {
             return "layer in mlp_only_layers".to_owned();
         }
+        if let Some(Value::List(kinds)) = self.keys.get("mlp_layer_types") {
+            let dense = (0..kinds.len()).filter(|&layer| kinds[layer].text() == Some("dense"));
+            if dense.eq(layers.iter().copied()) {
+                // What made the list; the list counts.
+                if let Some(count) = self.keys.get("first_k_dense_replace").cloned() {
+                    self.expect("first_k_dense_replace", &count.to_string());
+                }
+                return "mlp_layer_types[layer] == 'dense'".to_owned();
+            }
+        }
         self.todo("no key of config.json tells the layers without experts: those of this checkpoint are listed");
         format!("layer in {layers:?}")
     }
@@ -92,7 +102,9 @@ impl Writer {
     }
 
     pub fn is_gemma(&self) -> bool {
-        self.keys.text("model_type").is_some_and(|family| family.contains("gemma"))
+        // The later ones store the norms' weights as they are.
+        let later = |family: &str| family.contains("gemma3n") || family.contains("gemma4");
+        self.keys.text("model_type").is_some_and(|family| family.contains("gemma") && !later(family))
     }
 
     /// Tells from matrices that are not square whether weights are stored `[in, out]`.
@@ -161,7 +173,7 @@ impl Writer {
 
     /// Which norm it is, and its epsilon as TOML.
     fn kind_of_norm(&mut self, module: Option<&Module>) -> (&'static str, String) {
-        let key = self.keys.epsilon();
+        let key = self.keys.epsilon(module.is_some_and(|module| module.bias));
         let op = match (module, key) {
             (None, key) => {
                 self.todo("no tensor is a norm's weight: norms may stand where none is drafted, behind the embedding or on q and k");
@@ -182,6 +194,10 @@ impl Writer {
                 "rms_norm"
             }
         };
+        if self.keys.text("model_type") == Some("biogpt") {
+            self.note("TODO told by `model_type` alone: the epsilon is 1e-5, whatever layer_norm_eps says");
+            return (op, "1e-5".to_owned());
+        }
         let eps = key.map_or_else(
             || {
                 self.todo("no key of config.json is the epsilon of the norms: 1e-5 is assumed");
@@ -343,7 +359,12 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
         if writer.keys.count("num_experts") == Some(count) { "\"num_experts\"".into() } else { count.to_string() };
     writer.linear("r", x, Some(&experts.router), &format!("features = {key}"), None, &[]);
     let features = writer.inner(&["moe_intermediate_size", "intermediate_size"], size, hidden);
-    if writer.keys.count("num_experts_per_tok").is_none() {
+    let mut top_k = "num_experts_per_tok";
+    if let Some((key, Value::List(_))) = writer.keys.peek("num_experts_per_tok") {
+        let expression = format!("\"{key}[layer]\"");
+        writer.keys.derive("experts_of_layer", &expression);
+        top_k = "experts_of_layer";
+    } else if writer.keys.count("num_experts_per_tok").is_none() {
         writer.todo("no key of config.json says how many experts a token has");
         writer.keys.derive("num_experts_per_tok", "2");
     }
@@ -360,7 +381,7 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
             write!(rest, ", {role} = \"{name}\"").expect("writing to a string");
         }
     }
-    write!(rest, ", top_k = \"num_experts_per_tok\", features = {features}").expect("writing to a string");
+    write!(rest, ", top_k = \"{top_k}\", features = {features}").expect("writing to a string");
     if fused.is_some() {
         let size = features.trim_matches('"');
         writer.note("TODO that the gate is the first half of the fused weight is what most families do");
@@ -374,7 +395,7 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
             rest += ", kind = \"'silu'\"";
         }
     }
-    if writer.keys.flag("norm_topk_prob").is_some() {
+    if let Some(Value::Bool(_)) = writer.keys.find("norm_topk_prob") {
         rest += ", normalise = \"norm_topk_prob\"";
     } else {
         writer.note("TODO no key of config.json says whether the shares of the chosen experts are made to sum to one");
@@ -386,9 +407,11 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
             writer.expect("topk_method", "\"noaux_tc\"");
         }
     }
-    match writer.keys.text("scoring_func") {
-        Some("sigmoid") => {
-            writer.expect("scoring_func", "\"sigmoid\"");
+    let scoring =
+        writer.keys.peek("scoring_func").map(|(key, value)| (key.to_owned(), value.text() == Some("sigmoid")));
+    match scoring {
+        Some((key, true)) => {
+            writer.expect(&key, "\"sigmoid\"");
             rest += ", sigmoid = true";
         }
         None if experts.choice_bias.is_some() => {
@@ -397,7 +420,8 @@ pub(super) fn experts(writer: &mut Writer, experts: &Experts, hidden: usize, x: 
         }
         _ => {}
     }
-    if changes(writer.keys.get("routed_scaling_factor")) {
+    if changes(writer.keys.peek("routed_scaling_factor").map(|(_, value)| value)) {
+        writer.keys.find("routed_scaling_factor");
         rest += ", scale = \"routed_scaling_factor\"";
     }
     writer.line("m", "experts", &rest);

@@ -226,6 +226,40 @@ impl Checkpoint {
         tensors::account(&self.origin, &self.shapes(), required, spare)
     }
 
+    /// Checks that a head that is tied has no other values of its own: which of the two a model computes with nothing tells.
+    ///
+    /// # Errors
+    /// `lm_head.weight` differs from each embedding of its shape among the `required` tensors.
+    pub fn check_tied_head(&self, required: &[(String, Vec<usize>)], spare: &Spare) -> Result<()> {
+        const HEAD: &str = "lm_head.weight";
+        let needed = tensors::names(required);
+        let (Some(head), true) = (self.tensors.get(HEAD), spare.tied_head && !needed.contains(HEAD)) else {
+            return Ok(());
+        };
+        let is_embedding = |name: &&String| name.contains("embed") || name.contains("wte");
+        let mut tables = needed.iter().filter(is_embedding).filter_map(|name| {
+            let table = self.tensor(name).ok().filter(|table| table.shape == head.shape)?;
+            Some((name, table))
+        });
+        let Some((name, table)) = tables.next() else { return Ok(()) };
+        let (mut mine, mut other) = (Vec::new(), Vec::new());
+        let rows = head.rows_and_columns().0;
+        for first in (0..rows).step_by(256) {
+            let some = first..rows.min(first + 256);
+            mine.clear();
+            other.clear();
+            self.append_rows(HEAD, head, some.clone(), &mut mine)?;
+            self.append_rows(name, table, some, &mut other)?;
+            ensure!(
+                mine.iter().map(|value| value.to_bits()).eq(other.iter().map(|value| value.to_bits())),
+                "{}: its configuration ties the head to {name}, and its {HEAD} has other values: set tie_word_embeddings to \
+                 false in config.json if the head is its own, or remove the tensor",
+                self.origin
+            );
+        }
+        Ok(())
+    }
+
     /// Name and shape (slowest dimension first) of every tensor.
     pub fn shapes(&self) -> BTreeMap<&str, &[usize]> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()

@@ -312,6 +312,26 @@ fn a_model_in_several_gguf_files_is_read_from_any_of_them() {
 }
 
 #[test]
+fn a_tied_head_has_no_other_values_of_its_own() {
+    let table = |first: f32| (vec![300, 2], (0..600).map(|i| if i == 599 { first } else { i as f32 }).collect());
+    let check = |head: f32, tied_head: bool| {
+        let named = [("model.embed_tokens.weight", table(1.0)), ("lm_head.weight", table(head))];
+        let tensors = named.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect();
+        let checkpoint = Checkpoint::from_memory(json!({}), tensors).unwrap();
+        let required = [("model.embed_tokens.weight".to_owned(), vec![300, 2])];
+        let spare = Spare { tied_head, ..Spare::default() };
+        checkpoint.check_tied_head(&required, &spare).map_err(|error| error.to_string())
+    };
+    assert_eq!(check(1.0, true), Ok(()));
+    assert_eq!(check(2.0, false), Ok(()));
+    let said = check(2.0, true).unwrap_err();
+    assert!(
+        said.contains("ties the head to model.embed_tokens.weight") && said.contains("set tie_word_embeddings"),
+        "{said}"
+    );
+}
+
+#[test]
 fn tensors_in_memory_read_like_others() {
     let tensors = BTreeMap::from([("w".to_owned(), (vec![2, 2, 2], (0..8).map(|value| value as f32).collect()))]);
     let checkpoint = Checkpoint::from_memory(json!({}), tensors).unwrap();

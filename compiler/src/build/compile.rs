@@ -105,9 +105,9 @@ pub fn compile_all(
         .map_or(1, NonZeroUsize::get)
         .min(jobs.len());
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        // The end of the scope is behind the work alone. A join is behind what NVRTC does at a thread's end too, which must not meet the program's end.
+        threads.into_iter().for_each(|thread| thread.join().expect("a compilation does not panic"));
     });
 
     let mut compiled = BTreeMap::new();

@@ -9,6 +9,7 @@ mod judge;
 use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -204,9 +205,9 @@ impl Bench<'_> {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..available_parallelism().map_or(1, NonZeroUsize::get) {
-                scope.spawn(work);
-            }
+            let count = available_parallelism().map_or(1, NonZeroUsize::get);
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
         });
         let mut prepared = Vec::new();
         for (index, made) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {

@@ -40,7 +40,18 @@ impl Config {
         let Value::Table(values) = Value::from(json) else {
             return Err(Diagnostic::new(Code::BadConfig, "config.json is not a JSON object"));
         };
-        Ok(Config::new((*values).clone()))
+        let older = scaling_of(values.get("rope_scaling").and_then(Value::table));
+        let config = Config::new((*values).clone());
+        // transformers takes the older form where there is one, in silence.
+        if values.get("rope_parameters").and_then(Value::table).is_some()
+            && older != Value::Null
+            && config.get("rope_scaling") != Some(&older)
+        {
+            let message =
+                "config.json has `rope_scaling` and `rope_parameters`, which ask for different scalings of RoPE";
+            return Err(Diagnostic::new(Code::BadConfig, message).help("remove the one that is not meant"));
+        }
+        Ok(config)
     }
 
     /// Takes values as a file has them.
@@ -118,13 +129,7 @@ fn unify_rope(values: &mut BTreeMap<String, Value>) {
     if local_scaling != Value::Null {
         values.insert("rope_local_scaling".to_owned(), local_scaling);
     }
-    let scaling = scaling_of(main);
-    // transformers takes the older form where there is one, in silence.
-    let older = scaling_of(values.get("rope_scaling").and_then(Value::table));
-    if older != Value::Null && older != scaling {
-        values.insert("rope_scaling_beside_rope_parameters".to_owned(), older);
-    }
-    values.insert("rope_scaling".to_owned(), scaling);
+    values.insert("rope_scaling".to_owned(), scaling_of(main));
     for key in ["rope_theta", "partial_rotary_factor"] {
         if let Some(value) = main.and_then(|main| main.get(key)) {
             values.insert(key.to_owned(), value.clone());
@@ -200,16 +205,16 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_layer_has_its_scaling_and_two_scalings_are_told() {
-        let keys = ["rope_scaling", "rope_local_scaling", "rope_scaling_beside_rope_parameters"];
+    fn each_kind_of_layer_has_its_scaling_and_two_scalings_are_refused() {
+        let keys = ["rope_scaling", "rope_local_scaling"];
         let linear = |factor: f64| json!({"rope_theta": 1e4, "rope_type": "linear", "factor": factor});
         let nested =
             json!({"rope_parameters": {"full_attention": {"rope_type": "default"}, "sliding_attention": linear(4.0)}});
-        assert_eq!(view(nested, &keys), ["null", "{factor: 4.0, rope_type: \"linear\"}", "absent"]);
+        assert_eq!(view(nested, &keys), ["null", "{factor: 4.0, rope_type: \"linear\"}"]);
         let both =
             |older: f64| json!({"rope_parameters": linear(2.0), "rope_scaling": {"type": "linear", "factor": older}});
-        assert_eq!(view(both(2.0), &keys), ["{factor: 2.0, rope_type: \"linear\"}", "absent", "absent"]);
-        assert_eq!(view(both(3.0), &keys)[2], "{factor: 3.0, rope_type: \"linear\"}");
+        assert_eq!(view(both(2.0), &keys), ["{factor: 2.0, rope_type: \"linear\"}", "absent"]);
+        assert!(Config::from_json(&both(3.0)).is_err(), "which one is meant?");
     }
 
     #[test]

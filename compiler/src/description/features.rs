@@ -166,7 +166,6 @@ const FEATURES: &[Feature] = &[
     feature("rope_local_base_freq", &[], "a second base of RoPE"),
     feature("rope_scaling", &[], "scaled RoPE"),
     feature("rope_local_scaling", &[], "scaled RoPE of layers with a window"),
-    feature("rope_scaling_beside_rope_parameters", &[], "two scalings of RoPE that differ"),
     feature("rope_theta", &[], "the base of RoPE"),
     feature("rope_ratio", &[Number(1.0)], "the base of RoPE"),
     feature("rotary_emb_base", &[], "the base of RoPE"),

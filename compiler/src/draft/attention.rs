@@ -239,24 +239,21 @@ fn rope(writer: &mut Writer) {
         more = "theta = \"rope_theta * rope_scaling.alpha ** (head_dim / (head_dim - 2.0))\"".to_owned();
         writer.expect("rope_scaling.rope_type", "\"dynamic\"");
     }
-    if writer.keys.find("partial_rotary_factor").is_none()
-        && let Some((_, factor)) = PARTIAL.iter().find(|(family, _)| is_one_of(writer, &[family]))
-    {
-        writer.note("TODO told by `model_type` alone: a part of each head turns");
-        writer.keys.derive("partial_rotary_factor", factor);
-        more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
-    }
-    if writer.keys.get("rotary_dim").is_none() && is_one_of(writer, &["gptj", "codegen"]) {
-        writer.note("TODO told by `model_type` alone: 64 values of each head turn");
-        writer.keys.derive("rotary_dim", "64");
-        more += ", dim = \"rotary_dim\"";
-    }
     let partial = writer.keys.find("partial_rotary_factor").and_then(|factor| factor.number());
     if is_one_of(writer, &["chatglm"]) {
         writer.note("TODO told by `model_type` alone: half of each head turns");
         more += ", dim = \"head_dim / 2\"";
     } else if writer.keys.get("rotary_dim").is_some() {
         more += ", dim = \"rotary_dim\"";
+    } else if is_one_of(writer, &["gptj", "codegen"]) {
+        writer.note("TODO told by `model_type` alone: 64 values of each head turn");
+        writer.keys.derive("rotary_dim", "64");
+        more += ", dim = \"rotary_dim\"";
+    } else if let (None, Some((_, factor))) = (partial, PARTIAL.iter().find(|(family, _)| is_one_of(writer, &[family])))
+    {
+        writer.note("TODO told by `model_type` alone: a part of each head turns");
+        writer.keys.derive("partial_rotary_factor", factor);
+        more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
     } else if partial.is_some_and(|factor| factor != 1.0) {
         more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
     }

@@ -37,6 +37,8 @@ pub struct Accounting {
     pub shared: Vec<String>,
     /// Tensors that no operation needs and that carry nothing: see [`account`].
     pub ignored: Vec<String>,
+    /// Tensors of other parts of the model than its language model, by their own names.
+    pub others: Vec<String>,
 }
 
 /// Checks that the tensors `found` in `checkpoint` (what messages call it) are those that a description reads, in name and shape, both ways.
@@ -81,6 +83,7 @@ pub fn reconcile(
         once: needed.iter().filter(|name| !shared(name)).count(),
         shared: needed.iter().filter(|name| shared(name)).map(|name| name.to_string()).collect(),
         ignored: found.keys().filter(ignored).map(|name| name.to_string()).collect(),
+        others: Vec::new(),
     };
     diagnostics.into_result(accounting)
 }

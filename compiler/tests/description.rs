@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fusec::description::{Call, Description, Diagnostics, Resolved, SIGNATURES, find_for, operations, shipped};
+use fusec::description::{
+    Call, Description, Diagnostics, Resolved, SIGNATURES, architectures, find_for, operations, shipped,
+};
 
 #[test]
 fn descriptions_give_these_results() {
@@ -28,9 +30,7 @@ fn shipped_descriptions_serve_these_configurations() {
     assert!(cases.len() >= 8, "the cases are there");
     for_each_case(cases, |path| {
         let config = json(path);
-        let architectures: Vec<String> =
-            serde_json::from_value(config["architectures"].clone()).expect("a list of names");
-        let (name, text) = find_for(&architectures).expect("a shipped description serves it");
+        let (name, text) = find_for(&architectures(&config)).expect("a shipped description serves it");
         shown(Description::parse(text, name).and_then(|description| description.resolve(Some(&config))))
     });
 }

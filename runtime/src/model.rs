@@ -317,7 +317,7 @@ impl OpenModel {
     }
 }
 
-fn unserved(architectures: &[&str]) -> String {
+fn unserved(architectures: &[String]) -> String {
     match architectures {
         [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
         names => format!(

@@ -12,7 +12,16 @@ def golden(family, options, *changes):
     return classes, common | options, "bfloat16", None, list(changes)
 
 
-FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"} | {
+    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Mistral3"]
+}
+
+
+def with_vision(family, text, more, *changes):
+    """A model that sees, whose language model has the options `text`, without a picture."""
+    vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    changes = [dict(text_config=text | change) for change in changes]
+    return golden(family, dict(text_config=text, vision_config=vision) | more, *changes)
 
 
 def sizes(hidden, heads, kv_heads, intermediate, vocab, layers=2, **more):
@@ -293,5 +302,25 @@ FAMILIES = {
                 sliding_attention=dict(rope_type="default", rope_theta=500000.0),
             )
         ),
+    ),
+    "gemma3-vision": with_vision(
+        "Gemma3",
+        gemma(
+            40, 2, 1, 24, 68, 211, layers=7, sliding_window=9, query_pre_attn_scalar=10, bos_token_id=1, eos_token_id=2,
+            max_position_embeddings=256,
+            rope_parameters=dict(
+                full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100000.0),
+                sliding_attention=dict(rope_type="default", rope_theta=5000.0),
+            ),
+        ),
+        dict(mm_tokens_per_image=4),
+        dict(sliding_window=10),
+    ),
+    "mistral3": with_vision(
+        "Mistral3",
+        sizes(48, 4, 2, 84, 207, head_dim=20, max_position_embeddings=256, model_type="mistral", sliding_window=None, tie_word_embeddings=False)
+        | dict(rope_parameters=dict(rope_type="default", rope_theta=50000.0)),
+        dict(tie_word_embeddings=False),
+        dict(rope_parameters=ROPE),
     ),
 }

@@ -18,7 +18,8 @@ import zlib
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from families import FAMILIES
@@ -149,20 +150,27 @@ def nmse(found, expected) -> float:
     return ((found - expected).square().sum() / expected.square().sum()).item()
 
 
+def load(folder, dtype=torch.float32, config=None):
+    config = config or AutoConfig.from_pretrained(folder)
+    kind = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+    return kind.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="eager").eval()
+
+
 @torch.no_grad()
 def logits_of(folder, tokens, dtype=torch.float32, config=None):
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="eager")
-    return model.eval()(tokens[None].long()).logits[0].float()
+    return load(folder, dtype, config)(tokens[None].long()).logits[0].float()
 
 
 @torch.no_grad()
 def smallest_effect(folder, tokens, expected) -> tuple:
     """The one-dimensional weight whose loss (norm to ones, bias to zeros) changes the logits least: (NMSE, name)."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = load(folder)
     effects = []
     for name, weight in [*model.named_parameters(), *choice_biases(model).items()]:
         # Without RoPE a key's bias adds the same to all scores of a query.
         idle = model.config.model_type == "opt" and name.endswith("k_proj.bias")
+        # Without a picture what sees has none.
+        idle |= "vision_tower" in name or "multi_modal_projector" in name
         if weight.dim() == 1 and not idle:
             kept = weight.clone()
             weight.fill_(0.0 if name.endswith("bias") else without_norm(model))
@@ -175,6 +183,12 @@ def smallest_effect(folder, tokens, expected) -> tuple:
 def v4_form(config: dict) -> dict:
     """config.json as transformers 4 wrote it: RoPE keys at the top level, `torch_dtype`, no head_dim where it follows."""
     old = copy.deepcopy(config)
+    if "text_config" in old:
+        # Its inner configuration had no data type of its own.
+        text = v4_form(old["text_config"] | dict(dtype=None))
+        del text["torch_dtype"], text["transformers_version"]
+        old |= dict(text_config=text, transformers_version="4.57.1", torch_dtype=old.pop("dtype"))
+        return dict(sorted(old.items()))
     kind = old["model_type"]
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.57.1"
@@ -239,7 +253,7 @@ def make(name: str) -> str:
         setattr(model.get_submodule(module), buffer, bias)
     model.save_pretrained(folder, **(dict(max_shard_size=shard) if shard else {}))
     (folder / "generation_config.json").unlink(missing_ok=True)
-    tokens = torch.randint(options["vocab_size"], (TOKENS,), generator=generator)
+    tokens = torch.randint(options.get("text_config", options)["vocab_size"], (TOKENS,), generator=generator)
     expected = write_expected(folder, folder, tokens)
 
     old = v4_form(json.loads((folder / "config.json").read_text()))

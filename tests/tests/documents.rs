@@ -69,7 +69,7 @@ fn every_family_is_short_and_has_a_golden() {
     for golden in goldens().iter().filter(|golden| golden.name != "demo") {
         let config = std::fs::read_to_string(golden.folder.join("config.json")).expect("a golden has a config.json");
         let config = serde_json::from_str(&config).expect("it is JSON");
-        served.extend(architectures(&config).into_iter().map(str::to_owned));
+        served.extend(architectures(&config));
     }
     for (file, text) in shipped() {
         let description = Description::parse(text, file).unwrap();

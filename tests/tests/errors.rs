@@ -91,6 +91,25 @@ fn an_architecture_that_nothing_serves() {
     assert_fails(&logits(folder.path(), "1,2", &[]), 1, &["names no architecture", "--description"]);
 }
 
+/// The whole may run its language model otherwise than that runs alone: a description serves both together.
+#[test]
+fn a_model_of_several_parts_that_nothing_serves() {
+    let folder = golden("mistral3");
+    let checked = fusec(&["check", "--checkpoint", folder.path().to_str().unwrap()]);
+    assert!(checked.stdout.contains(" 21 read once, 15 of other parts than the language model"), "{}", checked.stdout);
+    let whole = |name: &'static str| {
+        edit_config(&folder, |config| drop(config.insert("architectures".into(), json!([name]))));
+    };
+    whole("OtherForConditionalGeneration");
+    assert_fails(
+        &logits(folder.path(), "1,2", &[]),
+        1,
+        &["no description serves OtherForConditionalGeneration:mistral"],
+    );
+    whole("MistralForCausalLM");
+    assert_fails(&logits(folder.path(), "1,2", &[]), 1, &["no description serves MistralForCausalLM:mistral"]);
+}
+
 #[test]
 fn mistakes_in_a_description() {
     let (folder, model) = (TempFolder::new(), golden("llama-tied"));

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::model::read_json;
 use crate::compile::Model;
+use crate::description::language_model_names;
 use crate::tensors::{self, Accounting};
 
 /// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
@@ -26,19 +27,29 @@ pub(super) fn config(folder: &Path) -> Result<Value> {
     read_json(&folder.join("config.json"))
 }
 
-/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with a config.json alone.
-pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>> {
-    let found = tensors(folder)?;
-    if found.is_empty() {
-        return Ok(None);
-    }
-    let found = found.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
-    let accounting = tensors::reconcile(&folder.display().to_string(), &found, &model.resolved, &model.described);
-    accounting.map(Some).map_err(|diagnostics| anyhow!("{diagnostics}"))
+/// The tensors in a folder's weight files.
+#[derive(Default)]
+pub(super) struct Tensors {
+    /// Name and shape of each that is of the language model.
+    pub own: BTreeMap<String, Vec<usize>>,
+    /// The names of those of other parts of the model.
+    pub others: Vec<String>,
 }
 
-/// Name and shape of each tensor in the folder's weight files.
-pub(super) fn tensors(folder: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
+/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with a config.json alone.
+pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>> {
+    let Tensors { own, others } = tensors(folder)?;
+    if own.is_empty() {
+        return Ok(None);
+    }
+    let found = own.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let accounting = tensors::reconcile(&folder.display().to_string(), &found, &model.resolved, &model.described);
+    let accounting = accounting.map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    Ok(Some(Accounting { others, ..accounting }))
+}
+
+/// The tensors in the folder's weight files.
+pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
     let mut found = BTreeMap::new();
     for file in weight_files(folder)? {
         for (name, shape) in shapes(&file).with_context(|| format!("cannot read {}", file.display()))? {
@@ -46,7 +57,16 @@ pub(super) fn tensors(folder: &Path) -> Result<BTreeMap<String, Vec<usize>>> {
             ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
         }
     }
-    Ok(found)
+    let names: Vec<&String> = found.keys().collect();
+    let own = language_model_names(&config(folder)?, &names);
+    let mut tensors = Tensors::default();
+    for ((name, shape), own) in found.into_iter().zip(own) {
+        match own {
+            Some(own) => drop(tensors.own.insert(own, shape)),
+            None => tensors.others.push(name),
+        }
+    }
+    Ok(tensors)
 }
 
 /// The safetensors files that hold the weights: what the index names, else `model.safetensors`, else all.

@@ -11,7 +11,7 @@ use clap::Args;
 use super::checkpoint;
 use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
-use crate::description::{Description, Spare, architectures, find_serving, user_folder};
+use crate::description::{Description, Spare, Value, architectures, config_view, find_serving, user_folder};
 use crate::draft::draft;
 use crate::plan::PlanOptions;
 use crate::tensors;
@@ -30,13 +30,14 @@ pub(super) struct NewArgs {
 /// Writes the draft; what is left to do goes to stderr.
 pub(super) fn run(args: &NewArgs) -> Result<()> {
     let config = checkpoint::config(&args.from)?;
-    let all = checkpoint::tensors(&args.from)?;
+    let all = checkpoint::tensors(&args.from)?.own;
     ensure!(
         !all.is_empty(),
         "{} holds no .safetensors file: a draft needs the names of its tensors",
         args.from.display()
     );
-    let count = |key: &str| config.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0) as usize;
+    let keys = config_view(&config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let count = |key: &str| keys.get(key).and_then(Value::number).unwrap_or(0.0) as usize;
     let (layers, further) = (count("num_hidden_layers"), count("num_nextn_predict_layers"));
     let spare = Spare { layers: layers..layers.saturating_add(further), ..Spare::default() };
     let weights: BTreeMap<String, Vec<usize>> = all

@@ -35,16 +35,17 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
 }
 
 /// `146 tensors of the checkpoint: 145 read once, 1 shared (model.embed_tokens.weight)`
-fn accounted(Accounting { once, shared, ignored }: &Accounting) -> String {
+fn accounted(Accounting { once, shared, ignored, others }: &Accounting) -> String {
     let some = |names: &[String], what: &str| match names {
         [] => String::new(),
         [first] => format!(", 1 {what} ({first})"),
         [first, .., last] => format!(", {} {what} ({first} to {last})", names.len()),
     };
-    let total = once + shared.len() + ignored.len();
-    let (shared, ignored) =
-        (some(shared, "read by several operations"), some(ignored, "that holds no weights of its own"));
-    format!("{total} tensors of the checkpoint: {once} read once{shared}{ignored}")
+    let total = once + shared.len() + ignored.len() + others.len();
+    let shared = some(shared, "read by several operations");
+    let ignored = some(ignored, "that holds no weights of its own");
+    let others = some(others, "of other parts than the language model");
+    format!("{total} tensors of the checkpoint: {once} read once{shared}{ignored}{others}")
 }
 
 /// `llama: 16 layers, vocabulary 128256, context 131072, 146 tensors with 1.236 billion weights`

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Source};
+use super::text_config::language_model_config;
 use super::value::Value;
 
-/// Keys and values of a config.json or of a preset. Null is kept apart, but for that of `rope_scaling`, which is always there.
+/// Keys and values of a config.json or of a preset; of a model of several parts, those of its language model. Null is kept apart, but for that of `rope_scaling`, which is always there.
 ///
 /// RoPE has both views whichever the file has: `rope_theta` and `rope_scaling` (null where nothing is scaled, its type under `rope_type`), and
 /// `rope_parameters`. Where `rope_parameters` is nested by layer type, the first view is that of `full_attention`, and `rope_local_base_freq` is
@@ -35,9 +36,10 @@ pub fn view(json: &serde_json::Value) -> Result<BTreeMap<String, Value>, Diagnos
 }
 
 impl Config {
-    /// Reads a config.json.
+    /// Reads a config.json, of a model of several parts what it says of its language model.
     pub(super) fn from_json(json: &serde_json::Value) -> Result<Config, Diagnostic> {
-        let Value::Table(values) = Value::from(json) else {
+        let own = language_model_config(json);
+        let Value::Table(values) = Value::from(own.as_ref().unwrap_or(json)) else {
             return Err(Diagnostic::new(Code::BadConfig, "config.json is not a JSON object"));
         };
         let older = scaling_of(values.get("rope_scaling").and_then(Value::table));

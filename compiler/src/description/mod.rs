@@ -20,6 +20,7 @@ mod rope;
 mod schema;
 mod shipped;
 mod signature;
+mod text_config;
 mod user;
 mod value;
 
@@ -33,8 +34,9 @@ pub use facts::{Facts, Spare};
 pub use reference::operations;
 pub use rope::RopeScaling;
 pub use schema::json_schema;
-pub use shipped::{architectures, find_for, shipped};
+pub use shipped::{find_for, shipped};
 pub use signature::{Attribute, Default, INPUTS, Kind, OpName, RESULT, Role, SIGNATURES, Signature};
+pub use text_config::{architectures, language_model_config, language_model_names};
 pub use user::{find_named, find_serving, user_folder};
 pub use value::Value;
 

@@ -59,7 +59,7 @@ impl Reader {
         self.schema(top)?;
         self.known_keys(top, TOP_KEYS, "a description");
         let name = self.needed(top, "name", 0..0, file).and_then(|value| self.identifier(value, "a name"));
-        let serves = self.needed(top, "serves", 0..0, file).and_then(|value| self.identifiers(value));
+        let serves = self.needed(top, "serves", 0..0, file).and_then(|value| self.architectures(value));
         let preset = top.get("config").and_then(|value| self.table(value)).map(|table| self.preset(table));
         let derive = top.get("derive").and_then(|value| self.table(value)).map(|table| self.derive(table));
         let expect = top.get("expect").and_then(|value| self.table(value)).map(|table| self.expect(table, &[]));
@@ -270,12 +270,21 @@ impl Reader {
         self.is_identifier(&Spanned::new(value.span(), text.as_str().into()), what).then_some(text)
     }
 
-    fn identifiers(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Vec<String>> {
+    /// Names as [`super::architectures`] gives them.
+    fn architectures(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Vec<String>> {
         let Some(items) = value.get_ref().as_array() else {
             self.wrong_type(value, "a list of architecture names");
             return None;
         };
-        items.iter().map(|item| self.identifier(item, "an architecture's name")).collect()
+        items.iter().map(|item| self.architecture(item)).collect()
+    }
+
+    fn architecture(&mut self, value: &Spanned<DeValue<'_>>) -> Option<String> {
+        const WHAT: &str = "an architecture's name";
+        let text = self.string(value, &format!("{WHAT}, a string"))?;
+        let parts = text.split_once(':').map_or(vec![text.as_str()], |(whole, kind)| vec![whole, kind]);
+        let named = |part: &str| self.is_identifier(&Spanned::new(value.span(), part.into()), WHAT);
+        parts.into_iter().all(named).then_some(text)
     }
 
     fn is_identifier(&mut self, text: &Spanned<std::borrow::Cow<'_, str>>, what: &str) -> bool {

@@ -8,6 +8,9 @@ use super::signature::{Default, INPUTS, Kind, SIGNATURES, Signature};
 /// A name of a value, a key or an architecture.
 const IDENTIFIER: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 
+/// The architecture of a model of several parts, with the `model_type` of its language model.
+const OF_SEVERAL_PARTS: &str = "^[A-Za-z_][A-Za-z0-9_]*[:][A-Za-z_][A-Za-z0-9_]*$";
+
 /// What a weight's name is written with; `{layer}` and `{expert}` stand for numbers.
 const WEIGHT: &str = "^[A-Za-z0-9._{}-]+$";
 
@@ -33,8 +36,11 @@ pub fn json_schema() -> Value {
             "schema" => described(json!({"const": SCHEMA}), "The version of the language."),
             "name" => described(json!({"$ref": "#/definitions/identifier"}), "The family's name."),
             "serves" => described(
-                json!({"type": "array", "items": {"$ref": "#/definitions/identifier"}}),
-                "The `architectures` of config.json that it describes.",
+                json!({"type": "array", "items": {"anyOf": [
+                    {"$ref": "#/definitions/identifier"},
+                    {"type": "string", "pattern": OF_SEVERAL_PARTS},
+                ]}}),
+                "The `architectures` of config.json that it describes; of a model of several parts with the `model_type` of its text_config behind a colon.",
             ),
             "config" => described(
                 json!({"type": "object", "propertyNames": {"pattern": IDENTIFIER}}),

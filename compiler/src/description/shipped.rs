@@ -40,12 +40,6 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
     ]
 }
 
-/// The `architectures` of a config.json; none where it names none.
-pub fn architectures(config: &serde_json::Value) -> Vec<&str> {
-    let list = config.get("architectures").and_then(serde_json::Value::as_array);
-    list.into_iter().flatten().filter_map(serde_json::Value::as_str).collect()
-}
-
 /// Name and text of the shipped description that serves one of these architectures (`architectures` of a config.json).
 pub fn find_for<S: AsRef<str>>(architectures: &[S]) -> Option<(&'static str, &'static str)> {
     let serves = |file: &str, text: &str| {

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 
-use crate::description::{Code, Description, architectures, config_view};
+use crate::description::{Code, Description, architectures, config_view, language_model_config};
 use block::{Attention, Experts, Mlp, Norms, Sizes};
 use keys::Keys;
 use names::{Module, Names};
@@ -32,11 +32,14 @@ pub struct Draft {
     pub unmatched: Vec<String>,
 }
 
-/// Drafts a description. `config` is a config.json, `tensors` the shape of each tensor, slowest dimension first, without those that hold no weights.
+/// Drafts a description. `config` is a config.json, `tensors` (of the language model, as [`crate::description::language_model_names`] calls them) the shape of each tensor, slowest dimension first, without those that hold no weights.
 ///
 /// # Errors
 /// A configuration that is no object, or tensors that no layers can be told from.
 pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>) -> Result<Draft> {
+    let serves = architectures(config);
+    let inner = language_model_config(config);
+    let config = inner.as_ref().unwrap_or(config);
     let keys = Keys::new(config_view(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?);
     let mut writer = Writer::new(keys);
     let mut names = Names::of(tensors)?;
@@ -58,10 +61,12 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
         }
     }
     let unmatched: Vec<String> = unmatched(&names).into_iter().map(|tensor| hinted(&tensor)).collect();
-    let serves = architectures(config);
     let family = family(&writer.keys, &serves);
     if serves.is_empty() {
         writer.todo("config.json names no `architectures`: write under `serves` what shall find this file");
+    }
+    if inner.is_some() {
+        writer.todo("this is the language model of a model of several parts: nothing tells whether the whole runs it otherwise, with attention that is not causal, for one");
     }
     let sketch = writer.text(&family, &serves, &names.prefix, &unmatched, &[])?;
     let description = Description::parse(&sketch, "the draft").map_err(|diagnostics| anyhow!("{diagnostics}"))?;
@@ -185,8 +190,8 @@ fn hinted(tensor: &str) -> String {
 }
 
 /// An identifier: config.json's `model_type`, else the first architecture.
-fn family(keys: &Keys, serves: &[&str]) -> String {
-    let given = keys.text("model_type").or(serves.first().copied()).unwrap_or("model");
+fn family(keys: &Keys, serves: &[String]) -> String {
+    let given = keys.text("model_type").or(serves.first().map(String::as_str)).unwrap_or("model");
     let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '_' };
     let name: String = given.chars().map(plain).collect();
     if name.starts_with(|letter: char| letter.is_ascii_digit()) { format!("m{name}") } else { name }

@@ -273,7 +273,7 @@ impl Writer {
     pub fn text(
         &self,
         name: &str,
-        serves: &[&str],
+        serves: &[String],
         prefix: &str,
         unmatched: &[String],
         preset: &[(&String, &Json)],

@@ -7,6 +7,7 @@ use super::stored::Stored;
 use super::{Checkpoint, Dtype, Source, Tensor};
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fusec::description::language_model_names;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,13 +43,20 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
         join(&files)?
     };
     Ok(Checkpoint {
+        tensors: of_language_model(&config, tensors),
         origin: directory.display().to_string(),
         path: Some(directory.into()),
         config,
         metadata: None,
-        tensors,
         sources,
     })
+}
+
+/// The tensors of the language model, as they are called where it is alone.
+fn of_language_model(config: &Value, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let names: Vec<&String> = tensors.keys().collect();
+    let own = language_model_names(config, &names);
+    tensors.into_values().zip(own).filter_map(|(tensor, own)| Some((own?, tensor))).collect()
 }
 
 type Joined = (BTreeMap<String, Tensor>, Vec<Source>);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use fusec::plan::Launch;
+use fusec::plan::{Launch, StepKind};
 
 use super::ceiling::{MemoryReader, compile_kernel};
 use super::engine::{GpuEngine, launch_name};
@@ -81,13 +81,13 @@ impl GpuEngine {
         let launches = &self.step(kind)?.launches;
         // Sampling moves the sequences on: each run begins with them in their place.
         let begin = || self.begin_decode(batch, depth, runs);
-        let (busy, queued) = self.intervals(launches, runs, reader, &begin, false)?;
-        let (idle, _) = self.intervals(launches, runs, reader, &begin, true)?;
+        let (busy, queued) = self.intervals(kind, launches, runs, reader, &begin, false)?;
+        let (idle, _) = self.intervals(kind, launches, runs, reader, &begin, true)?;
         let alone = busy.iter().zip(&idle).map(|(busy, idle)| (busy - idle).max(0.0)).collect();
         let ends = (1..=launches.len())
             .map(|count| {
                 begin()?;
-                self.end_of(&launches[..count], runs, reader)
+                self.end_of(kind, &launches[..count], runs, reader)
             })
             .collect::<Result<Vec<f64>>>()?;
         Ok(LaunchTimes { alone, ends, queued })
@@ -97,6 +97,7 @@ impl GpuEngine {
     /// nothing, with the launch's blocks, threads and shared memory, in the place of each.
     fn intervals(
         &self,
+        kind: StepKind,
         launches: &[Launch],
         runs: usize,
         reader: &MemoryReader,
@@ -126,7 +127,7 @@ impl GpuEngine {
                         self.stream.launch(&idle, launch.grid, block, kernel.shared_bytes, &[], options)?;
                     } else {
                         let _range = nvtx::range(|| format!("alone, {}", launch_name(launch, &kernel.name)));
-                        self.enqueue(&self.stream, std::slice::from_ref(launch), false)?;
+                        self.enqueue(&self.stream, kind, std::slice::from_ref(launch), false)?;
                     }
                     self.stream.record(end)?;
                 }
@@ -150,8 +151,8 @@ impl GpuEngine {
     }
 
     /// Microseconds from the start of a captured step of these launches to its end.
-    fn end_of(&self, launches: &[Launch], runs: usize, reader: &MemoryReader) -> Result<f64> {
-        let graph = self.stream.capture(|stream| self.enqueue(stream, launches, true))?;
+    fn end_of(&self, kind: StepKind, launches: &[Launch], runs: usize, reader: &MemoryReader) -> Result<f64> {
+        let graph = self.stream.capture(|stream| self.enqueue(stream, kind, launches, true))?;
         let graph = graph.instantiate(&self.stream)?;
         let (begin, end) = (self.gpu.event()?, self.gpu.event()?);
         let reads = 2 * self.gpu.l2_bytes()?;

@@ -41,7 +41,7 @@ impl GpuEngine {
         );
         let kind = plan.decode_at(batch, reach);
         let step = plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))?;
-        let kernels = load_kernels(&self.gpu, plan, cubins)?;
+        let kernels = load_kernels(&self.gpu, plan, cubins, step)?;
         let arena = self.gpu.alloc_zeroed(plan.arena_bytes, "activations")?;
         let addresses = super::Addresses { arena: arena.pointer(), ..self.addresses.clone() };
         let graph = self.stream.capture(|stream| enqueue(stream, plan, &kernels, &addresses, &step.launches, true))?;

@@ -3,7 +3,7 @@
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, find_for};
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
-use fusec::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
+use fusec::plan::{KernelSpec, Launch, Plan, PlanOptions, StepKind, Tuning};
 
 /// Llama-3.2-1B's gate and up at batch 1.
 fn gate_up() -> MatvecTuning {
@@ -132,6 +132,23 @@ fn an_entry_says_whether_attention_and_projection_are_one_kernel_near_the_beginn
     assert_eq!(slices(entry(1, None), 1), [(8, 9); 16]);
     assert_eq!(slices(entry(2, Some(8)), 2), [(8, 8); 16]);
     assert!(slices(entry(1, Some(16)), 1).is_empty(), "a slice that no block has room for");
+}
+
+#[test]
+fn an_entry_says_how_many_rows_a_cluster_takes() {
+    let clusters = |near_rows| -> Vec<(usize, [u32; 3])> {
+        let entry = AttentionTuning { batch: 2, slice: Some(9), near_rows, ..attention() };
+        let plan = model(record(None, Some(entry))).plan;
+        let step = plan.step(plan.decode_at(2, 0)).expect("a decode step");
+        let of = |launch: &Launch| match &plan.kernels[launch.kernel].spec {
+            KernelSpec::AttentionProjection(spec) => Some((spec.batch, launch.grid)),
+            _ => None,
+        };
+        step.launches.iter().filter_map(of).collect()
+    };
+    assert_eq!(clusters(None), [(2, [8, 15, 1]); 16]);
+    assert_eq!(clusters(Some(1)), [(1, [8, 15, 2]); 16]);
+    assert_eq!(clusters(Some(3)), clusters(None), "two rows make no clusters of three");
 }
 
 #[test]

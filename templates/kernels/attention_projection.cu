@@ -1,9 +1,9 @@
 {% include "device.cuh" %}
-// {{ name }}: y = W attention(x) + r for {{ batch }} rows. A cluster makes a slice of the rows of y: each of its blocks attends with some of
-// the heads and multiplies what they give, and the products meet through distributed shared memory, in the order of the blocks.
+// {{ name }}: y = W attention(x) + r, {{ batch }} rows of x a cluster. A cluster makes a slice of the rows of y: each of its blocks attends with some
+// of the heads and multiplies what they give, and the products meet through distributed shared memory, in the order of the blocks.
 {% include "attention.cuh" %}
 {% include "tiles.cuh" %}
-constexpr int BATCH = {{ batch }};                        // rows of x
+constexpr int BATCH = {{ batch }};                        // rows of x that a cluster takes
 constexpr int CLUSTER = {{ cluster }};                    // blocks that share the heads
 constexpr int SLICE = {{ slice }};                        // row tiles of a cluster
 constexpr int BLOCK_KEY_HEADS = KEY_HEADS / CLUSTER;
@@ -32,9 +32,9 @@ struct alignas(16) Shared {
   Prepared prepared[BATCH];
 };
 
-// weights: packed tiles. q [BATCH][HEADS][HEAD_DIM], k and v [BATCH][KEY_HEADS][HEAD_DIM], fp32. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED].
-// positions, sequences [BATCH]; a row at position -1 attends to nothing. bias [rows of y], residual and y [BATCH][rows of y], fp32.
-// zeros: `zero_count` floats that are set to zero. Grid: CLUSTER, slices.
+// weights: packed tiles. q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM], fp32. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED].
+// positions, sequences [rows]; a row at position -1 attends to nothing. bias [rows of y], residual and y [rows][rows of y], fp32.
+// zeros: `zero_count` floats that are set to zero. Grid: CLUSTER, slices, rows / BATCH.
 KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const Vec4* weights, const float* q, const float* k, const float* v,
     u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight,
     const float* sinks, const float* bias, const float* residual, Out* out, u64 context, float* zeros, u64 zero_count) {
@@ -42,7 +42,10 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
   Shared& shared = *(Shared*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x, first_tile = blockIdx.y * SLICE;
-  const int tiles = smaller(SLICE, TILES - first_tile);
+  const int tiles = smaller(SLICE, TILES - first_tile), first_row = blockIdx.z * BATCH;
+  q += (u64)first_row * HEADS * HEAD_DIM, k += (u64)first_row * KEY_HEADS * HEAD_DIM, v += (u64)first_row * KEY_HEADS * HEAD_DIM;
+  positions += first_row, sequences += first_row, out += (u64)first_row * ROWS[0];
+  if (residual) residual += (u64)first_row * ROWS[0];
 
   if (!LATE) launch_dependents();
   cluster_begin();
@@ -69,7 +72,8 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const V
   block_barrier();
   wait_for_dependencies();
   if (LATE) launch_dependents();
-  for (u64 i = (blockIdx.x + gridDim.x * blockIdx.y) * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * gridDim.y * THREADS) zeros[i] = 0.0f;
+  if (first_row == 0)
+    for (u64 i = (blockIdx.x + gridDim.x * blockIdx.y) * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * gridDim.y * THREADS) zeros[i] = 0.0f;
 
   // Every block makes the heads it needs; the first slice stores the key and the value.
 #pragma unroll 1

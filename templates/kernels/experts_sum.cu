@@ -6,6 +6,7 @@
 {% include "experts.cuh" %}
 constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
 constexpr bool STAGED = {{ staged }};           // the insides go through shared memory
+constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
 constexpr int COLUMNS = BATCH;
 constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile of an expert that a block takes
 constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
@@ -45,7 +46,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x % SPLIT, first_tile = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
-  launch_dependents();
+  if (!LATE) launch_dependents();
 
   // Which experts it is, and their weights, before the kernel in front is done: it began behind the one that made the logits.
   if (warp < BATCH) {
@@ -66,6 +67,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   for (int i = 0; i < DEPTH; i++)
     if ((FULL || i < turns) && first_tile < TILES) load_pair(held[i], list, offset, i, rank, warp);
   wait_for_dependencies();
+  if (LATE) launch_dependents();
 
   if (STAGED) {
     // Two loads go out together.

@@ -190,6 +190,7 @@ pub struct ExpertsSum {
     pub depth: usize,
     pub split: usize,
     pub staged: bool,
+    pub late: bool,
 }
 
 /// Attention of one row over its cache, keys split over blocks.

@@ -7,7 +7,7 @@ use fuse_tests::{Golden, goldens, nmse};
 use fusec::emit::emit;
 use fusec::passes::Selection;
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
-use fusec::plan::{AttentionSpec, KernelSpec, MatvecSpec, Plan, PlanOptions, RING, StepKind, Tuning};
+use fusec::plan::{AttentionSpec, KernelSpec, Launch, MatvecSpec, Plan, PlanOptions, RING, StepKind, Tuning};
 use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes, record};
@@ -313,6 +313,32 @@ fn llama_tied_tuned() -> Result<()> {
                 _ => None,
             });
         assert!(warps.all(|warps| warps != 8), "every entry finds its kernel");
+    };
+    check(&Case { tuning, change, ..Case::new("llama-tied") })
+}
+
+/// Attention and projection in one kernel, each row with clusters of its own.
+#[test]
+fn llama_tied_with_clusters_for_each_row() -> Result<()> {
+    let mut tuning = Tuning::default();
+    tuning.set_attention(AttentionTuning {
+        heads: 4,
+        key_heads: 2,
+        head_dim: 32,
+        batch: 2,
+        warps: 4,
+        keys: 64,
+        slice: Some(3),
+        near_rows: Some(1),
+        late: true,
+        ..AttentionTuning::default()
+    });
+    let change = |plan: &mut Plan| {
+        let step = plan.step(plan.decode_at(2, 0)).expect("a near step");
+        let projects =
+            |launch: &&Launch| matches!(plan.kernels[launch.kernel].spec, KernelSpec::AttentionProjection(_));
+        let grids: Vec<[u32; 3]> = step.launches.iter().filter(projects).map(|launch| launch.grid).collect();
+        assert_eq!(grids, [[2, 3, 2]; 2]);
     };
     check(&Case { tuning, change, ..Case::new("llama-tied") })
 }

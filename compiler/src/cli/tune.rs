@@ -18,7 +18,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 
-use self::candidates::{Shape, candidates};
+use self::candidates::{Shape, Start, candidates};
 use self::judge::{About, Judge, Measured};
 use super::compile::kernel_cache;
 use super::model::{ModelArgs, Opened};
@@ -63,12 +63,12 @@ pub(super) struct TuneArgs {
 const LEAST_GAIN: f64 = 0.002;
 
 /// Times that each shape is looked at, each time beside the others' winners: what is best depends on what runs next to it.
-const SWEEPS: usize = 2;
+const SWEEPS: usize = 3;
 
 /// How far a candidate's logits may be from the rules': both round at the same places and add in another order.
 const MOST_ERROR: f64 = 1e-3;
 
-/// Tunes each model for each batch; the record is written behind each, so that what was measured is kept.
+/// Tunes each model for each batch; the record is written behind each shape that wins, so that what was measured is kept.
 pub(super) fn run(args: &TuneArgs) -> Result<()> {
     ensure!(
         args.config.is_none() || args.models.len() == 1,
@@ -87,8 +87,7 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
     for opened in opened(args)? {
         for &batch in &args.batch {
             let bench = Bench { args, program: &program, nvrtc, arch, folder: &folder.0, opened: &opened, batch };
-            bench.tune(&mut record)?;
-            write(&output, &record)?;
+            bench.tune(&mut record, &|record| write(&output, record))?;
         }
     }
     let entries = record.matvecs.len() + record.attentions.len();
@@ -109,7 +108,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Measures the candidates of each shape of the decode steps beside what the record has, and enters each that makes the step faster still.
-    fn tune(&self, record: &mut Tuning) -> Result<()> {
+    fn tune(&self, record: &mut Tuning, keep: &dyn Fn(&Tuning) -> Result<()>) -> Result<()> {
         let rules = self.compile(&Tuning::default())?;
         let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
         let mut judge = Judge::start(self.program, &self.arguments(&base))?;
@@ -126,6 +125,15 @@ impl Bench<'_> {
             }
         }
         let mut gain = self.gain_of(record, &rules, &mut judge)?;
+        // What loses one by one may win together: the shapes of fewer rows, and when kernels begin.
+        for start in [Start::FewerRows, Start::Late] {
+            if let Some((together, measured)) = self.together(start.of(&shapes, record), record, gain, &mut judge)? {
+                tell(format!("  {start}: {measured}"));
+                together.iter().for_each(|shape| shape.enter(record, &measured));
+                gain = measured.gain();
+                keep(record)?;
+            }
+        }
         for _ in 0..SWEEPS {
             let before = gain;
             for shape in &shapes {
@@ -134,6 +142,7 @@ impl Bench<'_> {
                     tell(format!("  {shape}: {winner:#}, {measured}"));
                     winner.enter(record, &measured);
                     gain = measured.gain();
+                    keep(record)?;
                 }
             }
             if gain == before {
@@ -156,6 +165,38 @@ impl Bench<'_> {
         let measured = file.map(|file| judge.measure(&file)).transpose()?.flatten();
         measured.iter().for_each(|measured| tell(format!("  as the record has it: {measured}")));
         Ok(measured.filter(wins).map_or(0.0, |measured| measured.gain()))
+    }
+
+    /// Those of the shapes that change the step, with what they make of it together; none where they gain no more than `least`.
+    fn together(
+        &self,
+        mut shapes: Vec<Shape>,
+        record: &Tuning,
+        least: f64,
+        judge: &mut Judge,
+    ) -> Result<Option<(Vec<Shape>, Measured)>> {
+        let before = self.compile(record)?.plan;
+        let mut changes = Vec::new();
+        for shape in &shapes {
+            let plan = self.compile(&shape.beside(record))?.plan;
+            changes.push(self.step_at(&plan, self.last()) != self.step_at(&before, self.last()));
+        }
+        let mut changes = changes.into_iter();
+        shapes.retain(|_| changes.next() == Some(true));
+        let model = self.compile(&shapes.iter().fold(record.clone(), |beside, shape| shape.beside(&beside)))?;
+        if shapes.is_empty() || !self.keeps_near(&before, &model.plan) {
+            return Ok(None);
+        }
+        let file = self.write("together", &model)?;
+        let measured = file.map(|file| judge.measure(&file)).transpose()?.flatten();
+        let gains = |measured: &Measured| wins(measured) && measured.gain() >= least + LEAST_GAIN;
+        Ok(measured.filter(gains).map(|measured| (shapes, measured)))
+    }
+
+    /// Whether what is measured is the near step, or else `plan` has the same near step as `other`: it was not measured.
+    fn keeps_near(&self, plan: &Plan, other: &Plan) -> bool {
+        plan.decode_at(self.batch, 0) == plan.decode_at(self.batch, self.last())
+            || self.step_at(plan, 0) == self.step_at(other, 0)
     }
 
     /// The candidate in the place of `current` that makes the step fastest, measured once more to be sure; none where none gains more than `least`.
@@ -182,14 +223,12 @@ impl Bench<'_> {
     /// made on every thread there is, in order. Where a far step is measured, those that would change the near one, which was not, are left out.
     fn prepared(&self, candidates: Vec<Shape>, beside: &Tuning) -> Result<Vec<(Shape, PathBuf)>> {
         let plan = self.compile(beside)?.plan;
-        let near = self.step_at(&plan, 0);
-        let is_near = plan.decode_at(self.batch, 0) == plan.decode_at(self.batch, self.last());
         let mut steps = vec![self.step_at(&plan, self.last())];
         let mut due: Vec<(Shape, Model)> = Vec::new();
         for candidate in candidates {
             let model = self.compile(&candidate.beside(beside))?;
             let step = self.step_at(&model.plan, self.last());
-            if !steps.contains(&step) && (is_near || self.step_at(&model.plan, 0) == near) {
+            if !steps.contains(&step) && self.keeps_near(&plan, &model.plan) {
                 steps.push(step);
                 due.push((candidate, model));
             }

@@ -110,6 +110,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             depth: spec.depth,
             split: spec.split,
             staged: spec.is_staged(),
+            late: spec.late,
         }
         .render(),
         KernelSpec::Embedding(spec) => {

@@ -133,6 +133,8 @@ pub struct ExpertsSpec {
     pub depth: usize,
     /// Blocks that share the columns of a row tile: 1, or 2 that add to one sum.
     pub split: usize,
+    /// Of a sum: whether the next kernel begins only when what this one depends on is done.
+    pub late: bool,
 }
 
 /// `share · f(gate x) · up x` of each chosen expert.
@@ -197,7 +199,7 @@ pub struct AttentionProjectionSpec {
     pub attention: AttentionSpec,
     /// The projection's weight.
     pub tiles: Tiles,
-    /// Rows.
+    /// Rows a cluster.
     pub batch: usize,
     /// Blocks that share the heads.
     pub cluster: usize,

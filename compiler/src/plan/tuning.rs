@@ -91,6 +91,9 @@ pub struct AttentionTuning {
     /// While there are few keys: warps a block; absent: as the rules have it.
     #[serde(default)]
     pub near_warps: Option<usize>,
+    /// While there are few keys: rows of x that a cluster takes, where one attends and projects; absent: as the rules have it.
+    #[serde(default)]
+    pub near_rows: Option<usize>,
     /// While there are few keys: query heads a block, where it does not project; absent: as the rules have it.
     #[serde(default)]
     pub near_group: Option<usize>,
@@ -201,11 +204,15 @@ impl MatvecTuning {
 
     fn check(&self) -> Result<()> {
         check_batch(self.batch)?;
-        check_warps(self.warps)?;
+        // The warps of a sum of experts share out its pairs evenly, whatever their number; those of the others share the rows, too.
+        let warps = self.warps;
+        let shared_out = match self.kind == "experts_sum" {
+            true => (2..=16).contains(&warps) && warps >= self.batch,
+            false => check_warps(warps).map(|()| warps.is_multiple_of(self.batch))?,
+        };
         ensure!(
-            self.warps.is_multiple_of(2) && self.warps.is_multiple_of(self.batch),
-            "{} warps for batch {}: a warp finishes results of one row, half of it half of the sums",
-            self.warps,
+            warps.is_multiple_of(2) && shared_out,
+            "{warps} warps for batch {}: a warp finishes results of one row, half of it half of the sums",
             self.batch
         );
         ensure!((1..=32).contains(&self.depth), "a depth of {} is not 1 to 32 pairs", self.depth);
@@ -226,6 +233,7 @@ impl AttentionTuning {
         check_warps(self.warps)?;
         ensure!(self.keys > 0, "a split of no keys");
         self.near_warps.map_or(Ok(()), check_warps)?;
+        ensure!(self.near_rows != Some(0), "a cluster of no rows");
         ensure!(self.near_group != Some(0), "a block of no query heads");
         ensure!(matches!(self.chains, None | Some(1 | 2)), "a product in other than 1 or 2 sums");
         Ok(())
@@ -323,6 +331,7 @@ impl fmt::Display for Tuning {
             let options = [
                 option("slice", entry.slice.as_ref()),
                 option("near_warps", entry.near_warps.as_ref()),
+                option("near_rows", entry.near_rows.as_ref()),
                 option("near_group", entry.near_group.as_ref()),
                 option("chains", entry.chains.as_ref()),
                 flag("late", entry.late),

@@ -20,6 +20,8 @@ pub struct Case {
     pub cluster: usize,
     /// Row tiles of a cluster.
     pub slice: usize,
+    /// Clusters that share the rows of x.
+    pub parts: usize,
     pub bias: bool,
     pub residual: bool,
 }
@@ -33,7 +35,7 @@ impl Case {
             rows: vec![(270, 0)],
             ..attention::Case::new(heads, key_heads, head_dim)
         };
-        Case { attention, rows, cluster, slice, bias: false, residual: true }
+        Case { attention, rows, cluster, slice, parts: 1, bias: false, residual: true }
     }
 
     /// With rows of x at these positions, each of its own sequence.
@@ -63,7 +65,7 @@ impl Case {
                 gated: false,
                 out_type: self.attention.out_type,
             },
-            batch: self.batch(),
+            batch: self.batch() / self.parts,
             cluster: self.cluster,
             slice: self.slice,
         }
@@ -98,8 +100,8 @@ impl Case {
             out: plan::Storage::F32,
         };
         let tiles = plan::Tiles { k: self.columns(), rows: vec![self.rows], gated: false, out: plan::Storage::F32 };
-        AttentionProjectionSpec { attention, tiles, batch: self.batch(), cluster: self.cluster, slice: self.slice }
-            .shared_bytes()
+        let batch = self.batch() / self.parts;
+        AttentionProjectionSpec { attention, tiles, batch, cluster: self.cluster, slice: self.slice }.shared_bytes()
     }
 
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
@@ -128,7 +130,7 @@ impl Case {
             zeros.address(),
             ZEROS as u64,
         ]);
-        let grid = [self.cluster as u32, rows.div_ceil(16).div_ceil(self.slice) as u32, 1];
+        let grid = [self.cluster as u32, rows.div_ceil(16).div_ceil(self.slice) as u32, self.parts as u32];
         kernel.launch(grid, 32 * attention.warps as u32, self.shared_bytes() as u32, &arguments)?;
         check_zeros(&zeros)?;
         problem.check_caches(attention, &inputs.caches)?;
@@ -185,6 +187,9 @@ fn positions() -> Result<()> {
         Case { bias: true, ..Case::new([4, 2, 64], 2, 37, 2).at(&[0, -1]) },
         Case::new([4, 4, 32], 2, 37, 2).at(&[270, -1, 0, 15]),
         Case::new([8, 4, 32], 4, 50, 2).at(&[16, 128, 1, 31]),
+        // Clusters that have rows of x to themselves.
+        Case { parts: 4, bias: true, ..Case::new([8, 4, 32], 4, 50, 2).at(&[16, 128, -1, 31]) },
+        Case { parts: 2, residual: false, ..Case::new([4, 2, 64], 2, 37, 3).at(&[5, 70, 270, 0]) },
         Case::new([2, 2, 64], 2, 16, 1).at(&[-1]),
         Case::new([2, 2, 64], 2, 16, 1).at(&[64]),
     ])

@@ -31,6 +31,7 @@ pub struct Case {
     /// Blocks that share the columns of a row tile of the sum, and whether its columns go through shared memory.
     pub split: usize,
     pub staged: bool,
+    pub late: bool,
     pub residual: bool,
     pub zeros: usize,
     pub grid: u32,
@@ -58,6 +59,7 @@ impl Case {
             depth: 2,
             split: 1,
             staged: true,
+            late: false,
             residual: true,
             zeros: 0,
             grid: 3,
@@ -90,9 +92,9 @@ impl Case {
     }
 
     fn sum_source(&self) -> Result<String> {
-        let &Case { rows: batch, warps, depth, split, staged, .. } = self;
+        let &Case { rows: batch, warps, depth, split, staged, late, .. } = self;
         let (name, tiles, route) = ("kernel".into(), self.result(), self.route());
-        Ok(ExpertsSum { name, tiles, route, batch, warps, depth, split, staged }.render()?)
+        Ok(ExpertsSum { name, tiles, route, batch, warps, depth, split, staged, late }.render()?)
     }
 }
 
@@ -370,7 +372,7 @@ fn sums_of_few_rows() -> Result<()> {
     let cases = [
         Case::new(6, 2, 1),
         Case { split: 2, ..Case::new(6, 2, 2) },
-        Case { split: 2, staged: false, depth: 3, ..Case::new(40, 3, 4) },
+        Case { split: 2, staged: false, late: true, depth: 3, ..Case::new(40, 3, 4) },
         Case { warps: 8, staged: false, residual: false, ..Case::new(8, 8, 8) },
         // Shares of several pairs, in rings that they do and do not fill, over one block and over many.
         Case { features: 600, depth: 5, grid: 1, ..Case::new(70, 8, 1) },

@@ -347,7 +347,7 @@ fn in_a_sum_of_experts() {
             ("    block_barrier();\n  }\n  int parity", "  }\n  int parity", "shared memory"),
             ("load_logits<true>", "load_logits<false>", "before wait_for_dependencies"),
             ("  wait_for_dependencies();\n", "", "wait_for_dependencies"),
-            ("  launch_dependents();\n", "", "launch_dependents"),
+            ("  if (!LATE) launch_dependents();\n", "", "launch_dependents"),
         ],
     );
     // The columns are no multiple of the blocks that share them, and every expert is chosen.

@@ -30,7 +30,7 @@ impl Shape {
             KernelSpec::ExpertsHidden(spec) => {
                 product(spec.tuning_key(), spec.products.warps, spec.products.depth, false)
             }
-            KernelSpec::ExpertsSum(spec) => product(spec.sum_tuning_key(), spec.warps, spec.depth, false),
+            KernelSpec::ExpertsSum(spec) => product(spec.sum_tuning_key(), spec.warps, spec.depth, spec.late),
             KernelSpec::Attention(spec) => {
                 let (heads, key_heads, head_dim, window, batch) = spec.tuning_key(batch);
                 let (warps, keys, late) = (spec.warps, spec.splits.keys, spec.late);
@@ -71,6 +71,62 @@ impl Shape {
                 record.attentions.iter().find(|other| other.key() == entry.key()).cloned().map(Shape::Attention)
             }
         }
+    }
+}
+
+/// Shapes to begin with, all at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start {
+    /// What the record has for fewer rows.
+    FewerRows,
+    /// What it has, the next kernel beginning behind each only when what that depends on is done.
+    Late,
+}
+
+impl Start {
+    /// The shapes, of which some may be what they are anyway.
+    pub(super) fn of(self, shapes: &[Shape], record: &Tuning) -> Vec<Shape> {
+        let now = |shape: &Shape| shape.entered(record).unwrap_or_else(|| shape.clone());
+        match self {
+            Start::FewerRows => shapes.iter().filter_map(|shape| shape.of_fewer_rows(record)).collect(),
+            Start::Late => shapes.iter().map(|shape| now(shape).late()).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Start::FewerRows => "as with fewer rows",
+            Start::Late => "each next kernel late",
+        })
+    }
+}
+
+impl Shape {
+    fn late(self) -> Shape {
+        match self {
+            Shape::Matvec(entry) => Shape::Matvec(MatvecTuning { late: true, ..entry }),
+            Shape::Attention(entry) => Shape::Attention(AttentionTuning { late: true, ..entry }),
+        }
+    }
+
+    /// What the record has for the most rows below this shape's, if it fits its rows, too.
+    fn of_fewer_rows(&self, record: &Tuning) -> Option<Shape> {
+        (0..3).rev().map(|shift| 1 << shift).find_map(|rows| match self {
+            Shape::Matvec(own) => {
+                let (kind, k, tiles, batch) = own.key();
+                let entry = record.matvec(&(kind.to_owned(), k, tiles, rows)).filter(|_| rows < batch)?;
+                entry.warps.is_multiple_of(batch).then(|| Shape::Matvec(MatvecTuning { batch, ..entry.clone() }))
+            }
+            Shape::Attention(own) => {
+                let (heads, key_heads, head_dim, window, batch) = own.key();
+                let entry = record.attention(heads, key_heads, head_dim, window, rows).filter(|_| rows < batch)?;
+                // A cluster has as many rows as it had.
+                let near_rows = entry.near_rows.or(entry.slice.map(|_| rows));
+                Some(Shape::Attention(AttentionTuning { batch, near_rows, ..entry.clone() }))
+            }
+        })
     }
 }
 
@@ -116,7 +172,15 @@ fn attentions(entry: &AttentionTuning) -> Vec<AttentionTuning> {
     found.extend([4, 8, 16].map(|warps| AttentionTuning { near_warps: Some(warps), ..entry.clone() }));
     found.extend((1..=8).map(|group| AttentionTuning { near_group: Some(group), ..entry.clone() }));
     // In one kernel with the projection; 0: not so.
-    found.extend([0, 1, 2, 3, 5, 6, 7, 9, 11].map(|slice| AttentionTuning { slice: Some(slice), ..entry.clone() }));
+    for slice in [0, 1, 2, 3, 5, 6, 7, 9, 11] {
+        let slice = AttentionTuning { slice: Some(slice), ..entry.clone() };
+        for rows in (0..4).map(|shift| 1 << shift).filter(|&rows| rows < entry.batch) {
+            found.push(AttentionTuning { near_rows: Some(rows), ..slice.clone() });
+        }
+        found.push(AttentionTuning { near_rows: None, ..slice.clone() });
+        found.push(AttentionTuning { near_rows: None, near_warps: Some(16), ..slice.clone() });
+        found.push(AttentionTuning { late: !entry.late, ..slice });
+    }
     found.retain(|other| other != entry);
     found
 }
@@ -136,11 +200,12 @@ impl fmt::Display for Shape {
             }
             Shape::Matvec(entry) => write!(f, "{entry}"),
             Shape::Attention(entry) if f.alternate() => {
-                let AttentionTuning { warps, keys, slice, near_warps, near_group, chains, late, .. } = entry;
+                let AttentionTuning { warps, keys, slice, near_warps, near_rows, near_group, chains, late, .. } = entry;
                 write!(f, "{warps} warps, {keys} keys a split{}", if_late(*late))?;
                 let options = [
                     (slice, "row tiles a cluster"),
                     (near_warps, "warps for few keys"),
+                    (near_rows, "rows a cluster"),
                     (near_group, "query heads a block for few keys"),
                     (chains, "sums of a product"),
                 ];
@@ -160,6 +225,9 @@ fn if_late(late: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::{CompileOptions, compile};
+    use crate::description::{Description, find_for};
+    use crate::plan::{Launch, PlanOptions, StepKind};
 
     fn entry(k: usize, batch: usize) -> MatvecTuning {
         let (kind, tiles) = ("norm_matvec".to_owned(), 192);
@@ -198,16 +266,58 @@ mod tests {
             ..AttentionTuning::default()
         };
         let found = attentions(&base);
-        let of_both = |entry: &&AttentionTuning| entry.late || entry.chains.is_some();
+        let of_both = |entry: &&AttentionTuning| entry.slice.is_none() && (entry.late || entry.chains.is_some());
         assert_eq!(found.iter().filter(of_both).count(), 3);
         let is_near = |entry: &&AttentionTuning| {
-            [entry.slice, entry.near_warps, entry.near_group].iter().any(|option| option.is_some())
+            [entry.slice, entry.near_warps, entry.near_rows, entry.near_group].iter().any(|option| option.is_some())
         };
-        assert_eq!((found.len(), found.iter().filter(is_near).count()), (12 + 3 + 20, 20));
+        assert_eq!((found.len(), found.iter().filter(is_near).count()), (12 + 3 + 38, 38));
         assert!(found.iter().all(|entry| entry.keys % (entry.warps * 16) == 0));
         for shape in candidates(&Shape::Attention(base)) {
             Tuning::parse(&with_header(&shape), "candidate").expect("each is a sound entry");
         }
+    }
+
+    /// Shapes of a family's decode step, as the rules have them.
+    fn shapes(architecture: &str, batch: usize) -> Vec<Shape> {
+        let (file, text) = find_for(&[architecture]).expect("it is shipped");
+        let description = Description::parse(text, file).expect("a shipped description");
+        let plan = PlanOptions { batches: vec![batch], prompts: Vec::new(), ..PlanOptions::default() };
+        let model = compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() });
+        let plan = model.expect("it compiles").plan;
+        let step = plan.step(StepKind::Decode { batch }).expect("a decode step");
+        let of = |launch: &Launch| Shape::of(&plan.kernels[launch.kernel].spec, launch.grid[0] as usize, batch);
+        step.launches.iter().filter_map(of).collect()
+    }
+
+    #[test]
+    fn what_is_begun_with_is_a_sound_record() {
+        for architecture in ["LlamaForCausalLM", "Qwen3MoeForCausalLM"] {
+            let mut record = Tuning { arch: "sm_90a".into(), ..Tuning::default() };
+            for batch in [1, 2, 4] {
+                let shapes = shapes(architecture, batch);
+                assert_eq!(Start::FewerRows.of(&shapes, &record).is_empty(), batch == 1);
+                for start in [Start::FewerRows, Start::Late] {
+                    record = start.of(&shapes, &record).iter().fold(record, |record, shape| shape.beside(&record));
+                    Tuning::parse(&record.to_string(), "begun").expect("each is a sound entry");
+                }
+                assert!(shapes.iter().all(|shape| shape.entered(&record).is_some()));
+            }
+        }
+        let attention = |batch, slice, near_rows| {
+            let entry = AttentionTuning {
+                heads: 9,
+                key_heads: 3,
+                head_dim: 64,
+                warps: 8,
+                keys: 256,
+                ..AttentionTuning::default()
+            };
+            Shape::Attention(AttentionTuning { batch, slice, near_rows, ..entry })
+        };
+        let record = attention(1, Some(5), None).beside(&Tuning::default());
+        let begun = Start::FewerRows.of(&[attention(4, None, None)], &record);
+        assert_eq!(begun, [attention(4, Some(5), Some(1))], "a cluster for each row, as it was");
     }
 
     fn with_header(shape: &Shape) -> String {

@@ -4,8 +4,8 @@ use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
 use super::shapes::{
-    attention_chains, attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape, near_group,
-    query_group,
+    ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape,
+    near_group, query_group,
 };
 use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
@@ -107,14 +107,13 @@ impl Builder<'_, '_> {
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
         if in_kernel && self.rows.near && self.planner.clusters && attention.proj.is_some() {
             let proj = self.proj_weight(node, attention, heads * head_dim)?;
-            let slice = tuned.and_then(|entry| entry.slice);
             let warps = spec.warps;
             spec.warps = near_warps;
-            if let Some((cluster, slice)) = cluster_shape(&spec, proj.rows, self.rows.count, slice) {
+            if let Some(shape) = cluster_shape(&spec, proj.rows, self.rows.count, tuned) {
                 spec.splits.keys = 1;
                 self.has_near_form = true;
                 let operands = [q, k, v, keys, values, self.positions(), self.sequences(), q_weight, k_weight, sinks];
-                return self.clustered(node, spec, proj, cluster, slice, &operands);
+                return self.clustered(node, spec, proj, shape, &operands);
             }
             spec.warps = warps;
         }
@@ -214,8 +213,7 @@ impl Builder<'_, '_> {
         node: NodeId,
         attention: AttentionSpec,
         proj: ProjWeight,
-        cluster: usize,
-        slice: usize,
+        ClusterShape { cluster, slice, rows }: ClusterShape,
         operands: &[Source],
     ) -> Result<()> {
         let residual = self.optional(node, Role::Residual)?;
@@ -227,8 +225,8 @@ impl Builder<'_, '_> {
         args.extend(operands);
         args.extend([proj.bias, residual, out, Source::Ready(Arg::Context)]);
         args.extend(NO_ZEROS);
-        let spec = AttentionProjectionSpec { attention, tiles, batch: self.rows.count, cluster, slice };
-        self.launch(KernelSpec::AttentionProjection(spec), [cluster, slices, 1], args, bytes);
+        let spec = AttentionProjectionSpec { attention, tiles, batch: rows, cluster, slice };
+        self.launch(KernelSpec::AttentionProjection(spec), [cluster, slices, self.rows.count / rows], args, bytes);
         Ok(())
     }
 

@@ -90,7 +90,9 @@ impl Builder<'_, '_> {
             _ => (self.pointer(node, Role::X)?, None, NULL),
         };
         let batch = self.rows.count;
-        let products = |tiles| ExpertsSpec { tiles, route: chosen.route.clone(), batch, warps: 0, depth: 0, split: 1 };
+        let route = &chosen.route;
+        let products =
+            |tiles| ExpertsSpec { tiles, route: route.clone(), batch, warps: 0, depth: 0, split: 1, late: false };
         let products =
             [(inputs, features, gated, Storage::BF16), (features, outputs, false, Storage::F32)].map(|spec| {
                 let (k, rows, gated, out) = spec;
@@ -113,6 +115,7 @@ impl Builder<'_, '_> {
         let may_sum = self.can_sum(value);
         let shape = experts_sum_shape(&sum, may_sum, self.planner.tuning);
         (sum.warps, sum.depth, sum.split) = (shape.warps, shape.depth, shape.split);
+        sum.late = self.planner.tuning.matvec(&sum.sum_tuning_key()).is_some_and(|entry| entry.late);
         let out = match shape.split {
             1 => {
                 let (out, storage) = self.result(value);

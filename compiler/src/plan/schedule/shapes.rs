@@ -6,7 +6,7 @@ use crate::plan::spec::{
     AttentionProjectionSpec, AttentionSpec, ExpertsHiddenSpec, ExpertsSpec, Gather, MatmulSpec, MatvecSpec, Storage,
     Tiles,
 };
-use crate::plan::tuning::Tuning;
+use crate::plan::tuning::{AttentionTuning, Tuning};
 
 /// How a product of few rows is laid over the device.
 pub(super) struct Shape {
@@ -93,27 +93,40 @@ pub(super) fn attention_rows_shape(
     (row_warps, 4 / row_warps, if wide && row_warps == 2 { 32 } else { 64 })
 }
 
-/// Blocks a cluster and row tiles a cluster of the kernel that attends and projects; none where two kernels are better. `tuned`: row tiles as a record
-/// has them, 0 for none.
+/// How the kernel that attends and projects is laid over the device.
+pub(super) struct ClusterShape {
+    /// Blocks a cluster.
+    pub cluster: usize,
+    /// Row tiles of the projection a cluster.
+    pub slice: usize,
+    /// Rows of x a cluster.
+    pub rows: usize,
+}
+
+/// The shape of the kernel that attends and projects for `batch` rows of x and `rows` of its result; none where two kernels are better.
 ///
 /// An H200 holds 15 clusters of 8 blocks at a block a multiprocessor: as many slices are all there at once. Measured there, us a step at batch 1:
 /// SmolLM2-135M 337 against 343, Llama-3.2-1B 648 against 659, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688. That was
-/// against keys split over blocks: where one block takes all keys of a head, Llama-3.2-1B takes 645, and its record says so.
+/// against keys split over blocks: where one block takes all keys of a head, Llama-3.2-1B takes 645, and its record says so. With a cluster for each row
+/// SmolLM2 takes 287 against 306 at two rows, if the next kernel begins late.
 pub(super) fn cluster_shape(
     spec: &AttentionSpec,
     rows: usize,
     batch: usize,
-    tuned: Option<usize>,
-) -> Option<(usize, usize)> {
+    tuned: Option<&AttentionTuning>,
+) -> Option<ClusterShape> {
     const BLOCKS: usize = 120;
     const MOST_SHARED: usize = 98 << 10;
     let cluster = (2..=8).rev().find(|cluster| spec.key_heads.is_multiple_of(*cluster))?;
+    let near_rows = tuned.and_then(|entry| entry.near_rows).filter(|rows| batch.is_multiple_of(*rows)).unwrap_or(batch);
+    let tuned = tuned.and_then(|entry| entry.slice);
     let slice = tuned.unwrap_or_else(|| rows.div_ceil(16).div_ceil(BLOCKS / cluster));
     let columns = spec.heads * spec.head_dim / cluster;
     let tiles = Tiles { k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
-    let whole = AttentionProjectionSpec { attention: spec.clone(), tiles, batch, cluster, slice };
+    let whole = AttentionProjectionSpec { attention: spec.clone(), tiles, batch: near_rows, cluster, slice };
     let wins = tuned.is_some() || (spec.head_dim <= 64 && batch == 1);
-    (slice > 0 && wins && columns.is_multiple_of(32) && whole.shared_bytes() <= MOST_SHARED).then_some((cluster, slice))
+    let fits = || columns.is_multiple_of(32) && whole.shared_bytes() <= MOST_SHARED;
+    (slice > 0 && wins && fits()).then_some(ClusterShape { cluster, slice, rows: near_rows })
 }
 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.

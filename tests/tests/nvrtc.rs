@@ -1,5 +1,5 @@
 //! The kernels of every shipped description compile with no GPU: for one architecture those of one row, in turn of the batch that takes most registers and of
-//! the one between, and of every other one a short prompt or a longer one; for each other architecture that is promised those of a tenth of the
+//! the one between, and of every other one a short prompt or a longer one, as the shipped record has them; for each other architecture that is promised those of a tenth of the
 //! descriptions; without passes those of a sixth. Two tests of about equal length, which two cores take side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use fusec::build::{Arch, Options, compile_all};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
 use fusec::passes::Selection;
-use fusec::plan::{Kernel, KernelSpec, PlanOptions, Step, StepKind};
+use fusec::plan::{Kernel, KernelSpec, PlanOptions, Step, StepKind, TuningSource};
 
 /// Those of the architectures below whose blocks work in clusters.
 const CLUSTERED: [&str; 2] = ["sm_100a", "sm_120"];
@@ -23,7 +23,8 @@ fn every_kernel_compiles() {
     for (turn, &(file, text)) in shipped().iter().enumerate() {
         let batches = [&[1, 2][..], &[1], &[1, 4], &[1]][turn % 4].to_vec();
         let prompts = [&[32][..], &[], &[], &[128]][turn % 4].to_vec();
-        let plan = PlanOptions { batches, prompts, clusters: true, ..PlanOptions::default() };
+        let tuning = TuningSource::Shipped.record(&["sm_90a"]).expect("the shipped record is sound");
+        let plan = PlanOptions { batches, prompts, tuning, clusters: true };
         let whole = model(file, text, &CompileOptions { plan, ..CompileOptions::default() });
         wrong.extend(faults(&whole, "sm_90a", |_| true));
     }

@@ -4,6 +4,8 @@
     pip install torch transformers safetensors
     python3 docs/expected.py CHECKPOINT -o expected.safetensors [--tokens 1,2,3] [--trust-remote-code]
 
+Of a model of several parts, its language model is run, on text, and its modules are called as in the language model alone.
+
 Tensors in the file, all of the first and only sequence, in fp32:
     tokens             i32 [tokens]
     logits             f32 [tokens, vocabulary]
@@ -21,7 +23,7 @@ import sys
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 
 def arguments() -> argparse.Namespace:
@@ -34,10 +36,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def own_name(module: str) -> str:
+    """A module's name where the language model is alone."""
+    for before, now in [("model.language_model.", "model."), ("model.text_model.", "model."), ("language_model.", "")]:
+        if module.startswith(before):
+            return now + module.removeprefix(before)
+    return module
+
+
 @torch.no_grad()
 def main() -> None:
     args = arguments()
-    model = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(args.checkpoint, trust_remote_code=args.trust_remote_code)
+    several = getattr(config, "text_config", None) is not None
+    model = (AutoModelForImageTextToText if several else AutoModelForCausalLM).from_pretrained(
         args.checkpoint,
         dtype=torch.float32,
         attn_implementation="eager",
@@ -97,11 +109,11 @@ def main() -> None:
             modeling.apply_rotary_pos_emb = turning
 
     if not args.logits_only:
-        watch(sys.modules[type(model).__module__])
+        watch(sys.modules[type(model.get_decoder() if several else model).__module__])
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if not args.logits_only and module is not head and next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_hook(hook(name))
+            module.register_forward_hook(hook(own_name(name)))
         if isinstance(getattr(module, "layer_idx", None), int):
             module.register_forward_pre_hook(enter)
     result = model(tokens[None], output_hidden_states=not args.logits_only, use_cache=False)

@@ -13,13 +13,20 @@ def golden(family, options, *changes):
 
 
 FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"} | {
-    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Mistral3"]
+    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Mistral3", "Qwen2_5_VL", "Qwen3VL", "SmolVLM"]
 }
 
 
 def with_vision(family, text, more, *changes):
     """A model that sees, whose language model has the options `text`, without a picture."""
-    vision = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    text = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0) | text
+    vision = dict(hidden_size=16, intermediate_size=24)
+    if family.startswith("Qwen"):
+        vision |= dict(depth=1, num_heads=2, out_hidden_size=text["hidden_size"])
+    else:
+        vision |= dict(num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    if family == "Qwen3VL":
+        vision |= dict(deepstack_visual_indexes=[0])
     changes = [dict(text_config=text | change) for change in changes]
     return golden(family, dict(text_config=text, vision_config=vision) | more, *changes)
 
@@ -306,8 +313,7 @@ FAMILIES = {
     "gemma3-vision": with_vision(
         "Gemma3",
         gemma(
-            40, 2, 1, 24, 68, 211, layers=7, sliding_window=9, query_pre_attn_scalar=10, bos_token_id=1, eos_token_id=2,
-            max_position_embeddings=256,
+            40, 2, 1, 24, 68, 211, layers=7, sliding_window=9, query_pre_attn_scalar=10, max_position_embeddings=256,
             rope_parameters=dict(
                 full_attention=dict(rope_type="linear", factor=4.0, rope_theta=100000.0),
                 sliding_attention=dict(rope_type="default", rope_theta=5000.0),
@@ -320,6 +326,27 @@ FAMILIES = {
         "Mistral3",
         sizes(48, 4, 2, 84, 207, head_dim=20, max_position_embeddings=256, model_type="mistral", sliding_window=None, tie_word_embeddings=False)
         | dict(rope_parameters=dict(rope_type="default", rope_theta=50000.0)),
+        dict(tie_word_embeddings=False),
+        dict(rope_parameters=ROPE),
+    ),
+    "qwen2_5_vl": with_vision(
+        "Qwen2_5_VL",
+        sizes(48, 3, 1, 76, 213, max_position_embeddings=256)
+        | dict(rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[2, 3, 3])),
+        dict(tie_word_embeddings=True),
+        dict(rope_parameters=ROPE | dict(mrope_section=[2, 3, 3])),
+    ),
+    "qwen3_vl": with_vision(
+        "Qwen3VL",
+        sizes(56, 4, 2, 84, 219, head_dim=24, max_position_embeddings=256)
+        | dict(rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[4, 4, 4], mrope_interleaved=True)),
+        dict(tie_word_embeddings=True),
+        dict(rope_parameters=ROPE | dict(mrope_section=[4, 4, 4], mrope_interleaved=True)),
+    ),
+    "smolvlm": with_vision(
+        "SmolVLM",
+        sizes(60, 5, 1, 92, 227, head_dim=12, max_position_embeddings=256, model_type="llama")
+        | dict(rope_parameters=dict(rope_type="default", rope_theta=100000.0)),
         dict(tie_word_embeddings=False),
         dict(rope_parameters=ROPE),
     ),

@@ -170,7 +170,7 @@ def smallest_effect(folder, tokens, expected) -> tuple:
         # Without RoPE a key's bias adds the same to all scores of a query.
         idle = model.config.model_type == "opt" and name.endswith("k_proj.bias")
         # Without a picture what sees has none.
-        idle |= "vision_tower" in name or "multi_modal_projector" in name
+        idle |= any(part in name for part in ["vision_tower", "multi_modal_projector", "visual", "vision_model", "connector"])
         if weight.dim() == 1 and not idle:
             kept = weight.clone()
             weight.fill_(0.0 if name.endswith("bias") else without_norm(model))
@@ -188,6 +188,10 @@ def v4_form(config: dict) -> dict:
         text = v4_form(old["text_config"] | dict(dtype=None))
         del text["torch_dtype"], text["transformers_version"]
         old |= dict(text_config=text, transformers_version="4.57.1", torch_dtype=old.pop("dtype"))
+        if old["model_type"] == "qwen2_5_vl":
+            # Its keys stood beside those of the whole.
+            own = {key: value for key, value in old.pop("text_config").items() if key not in ["model_type", "layer_types"]}
+            old = own | old
         return dict(sorted(old.items()))
     kind = old["model_type"]
     old["torch_dtype"] = old.pop("dtype")
@@ -207,6 +211,8 @@ def v4_form(config: dict) -> dict:
         if "original_max_position_embeddings" in old:
             rope.pop("original_max_position_embeddings", None)
         old["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+        if "mrope_section" in rope:
+            old["rope_scaling"] = rope | dict(rope_type="default", type="mrope")
     # What older files do not have, where it is the default.
     if kind in ["cohere2", "gemma2", "gemma3_text", "olmo3", "smollm3", "qwen2_moe", "dots1"]:
         old.pop("layer_types")

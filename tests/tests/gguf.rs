@@ -89,7 +89,10 @@ const FOLDERS_ALONE: &[&str] = &[
     "olmoe",
     "opt",
     "phi",
+    "qwen2_5_vl",
+    "qwen3_vl",
     "seed_oss",
+    "smolvlm",
 ];
 
 /// The goldens that come with a checkpoint of a family that GGUF files are read of.

@@ -165,6 +165,8 @@ fn scaling_of(table: Option<&BTreeMap<String, Value>>) -> Value {
     };
     match kind.text() {
         Some("default") => return Value::Null,
+        // Of text the positions along each axis are the same: it turns as without axes.
+        Some("mrope") if scaling.keys().all(|key| key.starts_with("mrope_")) => return Value::Null,
         Some("su") => scaling.insert("rope_type".to_owned(), "longrope".into()),
         _ => scaling.insert("rope_type".to_owned(), kind),
     };
@@ -192,6 +194,15 @@ mod tests {
         let new = json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default", "partial_rotary_factor": 0.5}});
         let keys = ["rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"];
         assert_eq!(view(old, &keys), view(new, &keys));
+    }
+
+    #[test]
+    fn axes_of_pictures_are_nothing_to_text() {
+        let scaling =
+            |table: serde_json::Value| view(json!({"rope_theta": 1e6, "rope_scaling": table}), &["rope_scaling"]);
+        assert_eq!(scaling(json!({"type": "mrope", "mrope_section": [16, 24, 24]})), ["null"]);
+        let more = scaling(json!({"type": "mrope", "mrope_section": [16, 24, 24], "factor": 2.0}));
+        assert!(more[0].contains("factor"), "{more:?}");
     }
 
     #[test]

@@ -1,7 +1,10 @@
-//! The language model within a model of several parts, such as one that also sees: its keys are the `text_config` of config.json, its tensors
+//! The language model within a model of several parts, such as one that also sees: its keys are the `text_config` of config.json, and its tensors mostly
 //! have a prefix of their own.
 
 use serde_json::Value;
+
+/// What the names of other parts' tensors begin with, where those of the language model have no prefix.
+const OTHER_PARTS: &[&str] = &["multi_modal_projector.", "vision_model.", "vision_tower.", "visual."];
 
 /// Keys of the whole that hold for its language model, too.
 const OF_THE_WHOLE: &[&str] =
@@ -15,12 +18,20 @@ const PREFIXES: &[(&str, &str)] =
 /// data type comes first, as in transformers. Its `architectures` are the whole's, with the `model_type` of the language model behind a colon
 /// (`Gemma3ForConditionalGeneration:gemma3_text`), since the whole may run it otherwise than it runs alone.
 pub fn language_model_config(config: &Value) -> Option<Value> {
-    let inner = config.get("text_config")?.as_object().filter(|inner| inner.contains_key("model_type"))?;
-    let mut inner = inner.clone();
-    for key in OF_THE_WHOLE {
-        if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
-            inner.insert((*key).to_owned(), value.clone());
+    let whole = config.as_object()?;
+    let table = |key: &str| whole.get(key)?.as_object().filter(|table| !table.is_empty());
+    let mut inner = match (table("text_config"), table("vision_config")) {
+        (Some(text), _) => text.clone(),
+        // Older files have the keys of both beside each other.
+        (None, Some(_)) => {
+            let mut own = whole.clone();
+            own.retain(|key, _| !key.ends_with("_config"));
+            own
         }
+        (None, None) => return None,
+    };
+    for (key, value) in whole.iter().filter(|(key, value)| OF_THE_WHOLE.contains(&key.as_str()) && !value.is_null()) {
+        inner.insert(key.clone(), value.clone());
     }
     let kind = inner.get("model_type").and_then(Value::as_str).unwrap_or_default();
     let names: Vec<String> = named(config).map(|name| format!("{name}:{kind}")).collect();
@@ -55,8 +66,12 @@ pub fn language_model_names<S: AsRef<str>>(config: &Value, names: &[S]) -> Vec<O
         PREFIXES.iter().find_map(renamed)
     };
     let names = names.iter().map(AsRef::as_ref);
-    if language_model_config(config).is_none() || !names.clone().any(|name| inside(name).is_some()) {
+    if language_model_config(config).is_none() {
         return names.map(|name| Some(name.to_owned())).collect();
+    }
+    if !names.clone().any(|name| inside(name).is_some()) {
+        let is_other = |name: &str| OTHER_PARTS.iter().any(|part| name.starts_with(part));
+        return names.map(|name| (!is_other(name)).then(|| name.to_owned())).collect();
     }
     names.map(|name| inside(name).or_else(|| name.starts_with("lm_head.").then(|| name.to_owned()))).collect()
 }
@@ -80,6 +95,9 @@ mod tests {
         });
         assert_eq!(language_model_config(&config), Some(expected));
         assert_eq!(architectures(&config), ["Mistral3ForConditionalGeneration:mistral"]);
+        let flat = json!({"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 16, "vision_config": {"depth": 1}});
+        let expected = json!({"architectures": ["Qwen2_5_VLForConditionalGeneration:qwen2_5_vl"], "model_type": "qwen2_5_vl", "hidden_size": 16});
+        assert_eq!(language_model_config(&flat), Some(expected));
         let plain = json!({"architectures": ["LlamaForCausalLM"], "text_config": null});
         assert_eq!((language_model_config(&plain), architectures(&plain)), (None, vec!["LlamaForCausalLM".to_owned()]));
     }
@@ -99,8 +117,7 @@ mod tests {
             ["model.norm.weight", "-", "lm_head.weight"]
         );
         assert_eq!(own(&["model.text_model.norm.weight", "model.connector.weight"]), ["model.norm.weight", "-"]);
-        // Without a prefix nothing tells which are its own.
-        assert_eq!(own(&["model.norm.weight", "visual.norm.weight"]), ["model.norm.weight", "visual.norm.weight"]);
+        assert_eq!(own(&["model.norm.weight", "visual.norm.weight", "bias"]), ["model.norm.weight", "-", "bias"]);
         let alone = language_model_names(&json!({}), &["language_model.x"]);
         assert_eq!(alone, [Some("language_model.x".to_owned())]);
     }

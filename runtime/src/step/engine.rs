@@ -430,8 +430,8 @@ fn decoded_batch(step: &Step) -> Option<usize> {
 /// The device code of a step's kernels, loaded in the order of its launches, for this step alone: so it lies close together, and has the step's share
 /// of shared memory.
 ///
-/// Where code lies counts: with code that all steps share an H200 took 487 us for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, 464 and 303
-/// where no other batch was loaded.
+/// What else is loaded counts: with code that all steps shared an H200 took 487 us for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, 464 and
+/// 303 where no other batch was loaded. Why is not known; here a step has the code that it would have alone.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, step: &Step) -> Result<StepKernels> {
     let mut kernels = StepKernels::new();
     for launch in &step.launches {

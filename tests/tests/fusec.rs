@@ -143,6 +143,15 @@ fn a_broken_description_is_told_with_its_line() {
 }
 
 #[test]
+fn a_configuration_may_lie_elsewhere() {
+    let folder = TempFolder::copy_of(&golden("llama-tied"));
+    let config = folder.path().join("moved.json");
+    fs::rename(folder.path().join("config.json"), &config).expect("the golden has one");
+    let checked = printed(&["check", "--checkpoint", text(folder.path()), "--config", text(&config)]);
+    assert!(checked.contains("tensors of the checkpoint: "), "{checked}");
+}
+
+#[test]
 fn bad_usage_is_told_with_what_was_meant() {
     assert!(refused(&["compile", "llama", "--arch", "sm_90b"], 2).contains("did you mean `sm_90`?"));
     assert!(refused(&["print", "llama", "--passes", "-fuse-mpl"], 2).contains("did you mean `fuse-mlp`?"));

@@ -57,8 +57,10 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
             ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
         }
     }
+    let config = folder.join("config.json");
+    let config = if config.exists() { read_json(&config)? } else { Value::Null };
     let names: Vec<&String> = found.keys().collect();
-    let own = language_model_names(&config(folder)?, &names);
+    let own = language_model_names(&config, &names);
     let mut tensors = Tensors::default();
     for ((name, shape), own) in found.into_iter().zip(own) {
         match own {

@@ -211,7 +211,7 @@ fn files_that_are_not_there_or_nothing() {
 fn a_corrupt_gguf() {
     let folder = TempFolder::new();
     for (name, contents) in [
-        ("magic.gguf", &b"XXXX\x03\0\0\0\0\0\0\0\0\0\0\0"[..]),
+        ("magic.gguf", &b"FUGG\x03\0\0\0\0\0\0\0\0\0\0\0"[..]),
         ("short.gguf", &b"GGUF\x03\0"[..]),
         ("empty.gguf", &b""[..]),
         ("counts.gguf", &b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x7f"[..]),

@@ -161,8 +161,7 @@ impl Bench<'_> {
         if self.step_at(&model.plan, self.last()) == self.step_at(&rules.plan, self.last()) {
             return Ok(0.0);
         }
-        let file = self.write("record", &model)?;
-        let measured = file.map(|file| judge.measure(&file)).transpose()?.flatten();
+        let measured = self.measured("record", &model, judge)?;
         measured.iter().for_each(|measured| tell(format!("  as the record has it: {measured}")));
         Ok(measured.filter(wins).map_or(0.0, |measured| measured.gain()))
     }
@@ -170,27 +169,31 @@ impl Bench<'_> {
     /// Those of the shapes that change the step, with what they make of it together; none where they gain no more than `least`.
     fn together(
         &self,
-        mut shapes: Vec<Shape>,
+        shapes: Vec<Shape>,
         record: &Tuning,
         least: f64,
         judge: &mut Judge,
     ) -> Result<Option<(Vec<Shape>, Measured)>> {
         let before = self.compile(record)?.plan;
-        let mut changes = Vec::new();
-        for shape in &shapes {
+        let mut changing = Vec::new();
+        for shape in shapes {
             let plan = self.compile(&shape.beside(record))?.plan;
-            changes.push(self.step_at(&plan, self.last()) != self.step_at(&before, self.last()));
+            if self.step_at(&plan, self.last()) != self.step_at(&before, self.last()) {
+                changing.push(shape);
+            }
         }
-        let mut changes = changes.into_iter();
-        shapes.retain(|_| changes.next() == Some(true));
-        let model = self.compile(&shapes.iter().fold(record.clone(), |beside, shape| shape.beside(&beside)))?;
-        if shapes.is_empty() || !self.keeps_near(&before, &model.plan) {
+        let model = self.compile(&changing.iter().fold(record.clone(), |beside, shape| shape.beside(&beside)))?;
+        if changing.is_empty() || !self.keeps_near(&before, &model.plan) {
             return Ok(None);
         }
-        let file = self.write("together", &model)?;
-        let measured = file.map(|file| judge.measure(&file)).transpose()?.flatten();
-        let gains = |measured: &Measured| wins(measured) && measured.gain() >= least + LEAST_GAIN;
-        Ok(measured.filter(gains).map(|measured| (shapes, measured)))
+        let measured = self.measured("together", &model, judge)?;
+        Ok(measured.filter(|measured| gains(measured, least)).map(|measured| (changing, measured)))
+    }
+
+    /// A step beside that of the rules; none where a kernel of it does not compile or spills, or it does not run.
+    fn measured(&self, name: &str, model: &Model, judge: &mut Judge) -> Result<Option<Measured>> {
+        let file = self.write(name, model)?;
+        Ok(file.map(|file| judge.measure(&file)).transpose()?.flatten())
     }
 
     /// Whether what is measured is the near step, or else `plan` has the same near step as `other`: it was not measured.
@@ -207,7 +210,7 @@ impl Bench<'_> {
         least: f64,
         judge: &mut Judge,
     ) -> Result<Option<(Shape, Measured)>> {
-        let gains = |measured: &Measured| wins(measured) && measured.gain() >= least + LEAST_GAIN;
+        let gains = |measured: &Measured| gains(measured, least);
         let mut best: Option<(Shape, PathBuf, Measured)> = None;
         for (candidate, file) in self.prepared(candidates(current), beside)? {
             let Some(measured) = judge.measure(&file)?.filter(gains) else { continue };
@@ -309,6 +312,11 @@ impl Bench<'_> {
 /// Faster than the rules in every round, by more than nothing, and right.
 fn wins(measured: &Measured) -> bool {
     measured.wins == measured.rounds && measured.gain() >= LEAST_GAIN && measured.nmse <= MOST_ERROR
+}
+
+/// Wins, and by more than what the record gains by now.
+fn gains(measured: &Measured, least: f64) -> bool {
+    wins(measured) && measured.gain() >= least + LEAST_GAIN
 }
 
 fn opened(args: &TuneArgs) -> Result<Vec<Opened>> {

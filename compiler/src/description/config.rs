@@ -7,7 +7,8 @@ use super::diagnostics::{Code, Diagnostic, Diagnostics, Source};
 use super::text_config::language_model_config;
 use super::value::Value;
 
-/// Keys and values of a config.json or of a preset; of a model of several parts, those of its language model. Null is kept apart, but for that of `rope_scaling`, which is always there.
+/// Keys and values of a config.json or of a preset; of a model of several parts, those of its language model. Null is kept apart, but for that of
+/// `rope_scaling`, which is always there.
 ///
 /// RoPE has both views whichever the file has: `rope_theta` and `rope_scaling` (null where nothing is scaled, its type under `rope_type`), and
 /// `rope_parameters`. Where `rope_parameters` is nested by layer type, the first view is that of `full_attention`, and `rope_local_base_freq` is

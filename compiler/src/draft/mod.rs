@@ -32,12 +32,12 @@ pub struct Draft {
     pub unmatched: Vec<String>,
 }
 
-/// Drafts a description. `config` is a config.json, `tensors` (of the language model, as [`crate::description::language_model_names`] calls them) the shape of each tensor, slowest dimension first, without those that hold no weights.
+/// Drafts a description. `config` is a config.json, `tensors` the shape of each tensor, slowest dimension first, without those that hold no weights; of a
+/// model of several parts those of its language model, as [`crate::description::language_model_names`] calls them.
 ///
 /// # Errors
 /// A configuration that is no object, or tensors that no layers can be told from.
 pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>) -> Result<Draft> {
-    let serves = architectures(config);
     let inner = language_model_config(config);
     let config = inner.as_ref().unwrap_or(config);
     let keys = Keys::new(config_view(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?);
@@ -61,6 +61,7 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
         }
     }
     let unmatched: Vec<String> = unmatched(&names).into_iter().map(|tensor| hinted(&tensor)).collect();
+    let serves = architectures(config);
     let family = family(&writer.keys, &serves);
     if serves.is_empty() {
         writer.todo("config.json names no `architectures`: write under `serves` what shall find this file");

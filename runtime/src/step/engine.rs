@@ -91,9 +91,8 @@ impl GpuEngine {
         );
         let stream = gpu.stream()?;
         let is_due = |step: &&Step| decoded_batch(step).is_none_or(|batch| batch <= options.sequences);
-        let due: Vec<&Step> = plan.steps.iter().filter(is_due).collect();
+        let due = plan.steps.iter().filter(is_due);
         let kernels = due
-            .iter()
             .map(|step| Ok((step.kind, load_kernels(&gpu, &plan, cubins, step)?)))
             .collect::<Result<BTreeMap<_, _>>>()?;
         let cache_sizes: Vec<usize> =
@@ -433,6 +432,7 @@ fn decoded_batch(step: &Step) -> Option<usize> {
 /// What else is loaded counts: with code that all steps shared an H200 took 487 us for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, 464 and
 /// 303 where no other batch was loaded. Why is not known; here a step has the code that it would have alone.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, step: &Step) -> Result<StepKernels> {
+    let share = decoded_batch(step).map(|_| shared_per_cent(plan, step));
     let mut kernels = StepKernels::new();
     for launch in &step.launches {
         let kernel = &plan.kernels[launch.kernel];
@@ -441,8 +441,8 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
         }
         let cubin = cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
         let loaded = Module::load(gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)?;
-        if decoded_batch(step).is_some() {
-            loaded.prefer_shared(shared_per_cent(plan, step))?;
+        if let Some(share) = share {
+            loaded.prefer_shared(share)?;
         }
         kernels.insert(launch.kernel, loaded);
     }

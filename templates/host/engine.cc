@@ -497,7 +497,8 @@ void begin_copy(char* to, const char* from) {
   if (!shared_place(*own, to, 16, nullptr)) fail("copy_async to what is not shared memory");
   if (shared_place(*own, from, 1, nullptr)) fail("copy_async from what is not global memory");
   if (current->copy_count == MAX_COPIES) fail("more than %u copies on their way", MAX_COPIES);
-  access(from, 16, READ), access(to, 16, WRITE);
+  // Before the wait it brings what load_stream may read.
+  access(from, 16, current->waited ? READ : STREAM), access(to, 16, WRITE);
   Copy& copy = current->copies[current->copy_count++];
   copy.to = to;
   memcpy(copy.bytes, from, 16);
@@ -614,6 +615,7 @@ FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
 u32 fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; return *p - value; }
 void fuse_atomic_max4(u32* p, u32 value) { access(p, 4, ATOMIC); *p = *p < value ? value : *p; }
 void fuse_accumulate(float* p, float value) { access(p, 4, ACCUMULATE); *p += value; }
+void fuse_accumulate8(u64* p, u64 value) { access(p, 8, ACCUMULATE); *p += value; }
 
 // What -fsanitize=thread calls.
 #define ACCESS(size)                                                                  \

@@ -17,6 +17,7 @@ extern "C" {
 float expf(float), exp2f(float), logf(float), erff(float), tanhf(float), rintf(float), sinf(float), cosf(float);
 float fmaxf(float, float), fminf(float, float), fabsf(float), sqrtf(float), fmaf(float, float, float);
 double sqrt(double);
+long long llrint(double);
 void* memcpy(void*, const void*, decltype(sizeof 0));
 }
 
@@ -53,6 +54,7 @@ u64 fuse_shuffle_up(u64 value, int delta);
 u32 fuse_atomic_add4(u32* p, u32 value);
 void fuse_atomic_max4(u32* p, u32 value);
 void fuse_accumulate(float* p, float value);
+void fuse_accumulate8(u64* p, u64 value);
 }
 
 #define threadIdx fuse_thread_index()
@@ -89,6 +91,10 @@ __attribute__((no_sanitize_thread)) DEVICE Vec4 load_stream(const Vec4* p) {
   return *p;
 }
 __attribute__((no_sanitize_thread)) DEVICE float load_settled(const float* p) {
+  fuse_settled(p, sizeof *p);
+  return *p;
+}
+__attribute__((no_sanitize_thread)) DEVICE u64 load_settled(const u64* p) {
   fuse_settled(p, sizeof *p);
   return *p;
 }
@@ -129,6 +135,7 @@ DEVICE u32 pack_bf16(float low, float high) { return fuse_bf16(high) << 16 | fus
 DEVICE float shuffle_xor(float value, int mask) { return float_of((u32)fuse_shuffle_xor(bits_of(value), mask)); }
 DEVICE int shuffle_xor(int value, int mask) { return (int)(u32)fuse_shuffle_xor((u32)value, mask); }
 DEVICE float shuffle_from(float value, int lane) { return float_of((u32)fuse_shuffle_from(bits_of(value), lane)); }
+DEVICE int shuffle_from(int value, int lane) { return (int)(u32)fuse_shuffle_from((u32)value, lane); }
 DEVICE u32 ballot(bool value) {
   u32 votes = (u32)value << threadIdx.x % 32;
   for (int mask = 16; mask > 0; mask /= 2) votes |= (u32)fuse_shuffle_xor(votes, mask);
@@ -160,6 +167,9 @@ DEVICE u32 multiply_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 DEVICE u32 atomic_add_shared(u32* p, u32 value) { return fuse_atomic_add4(p, value); }
 DEVICE void atomic_max_shared(u32* p, u32 value) { fuse_atomic_max4(p, value); }
 DEVICE void accumulate(float* p, float value) { fuse_accumulate(p, value); }
+DEVICE void accumulate(u64* p, u64 value) { fuse_accumulate8(p, value); }
+DEVICE u64 fixed_of(float value) { return (u64)llrint(value * 4294967296.0); }
+DEVICE float float_of_fixed(u64 value) { return (float)(long long)value * 2.3283064365386963e-10f; }
 DEVICE void publish(u32* p, u32 value) { *p = value; }
 
 // The way from an array of 64-bit words to a kernel's parameters. host_build.rs appends the exported entry, which uses it.

@@ -139,6 +139,12 @@ DEVICE float load_settled(const float* p) {
   return v;
 }
 
+DEVICE u64 load_settled(const u64* p) {
+  u64 v;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(p));
+  return v;
+}
+
 // d += A B for one 16x16 tile A in fragment order and eight columns of B, in fp32.
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
@@ -156,6 +162,7 @@ DEVICE u32 pack_bf16(float low, float high) {
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+DEVICE int shuffle_from(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
 DEVICE int warp_max(int value) {
   int most;
@@ -193,6 +200,11 @@ DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); } 
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in no order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
+// Or to an integer, whose sum is the same in any order.
+DEVICE void accumulate(u64* p, u64 value) { asm volatile("red.global.add.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory"); }
+// 32 bits behind the point.
+DEVICE u64 fixed_of(float value) { return (u64)__float2ll_rn(value * 4294967296.0f); }
+DEVICE float float_of_fixed(u64 value) { return __ll2float_rn((long long)value) * 2.3283064365386963e-10f; }
 // A word that the host polls in pinned memory. It tells of itself only.
 DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif

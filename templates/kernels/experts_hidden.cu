@@ -7,6 +7,7 @@
 constexpr bool NORM = {{ norm }};               // rms_norm of x
 constexpr float EPS = {{ eps }};
 constexpr int ACTIVATION = {{ activation }};
+static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
 constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
 constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of pairs a row tile
 constexpr bool WHOLE = PAIRS == WARPS * DEPTH * CHUNKS;          // nothing is padded
@@ -40,9 +41,9 @@ DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSE
   }
 }
 
-// A row tile of a listed expert is an item; items of an expert follow each other. Where a warp's pairs begin in a chunk of an item.
-DEVICE const Vec4* place_in(const Vec4* weights, const int (&list)[MOST], int item, int chunk, int warp, int lane) {
-  return expert_pointer(weights, list[item / TILES]) + ((item % TILES * PAIRS + warp + WARPS * DEPTH * chunk) * 64 + lane);
+// Where a warp's pairs begin in a chunk of a row tile of an expert.
+DEVICE const Vec4* place_in(const Vec4* expert, int tile, int chunk, int warp, int lane) {
+  return expert + ((tile * PAIRS + warp + WARPS * DEPTH * chunk) * 64 + lane);
 }
 
 // Starts the loads of pair i of a chunk that begins at `from`.
@@ -52,10 +53,18 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int chunk, int i, int w
   pair[1] = load_stream(from + WARPS * i * 64 + 32);
 }
 
-// weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: fp32 [BATCH][EXPERTS]. choice_bias: fp32 [EXPERTS].
-// hidden: bfloat16 [listed experts][BATCH][ROWS]. zeros: `zero_count` floats that are set to zero. Grid: any.
+// And those of the first chunk of a row tile.
+DEVICE void load_first(Vec4 (&held)[DEPTH][2], const Vec4* expert, int tile, int warp, int lane) {
+  const Vec4* from = place_in(expert, tile, 0, warp, lane);
+#pragma unroll
+  for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, 0, i, warp);
+}
+
+// weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
+// hidden: bfloat16 [listed experts][BATCH][ROWS], of one row in the order of its choice, of more in that of their numbers. zeros: `zero_count` floats that are
+// set to zero. Grid: any.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const float* x, const float* norm_weight,
-    const float* logits, u16* hidden{% if route.biased %}, const float* choice_bias{% endif %}, float* zeros, u64 zero_count) {
+    const Logit* logits, u16* hidden{% if route.biased %}, const float* choice_bias{% endif %}, float* zeros, u64 zero_count) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED float sums[BATCH][WARPS];
   SHARED float shares[BATCH][EXPERTS];
@@ -78,47 +87,53 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   // Behind the wait: the logits are there before a dependent begins.
   launch_dependents();
 
-  // The logits and the rows come together. The weights are asked for as soon as the experts are known: row 0 is staged behind that.
+  // The logits and the rows come together. The weights are asked for as soon as the experts are known: row 0 is staged behind that. Where there is one row,
+  // each warp chooses for itself, and asks for its first weights when it knows their expert.
   float logit[WORDS] = {}, top = 0.0f, v[PASSES][8];
   u32 chosen = 0;
-  if (warp < BATCH) load_logits<false>(logit, logits + warp * EXPERTS, lane);
+  if (warp < BATCH || BATCH == 1) load_logits<false>(logit, logits + warp % BATCH * EXPERTS, lane);
 #pragma unroll 1
   for (int row = BATCH - 1; row >= 0; row--) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) load_floats<false>(v[pass], x + row * K, 8 * (threadIdx.x + THREADS * pass));
     if (row > 0) stage_row(staged, sums, v, w, row);
   }
-  if (warp < BATCH) {
-    chosen = choose(logit, bias, top, lane);
-    leave_chosen(sets, warp, chosen, lane);
-  }
-  block_barrier();
   const int (&list)[MOST] = lists[warp];
-  const int items = list_experts(lists[warp], sets, lane) * TILES;
   Vec4 held[DEPTH][2];
-  if (blockIdx.x < items) {
-    const Vec4* from = place_in(weights, list, blockIdx.x, 0, warp, lane);
-#pragma unroll
-    for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, 0, i, warp);
+  int items = TOP_K * TILES;
+  if (BATCH == 1) {
+    chosen = choose(logit, bias, top, lane, [&](int slot, int expert) {
+      if (lane == 0) lists[warp][slot] = expert;
+      if (slot == blockIdx.x / TILES) load_first(held, expert_pointer(weights, expert), blockIdx.x % TILES, warp, lane);
+    });
+  } else {
+    if (warp < BATCH) {
+      chosen = choose(logit, bias, top, lane);
+      leave_chosen(sets, warp, chosen, lane);
+    }
+    block_barrier();
+    items = list_experts(lists[warp], sets, lane) * TILES;
+    if (blockIdx.x < items) load_first(held, expert_pointer(weights, list[blockIdx.x / TILES]), blockIdx.x % TILES, warp, lane);
   }
   stage_row(staged, sums, v, w, 0);
+  for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
+  block_barrier();
+
+  // Of the row that this warp finishes: RMS, and the shares of its experts, which are read behind a barrier.
+  float scale = 1.0f;
   if (warp < BATCH) {
-    float share[WORDS];
-    shares_of(share, logit, chosen, top, lane);
+    float square = 0.0f, share[WORDS];
+#pragma unroll
+    for (int i = 0; NORM && i < WARPS; i++) square += sums[warp][i];
+    if (NORM) scale = rsqrtf(square / K + EPS);
+#pragma unroll
+    for (int e = 0; SUMMED && e < WORDS; e++) logit[e] *= scale;
+    shares_of(share, logit, chosen, SUMMED ? top * scale : top, lane);
 #pragma unroll
     for (int e = 0; e < WORDS; e++)
       if (32 * e + lane < EXPERTS) shares[warp][32 * e + lane] = share[e];
   }
-  for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
-  block_barrier();
-
-  float scale = 1.0f;
-  if (NORM && warp < BATCH) {
-    float square = 0.0f;
-#pragma unroll
-    for (int i = 0; i < WARPS; i++) square += sums[warp][i];
-    scale = rsqrtf(square / K + EPS);
-  }
+  // A row tile of a listed expert is an item; items of an expert follow each other.
   int parity = 0;
 #pragma unroll 1
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -128,7 +143,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
       // Each pair makes room for the one a ring later: of the next chunk, or the next item.
       const bool same = chunk + 1 < CHUNKS;
       const int next = same ? item : item + gridDim.x, next_chunk = same ? chunk + 1 : 0;
-      const Vec4* from = next < items ? place_in(weights, list, next, next_chunk, warp, lane) : nullptr;
+      const Vec4* from = next < items ? place_in(expert_pointer(weights, list[next / TILES]), next % TILES, next_chunk, warp, lane) : nullptr;
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         const int pair = warp + WARPS * (DEPTH * chunk + i);

@@ -1,6 +1,6 @@
 {% include "device.cuh" %}
-// {{ name }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order of the experts. Reads the weights of the
-// chosen alone, each once.
+// {{ name }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order in which experts_hidden.cu left those. Reads the
+// weights of the chosen alone, each once.
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
@@ -35,9 +35,9 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* const (&list)[MOST], int offs
 // Eight of the columns of listed expert `slot` for row b.
 DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load_activations(hidden + ((u64)slot * BATCH + b) * K, k); }
 
-// weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: fp32 [BATCH][EXPERTS]. residual: fp32
+// weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: [BATCH][EXPERTS], or COPIES of that. residual: fp32
 // [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
-KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const u16* hidden, const float* logits,
+KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const u16* hidden, const Logit* logits,
     const float* residual, Out* out{% if route.biased %}, const float* choice_bias{% endif %}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED u32 sets[BATCH][WORDS];
@@ -49,14 +49,22 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   if (!LATE) launch_dependents();
 
   // Which experts it is, and their weights, before the kernel in front is done: it began behind the one that made the logits.
-  if (warp < BATCH) {
+  int count = TOP_K;
+  if (warp < BATCH || BATCH == 1) {
     float logit[WORDS], bias[WORDS] = {}, top;
 {% if route.biased %}    load_logits<true>(bias, choice_bias, lane);
-{% endif %}    load_logits<true>(logit, logits + warp * EXPERTS, lane);
-    leave_chosen(sets, warp, choose(logit, bias, top, lane), lane);
+{% endif %}    load_logits<true>(logit, logits + warp % BATCH * EXPERTS, lane);
+    const u32 chosen = choose(logit, bias, top, lane, [&](int slot, int expert) {
+      if (BATCH == 1 && lane == 0) lists[warp][slot] = expert;
+    });
+    if (BATCH > 1) leave_chosen(sets, warp, chosen, lane);
   }
-  block_barrier();
-  const int listed = list_experts(lists[warp], sets, lane), count = BATCH == 1 ? TOP_K : listed;
+  if (BATCH > 1) {
+    block_barrier();
+    count = list_experts(lists[warp], sets, lane);
+  } else {
+    warp_barrier();
+  }
   for (int i = lane; i < count; i += 32) pointers[warp][i] = expert_pointer(weights, lists[warp][i]);
   warp_barrier();
   const Vec4* const (&list)[MOST] = pointers[warp];

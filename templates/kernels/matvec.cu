@@ -87,7 +87,8 @@ DEVICE Addends addends_of(const Result& result, const float* bias, const float* 
 
 {% include "floats.cuh" %}
 {% include "partial.cuh" %}
-
+{% if router.experts > 0 %}{% include "router.cuh" %}
+{% endif %}
 // The sum of one value a thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   value = warp_sum(value);
@@ -228,10 +229,11 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 
 // weights: packed tiles. x: fp32 [BATCH][K] under a norm, bfloat16 [BATCH][K] without, or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
-// With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. zeros: `zero_count` floats that are set to zero.
+// With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
+// logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, const void* x, const float* norm_weight,
     const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
-    const int* positions, u32* maxima, float* zeros, u64 zero_count) {
+    const int* positions, u32* maxima{% if router.experts > 0 %}, const Vec4* router, const float* router_norm, u64* logits{% endif %}, float* zeros, u64 zero_count) {
   SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
@@ -246,7 +248,10 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, first_unit, 0, i, rank, warp);
   }
-  float w[PASSES][8];
+  {% if router.experts > 0 %}SHARED Vec4 slice[SLICE][64], norm[UNIT * 4];
+  SHARED float fresh[BATCH][UNIT * 16];
+  copy_router(slice, norm, router, router_norm, first_unit);
+  {% endif %}float w[PASSES][8];
   if (NORM != 0) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
@@ -313,7 +318,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
 
 #pragma unroll
     for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
-    block_barrier();
+    {% if router.experts > 0 %}await_copies();
+    {% endif %}block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
 #pragma unroll
     for (int j = 0; j < JOBS; j++) {
@@ -329,8 +335,16 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
       if (ARGMAX && result.exists && y > best) best = y, best_row = result.row;
+      {% if router.experts > 0 %}const int at = job / BATCH * 16 + lane;
+      if (result.exists) fresh[job % BATCH][at] = router_norm ? y * ((const float*)norm)[at] : y;
+    {% endif %}}
+    {% if router.experts > 0 %}block_barrier();
+    add_logits(logits, slice, fresh, unit, warp, lane);
+    if (unit + teams < UNITS) {
+      block_barrier();
+      copy_router(slice, norm, router, router_norm, unit + teams);
     }
-    parity ^= 1;
+    {% endif %}parity ^= 1;
   }
 
   if (ARGMAX) {

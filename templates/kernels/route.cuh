@@ -50,8 +50,9 @@ DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float
 }
 
 // Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, or ranks where a bias counts, the first of equal ones first. `top` is
-// the largest logit.
-DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
+// the largest logit. found(slot, expert): called for each in that order by the whole warp, as soon as it is known.
+template <typename Found>
+DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane, Found found) {
   int order[WORDS], which[WORDS];      // the lane's, in falling order, and their bits
   float ranks[WORDS];
   if (BIASED) rank(ranks, logit, bias, top, lane);
@@ -69,7 +70,13 @@ DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float
     const int largest = warp_max(order[0]);
     bool mine = order[0] == largest;
     const u32 lanes = ballot(mine);
-    if (lanes & (lanes - 1)) mine = 32 * which[0] + lane == warp_min(mine ? 32 * which[0] + lane : 32 * WORDS);
+    const int own = 32 * which[0] + lane;
+    int expert = shuffle_from(own, 31 - leading_zeros(lanes));
+    if (lanes & (lanes - 1)) {
+      expert = warp_min(mine ? own : 32 * WORDS);
+      mine = own == expert;
+    }
+    found(slot, expert);
     if (!BIASED && slot == 0) top = logit_of(largest);
     if (mine) {
       chosen |= 1u << which[0];
@@ -79,6 +86,10 @@ DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float
     }
   }
   return chosen;
+}
+
+DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
+  return choose(logit, bias, top, lane, [](int, int) {});
 }
 
 // The lane's shares of the row: zero for an expert that is not chosen.

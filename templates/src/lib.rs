@@ -113,6 +113,16 @@ pub struct Matvec {
     pub argmax: bool,
     pub late: bool,
     pub ahead: bool,
+    pub router: Router,
+}
+
+/// The router that reads the result of a product (`router.cuh`).
+#[derive(Clone, Debug, Default)]
+pub struct Router {
+    /// Logits a row; 0: there is none.
+    pub experts: usize,
+    /// Of their sums.
+    pub copies: usize,
 }
 
 /// `y = W x` for many rows of x.
@@ -170,6 +180,8 @@ pub struct ExpertsHidden {
     pub tiles: Tiles,
     pub route: Route,
     pub batch: usize,
+    /// Of logits that are sums; 0: they are none.
+    pub copies: usize,
     pub warps: usize,
     pub depth: usize,
     pub norm: bool,
@@ -186,6 +198,8 @@ pub struct ExpertsSum {
     pub tiles: Tiles,
     pub route: Route,
     pub batch: usize,
+    /// Of logits that are sums; 0: they are none.
+    pub copies: usize,
     pub warps: usize,
     pub depth: usize,
     pub split: usize,

@@ -6,7 +6,7 @@ use fuse_templates as templates;
 use fuse_templates::Float;
 
 use crate::ir::{Activation, NormKind, Scoring};
-use crate::plan::spec::{AttentionSpec, ROUTE_WARPS, SAMPLE_WARPS, norm_warps};
+use crate::plan::spec::{AttentionSpec, ROUTE_WARPS, ROUTER_COPIES, SAMPLE_WARPS, norm_warps};
 use crate::plan::{ElementKind, Kernel, KernelSpec, RING, RopeTable, RouteSpec as Route, Splits, Storage, Tiles};
 
 /// The source of a kernel, whole: it includes nothing.
@@ -37,6 +37,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 argmax: spec.argmax,
                 late: spec.late,
                 ahead: spec.ahead,
+                router: templates::Router { experts: spec.router.unwrap_or(0), copies: ROUTER_COPIES },
             }
             .render()
         }
@@ -94,6 +95,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             tiles: tiles(&spec.products.tiles),
             route: route(&spec.products.route),
             batch: spec.products.batch,
+            copies: copies(spec.products.summed),
             warps: spec.products.warps,
             depth: spec.products.depth,
             norm: spec.norm.is_some(),
@@ -106,6 +108,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
             tiles: tiles(&spec.tiles),
             route: route(&spec.route),
             batch: spec.batch,
+            copies: copies(spec.summed),
             warps: spec.warps,
             depth: spec.depth,
             split: spec.split,
@@ -221,6 +224,10 @@ fn route(spec: &Route) -> templates::Route {
         normalise: spec.normalise,
         scale: Float(spec.scale),
     }
+}
+
+fn copies(summed: bool) -> usize {
+    if summed { ROUTER_COPIES } else { 0 }
 }
 
 fn splits(spec: &Splits) -> templates::Splits {

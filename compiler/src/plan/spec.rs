@@ -71,6 +71,8 @@ pub struct MatvecSpec {
     pub late: bool,
     /// What is added to results is loaded while they are made, not behind that.
     pub ahead: bool,
+    /// Logits of the router that reads the result, where this kernel adds its part to them.
+    pub router: Option<usize>,
 }
 
 /// `y = W x` for many rows.
@@ -127,6 +129,8 @@ pub struct ExpertsSpec {
     pub route: RouteSpec,
     /// Rows.
     pub batch: usize,
+    /// Logits are sums that the kernel in front of the router made, which is left out: see [`MatvecSpec::router`].
+    pub summed: bool,
     /// Warps a block.
     pub warps: usize,
     /// Pairs of tiles that a warp has in flight.
@@ -290,7 +294,11 @@ impl KernelSpec {
     /// The kernel's name: its chain, then its sizes.
     pub fn name(&self) -> String {
         match self {
-            KernelSpec::Matvec(spec) => format!("{}_{}_b{}", spec.kind(), spec.tiles.suffix(), spec.batch),
+            KernelSpec::Matvec(spec) => {
+                let (kind, tiles) = (spec.kind(), spec.tiles.suffix());
+                let routes = spec.router.map_or(String::new(), |experts| format!("_route{experts}"));
+                format!("{kind}{routes}_{tiles}_b{}", spec.batch)
+            }
             KernelSpec::Matmul(spec) => {
                 let gated = if spec.tiles.gated { "_gated" } else { "" };
                 let paired = if spec.paired { "_paired" } else { "" };
@@ -380,6 +388,9 @@ pub const NEAR: usize = 128;
 
 /// Warps of the kernel that routes many rows: one block 32 rows.
 pub const ROUTE_WARPS: usize = 8;
+
+/// Copies of the sums that a [`MatvecSpec::router`] adds to: blocks that add to one word wait for each other.
+pub const ROUTER_COPIES: usize = 4;
 
 /// Warps of the sampling kernel.
 pub const SAMPLE_WARPS: usize = 16;

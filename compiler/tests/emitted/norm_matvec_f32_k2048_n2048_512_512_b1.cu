@@ -257,7 +257,8 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 
 // weights: packed tiles. x: fp32 [BATCH][K] under a norm, bfloat16 [BATCH][K] without, or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
-// With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. zeros: `zero_count` floats that are set to zero.
+// With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
+// logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight,
     const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
     const int* positions, u32* maxima, float* zeros, u64 zero_count) {
@@ -354,7 +355,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
       if (ARGMAX && result.exists && y > best) best = y, best_row = result.row;
-    }
+      }
     parity ^= 1;
   }
 

@@ -24,6 +24,8 @@ pub struct Case {
     pub norm_weight: bool,
     /// 0 softmax, 1 sigmoid.
     pub scoring: usize,
+    /// Logits come as so many copies of sums in fixed point, of rows that are not divided by their root mean square.
+    pub copies: usize,
     pub biased: bool,
     pub normalise: bool,
     pub warps: usize,
@@ -53,6 +55,7 @@ impl Case {
             norm: true,
             norm_weight: true,
             scoring: 0,
+            copies: 0,
             biased: false,
             normalise: true,
             warps: rows.max(4),
@@ -86,15 +89,15 @@ impl Case {
     }
 
     fn hidden_source(&self) -> Result<String> {
-        let &Case { rows: batch, warps, depth, norm, activation, .. } = self;
-        let (name, tiles, route) = ("kernel".into(), self.inside(), self.route());
-        Ok(ExpertsHidden { name, tiles, route, batch, warps, depth, norm, eps: Float(1e-5), activation }.render()?)
+        let &Case { rows: batch, copies, warps, depth, norm, activation, .. } = self;
+        let (name, tiles, route, eps) = ("kernel".into(), self.inside(), self.route(), Float(1e-5));
+        Ok(ExpertsHidden { name, tiles, route, batch, copies, warps, depth, norm, eps, activation }.render()?)
     }
 
     fn sum_source(&self) -> Result<String> {
-        let &Case { rows: batch, warps, depth, split, staged, late, .. } = self;
+        let &Case { rows: batch, copies, warps, depth, split, staged, late, .. } = self;
         let (name, tiles, route) = ("kernel".into(), self.result(), self.route());
-        Ok(ExpertsSum { name, tiles, route, batch, warps, depth, split, staged, late }.render()?)
+        Ok(ExpertsSum { name, tiles, route, batch, copies, warps, depth, split, staged, late }.render()?)
     }
 }
 
@@ -109,6 +112,8 @@ struct Problem {
     down: Vec<Matrix>,
     /// Of each row: its experts in their order, with their shares.
     chosen: Vec<Vec<(usize, f64)>>,
+    /// The first row's in the order of its choice.
+    first: Vec<usize>,
 }
 
 impl Problem {
@@ -124,9 +129,11 @@ impl Problem {
         let logits: Vec<f32> =
             random.floats(case.rows * case.experts).iter().map(|value| (value * 4.0).round() / 2.0 - 3.0).collect();
         let bias: Vec<f32> = random.floats(case.experts).iter().map(|value| (value * 4.0).round() / 8.0).collect();
-        let chosen = logits.chunks(case.experts).map(|logits| route(case, logits, &bias)).collect();
+        let mut chosen: Vec<_> = logits.chunks(case.experts).map(|logits| route(case, logits, &bias)).collect();
+        let first = chosen[0].iter().map(|&(expert, _)| expert).collect();
+        chosen.iter_mut().for_each(|row| row.sort_by_key(|&(expert, _)| expert));
         let x = random.floats(case.rows * case.k).iter().map(|value| 3.0 * value + 0.5).collect();
-        Problem { x, norm_weight: random.floats(case.k), logits, bias, inner, down, chosen }
+        Problem { x, norm_weight: random.floats(case.k), logits, bias, inner, down, chosen, first }
     }
 
     fn packed_inner(&self, case: &Case) -> HostBuffer {
@@ -139,8 +146,29 @@ impl Problem {
         )
     }
 
-    /// Experts that any row chose, in their order.
+    /// The logits as the kernels of few rows take them.
+    fn given_logits(&self, case: &Case) -> HostBuffer {
+        if case.copies == 0 {
+            return HostBuffer::input(&self.logits);
+        }
+        // The first copy has what the others take away.
+        let other = |copy: usize, at: usize| (copy * 1000 + at) as i64 * (1 << 30);
+        let others = |at| (1..case.copies).map(|copy| other(copy, at)).sum::<i64>();
+        let fixed = |(at, &logit): (usize, &f32)| {
+            let x = &self.x[at / case.experts * case.k..][..case.k];
+            let square = x.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / case.k as f64 + 1e-5;
+            (f64::from(logit) * square.sqrt() * 2f64.powi(32)).round() as i64 - others(at)
+        };
+        let first = self.logits.iter().enumerate().map(fixed);
+        let rest = (1..case.copies).flat_map(|copy| (0..self.logits.len()).map(move |at| other(copy, at)));
+        HostBuffer::input(&first.chain(rest).collect::<Vec<i64>>())
+    }
+
+    /// Experts that any row chose, in their order; one row's in the order of its choice.
     fn listed(&self) -> Vec<usize> {
+        if self.chosen.len() == 1 {
+            return self.first.clone();
+        }
         let all: std::collections::BTreeSet<usize> = self.chosen.iter().flatten().map(|&(expert, _)| expert).collect();
         all.into_iter().collect()
     }
@@ -170,6 +198,7 @@ impl Problem {
     }
 }
 
+/// The experts of a row in the order of their choice, and their shares.
 fn route(case: &Case, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..case.experts).collect();
     let whole: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
@@ -186,10 +215,7 @@ fn route(case: &Case, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
     let counted: &[usize] = if case.normalise { &order[..case.top_k] } else { &order };
     let whole: f64 = counted.iter().map(|&expert| score(expert)).sum();
     let whole = if case.normalise || case.scoring == 0 { whole } else { 1.0 };
-    let mut chosen: Vec<(usize, f64)> =
-        order[..case.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(SCALE))).collect();
-    chosen.sort_by_key(|&(expert, _)| expert);
-    chosen
+    order[..case.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(SCALE))).collect()
 }
 
 /// What is inside the chosen experts of few rows.
@@ -205,7 +231,7 @@ pub fn check_hidden(case: &Case, mutation: Option<Mutation>) -> Result<()> {
         }
     }
     let weights = problem.packed_inner(case);
-    let (x, logits) = (HostBuffer::input(&problem.x), HostBuffer::input(&problem.logits));
+    let (x, logits) = (HostBuffer::input(&problem.x), problem.given_logits(case));
     let norm_weight = HostBuffer::input(&problem.norm_weight);
     let hidden = HostBuffer::output::<u16>(expected.len());
     let zeros = HostBuffer::output::<f32>(case.zeros);
@@ -244,7 +270,7 @@ pub fn check_sum(case: &Case, mutation: Option<Mutation>) -> Result<()> {
         }
     }
     let (weights, hidden) = (problem.packed_down(), HostBuffer::input(&to_bf16(&inside)));
-    let (logits, residual) = (HostBuffer::input(&problem.logits), HostBuffer::input(&residual));
+    let (logits, residual) = (problem.given_logits(case), HostBuffer::input(&residual));
     let out = match case.split {
         1 => HostBuffer::output::<f32>(expected.len()),
         _ => HostBuffer::inout(&vec![0f32; expected.len()]),
@@ -357,6 +383,10 @@ fn insides_of_few_rows() -> Result<()> {
         Case { norm_weight: false, scoring: 1, ..Case::new(65, 4, 2) },
         Case { normalise: false, ..Case::new(33, 4, 4) },
         Case { scoring: 1, normalise: false, k: 33, ..Case::new(5, 5, 1) },
+        // Logits that the kernel in front added up: equal ones are equal sums.
+        Case { copies: 4, ..Case::new(128, 8, 1) },
+        Case { copies: 1, normalise: false, ..Case::new(40, 3, 4) },
+        Case { copies: 3, scoring: 1, ..Case::new(9, 2, 2) },
         // A bias for the choice: of a softmax and of sigmoids.
         Case { biased: true, scoring: 1, ..Case::new(66, 6, 2) },
         Case { biased: true, normalise: false, norm: false, ..Case::new(12, 3, 1) },
@@ -381,6 +411,7 @@ fn sums_of_few_rows() -> Result<()> {
         Case { features: 20, outputs: 5, grid: 4, ..Case::new(3, 1, 4) },
         Case { biased: true, scoring: 1, split: 2, ..Case::new(66, 6, 2) },
         Case { biased: true, ..Case::new(12, 3, 1) },
+        Case { copies: 2, split: 2, ..Case::new(40, 3, 4) },
     ];
     let sources: Result<Vec<(String, String)>> =
         cases.iter().map(|case| Ok((case.sum_source()?, "kernel".into()))).collect();

@@ -114,6 +114,7 @@ fn check_product(
                 argmax: false,
                 late: false,
                 ahead: norm.is_none(),
+                router: None,
             };
             let norm_weight = given(norm.is_some_and(|norm| norm.weight), &norm_weight);
             let norm_bias = given(norm.is_some_and(|norm| norm.bias), &norm_bias);

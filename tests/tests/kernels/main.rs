@@ -9,6 +9,7 @@ mod interpreter;
 mod matvec;
 mod mutations;
 mod mutations_of_prompts;
+mod router;
 mod sample;
 mod small;
 mod support;

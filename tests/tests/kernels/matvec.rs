@@ -5,6 +5,7 @@ use askama::Template;
 use fuse_templates::{Float, Matmul, Matvec, Splits, Storage, Tiles};
 use fuse_tests::host_build::HostBuffer;
 
+use crate::router::{COPIES, Router};
 use crate::support::*;
 
 /// One matvec, as the compiler may emit it.
@@ -37,6 +38,8 @@ pub struct Case {
     pub argmax: bool,
     pub late: bool,
     pub ahead: bool,
+    /// Logits of a router that reads the result; 0: none.
+    pub router: usize,
     pub out_type: Storage,
     pub grid: u32,
 }
@@ -64,6 +67,7 @@ impl Case {
             argmax: false,
             late: false,
             ahead: false,
+            router: 0,
             out_type: Storage::F32,
             grid: 2,
         }
@@ -100,6 +104,7 @@ impl Case {
             argmax: self.argmax,
             late: self.late,
             ahead: self.ahead,
+            router: fuse_templates::Router { experts: self.router, copies: COPIES },
         }
         .render()
         .expect("the template renders")
@@ -138,27 +143,27 @@ impl Case {
         let staged_rows = if self.norm != 0 { 2 * batch } else { batch };
         let columns = k.div_ceil(32).div_ceil(self.split) * 32;
         let shared = if self.is_staged() { staged_rows * (columns + 32) * 2 } else { 0 };
-        kernel.launch(
-            [grid, 1, 1],
-            32 * self.warps as u32,
-            shared as u32,
-            &[
-                weights.address(),
-                x.address(),
-                given(self.norm != 0 && self.norm_weight, &norm_weight),
-                given(self.norm_bias, &norm_bias),
-                given(self.bias, &bias),
-                given(self.residual, &residual),
-                out(0),
-                out(1),
-                out(2),
-                given(self.combine.is_some(), &statistics),
-                given(self.combine.is_some(), &positions),
-                given(self.argmax, &maxima),
-                given(self.zeros > 0, &zeros),
-                self.zeros as u64,
-            ],
-        )?;
+        let router = Router::new(self, &mut random);
+        let mut arguments = vec![
+            weights.address(),
+            x.address(),
+            given(self.norm != 0 && self.norm_weight, &norm_weight),
+            given(self.norm_bias, &norm_bias),
+            given(self.bias, &bias),
+            given(self.residual, &residual),
+            out(0),
+            out(1),
+            out(2),
+            given(self.combine.is_some(), &statistics),
+            given(self.combine.is_some(), &positions),
+            given(self.argmax, &maxima),
+        ];
+        arguments.extend(router.as_ref().map(|router| router.arguments(self)).into_iter().flatten());
+        arguments.extend([given(self.zeros > 0, &zeros), self.zeros as u64]);
+        kernel.launch([grid, 1, 1], 32 * self.warps as u32, shared as u32, &arguments)?;
+        if let Some(router) = router {
+            router.check(self, &problem.expected[0])?;
+        }
         if self.zeros > 0 {
             let left = zeros.written::<f32>()?.iter().filter(|&&value| value != 0.0).count();
             anyhow::ensure!(left == 0, "{left} of {} floats are not zero", self.zeros);
@@ -311,7 +316,7 @@ impl Problem {
     }
 }
 
-fn check_all(cases: &[Case]) -> Result<()> {
+pub fn check_all(cases: &[Case]) -> Result<()> {
     let sources: Vec<(String, String)> = cases.iter().map(|case| (case.source(), "kernel".into())).collect();
     fuse_tests::host_build::HostKernel::build_all(&sources)?;
     cases.iter().try_for_each(|case| case.check(None).with_context(|| format!("{case:?}")))

@@ -309,14 +309,16 @@ impl Builder<'_, '_> {
                 argmax: false,
                 late: false,
                 ahead: false,
+                router: None,
             };
+            let positions = self.positions();
             let mut operands =
-                Operands { packed, x, bias, residual, statistics, positions: self.positions(), ..Operands::default() };
-            let blocks = self.shaped(&mut spec, node.result(0), true, &mut operands);
+                Operands { packed, x, bias, residual, statistics, positions, bytes, ..Operands::default() };
+            let blocks = self.shaped(&mut spec, node.result(0), true, &mut operands)?;
             if spec.split == 1 {
                 (operands.outs[0], spec.tiles.out) = self.result(node.result(0));
             }
-            self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), bytes);
+            self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), operands.bytes);
         } else {
             let (out, storage) = self.result(node.result(0));
             let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };

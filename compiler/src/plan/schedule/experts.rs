@@ -3,21 +3,28 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::products::Operands;
 use super::shapes::{experts_hidden_shape, experts_sum_shape, gathered_shape, matmul_grid};
 use super::{Builder, NO_ZEROS, Source};
-use crate::ir::{Experts, NodeId, Norm, NormKind, Op, Results, Role, Value};
+use crate::ir::{Epilogue, Experts, Matmul, NodeId, Norm, NormKind, Op, Results, Role, Value};
 use crate::plan::spec::{
-    ElementKind, ExpertsHiddenSpec, ExpertsSpec, Gather, KernelSpec, MatmulSpec, NormSpec, RouteSpec, Storage, Tiles,
+    ElementKind, ExpertsHiddenSpec, ExpertsSpec, Gather, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, ROUTER_COPIES,
+    RouteSpec, Storage, Tiles,
 };
 use crate::plan::{Arg, Part, Recipe};
 
 const NULL: Source = Source::Ready(Arg::Null);
+
+/// Pairs of a router's weight, 1 KB each, that a block of the product in front may have in its shared memory.
+const MOST_PAIRS: usize = 16;
 
 /// What the kernels of one node of experts share.
 struct Chosen {
     node: NodeId,
     route: RouteSpec,
     logits: Source,
+    /// They are sums in fixed point.
+    summed: bool,
     /// Of the choice; null where there is none.
     bias: Source,
     /// The packed gates and ups of all experts, and the packed downs.
@@ -54,6 +61,75 @@ impl Builder<'_, '_> {
             && !graph.outputs.contains(&normed)
     }
 
+    /// The router whose logits the product that makes `value` can add up, `unit` row tiles at a time: nothing but experts that have the same norm of `value` reads
+    /// them, and no bias asks for what they are once divided by the root mean square.
+    pub(super) fn router_of(&self, value: Value, unit: usize) -> Option<NodeId> {
+        let graph = self.graph();
+        let routes = |&user: &NodeId, eps: f32| {
+            let from_same_norm = |&user: &NodeId| {
+                let x = graph.operand(user, Role::X)?.node;
+                match graph.op(x) {
+                    Op::Norm(norm) if matches!(graph.op(user), Op::Experts(_)) => {
+                        Some(self.is_of_experts(x, norm) && norm.eps == eps && graph.operand(x, Role::X) == Some(value))
+                    }
+                    _ => None,
+                }
+            };
+            let users = |result| graph.users(user.result(result));
+            matches!(graph.op(user), Op::Route(route) if !route.bias)
+                && (0..2).all(|result| users(result).iter().all(|user| from_same_norm(user) == Some(true)))
+        };
+        graph.users(value).iter().copied().find(|&user| {
+            let Op::Matmul(Matmul { norm: Some(norm), biases, epilogue: Epilogue::None, residual: false, .. }) =
+                graph.op(user)
+            else {
+                return false;
+            };
+            let logits = user.result(0);
+            let (rows, columns) = (graph.type_of(logits).row_size(), graph.type_of(value).row_size());
+            let plain = norm.kind == NormKind::Rms && !norm.bias && biases[..] == [false];
+            plain
+                && columns.is_multiple_of(16)
+                && unit * rows.div_ceil(16) <= MOST_PAIRS
+                && !graph.outputs.contains(&logits)
+                && graph.users(logits).iter().all(|user| routes(user, norm.eps))
+        })
+    }
+
+    /// Lets the product that makes `value` add up the logits of `router`.
+    pub(super) fn sum_logits(
+        &mut self,
+        value: Value,
+        router: NodeId,
+        spec: &mut MatvecSpec,
+        operands: &mut Operands,
+    ) -> Result<()> {
+        let graph = self.graph();
+        let Op::Matmul(matmul) = graph.op(router) else { bail!("a {} is no router", graph.op(router)) };
+        let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
+        let (tensor, _) = self.weight(router, Role::Weight(0))?;
+        let (logits, k) = (router.result(0), graph.type_of(value).row_size());
+        let rows = graph.type_of(logits).row_size();
+        let parts = vec![Part { tensor, rows }];
+        let packed = self.planner.weight(Recipe::Tiles { parts, k, gated: false, transposed: matmul.transposed });
+        let norm_weight = self.vector(router, Role::NormWeight, offset)?;
+        // The sums of a product whose columns blocks share lie in front of the logits.
+        let before = if spec.split > 1 { self.sum_bytes(value) } else { 0 };
+        let buffer = self.zeroed(before + ROUTER_COPIES * self.rows.count * rows * 8);
+        if spec.split > 1 {
+            operands.outs[0] = Source::Buffer(buffer, 0);
+            self.set(value, operands.outs[0], Storage::F32);
+        }
+        let sums = Source::Buffer(buffer, before);
+        self.set(logits, sums, Storage::F32);
+        self.summed.insert(logits);
+        self.done.insert(router);
+        spec.router = Some(rows);
+        operands.router = Some([Source::Ready(Arg::Weight(packed)), norm_weight, sums]);
+        operands.bytes += rows * k * 2;
+        Ok(())
+    }
+
     pub(super) fn experts(&mut self, node: NodeId, experts: &Experts) -> Result<()> {
         let graph = self.graph();
         let router = self.operand(node, Role::Chosen)?.node;
@@ -73,14 +149,14 @@ impl Builder<'_, '_> {
             normalise: route.normalise,
             scale: route.scale,
         };
-        let logits = self.pointer(router, Role::X)?;
+        let (logits, summed) = (self.pointer(router, Role::X)?, self.summed.contains(&self.operand(router, Role::X)?));
         let bias = self.vector(router, Role::ChoiceBias, 0.0)?;
-        let chosen = Chosen { node, route, logits, bias, inner, down, inputs, features, outputs, gated };
+        let chosen = Chosen { node, route, logits, summed, bias, inner, down, inputs, features, outputs, gated };
         if self.few() { self.experts_of_few(&chosen, experts) } else { self.experts_of_many(&chosen, experts) }
     }
 
     fn experts_of_few(&mut self, chosen: &Chosen, experts: &Experts) -> Result<()> {
-        let &Chosen { node, logits, inner, down, inputs, features, outputs, gated, .. } = chosen;
+        let &Chosen { node, logits, summed, inner, down, inputs, features, outputs, gated, .. } = chosen;
         let graph = self.graph();
         let given = self.operand(node, Role::X)?.node;
         let (x, norm, norm_weight) = match graph.op(given) {
@@ -91,8 +167,16 @@ impl Builder<'_, '_> {
         };
         let batch = self.rows.count;
         let route = &chosen.route;
-        let products =
-            |tiles| ExpertsSpec { tiles, route: route.clone(), batch, warps: 0, depth: 0, split: 1, late: false };
+        let products = |tiles| ExpertsSpec {
+            tiles,
+            route: route.clone(),
+            batch,
+            summed,
+            warps: 0,
+            depth: 0,
+            split: 1,
+            late: false,
+        };
         let products =
             [(inputs, features, gated, Storage::BF16), (features, outputs, false, Storage::F32)].map(|spec| {
                 let (k, rows, gated, out) = spec;

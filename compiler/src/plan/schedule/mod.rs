@@ -214,6 +214,8 @@ struct Builder<'p, 'g> {
     /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
     ends: Vec<(StepKind, usize, Option<usize>)>,
     logits: Option<usize>,
+    /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel in front of the router makes.
+    summed: HashSet<Value>,
     /// Whether a launch is of a form that only near steps have.
     has_near_form: bool,
 }
@@ -239,6 +241,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             launches: Vec::new(),
             ends: Vec::new(),
             logits: None,
+            summed: HashSet::new(),
             has_near_form: false,
         }
     }
@@ -365,24 +368,37 @@ impl<'p, 'g> Builder<'p, 'g> {
         })
     }
 
-    /// Whether blocks may add to `value`: the launch in front can set it to zero, and its users read fp32.
-    fn can_sum(&self, value: Value) -> bool {
+    /// Whether the launch in front can set what the next one adds to to zero.
+    fn can_zero(&self) -> bool {
         let begun = self.ends.last().map_or(0, |end| end.1);
-        let zeros = self.launches[begun..].last().is_some_and(|launch| launch.args.ends_with(&NO_ZEROS));
-        zeros && self.few() && self.storage(value) == Storage::F32
+        self.few() && self.launches[begun..].last().is_some_and(|launch| launch.args.ends_with(&NO_ZEROS))
     }
 
-    /// Room for a sum that the next launch makes and the one in front of it sets to zero.
-    fn sum(&mut self, value: Value) -> Source {
-        let count = self.rows.count * self.graph().type_of(value).row_size();
-        let buffer = self.buffer(count * Storage::F32.bytes());
+    /// Whether blocks may add to `value`: its users read fp32, too.
+    fn can_sum(&self, value: Value) -> bool {
+        self.can_zero() && self.storage(value) == Storage::F32
+    }
+
+    /// So many bytes, four by four, that the next launch adds to and the one in front of it sets to zero.
+    fn zeroed(&mut self, bytes: usize) -> usize {
+        let buffer = self.buffer(bytes);
         let before = self.launches.len() - 1;
         self.buffers[buffer].first = before;
         let args = &mut self.launches[before].args;
         let zeros = args.len() - NO_ZEROS.len();
-        args[zeros..].copy_from_slice(&[Source::Buffer(buffer, 0), Source::Ready(Arg::Number(count as u64))]);
+        args[zeros..].copy_from_slice(&[Source::Buffer(buffer, 0), Source::Ready(Arg::Number(bytes as u64 / 4))]);
+        buffer
+    }
+
+    /// Room for a sum that the next launch makes.
+    fn sum(&mut self, value: Value) -> Source {
+        let buffer = self.zeroed(self.sum_bytes(value));
         self.set(value, Source::Buffer(buffer, 0), Storage::F32);
         Source::Buffer(buffer, 0)
+    }
+
+    fn sum_bytes(&self, value: Value) -> usize {
+        self.rows.count * self.graph().type_of(value).row_size() * Storage::F32.bytes()
     }
 
     /// The pointer to an fp32 operand.

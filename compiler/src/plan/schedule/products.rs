@@ -108,6 +108,7 @@ impl Builder<'_, '_> {
             norm_weight: self.vector(node, Role::NormWeight, offset)?,
             norm_bias: self.vector(node, Role::NormBias, 0.0)?,
             x: if matmul.norm.is_some() { x.arg } else { self.rounded(x, k) },
+            bytes,
             ..Operands::default()
         };
         let argmax = matmul.sample && sample;
@@ -125,16 +126,17 @@ impl Builder<'_, '_> {
             argmax,
             late: false,
             ahead: false,
+            router: None,
         };
         let may_sum = matmul.norm.is_none() && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
-        let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands);
+        let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands)?;
         if spec.split == 1 {
             (operands.outs, spec.tiles.out) = self.outputs(node, outputs);
         }
         let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
         operands.maxima = maxima.map_or(NULL, |buffer| Source::Buffer(buffer, 0));
         let logits = operands.outs[0];
-        self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), bytes);
+        self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), operands.bytes);
         if let Some(maxima) = maxima {
             self.sample(node, Some((logits, maxima, blocks)))?;
         }
@@ -142,24 +144,27 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// Gives a product of few rows its shape and returns its blocks. Where several blocks share a row tile, `value` becomes a sum.
+    /// Gives a product of few rows its shape and returns its blocks. Where several blocks share a row tile, `value` becomes a sum. Where a router reads
+    /// it, its logits become sums, too. `may_sum`: results are plain products, at most with something added.
     pub(super) fn shaped(
         &mut self,
         spec: &mut MatvecSpec,
         value: Value,
         may_sum: bool,
         operands: &mut Operands,
-    ) -> usize {
-        let may_sum = may_sum && self.can_sum(value);
-        let shape = matvec_shape(spec, may_sum, self.planner.tuning);
+    ) -> Result<usize> {
+        let shape = matvec_shape(spec, may_sum && self.can_sum(value), self.planner.tuning);
         (spec.warps, spec.depth, spec.unit, spec.split) = (shape.warps, shape.depth, shape.unit, shape.split);
         let tuned = self.planner.tuning.matvec(&spec.tuning_key());
         spec.late = tuned.is_some_and(|entry| entry.late);
         spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
-        if spec.split > 1 {
-            operands.outs[0] = self.sum(value);
+        let router = if may_sum && self.can_zero() { self.router_of(value, shape.unit) } else { None };
+        match router {
+            Some(router) => self.sum_logits(value, router, spec, operands)?,
+            None if spec.split > 1 => operands.outs[0] = self.sum(value),
+            None => {}
         }
-        shape.blocks
+        Ok(shape.blocks)
     }
 
     /// A product of many rows; its norm is a kernel of its own.
@@ -260,6 +265,10 @@ pub(super) struct Operands {
     pub statistics: Source,
     pub positions: Source,
     pub maxima: Source,
+    /// Packed weight, norm weight and logits of the router that reads the result.
+    pub router: Option<[Source; 3]>,
+    /// Of weights that are read.
+    pub bytes: usize,
 }
 
 const NULL: Source = Source::Ready(Arg::Null);
@@ -277,6 +286,8 @@ impl Default for Operands {
             statistics: NULL,
             positions: NULL,
             maxima: NULL,
+            router: None,
+            bytes: 0,
         }
     }
 }
@@ -288,6 +299,7 @@ impl Operands {
         let mut args =
             vec![self.packed, self.x, self.norm_weight, self.norm_bias, self.bias, self.residual, out0, out1, out2];
         args.extend([self.statistics, self.positions, self.maxima]);
+        args.extend(self.router.into_iter().flatten());
         args.extend(NO_ZEROS);
         args
     }

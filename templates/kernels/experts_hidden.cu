@@ -61,7 +61,7 @@ DEVICE void load_first(Vec4 (&held)[DEPTH][2], const Vec4* expert, int tile, int
 }
 
 // weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
-// hidden: bfloat16 [listed experts][BATCH][ROWS], of one row in the order of its choice, of more in that of their numbers. zeros: `zero_count` floats that are
+// hidden: bfloat16 [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their numbers. zeros: `zero_count` floats that are
 // set to zero. Grid: any.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const float* x, const float* norm_weight,
     const Logit* logits, u16* hidden{% if route.biased %}, const float* choice_bias{% endif %}, float* zeros, u64 zero_count) {
@@ -91,7 +91,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   // each warp chooses for itself, and asks for its first weights when it knows their expert.
   float logit[WORDS] = {}, top = 0.0f, v[PASSES][8];
   u32 chosen = 0;
-  if (warp < BATCH || BATCH == 1) load_logits<false>(logit, logits + warp % BATCH * EXPERTS, lane);
+  if (warp < BATCH || ALONE) load_logits<false>(logit, logits + warp % BATCH * EXPERTS, lane);
 #pragma unroll 1
   for (int row = BATCH - 1; row >= 0; row--) {
 #pragma unroll
@@ -101,7 +101,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
   const int (&list)[MOST] = lists[warp];
   Vec4 held[DEPTH][2];
   int items = TOP_K * TILES;
-  if (BATCH == 1) {
+  if (ALONE) {
     chosen = choose(logit, bias, top, lane, [&](int slot, int expert) {
       if (lane == 0) lists[warp][slot] = expert;
       if (slot == blockIdx.x / TILES) load_first(held, expert_pointer(weights, expert), blockIdx.x % TILES, warp, lane);

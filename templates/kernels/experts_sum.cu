@@ -1,6 +1,6 @@
 {% include "device.cuh" %}
-// {{ name }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order in which experts_hidden.cu left those. Reads the
-// weights of the chosen alone, each once.
+// {{ name }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order of the experts. Reads the weights of the
+// chosen alone, each once.
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
@@ -32,7 +32,7 @@ DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* const (&list)[MOST], int offs
   pair[1] = load_stream(from + 32);
 }
 
-// Eight of the columns of listed expert `slot` for row b.
+// Eight of the columns of the expert at `slot` for row b.
 DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load_activations(hidden + ((u64)slot * BATCH + b) * K, k); }
 
 // weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: [BATCH][EXPERTS], or COPIES of that. residual: fp32
@@ -41,7 +41,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
     const float* residual, Out* out{% if route.biased %}, const float* choice_bias{% endif %}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED u32 sets[BATCH][WORDS];
-  SHARED int lists[WARPS][MOST];
+  SHARED int lists[WARPS][MOST], slots[WARPS][MOST];   // the experts in their order, and where in hidden each is if ALONE
   SHARED const Vec4* pointers[WARPS][MOST];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -50,20 +50,24 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
 
   // Which experts it is, and their weights, before the kernel in front is done: it began behind the one that made the logits.
   int count = TOP_K;
-  if (warp < BATCH || BATCH == 1) {
+  if (warp < BATCH || ALONE) {
     float logit[WORDS], bias[WORDS] = {}, top;
 {% if route.biased %}    load_logits<true>(bias, choice_bias, lane);
 {% endif %}    load_logits<true>(logit, logits + warp % BATCH * EXPERTS, lane);
+    int own = EXPERTS, place = 0;
     const u32 chosen = choose(logit, bias, top, lane, [&](int slot, int expert) {
-      if (BATCH == 1 && lane == 0) lists[warp][slot] = expert;
+      if (lane == slot) own = expert;
     });
-    if (BATCH > 1) leave_chosen(sets, warp, chosen, lane);
+    if (!ALONE) leave_chosen(sets, warp, chosen, lane);
+    // Sums are in the order of the experts' numbers, so that a row has the same one alone and beside others.
+    for (int slot = 0; ALONE && slot < TOP_K; slot++) place += shuffle_from(own, slot) < own;
+    if (ALONE && lane < TOP_K) lists[warp][place] = own, slots[warp][place] = lane;
   }
-  if (BATCH > 1) {
+  if (ALONE) {
+    warp_barrier();
+  } else {
     block_barrier();
     count = list_experts(lists[warp], sets, lane);
-  } else {
-    warp_barrier();
   }
   for (int i = lane; i < count; i += 32) pointers[warp][i] = expert_pointer(weights, lists[warp][i]);
   warp_barrier();
@@ -85,7 +89,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
-        if (row < BATCH * count) v[h] = load_hidden(hidden, row / BATCH, row % BATCH, rank * EXPERT_K + i % EXPERT_K);
+        if (row < BATCH * count) v[h] = load_hidden(hidden, ALONE ? slots[warp][row / BATCH] : row / BATCH, row % BATCH, rank * EXPERT_K + i % EXPERT_K);
       }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -115,7 +119,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weight
         if ((FULL || turn < turns) && is_pair(turn, rank, warp)) {
           const int b = group % BATCH, slot = turn / SHARE, k = 32 * (warp + WARPS * (turn % SHARE)) + 8 * quad;
           const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k)
-                                : load_hidden(hidden, slot, b, rank * EXPERT_K + k);
+                                : load_hidden(hidden, ALONE ? slots[warp][slot] : slot, b, rank * EXPERT_K + k);
           mma_bf16(sum[0], held[i][0], v.x, v.y);
           mma_bf16(sum[1], held[i][1], v.z, v.w);
         }

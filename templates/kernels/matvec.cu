@@ -8,7 +8,7 @@ constexpr int WARPS = {{ warps }};              // they take the pairs of a row 
 constexpr int DEPTH = {{ depth }};              // pairs of weights a warp has in flight
 constexpr int UNIT = {{ unit }};                // row tiles that are finished together
 constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr int NORM = {{ norm }};                // 0 none, 1 rms_norm, 2 layer_norm of x
+constexpr int NORM = {{ norm }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, of an x that is fp32
 constexpr float EPS = {{ eps }};
 constexpr bool COMBINE = {{ combine }};         // x is what the blocks of a split attention left
 constexpr bool STAGED = {{ staged }};           // x goes through shared memory as bfloat16
@@ -24,7 +24,7 @@ constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp
 constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of pairs a unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
-// Under a norm x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
+// An fp32 x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
 // them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
@@ -227,7 +227,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 }
 {% endif %}
 
-// weights: packed tiles. x: fp32 [BATCH][K] under a norm, bfloat16 [BATCH][K] without, or [SPLITS][BATCH][K] under COMBINE.
+// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else bfloat16 [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.

@@ -27,7 +27,7 @@ pub fn emit(kernel: &Kernel) -> Result<String> {
                 depth: spec.depth,
                 unit: spec.unit,
                 split: spec.split,
-                norm: norm(spec.norm),
+                norm: if spec.paired { 3 } else { norm(spec.norm) },
                 eps: Float(spec.norm.map_or(0.0, |(_, eps)| eps)),
                 combine: spec.combine.is_some(),
                 staged: spec.is_staged(),

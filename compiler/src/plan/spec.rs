@@ -62,6 +62,8 @@ pub struct MatvecSpec {
     /// Blocks that share the columns of a row tile: 1, or 2 that add to one sum.
     pub split: usize,
     pub norm: Option<(NormKind, f32)>,
+    /// x is fp32 without a norm, too.
+    pub paired: bool,
     /// Heads, head size and splits of the attention whose parts x is.
     pub combine: Option<(usize, usize, Splits)>,
     pub activation: Option<Activation>,
@@ -370,7 +372,7 @@ impl KernelSpec {
     /// Bytes of dynamic shared memory a block.
     pub fn shared_bytes(&self) -> usize {
         match self {
-            KernelSpec::Matvec(spec) if spec.norm.is_some() => 2 * spec.stage_bytes(),
+            KernelSpec::Matvec(spec) if spec.norm.is_some() || spec.paired => 2 * spec.stage_bytes(),
             KernelSpec::Matvec(spec) if spec.is_staged() => spec.stage_bytes(),
             KernelSpec::AttentionRows(spec) => spec.shared_bytes(),
             KernelSpec::AttentionProjection(spec) => spec.shared_bytes(),
@@ -409,7 +411,7 @@ const MOST_STAGED: usize = 64 << 10;
 impl MatvecSpec {
     /// Whether the rows of x pass through shared memory.
     pub fn is_staged(&self) -> bool {
-        self.norm.is_some() || self.combine.is_some() || self.stage_bytes() <= MOST_STAGED
+        self.norm.is_some() || self.paired || self.combine.is_some() || self.stage_bytes() <= MOST_STAGED
     }
 
     fn stage_bytes(&self) -> usize {

@@ -255,6 +255,7 @@ impl MatvecSpec {
     pub fn kind(&self) -> String {
         let source = match (&self.norm, &self.combine) {
             (Some(_), _) => "norm_matvec",
+            (None, None) if self.paired => "paired_matvec",
             (None, Some(_)) => "attention_proj",
             (None, None) => "matvec",
         };

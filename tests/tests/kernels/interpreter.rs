@@ -108,6 +108,7 @@ fn check_product(
                 unit: 1,
                 split: 1,
                 norm: norm.map(|norm| (norm.kind, norm.eps)),
+                paired: false,
                 combine: None,
                 activation,
                 residual: op.residual,

@@ -26,7 +26,7 @@ pub struct Case {
     pub zeros: usize,
     /// Also without norm and combine, which need it.
     pub staged: bool,
-    /// 0 none, 1 rms_norm, 2 layer_norm.
+    /// 0 none, 1 rms_norm, 2 layer_norm, 3 none of an fp32 x.
     pub norm: usize,
     pub norm_weight: bool,
     pub norm_bias: bool,
@@ -147,7 +147,7 @@ impl Case {
         let mut arguments = vec![
             weights.address(),
             x.address(),
-            given(self.norm != 0 && self.norm_weight, &norm_weight),
+            given(matches!(self.norm, 1 | 2) && self.norm_weight, &norm_weight),
             given(self.norm_bias, &norm_bias),
             given(self.bias, &bias),
             given(self.residual, &residual),
@@ -310,6 +310,7 @@ impl Problem {
         };
         let normed = |(i, value): (usize, &f64)| match case.norm {
             1 => staged(value * weight(i)) * scale,
+            3 => staged(*value),
             _ => staged((value - mean) * scale * weight(i) + bias(i)),
         };
         x.iter().enumerate().map(normed).collect()
@@ -431,6 +432,9 @@ fn norms() -> Result<()> {
         Case { norm: 1, warps: 8, ..Case::new(150, &[18], 8) },
         Case { norm: 1, warps: 8, ..Case::new(700, &[18], 4) },
         Case { norm: 2, norm_weight: false, ..Case::new(64, &[5], 2) },
+        // An fp32 x as it is.
+        Case { norm: 3, ..Case::new(70, &[33], 1) },
+        Case { norm: 3, bias: true, rows: vec![18, 8], ..Case::new(101, &[18], 8) },
     ])
 }
 

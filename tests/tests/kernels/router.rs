@@ -113,9 +113,11 @@ fn in_the_choice_of_one_row() {
     caught(
         |mutation| experts::check_sum(&case, mutation),
         &[
-            ("lists[warp][slot] = expert", "lists[warp][TOP_K - 1 - slot] = expert", "sum"),
-            ("    warp_barrier();\n  }\n", "  }\n", "shared memory"),
-            ("if (BATCH == 1 && lane == 0) lists", "if (BATCH == 1) lists", "shared memory"),
+            ("if (lane == slot) own = expert", "if (lane == TOP_K - 1 - slot) own = expert", "sum"),
+            ("    warp_barrier();\n  } else", "  } else", "shared memory"),
+            ("shuffle_from(own, slot) < own", "0", "shared memory"),
+            ("slots[warp][place] = lane", "slots[warp][place] = place", "sum"),
+            ("ALONE ? slots[warp][row / BATCH]", "ALONE ? row / BATCH", "sum"),
         ],
     );
 }

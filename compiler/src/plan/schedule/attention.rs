@@ -303,6 +303,7 @@ impl Builder<'_, '_> {
                 unit: 1,
                 split: 1,
                 norm: None,
+                paired: false,
                 combine: combine.map(|splits| (heads, head_dim, splits)),
                 activation: None,
                 residual: attention.proj.is_some_and(|proj| proj.residual),

@@ -79,7 +79,8 @@ impl Builder<'_, '_> {
             let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
             let x = self.place(node, Role::X)?;
             let residual = self.optional(node, Role::Residual)?;
-            let product = Product { node, matmul, packed, bias, residual, bytes };
+            let paired = self.paired.contains(&self.operand(node, Role::X)?);
+            let product = Product { node, matmul, packed, paired, bias, residual, bytes };
             if self.few() {
                 self.matvec(&product, x, x_size, rows, &outputs, sample)?;
             } else {
@@ -99,7 +100,7 @@ impl Builder<'_, '_> {
         outputs: &[usize],
         sample: bool,
     ) -> Result<()> {
-        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let &Product { node, matmul, packed, paired, bias, residual, bytes } = product;
         let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
         let mut operands = Operands {
             packed,
@@ -107,7 +108,7 @@ impl Builder<'_, '_> {
             residual,
             norm_weight: self.vector(node, Role::NormWeight, offset)?,
             norm_bias: self.vector(node, Role::NormBias, 0.0)?,
-            x: if matmul.norm.is_some() { x.arg } else { self.rounded(x, k) },
+            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k) },
             bytes,
             ..Operands::default()
         };
@@ -120,6 +121,7 @@ impl Builder<'_, '_> {
             unit: 1,
             split: 1,
             norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
+            paired,
             combine: None,
             activation: activation_of(matmul.epilogue),
             residual: matmul.residual,
@@ -176,7 +178,7 @@ impl Builder<'_, '_> {
         rows: Vec<usize>,
         outputs: &[usize],
     ) -> Result<()> {
-        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let &Product { node, matmul, packed, paired, bias, residual, bytes } = product;
         let x = match &matmul.norm {
             Some(norm) => {
                 let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
@@ -184,11 +186,13 @@ impl Builder<'_, '_> {
                 self.norm_rows(node, norm.offset, spec, x.arg, out, self.rows.count)?;
                 out
             }
+            None if paired => x.arg,
             None => self.rounded(x, k),
         };
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
-        let spec = matmul_shape(tiles, matmul.norm.is_some(), activation_of(matmul.epilogue), self.rows.count);
+        let spec =
+            matmul_shape(tiles, matmul.norm.is_some() || paired, activation_of(matmul.epilogue), self.rows.count);
         let grid = matmul_grid(&spec, self.rows.count);
         let count = Source::Ready(Arg::Number(self.rows.count as u64));
         let args = vec![packed, x, bias, residual, outs[0], outs[1], outs[2], count];
@@ -247,6 +251,8 @@ struct Product<'m> {
     node: NodeId,
     matmul: &'m Matmul,
     packed: Source,
+    /// x is more than one bfloat16 a value: see [`Builder::paired`].
+    paired: bool,
     bias: Source,
     residual: Source,
     bytes: usize,

@@ -225,11 +225,7 @@ fn in_a_route() {
         |mutation| experts::check_hidden(&case, mutation),
         &[
             ("if (lanes & (lanes - 1))", "if (false)", "bounds"),
-            (
-                "32 * which[0] + lane == warp_min(mine ? 32 * which[0] + lane",
-                "31 - lane == warp_min(mine ? 31 - lane",
-                "buffer of",
-            ),
+            ("own = 32 * which[0] + lane", "own = 31 - lane", "buffer of"),
             ("order[i] > order[i - 1]", "order[i] >= order[i - 1]", "buffer of"),
             ("swap(order[i], order[i - 1]), ", "", "not written"),
             (", which[w - 1] = which[w];", ";", "not written"),

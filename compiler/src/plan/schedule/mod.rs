@@ -216,9 +216,8 @@ struct Builder<'p, 'g> {
     logits: Option<usize>,
     /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel in front of the router makes.
     summed: HashSet<Value>,
-    /// Results of norms that products alone read, who take two bfloat16 a value: of few rows they are fp32, of many a row of what rounding keeps and a
-    /// row of what it leaves.
-    paired: HashSet<Value>,
+    /// Of many rows, results of norms as products take them: a row of what rounding to bfloat16 keeps, and one of what it leaves.
+    paired: HashMap<Value, Source>,
     /// Whether a launch is of a form that only near steps have.
     has_near_form: bool,
 }
@@ -245,7 +244,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             ends: Vec::new(),
             logits: None,
             summed: HashSet::new(),
-            paired: HashSet::new(),
+            paired: HashMap::new(),
             has_near_form: false,
         }
     }
@@ -511,14 +510,8 @@ impl<'p, 'g> Builder<'p, 'g> {
         let ty = self.graph().type_of(node.result(0)).clone();
         let size = ty.last_size().context("a norm of a symbolic dimension")?;
         let rows = self.rows.count * ty.row_size() / size;
-        let for_products = self.storage(node.result(0)) == Storage::BF16;
-        if for_products {
-            self.paired.insert(node.result(0));
-        }
-        let paired = for_products && !self.few();
-        let (out, _) = self.result_f32(node.result(0));
-        let storage = if paired { Storage::BF16 } else { Storage::F32 };
-        let spec = NormSpec { kind: norm.kind, size, eps: norm.eps, paired, out: storage };
+        let (out, storage) = self.result_f32(node.result(0));
+        let spec = NormSpec { kind: norm.kind, size, eps: norm.eps, paired: false, out: storage };
         self.norm_rows(node, norm.offset, spec, x, out, rows)
     }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::shapes::{matmul_grid, matmul_shape, matvec_shape};
 use super::{Builder, NO_ZEROS, Place, Source};
-use crate::ir::{Activation, Epilogue, Matmul, NodeId, Op, Results, Role, Value};
+use crate::ir::{Activation, Epilogue, Matmul, NodeId, Norm, Op, Results, Role, Value};
 use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, SAMPLE_CLUSTER, Storage, Tiles};
 use crate::plan::{Arg, Io, Part, Recipe};
 
@@ -79,8 +79,7 @@ impl Builder<'_, '_> {
             let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
             let x = self.place(node, Role::X)?;
             let residual = self.optional(node, Role::Residual)?;
-            let paired = self.paired.contains(&self.operand(node, Role::X)?);
-            let product = Product { node, matmul, packed, paired, bias, residual, bytes };
+            let product = Product { node, matmul, packed, bias, residual, bytes };
             if self.few() {
                 self.matvec(&product, x, x_size, rows, &outputs, sample)?;
             } else {
@@ -100,7 +99,9 @@ impl Builder<'_, '_> {
         outputs: &[usize],
         sample: bool,
     ) -> Result<()> {
-        let &Product { node, matmul, packed, paired, bias, residual, bytes } = product;
+        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        // What a norm of its own made is rounded no more than what a norm within makes.
+        let paired = matmul.norm.is_none() && x.storage == Storage::F32 && self.norm_of(node)?.is_some();
         let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
         let mut operands = Operands {
             packed,
@@ -130,7 +131,8 @@ impl Builder<'_, '_> {
             ahead: false,
             router: None,
         };
-        let may_sum = matmul.norm.is_none() && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
+        let may_sum =
+            matmul.norm.is_none() && !paired && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
         let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands)?;
         if spec.split == 1 {
             (operands.outs, spec.tiles.out) = self.outputs(node, outputs);
@@ -178,27 +180,47 @@ impl Builder<'_, '_> {
         rows: Vec<usize>,
         outputs: &[usize],
     ) -> Result<()> {
-        let &Product { node, matmul, packed, paired, bias, residual, bytes } = product;
-        let x = match &matmul.norm {
-            Some(norm) => {
-                let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
-                let spec = NormSpec { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: Storage::BF16 };
-                self.norm_rows(node, norm.offset, spec, x.arg, out, self.rows.count)?;
-                out
+        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let apart = self.norm_of(node)?;
+        let (x, paired) = match (&matmul.norm, apart) {
+            (Some(norm), _) => (self.paired_norm(node, norm, x.arg, k)?, true),
+            (None, Some((of, norm))) => {
+                let out = match self.paired.get(&of.result(0)) {
+                    Some(&known) => known,
+                    None => self.paired_norm(of, &norm, self.pointer(of, Role::X)?, k)?,
+                };
+                self.paired.insert(of.result(0), out);
+                (out, true)
             }
-            None if paired => x.arg,
-            None => self.rounded(x, k),
+            (None, None) => (self.rounded(x, k), false),
         };
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
-        let spec =
-            matmul_shape(tiles, matmul.norm.is_some() || paired, activation_of(matmul.epilogue), self.rows.count);
+        let spec = matmul_shape(tiles, paired, activation_of(matmul.epilogue), self.rows.count);
         let grid = matmul_grid(&spec, self.rows.count);
         let count = Source::Ready(Arg::Number(self.rows.count as u64));
         let args = vec![packed, x, bias, residual, outs[0], outs[1], outs[2], count];
         self.launch(KernelSpec::Matmul(spec), grid, args, bytes);
         self.note_logits(node);
         Ok(())
+    }
+
+    /// The norm of whole rows that makes the x of a product and is no part of it.
+    fn norm_of(&self, node: NodeId) -> Result<Option<(NodeId, Norm)>> {
+        let x = self.operand(node, Role::X)?;
+        let ty = self.graph().type_of(x);
+        Ok(match self.graph().op(x.node) {
+            Op::Norm(norm) if ty.last_size() == Some(ty.row_size()) => Some((x.node, norm.clone())),
+            _ => None,
+        })
+    }
+
+    /// Rows of `x` under the norm that `node` has or is, two bfloat16 a value.
+    fn paired_norm(&mut self, node: NodeId, norm: &Norm, x: Source, k: usize) -> Result<Source> {
+        let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
+        let spec = NormSpec { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: Storage::BF16 };
+        self.norm_rows(node, norm.offset, spec, x, out, self.rows.count)?;
+        Ok(out)
     }
 
     /// Places for these results of a product, the rest null. One storage for all.
@@ -251,8 +273,6 @@ struct Product<'m> {
     node: NodeId,
     matmul: &'m Matmul,
     packed: Source,
-    /// x is more than one bfloat16 a value: see [`Builder::paired`].
-    paired: bool,
     bias: Source,
     residual: Source,
     bytes: usize,

@@ -121,10 +121,10 @@ DEVICE void touch(const float* logits, int at) {
   if (at < VOCABULARY) load_and_forget(logits + at);
 }
 
-// Gives `use` the bits and the token of each logit of a thread.
+// Gives `use` the bits and the token of each logit of a thread. One round in the code: instructions come from memory, logits from L1.
 template <typename Use>
 DEVICE void each(const Row& row, Use use) {
-#pragma unroll 5
+#pragma unroll 1
   for (int round = 0; round < ROUNDS; round++) {
     float four[4];
     const int at = row.begin + 128 * round + 4 * (threadIdx.x % 32);

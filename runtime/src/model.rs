@@ -49,6 +49,7 @@ pub struct OpenModel {
     passes: Selection,
     tuning: TuningSource,
     embedded: bool,
+    overrides: Option<String>,
     name: String,
 }
 
@@ -122,7 +123,17 @@ impl OpenModel {
                 found.with_context(|| unserved(&architectures))?
             }
         };
-        let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        let mut description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        let named = config.as_ref().filter(|_| described.is_some()).map(architectures).unwrap_or_default();
+        let unlisted = !named.is_empty() && !named.iter().any(|name| description.serves.contains(name));
+        let overrides = unlisted.then(|| {
+            let note = format!(
+                "config.json is for {}, which {file} does not serve by itself: taken as named",
+                named.join(", ")
+            );
+            description.serves.extend(named);
+            note
+        });
         let tuning = name.tuning.clone();
         let name = path.map_or_else(|| "the demo model".to_string(), |path| path.display().to_string());
         Ok(OpenModel {
@@ -134,8 +145,14 @@ impl OpenModel {
             passes,
             tuning,
             embedded,
+            overrides,
             name,
         })
+    }
+
+    /// What to tell the user where a description was named that does not list the checkpoint's architecture.
+    pub fn overrides(&self) -> Option<&str> {
+        self.overrides.as_deref()
     }
 
     /// What the user called it.

@@ -87,6 +87,17 @@ fn an_architecture_that_nothing_serves() {
     edit_config(&folder, |config| drop(config.insert("architectures".into(), json!(["MambaForCausalLM"]))));
     let parts = ["no description serves MambaForCausalLM", "LlamaForCausalLM", "--description"];
     assert_fails(&logits(folder.path(), "1,2", &[]), 1, &parts);
+    // A description that is named is taken nevertheless, and refuses what it does not honour as ever.
+    let llama = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/llama.toml");
+    let named = logits(folder.path(), "1,2", &["--description", llama]);
+    assert!(named.code == 0 && named.stderr.contains("is for MambaForCausalLM, which"), "{}", named.stderr);
+    edit_config(&folder, |config| drop(config.insert("final_logit_softcapping".into(), json!(30.0))));
+    let refused = logits(folder.path(), "1,2", &["--description", llama]);
+    assert!(
+        refused.code == 1 && refused.stderr.contains("error[F0403]: `final_logit_softcapping`"),
+        "{}",
+        refused.stderr
+    );
     edit_config(&folder, |config| drop(config.remove("architectures")));
     assert_fails(&logits(folder.path(), "1,2", &[]), 1, &["names no architecture", "--description"]);
 }
@@ -144,7 +155,8 @@ fn a_checkpoint_of_another_family() {
         "1,2",
         &["--description", root().join("models/qwen3.toml").to_str().unwrap()],
     );
-    assert_fails(&done, 1, &["qwen3"]);
+    assert!(done.code == 1 && done.stderr.starts_with("config.json is for LlamaForCausalLM, which"), "{}", done.stderr);
+    assert!(done.stderr.contains("error[F0601]") && done.stderr.contains("q_norm.weight"), "{}", done.stderr);
 }
 
 #[test]

@@ -83,14 +83,18 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     fn open(&self, dummy_weights: bool) -> Result<OpenModel> {
-        OpenModel::open(&ModelName {
+        let opened = OpenModel::open(&ModelName {
             model: self.model.clone(),
             checkpoint: self.checkpoint.clone(),
             description: self.description.clone(),
             dummy_weights,
             passes: self.passes.clone(),
             tuning: self.tuning.clone(),
-        })
+        })?;
+        if let Some(note) = opened.overrides() {
+            tell(note);
+        }
+        Ok(opened)
     }
 
     fn load_options(&self, model: &OpenModel, batches: &[usize], most: usize) -> Result<LoadOptions> {

@@ -426,7 +426,7 @@ void access(const void* p, u64 bytes, Access how) {
   if ((how == WRITE || how == ACCUMULATE) && !range->touched)
     fail("writes %llu bytes at offset %llu of an input of %llu bytes", bytes, (u64)at - range->begin, range->end - range->begin);
   if (how != STREAM && how != SETTLED && !current->waited)
-    fail("touches global memory before wait_for_dependencies; only load_early and load_stream may");
+    fail("touches global memory before wait_for_dependencies; only load_early, load_stream, load_settled and copies of weights may");
   if (range->touched) global_access(range->touched, (u64)at - range->begin, bytes, how);
 }
 

@@ -426,10 +426,9 @@ fn decoded_batch(step: &Step) -> Option<usize> {
     }
 }
 
-/// The device code of a step's kernels, loaded in the order of its launches, for this step alone: so it lies close together, and has the step's share
-/// of shared memory.
+/// The device code of a step's kernels, loaded for this step alone, with the step's share of shared memory.
 ///
-/// A kernel that steps share has one share of shared memory for them all, and a step whose kernels differ in it waits at each change: so an H200 took 487 us
+/// A kernel that steps share would have one share of shared memory for them all, and a step whose kernels differ in it waits at each change: an H200 took 487 us
 /// for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, where alone they take 468 and 303. Where code lies makes no difference.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, step: &Step) -> Result<StepKernels> {
     let share = decoded_batch(step).map(|_| shared_per_cent(plan, step));

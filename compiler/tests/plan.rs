@@ -1,5 +1,10 @@
-//! Plans and sources of the shipped descriptions against committed texts; `BLESS=1` rewrites them. A fusion that is lost, a launch that is added and a
-//! kernel whose text changes each show up as a difference here.
+//! Plans and sources of the shipped descriptions against committed texts; `BLESS=1` rewrites them. A fusion that is lost, a launch that is added, an
+//! argument that moves and a kernel whose text changes each show up as a difference here.
+//!
+//! The ledger has a line for each description, fused and not, for each kind of target: how large its plan is, and digests of all that the plan says and
+//! of the text of its kernels without their names and signatures. `FUSE_LEDGER=DIR` writes what was digested into DIR, a file for each line.
+
+mod told;
 
 use std::fmt::Write;
 use std::fs;
@@ -8,19 +13,71 @@ use std::path::{Path, PathBuf};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
 use fusec::passes::{PIPELINE, Selection};
-use fusec::plan::{Launch, Plan, PlanOptions, StepKind};
+use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
+use told::{digest, sources, summary, whole};
+
+/// The descriptions whose plans are committed as they are: dense, with windows, with learned positions, with a residual that attention and MLP share, with routed
+/// experts, and with shared experts beside them after dense layers.
+const WHOLE: [&str; 6] = ["llama", "gemma3", "gpt2", "phi", "qwen3_moe", "glm4_moe"];
 
 #[test]
 fn plans_are_the_committed_ones() {
     let mut wrong = Vec::new();
-    for &(file, text) in shipped() {
-        let family = file.trim_end_matches(".toml");
+    for family in WHOLE {
+        let (file, text) =
+            shipped().iter().find(|(file, _)| file.trim_end_matches(".toml") == family).expect("it is shipped");
         for (suffix, passes) in [("", Selection::all()), ("-O0", Selection::none())] {
-            let got = told(&model(file, text, passes).plan);
+            let got = summary(&model(file, text, passes).plan);
             wrong.extend(difference(&folder("plan").join(format!("{family}{suffix}.txt")), &got));
         }
     }
     assert!(wrong.is_empty(), "{}\nBLESS=1 accepts these results", wrong.join("\n"));
+}
+
+#[test]
+fn the_ledger_without_clusters_is_the_committed_one() {
+    check_ledger("no-clusters", &PlanOptions::default());
+}
+
+#[test]
+fn the_ledger_with_clusters_is_the_committed_one() {
+    check_ledger("clusters", &PlanOptions { clusters: true, ..PlanOptions::default() });
+}
+
+#[test]
+fn the_ledger_with_the_record_is_the_committed_one() {
+    let tuning = TuningSource::Shipped.record(&["sm_90a"]).expect("the shipped record is sound");
+    check_ledger("record", &PlanOptions { clusters: true, tuning, ..PlanOptions::default() });
+}
+
+/// Compares a line for each description, fused and not, with `plan/ledger-TARGET.txt`.
+fn check_ledger(target: &str, options: &PlanOptions) {
+    let mut lines = String::new();
+    for &(file, text) in shipped() {
+        let family = file.trim_end_matches(".toml");
+        for (suffix, passes) in [("", Selection::all()), ("-O0", Selection::none())] {
+            let model = planned(file, text, passes, options);
+            let (plan, sources) = (whole(&model.plan), sources(&model));
+            let launches: Vec<String> = model.plan.steps.iter().map(|step| step.launches.len().to_string()).collect();
+            writeln!(
+                lines,
+                "{family}{suffix}: launches {}, {} kernels, {} weights, arena {}, plan {}, sources {}",
+                launches.join(" "),
+                model.plan.kernels.len(),
+                model.plan.weights.len(),
+                model.plan.arena_bytes,
+                digest(&plan),
+                digest(&sources),
+            )
+            .expect("writing to a string");
+            if let Some(folder) = std::env::var_os("FUSE_LEDGER") {
+                let path = Path::new(&folder).join(format!("{family}{suffix}-{target}.txt"));
+                fs::write(path, format!("{plan}{sources}")).expect("FUSE_LEDGER is a folder to write into");
+            }
+        }
+    }
+    let wrong = difference(&folder("plan").join(format!("ledger-{target}.txt")), &lines);
+    assert!(wrong.is_none(), "{}\nFUSE_LEDGER=DIR writes what differs, BLESS=1 accepts it", wrong.unwrap_or_default());
 }
 
 #[test]
@@ -33,7 +90,7 @@ fn each_fusion_that_is_lost_changes_the_plan() {
         for pass in fired {
             let without = Selection::parse(&format!("-{pass}")).expect("the pass is there");
             let plan = model(file, text, without).plan;
-            assert_ne!(told(&plan), told(&whole.plan), "{file} without {pass}");
+            assert_ne!(plan.steps, whole.plan.steps, "{file} without {pass}");
             assert!(decode_launches(&plan) >= decode_launches(&whole.plan), "{file}: {pass} adds launches");
         }
         let unfused = model(file, text, Selection::none()).plan;
@@ -86,43 +143,13 @@ fn decode_launches(plan: &Plan) -> usize {
     plan.step(StepKind::Decode { batch: 1 }).map_or(0, |step| step.launches.len())
 }
 
-/// The summary, the kernels, and what a decode step and a prompt step launch: layers 0 and 1, and what is outside the layers.
-fn told(plan: &Plan) -> String {
-    let mut text = format!("{}\n", plan.summary());
-    for kernel in &plan.kernels {
-        let name = &kernel.name;
-        writeln!(text, "kernel {name}: {} threads, {} bytes shared", kernel.threads, kernel.shared_bytes)
-            .expect("writing to a string");
-    }
-    let near = Some(plan.decode_at(1, 0)).filter(|kind| matches!(kind, StepKind::Near { .. }));
-    let steps = [
-        ("decode 1", StepKind::Decode { batch: 1 }),
-        ("prompt 128", StepKind::Prompt { rows: 128 }),
-        ("last of 128", StepKind::Last { rows: 128 }),
-    ];
-    for (title, kind) in near.map(|kind| ("near 1", kind)).into_iter().chain(steps) {
-        let step = plan.step(kind).expect("the step is planned");
-        writeln!(text, "{title}: {} launches", step.launches.len()).expect("writing to a string");
-        for launch in step.launches.iter().filter(|launch| launch.layer.is_none_or(|layer| layer < 2)) {
-            text += &line(plan, launch);
-        }
-    }
-    text
-}
-
-/// `  layer 0: norm_matvec … grid 132`
-fn line(plan: &Plan, launch: &Launch) -> String {
-    let layer = launch.layer.map_or("outside".to_owned(), |layer| format!("layer {layer}"));
-    let [x, y, z] = launch.grid;
-    let bytes =
-        if launch.weight_bytes > 0 { format!(", {} bytes of weights", launch.weight_bytes) } else { String::new() };
-    format!("  {layer}: {} = {}, grid {x} {y} {z}{bytes}\n", launch.node, plan.kernels[launch.kernel].name)
-}
-
 fn model(file: &str, text: &str, passes: Selection) -> Model {
+    planned(file, text, passes, &PlanOptions { clusters: true, ..PlanOptions::default() })
+}
+
+fn planned(file: &str, text: &str, passes: Selection, plan: &PlanOptions) -> Model {
     let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
-    let plan = PlanOptions { clusters: true, ..PlanOptions::default() };
-    let options = CompileOptions { passes, plan, ..CompileOptions::default() };
+    let options = CompileOptions { passes, plan: plan.clone(), ..CompileOptions::default() };
     compile(&description, None, &options).unwrap_or_else(|error| panic!("{file}: {error:#}"))
 }
 

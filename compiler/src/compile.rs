@@ -82,45 +82,56 @@ pub fn compile(
     Ok(Model { facts: resolved.facts.clone(), resolved, described, graph, report, plan, sources, tuning })
 }
 
-impl Model {
-    /// The model as a `.fuse` file's contents, with device code for each of `archs` where there is an NVRTC; else sources only.
-    ///
-    /// # Errors
-    /// A kernel that does not compile, or an arch that this NVRTC does not know.
-    pub fn artifact(
-        &self,
-        description: &str,
-        config: Option<&serde_json::Value>,
-        nvrtc: Option<Nvrtc>,
-        archs: &[Arch],
-        options: &Options,
-    ) -> Result<Artifact> {
-        let mut artifact = Artifact {
-            manifest: Manifest { name: self.plan.name.clone(), ..Manifest::default() },
-            graph_text: self.graph.to_string(),
-            plan_json: serde_json::to_string_pretty(&self.plan)?,
-            description_toml: description.to_string(),
-            config_json: serde_json::to_string_pretty(&config)?,
-            sources: self.sources.clone(),
-            ..Artifact::default()
-        };
-        if !self.tuning.is_empty() {
-            let Tuning { arch, gpu, .. } = &self.tuning;
-            let tuning = json!({ "arch": arch, "gpu": gpu, "sha256": self.tuning.digest() });
-            artifact.manifest.extra.insert("tuning".into(), tuning);
-        }
-        let Some(nvrtc) = nvrtc else { return Ok(artifact) };
-        artifact.manifest.nvrtc_version = Some(nvrtc.version_text());
-        for &arch in archs {
-            artifact.manifest.archs.push(arch.to_string());
-            let compiled = compile_all(nvrtc, &self.sources, arch, options)?;
-            let mut reports = BTreeMap::new();
-            for (name, kernel) in compiled {
-                reports.insert(name.clone(), kernel.report);
-                artifact.cubins.insert((arch.to_string(), name), kernel.cubin);
-            }
-            artifact.reports.insert(arch.to_string(), reports);
-        }
-        Ok(artifact)
+impl CompileOptions {
+    /// The same, planned for `arch` with its launch shapes.
+    pub fn on(self, arch: Arch, tuning: Tuning) -> CompileOptions {
+        CompileOptions { plan: PlanOptions { tuning, clusters: arch.has_clusters(), ..self.plan }, ..self }
     }
+}
+
+/// A model planned for each architecture, as a `.fuse` file's contents; with device code where there is an NVRTC, else sources only.
+///
+/// # Errors
+/// No model at all, a kernel that does not compile, or an architecture that this NVRTC does not know.
+pub fn artifact(
+    models: &[(Arch, &Model)],
+    description: &str,
+    config: Option<&serde_json::Value>,
+    nvrtc: Option<Nvrtc>,
+    options: &Options,
+) -> Result<Artifact> {
+    let &(_, first) = models.first().context("an artifact is for at least one architecture")?;
+    let mut artifact = Artifact {
+        manifest: Manifest {
+            name: first.plan.name.clone(),
+            nvrtc_version: nvrtc.map(|nvrtc| nvrtc.version_text()),
+            ..Manifest::default()
+        },
+        graph_text: first.graph.to_string(),
+        description_toml: description.to_string(),
+        config_json: serde_json::to_string_pretty(&config)?,
+        ..Artifact::default()
+    };
+    let mut records = serde_json::Map::new();
+    for &(arch, model) in models {
+        let name = arch.to_string();
+        artifact.plans.insert(name.clone(), serde_json::to_string_pretty(&model.plan)?);
+        artifact.sources.extend(model.sources.clone());
+        if !model.tuning.is_empty() {
+            let Tuning { gpu, .. } = &model.tuning;
+            records.insert(name.clone(), json!({ "gpu": gpu, "sha256": model.tuning.digest() }));
+        }
+        let Some(nvrtc) = nvrtc else { continue };
+        let mut reports = BTreeMap::new();
+        for (kernel, compiled) in compile_all(nvrtc, &model.sources, arch, options)? {
+            reports.insert(kernel.clone(), compiled.report);
+            artifact.cubins.insert((name.clone(), kernel), compiled.cubin);
+        }
+        artifact.manifest.archs.push(name.clone());
+        artifact.reports.insert(name, reports);
+    }
+    if !records.is_empty() {
+        artifact.manifest.extra.insert("tuning".into(), records.into());
+    }
+    Ok(artifact)
 }

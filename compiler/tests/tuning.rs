@@ -1,6 +1,6 @@
 //! What a tuning record does to plans, sources and artifacts.
 
-use fusec::compile::{CompileOptions, Model, compile};
+use fusec::compile::{CompileOptions, Model, artifact, compile};
 use fusec::description::{Description, find_for};
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
 use fusec::plan::{KernelSpec, Launch, Plan, PlanOptions, StepKind, Tuning};
@@ -53,14 +53,11 @@ fn model(tuning: Tuning) -> Model {
     compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles")
 }
 
-/// Name, spec and blocks of each launch of a decode step.
-fn launches(plan: &Plan, batch: usize) -> Vec<(&str, &KernelSpec, u32)> {
+/// Stem, spec and blocks of each launch of a decode step.
+fn launches(plan: &Plan, batch: usize) -> Vec<(String, &KernelSpec, u32)> {
     let step = plan.step(StepKind::Decode { batch }).expect("a decode step");
-    let kernel = |launch: usize| &plan.kernels[launch];
-    step.launches
-        .iter()
-        .map(|launch| (kernel(launch.kernel).name.as_str(), &kernel(launch.kernel).spec, launch.grid[0]))
-        .collect()
+    let spec = |launch: usize| &plan.kernels[launch].spec;
+    step.launches.iter().map(|launch| (spec(launch.kernel).stem(), spec(launch.kernel), launch.grid[0])).collect()
 }
 
 #[test]
@@ -68,7 +65,7 @@ fn an_entry_shapes_the_products_of_its_key_and_no_others() {
     let (rules, tuned) = (model(Tuning::default()), model(record(Some(gate_up()), None)));
     let mut changed = 0;
     for (before, after) in launches(&rules.plan, 1).into_iter().zip(launches(&tuned.plan, 1)) {
-        assert_eq!(before.0, after.0, "names stay");
+        assert_eq!(before.0, after.0, "stems stay");
         if let (KernelSpec::Matvec(old), KernelSpec::Matvec(new)) = (before.1, after.1)
             && old.kind() == "norm_matvec_gated"
         {
@@ -228,8 +225,9 @@ fn the_head_keeps_a_maximum_a_block() {
 
 #[test]
 fn the_record_reaches_the_sources_and_the_artifact() {
-    let artifact = |model: &Model| {
-        let artifact = model.artifact("", None, None, &[], &Default::default()).expect("sources need nothing");
+    let written = |model: &Model| {
+        let arch = "sm_90a".parse().expect("it is supported");
+        let artifact = artifact(&[(arch, model)], "", None, None, &Default::default()).expect("sources need nothing");
         (artifact.to_bytes().expect("it can be written"), artifact)
     };
     let rules = model(Tuning::default());
@@ -239,13 +237,13 @@ fn the_record_reaches_the_sources_and_the_artifact() {
     let differ = tuned.sources.iter().filter(|(name, source)| rules.sources.get(*name) != Some(*source)).count();
     // Kernels are kept by their source: the gated product, the attention and its projection are made again, the others are not.
     assert_eq!(differ, 3);
-    let (bytes, with) = artifact(&tuned);
-    assert_eq!(with.manifest.extra["tuning"]["sha256"], tuned.tuning.digest());
-    assert_eq!(with.manifest.extra["tuning"]["gpu"], "a GPU");
-    let (plain, without) = artifact(&rules);
+    let (bytes, with) = written(&tuned);
+    assert_eq!(with.manifest.extra["tuning"]["sm_90a"]["sha256"], tuned.tuning.digest());
+    assert_eq!(with.manifest.extra["tuning"]["sm_90a"]["gpu"], "a GPU");
+    let (plain, without) = written(&rules);
     assert!(!without.manifest.extra.contains_key("tuning"));
     // Blocks are in no source; the plan and the manifest tell them apart.
-    let (other, _) = artifact(&model(record(Some(MatvecTuning { blocks: 2, ..gate_up() }), Some(attention()))));
+    let (other, _) = written(&model(record(Some(MatvecTuning { blocks: 2, ..gate_up() }), Some(attention()))));
     assert!(bytes != plain && bytes != other);
-    assert_eq!(artifact(&tuned).0, bytes, "the same record gives the same file");
+    assert_eq!(written(&tuned).0, bytes, "the same record gives the same file");
 }

@@ -1,10 +1,9 @@
 //! A compiled model on a device: the GPU's captured steps, the CPU's threads, or the reference interpreter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fusec::artifact::Artifact;
 use fusec::build::{Arch, Nvrtc, Options, compile_all};
 use fusec::ir::{Graph, Interpreter, Tensor};
 use fusec::plan::{Plan, PlanOptions};
@@ -61,8 +60,8 @@ pub struct Program {
     pub plan: Plan,
     /// CUDA text by kernel name.
     pub sources: BTreeMap<String, String>,
-    /// The artifact it was read from, with its device code.
-    pub artifact: Option<Artifact>,
+    /// Device code by kernel name, where it was compiled before; else it is compiled when the program is loaded.
+    pub cubins: BTreeMap<String, Vec<u8>>,
 }
 
 /// A model, loaded.
@@ -131,8 +130,8 @@ impl Backend {
     pub fn load(program: Program, weights: Weights<'_>, device: &Device, options: &LoadOptions) -> Result<Backend> {
         match device {
             Device::Auto => {
-                let brings_device_code = program.artifact.as_ref().is_some_and(|artifact| !artifact.cubins.is_empty());
-                Backend::load(program, weights, &device.resolve(brings_device_code).0, options)
+                let resolved = device.resolve(!program.cubins.is_empty()).0;
+                Backend::load(program, weights, &resolved, options)
             }
             Device::Cuda(ordinal) => {
                 let gpu = Gpu::open(*ordinal)?;
@@ -283,14 +282,16 @@ fn rows(tokens: &[u32], sequence: usize) -> Vec<Row> {
 
 /// The device code of a program's kernels for this GPU: the artifact's, or compiled here, each kernel once for all times.
 fn device_code(gpu: &Gpu, program: &Program) -> Result<BTreeMap<String, Vec<u8>>> {
-    let (major, minor) = gpu.compute_capability()?;
-    if let Some(artifact) = program.artifact.as_ref().filter(|artifact| !artifact.manifest.archs.is_empty()) {
-        let (_, cubins) = artifact.cubins_for(major, minor)?;
-        return Ok(cubins.into_iter().map(|(name, cubin)| (name.to_string(), cubin.to_vec())).collect());
+    if !program.cubins.is_empty() {
+        return Ok(program.cubins.clone());
     }
+    let (major, minor) = gpu.compute_capability()?;
     let nvrtc = Nvrtc::find().map_err(|missing| anyhow!("{missing}"))?;
     let options = Options { cache: cache::folder("kernels"), ..Options::default() };
-    let compiled = compile_all(nvrtc, &program.sources, Arch::for_device(major, minor)?, &options)?;
+    let names: BTreeSet<&str> = program.plan.kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    let sources = program.sources.iter().filter(|(name, _)| names.contains(name.as_str()));
+    let sources = sources.map(|(name, source)| (name.clone(), source.clone())).collect();
+    let compiled = compile_all(nvrtc, &sources, Arch::for_device(major, minor)?, &options)?;
     Ok(compiled.into_iter().map(|(name, kernel)| (name, kernel.cubin)).collect())
 }
 

@@ -1,5 +1,6 @@
 //! From what a user names (a folder, a .gguf, a .toml, nothing) to a model that runs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -229,17 +230,17 @@ impl OpenModel {
     /// # Errors
     /// As [`OpenModel::compile`]; an artifact that was not compiled for these batches; a device that cannot hold or run it.
     pub fn load(&self, device: &Device, options: &LoadOptions) -> Result<Backend> {
+        let resolved = device.resolve(self.brings_device_code()).0;
         let program = match &self.artifact {
-            Some(artifact) => self.program(artifact, options)?,
+            Some(artifact) => self.program(artifact, &resolved, options)?,
             None => {
-                let resolved = device.resolve(false).0;
                 // Only a GPU needs launches and kernels.
                 let plan = match &resolved {
                     Device::Cpu | Device::Interpreter => PlanOptions::none(),
                     Device::Auto | Device::Cuda(_) => self.tuned(&resolved, options.plan())?,
                 };
                 let model = self.compile_for(plan, Some(options.context))?;
-                Program { graph: model.graph, plan: model.plan, sources: model.sources, artifact: None }
+                Program { graph: model.graph, plan: model.plan, sources: model.sources, cubins: BTreeMap::new() }
             }
         };
         let weights = match &self.checkpoint {
@@ -258,7 +259,7 @@ impl OpenModel {
                 options.context
             );
         }
-        Backend::load(program, weights, device, options)
+        Backend::load(program, weights, &resolved, options)
     }
 
     /// What to plan for on a device: the launch shapes that were measured, and what it can do.
@@ -266,15 +267,25 @@ impl OpenModel {
         let Device::Cuda(ordinal) = device else { return Ok(plan) };
         let (major, minor) = Gpu::open(*ordinal)?.compute_capability()?;
         let arch = Arch::for_device(major, minor)?;
-        Ok(PlanOptions { tuning: self.tuning.record(&[arch.to_string()])?, clusters: arch.has_clusters(), ..plan })
+        let options = CompileOptions { plan, ..CompileOptions::default() };
+        Ok(options.on(arch, self.tuning.record(&arch.to_string())?).plan)
     }
 
-    fn program(&self, artifact: &Artifact, options: &LoadOptions) -> Result<Program> {
+    fn program(&self, artifact: &Artifact, device: &Device, options: &LoadOptions) -> Result<Program> {
         let graph = Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
         verify(&graph).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?;
-        let plan: Plan =
-            serde_json::from_str(&artifact.plan_json).with_context(|| format!("{}: plan.json", self.name))?;
-        plan.check().with_context(|| format!("{}: plan.json", self.name))?;
+        let (plan, cubins) = match device {
+            Device::Cuda(ordinal) => {
+                let (major, minor) = Gpu::open(*ordinal)?.compute_capability()?;
+                let (arch, plan) = artifact.plan_for(major, minor)?;
+                let cubins = artifact.cubins_for(arch).into_iter().map(|(name, cubin)| (name.into(), cubin.to_vec()));
+                (plan, cubins.collect())
+            }
+            // Without a GPU nothing is launched: any plan says which batches were compiled.
+            _ => (artifact.plans.values().next().context("no plan")?.as_str(), BTreeMap::new()),
+        };
+        let plan: Plan = serde_json::from_str(plan).with_context(|| format!("{}: its plan", self.name))?;
+        plan.check().with_context(|| format!("{}: its plan", self.name))?;
         for &batch in &options.batches {
             ensure!(
                 plan.step(StepKind::Decode { batch }).is_some(),
@@ -298,7 +309,7 @@ impl OpenModel {
                 self.name
             );
         }
-        Ok(Program { graph, plan, sources: artifact.sources.clone(), artifact: Some(artifact.clone()) })
+        Ok(Program { graph, plan, sources: artifact.sources.clone(), cubins })
     }
 
     /// The text of the graph that the description gives for a configuration; none: its preset.

@@ -39,7 +39,7 @@ fn the_readme_lists_what_is_served() {
 fn the_readme_shows_the_plan_of_llama() {
     let (file, text) = shipped().iter().find(|(file, _)| *file == "llama.toml").expect("llama is shipped");
     let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
-    let tuning = TuningSource::Shipped.record(&["sm_90a"]).expect("a sound record");
+    let tuning = TuningSource::Shipped.record("sm_90a").expect("a sound record");
     let plan = PlanOptions { tuning, clusters: true, ..PlanOptions::default() };
     let model =
         compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles");

@@ -246,7 +246,7 @@ fn a_corrupt_artifact() {
     }
     let sound = Artifact {
         graph_text: "this is no graph".into(),
-        plan_json: "{}".into(),
+        plans: BTreeMap::from([("sm_90a".into(), r#"{"kernels": []}"#.into())]),
         description_toml: std::fs::read_to_string(root().join("models/llama.toml")).unwrap(),
         config_json: "null".into(),
         ..Artifact::default()
@@ -289,12 +289,12 @@ fn an_artifact_of_another_configuration() {
 
 #[test]
 fn an_artifact_without_this_gpu() {
-    let manifest =
-        Manifest { name: "tiny".into(), archs: vec!["sm_90a".into(), "sm_120".into()], ..Manifest::default() };
-    let artifact = Artifact { manifest, sources: BTreeMap::new(), ..Artifact::default() };
-    let message = artifact.cubins_for(8, 9).expect_err("there is no code for 8.9").to_string();
-    assert_eq!(message, "`tiny` has code for sm_90a, sm_120, and this GPU is sm_89: compile it with `--arch sm_89`");
-    assert_eq!(artifact.cubins_for(9, 0).unwrap().0.to_string(), "sm_90a");
+    let manifest = Manifest { name: "tiny".into(), ..Manifest::default() };
+    let plans = ["sm_90a", "sm_120"].map(|arch| (arch.into(), "{}".into())).into();
+    let artifact = Artifact { manifest, plans, ..Artifact::default() };
+    let message = artifact.plan_for(8, 9).expect_err("there is no plan for 8.9").to_string();
+    assert_eq!(message, "`tiny` is compiled for sm_120, sm_90a, and this GPU is sm_89: compile it with `--arch sm_89`");
+    assert_eq!(artifact.plan_for(9, 0).unwrap().0.to_string(), "sm_90a");
 }
 
 #[test]

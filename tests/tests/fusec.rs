@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use fuse_tests::{Finished, TempFolder, command, finish, nvrtc, root};
 use fusec::artifact::Artifact;
+use fusec::description::shipped;
 use fusec::ir::Graph;
 use fusec::passes::PIPELINE;
 use serde_json::Value;
@@ -65,7 +66,7 @@ fn llama_compiles_to_device_code_that_does_not_spill() {
     let Finished { stdout, stderr: said, .. } = succeeds(fusec().env("FUSE_NVRTC", nvrtc().path()).args(args));
     assert_eq!(stdout, "");
     assert!(
-        said.starts_with("plan llama: 4 kernels and 4 edges a layer (5 from position 128 on), 16 layers, "),
+        said.starts_with("plan llama: 4 kernels and 4 edges per layer (5 from position 128 on), 16 layers, "),
         "{said}"
     );
 
@@ -92,6 +93,65 @@ fn llama_compiles_to_device_code_that_does_not_spill() {
 }
 
 #[test]
+fn each_architecture_has_a_plan_of_its_own() {
+    let folder = TempFolder::new();
+    let compile = |archs: &str| {
+        let file = folder.path().join(format!("{archs}.fuse"));
+        let args = ["compile", "qwen3", "--arch", archs, "--batch", "1,4", "-o", text(&file)];
+        (
+            succeeds(fusec().env("FUSE_NVRTC", nvrtc().path()).args(args)).stderr,
+            Artifact::read(&file).expect("it is an artifact"),
+        )
+    };
+    let (said, both) = compile("sm_90a,sm_80");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(lines[0].starts_with("sm_80: plan qwen3: ") && lines[1].starts_with("sm_90a: plan qwen3: "), "{said}");
+    assert!(lines[2].ends_with(" kernels, sm_80, sm_90a"), "{said}");
+    for arch in ["sm_80", "sm_90a"] {
+        let (_, alone) = compile(arch);
+        assert_eq!(both.plans[arch], alone.plans[arch], "{arch} is planned as if alone");
+        assert_eq!(both.reports[arch], alone.reports[arch], "{arch}");
+    }
+    assert_ne!(both.plans["sm_80"], both.plans["sm_90a"]);
+    let file = folder.path().join("sm_90a,sm_80.fuse");
+    let json: Value = serde_json::from_str(&printed(&["inspect", text(&file), "--json"])).expect("one JSON object");
+    assert_eq!(json["plan"], json["plans"]["sm_90a"]["plan"], "the latest one stands first");
+    assert_eq!(json["plans"]["sm_80"]["kernels"][0]["archs"]["sm_80"]["spill_store_bytes"], 0);
+    let table = printed(&["inspect", text(&file)]);
+    assert_eq!(table.matches("\nplan qwen3: ").count(), 2, "{table}");
+}
+
+#[test]
+fn explain_plans_as_compile_does() {
+    for (file, _) in shipped() {
+        let family = file.trim_end_matches(".toml");
+        for arch in ["sm_80", "sm_90a"] {
+            let folder = TempFolder::new();
+            let output = folder.path().join("m.fuse");
+            let args = ["compile", family, "--arch", arch, "-o", text(&output)];
+            let compiled = succeeds(fusec().env("FUSE_NVRTC", "/nonexistent").args(args)).stderr;
+            let explained = printed(&["explain", family, "--arch", arch]);
+            assert_eq!(explained.lines().next(), compiled.lines().next(), "{family} for {arch}");
+        }
+    }
+    assert!(
+        printed(&["explain", "llama"])
+            .starts_with("plan llama: 4 kernels and 4 edges per layer (5 from position 128 on)")
+    );
+    // The sum of routed experts takes the residual along, where the plan says so.
+    for family in ["qwen3_moe", "mixtral", "olmoe"] {
+        let explained = printed(&["explain", family]);
+        assert!(!explained.contains(": add: "), "{explained}");
+        assert!(printed(&["explain", family, "--passes", "-fuse-residual"]).contains("fuse-residual"), "{family}");
+    }
+    let stray = printed(&["explain", "dots1"]);
+    assert!(
+        stray.contains("fuse-residual: layers 1-61: add: "),
+        "adds that are launches of their own are told: {stray}"
+    );
+}
+
+#[test]
 fn without_nvrtc_the_file_has_sources_only() {
     let folder = TempFolder::new();
     let folder = folder.path();
@@ -110,7 +170,7 @@ fn without_nvrtc_the_file_has_sources_only() {
     assert_eq!(stage("00-described.txt"), printed(&["print", "-O0", "llama"]));
     assert_eq!(stage("03-fuse-mlp.txt"), printed(&["print", "--after", "fuse-mlp", "llama"]));
     assert_eq!(stage("10-fuse-sample.txt"), artifact.graph_text);
-    assert_eq!(stage("plan.json").trim_end(), artifact.plan_json.trim_end());
+    assert_eq!(stage("plan/sm_90a.json").trim_end(), artifact.plans["sm_90a"].trim_end());
     for (name, source) in &artifact.sources {
         assert_eq!(&stage(&format!("src/{name}.cu")), source);
     }

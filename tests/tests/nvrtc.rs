@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fuse_tests::{nvrtc, root};
-use fusec::build::{Arch, Options, compile_all};
+use fusec::build::{Arch, Options, SUPPORTED_ARCHS, compile_all};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
 use fusec::passes::Selection;
-use fusec::plan::{Kernel, KernelSpec, PlanOptions, Step, StepKind, TuningSource};
+use fusec::plan::{Kernel, KernelSpec, PlanOptions, Step, StepKind, Tuning, TuningSource};
 
 /// Those of the architectures below whose blocks work in clusters.
 const CLUSTERED: [&str; 2] = ["sm_100a", "sm_120"];
@@ -23,7 +23,7 @@ fn every_kernel_compiles() {
     for (turn, &(file, text)) in shipped().iter().enumerate() {
         let batches = [&[1, 2][..], &[1], &[1, 4], &[1]][turn % 4].to_vec();
         let prompts = [&[32][..], &[], &[], &[], &[128], &[], &[], &[]][turn % 8].to_vec();
-        let tuning = TuningSource::Shipped.record(&["sm_90a"]).expect("the shipped record is sound");
+        let tuning = TuningSource::Shipped.record("sm_90a").expect("the shipped record is sound");
         let plan = PlanOptions { batches, prompts, tuning, clusters: true };
         let whole = model(file, text, &CompileOptions { plan, ..CompileOptions::default() });
         wrong.extend(faults(&whole, "sm_90a", |_| true));
@@ -53,6 +53,35 @@ fn unfused_kernels_and_other_architectures_compile() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Every description is planned for every supported architecture: no block asks for more than that architecture has.
+#[test]
+fn every_plan_fits_its_architecture() {
+    // Architectures that are planned for alike have one plan.
+    let mut targets: Vec<(bool, Tuning, Vec<Arch>)> = Vec::new();
+    for name in SUPPORTED_ARCHS {
+        let arch: Arch = name.parse().expect("it is supported");
+        let tuning = TuningSource::Shipped.record(name).expect("the shipped record is sound");
+        match targets.iter_mut().find(|(clusters, record, _)| (*clusters, &*record) == (arch.has_clusters(), &tuning)) {
+            Some((.., alike)) => alike.push(arch),
+            None => targets.push((arch.has_clusters(), tuning, vec![arch])),
+        }
+    }
+    for &(file, text) in shipped() {
+        for (clusters, tuning, archs) in &targets {
+            let whole = model(file, text, &CompileOptions::default().on(archs[0], tuning.clone()));
+            for kernel in &whole.plan.kernels {
+                for arch in archs {
+                    let (name, bytes) = (&kernel.name, kernel.shared_bytes as usize);
+                    assert!(bytes <= arch.shared_limit(), "{name} for {arch} asks for {bytes} bytes");
+                }
+                let clustered = matches!(kernel.spec, KernelSpec::AttentionProjection(_))
+                    || matches!(kernel.spec, KernelSpec::Sample { cluster, .. } if cluster > 1);
+                assert!(*clusters || !clustered, "{} for {} works in clusters", kernel.name, archs[0]);
+            }
+        }
+    }
 }
 
 /// A line for each of these kernels that spills, and for each one of a decode step that has a stack. Panics where one does not compile.

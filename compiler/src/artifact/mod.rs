@@ -4,7 +4,7 @@
 
 mod archive;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::{Arch, ResourceReport};
 
 /// The version of the file's layout. A reader takes its own alone.
-pub const FORMAT_VERSION: u32 = 7;
+pub const FORMAT_VERSION: u32 = 8;
 
 /// A compiled model without its weights.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -22,15 +22,15 @@ pub struct Artifact {
     pub manifest: Manifest,
     /// The fused graph in its text form: `graph.txt`.
     pub graph_text: String,
-    /// Launches and buffers: `plan.json`.
-    pub plan_json: String,
+    /// Launches and buffers, by the architecture they are planned for: `plan/ARCH.json`. At least one.
+    pub plans: BTreeMap<String, String>,
     /// The description it was compiled from: `description.toml`.
     pub description_toml: String,
     /// The configuration it was compiled with: `config.json`.
     pub config_json: String,
     /// CUDA text by kernel name: `src/NAME.cu`.
     pub sources: BTreeMap<String, String>,
-    /// Device code by architecture and kernel name: `cubin/ARCH/NAME.cubin`. One for each source and each architecture of the manifest.
+    /// Device code by architecture and kernel name: `cubin/ARCH/NAME.cubin`. One for each kernel of the plan of each architecture of the manifest.
     pub cubins: BTreeMap<(String, String), Vec<u8>>,
     /// What the assembler says about each kernel, by architecture, then by kernel name: `reports/ARCH.json`.
     pub reports: BTreeMap<String, BTreeMap<String, ResourceReport>>,
@@ -94,14 +94,16 @@ impl Artifact {
     /// # Errors
     /// As [`Artifact::write`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        self.check_cubins()?;
+        self.check_kernels()?;
         let mut entries = BTreeMap::new();
         let mut add = |name: String, bytes: &[u8]| drop(entries.insert(name, bytes.to_owned()));
         add("manifest.json".into(), json(&self.manifest)?.as_bytes());
         add("graph.txt".into(), self.graph_text.as_bytes());
-        add("plan.json".into(), self.plan_json.as_bytes());
         add("description.toml".into(), self.description_toml.as_bytes());
         add("config.json".into(), self.config_json.as_bytes());
+        for (arch, plan) in &self.plans {
+            add(format!("plan/{}.json", file_name(arch)?), plan.as_bytes());
+        }
         for (name, source) in &self.sources {
             add(format!("src/{}.cu", file_name(name)?), source.as_bytes());
         }
@@ -124,7 +126,6 @@ impl Artifact {
         let mut artifact = Artifact {
             manifest,
             graph_text: take_text(&mut entries, "graph.txt")?,
-            plan_json: take_text(&mut entries, "plan.json")?,
             description_toml: take_text(&mut entries, "description.toml")?,
             config_json: take_text(&mut entries, "config.json")?,
             ..Artifact::default()
@@ -132,6 +133,9 @@ impl Artifact {
         for (entry, bytes) in entries {
             let parts: Vec<&str> = entry.split('/').collect();
             match parts[..] {
+                ["plan", file] if file.ends_with(".json") => {
+                    artifact.plans.insert(file.trim_end_matches(".json").into(), text(bytes, &entry)?);
+                }
                 ["src", file] if file.ends_with(".cu") => {
                     let source = text(bytes, &entry)?;
                     artifact.sources.insert(file.trim_end_matches(".cu").into(), source);
@@ -148,50 +152,72 @@ impl Artifact {
                 _ => {}
             }
         }
-        artifact.check_cubins()?;
+        artifact.check_kernels()?;
         Ok(artifact)
     }
 
-    /// The device code for a device of compute capability `major.minor`: the architecture taken, and a cubin for each kernel name.
+    /// The plan for a device of compute capability `major.minor`, the text of its JSON, and the architecture it is for.
     ///
     /// # Errors
     /// When the file has none that runs there: the message says what it has and what to compile for.
-    pub fn cubins_for(&self, major: u32, minor: u32) -> Result<(Arch, BTreeMap<&str, &[u8]>)> {
-        let archs = self.manifest.archs.iter().map(|arch| arch.parse::<Arch>()).collect::<Result<Vec<_>>>()?;
-        let fitting = archs.into_iter().filter(|arch| arch.runs_on(major, minor)).max();
-        let arch = fitting.ok_or_else(|| {
-            let has = if self.manifest.archs.is_empty() {
-                "sources only".into()
-            } else {
-                format!("code for {}", self.manifest.archs.join(", "))
-            };
-            match Arch::for_device(major, minor) {
-                Ok(wanted) => anyhow!(
-                    "`{}` has {has}, and this GPU is sm_{major}{minor}: compile it with `--arch {wanted}`",
-                    self.manifest.name
-                ),
-                Err(error) => error,
-            }
-        })?;
-        let name = arch.to_string();
-        let own = self.cubins.iter().filter(|((arch, _), _)| *arch == name);
-        Ok((arch, own.map(|((_, kernel), cubin)| (kernel.as_str(), cubin.as_slice())).collect()))
+    pub fn plan_for(&self, major: u32, minor: u32) -> Result<(Arch, &str)> {
+        let plans = self.plans.iter().map(|(arch, plan)| Ok((arch.parse::<Arch>()?, plan.as_str())));
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        let fitting = plans.into_iter().filter(|(arch, _)| arch.runs_on(major, minor)).max();
+        fitting.ok_or_else(|| match Arch::for_device(major, minor) {
+            Ok(wanted) => anyhow!(
+                "`{}` is compiled for {}, and this GPU is sm_{major}{minor}: compile it with `--arch {wanted}`",
+                self.manifest.name,
+                self.plans.keys().map(String::as_str).collect::<Vec<_>>().join(", ")
+            ),
+            Err(error) => error,
+        })
     }
 
-    /// Each source has device code for each architecture that the manifest names, and no other device code is there.
-    fn check_cubins(&self) -> Result<()> {
+    /// The device code for an architecture, by kernel name; empty where the file has sources only.
+    pub fn cubins_for(&self, arch: Arch) -> BTreeMap<&str, &[u8]> {
+        let name = arch.to_string();
+        let own = self.cubins.iter().filter(|((arch, _), _)| *arch == name);
+        own.map(|((_, kernel), cubin)| (kernel.as_str(), cubin.as_slice())).collect()
+    }
+
+    /// Each kernel of a plan has a source, and device code where the manifest names the plan's architecture; no other device code is there.
+    fn check_kernels(&self) -> Result<()> {
+        ensure!(!self.plans.is_empty(), "it lacks plan/ARCH.json: it is no .fuse file, or was cut");
         for arch in &self.manifest.archs {
-            for name in self.sources.keys() {
-                let there = self.cubins.contains_key(&(arch.clone(), name.clone()));
-                ensure!(there, "it lacks cubin/{arch}/{name}.cubin");
+            ensure!(self.plans.contains_key(arch), "it lacks plan/{arch}.json");
+        }
+        let mut known = BTreeSet::new();
+        for (arch, plan) in &self.plans {
+            let Kernels { kernels } =
+                serde_json::from_str(plan).with_context(|| format!("its plan/{arch}.json is not as expected"))?;
+            for Named { name } in kernels {
+                ensure!(self.sources.contains_key(&name), "it lacks src/{name}.cu");
+                if self.manifest.archs.contains(arch) {
+                    let key = (arch.clone(), name);
+                    ensure!(self.cubins.contains_key(&key), "it lacks cubin/{arch}/{}.cubin", key.1);
+                    known.insert(key);
+                }
             }
         }
-        for (arch, name) in self.cubins.keys() {
-            let known = self.manifest.archs.contains(arch) && self.sources.contains_key(name);
-            ensure!(known, "cubin/{arch}/{name}.cubin belongs to no architecture and source that it lists");
+        match self.cubins.keys().find(|key| !known.contains(key)) {
+            Some((arch, name)) => {
+                bail!("cubin/{arch}/{name}.cubin is of no kernel in the plan of an architecture that it lists")
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// What is read of a plan here: the names of its kernels.
+#[derive(Deserialize)]
+struct Kernels {
+    kernels: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
 }
 
 /// The version is read before the rest: another format may have any shape.

@@ -2,6 +2,9 @@ use super::*;
 use crate::build::testing::scratch;
 use std::process::Command;
 
+/// All that this room reads of a plan.
+const PLAN: &str = r#"{"kernels": [{"name": "norm"}, {"name": "matmul_k64"}]}"#;
+
 fn sample() -> Artifact {
     let text = |text: &str| text.to_owned();
     let report = ResourceReport::default();
@@ -14,7 +17,7 @@ fn sample() -> Artifact {
             ..Manifest::default()
         },
         graph_text: text("%0 = input : bf16[T, 64]\n"),
-        plan_json: text("{}"),
+        plans: ["sm_90a", "sm_80"].map(|arch| (text(arch), text(PLAN))).into(),
         description_toml: text("schema = 1\n"),
         config_json: text("{\"hidden_size\": 64}"),
         sources: BTreeMap::from([(text("norm"), text("// norm\n")), (text("matmul_k64"), text("// matmul\n"))]),
@@ -69,7 +72,8 @@ fn the_same_contents_give_the_same_bytes_in_sorted_entries() {
             "description.toml",
             "graph.txt",
             "manifest.json",
-            "plan.json",
+            "plan/sm_80.json",
+            "plan/sm_90a.json",
             "reports/sm_90a.json",
             "src/matmul_k64.cu",
             "src/norm.cu"
@@ -98,19 +102,22 @@ fn sources_only_is_an_artifact() {
     artifact.manifest.archs.clear();
     artifact.cubins.clear();
     let read = Artifact::from_bytes(&artifact.to_bytes().unwrap()).unwrap();
-    let error = read.cubins_for(9, 0).unwrap_err().to_string();
-    assert_eq!(error, "`llama` has sources only, and this GPU is sm_90: compile it with `--arch sm_90a`");
+    let (arch, plan) = read.plan_for(9, 0).unwrap();
+    assert_eq!((arch.to_string().as_str(), plan, read.cubins_for(arch).len()), ("sm_90a", PLAN, 0));
 }
 
 #[test]
 fn a_device_gets_the_best_code_that_runs_on_it() {
     let artifact = sample();
-    let (arch, cubins) = artifact.cubins_for(9, 0).unwrap();
-    assert_eq!((arch.to_string().as_str(), cubins["norm"]), ("sm_90a", &b"sm_90a norm"[..]));
-    let (arch, cubins) = artifact.cubins_for(8, 6).unwrap();
-    assert_eq!((arch.to_string().as_str(), cubins.len()), ("sm_80", 2));
-    let error = artifact.cubins_for(10, 0).unwrap_err().to_string();
-    assert_eq!(error, "`llama` has code for sm_90a, sm_80, and this GPU is sm_100: compile it with `--arch sm_100a`");
+    let (arch, _) = artifact.plan_for(9, 0).unwrap();
+    assert_eq!((arch.to_string().as_str(), artifact.cubins_for(arch)["norm"]), ("sm_90a", &b"sm_90a norm"[..]));
+    let (arch, _) = artifact.plan_for(8, 6).unwrap();
+    assert_eq!((arch.to_string().as_str(), artifact.cubins_for(arch).len()), ("sm_80", 2));
+    let error = artifact.plan_for(10, 0).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "`llama` is compiled for sm_80, sm_90a, and this GPU is sm_100: compile it with `--arch sm_100a`"
+    );
 }
 
 fn error_of(bytes: &[u8]) -> String {
@@ -136,12 +143,20 @@ fn a_file_that_is_no_artifact_is_one_clear_error() {
         error_of(&archive::pack(&BTreeMap::new()).unwrap()),
         "it lacks manifest.json: it is no .fuse file, or was cut"
     );
-    for entry in ["graph.txt", "plan.json", "description.toml", "config.json"] {
+    for entry in ["graph.txt", "description.toml", "config.json"] {
         assert_eq!(error_of(&changed(&[(entry, None)])), format!("it lacks {entry}: it is no .fuse file, or was cut"));
     }
-    assert_eq!(error_of(&changed(&[("cubin/sm_80/norm.cubin", None)])), "it lacks cubin/sm_80/norm.cubin");
+    for entry in ["cubin/sm_80/norm.cubin", "plan/sm_80.json", "src/norm.cu"] {
+        assert_eq!(error_of(&changed(&[(entry, None)])), format!("it lacks {entry}"));
+    }
+    let none = [("plan/sm_80.json", None), ("plan/sm_90a.json", None)];
+    assert!(error_of(&changed(&none)).starts_with("it lacks plan/ARCH.json"));
     assert!(
-        error_of(&changed(&[("cubin/sm_75/norm.cubin", Some(""))])).starts_with("cubin/sm_75/norm.cubin belongs to no")
+        error_of(&changed(&[("cubin/sm_75/norm.cubin", Some(""))]))
+            .starts_with("cubin/sm_75/norm.cubin is of no kernel")
+    );
+    assert!(
+        error_of(&changed(&[("plan/sm_80.json", Some("?"))])).starts_with("its plan/sm_80.json is not as expected")
     );
     assert!(
         error_of(&changed(&[("reports/sm_80.json", Some("?"))]))

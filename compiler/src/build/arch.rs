@@ -32,6 +32,15 @@ impl Arch {
         self.number >= 90
     }
 
+    /// Bytes of shared memory that a block may ask for at most (CUDA programming guide, technical specifications per compute capability).
+    pub fn shared_limit(self) -> usize {
+        match self.number {
+            80 | 87 => 163 << 10,
+            90..120 => 227 << 10,
+            _ => 99 << 10,
+        }
+    }
+
     /// Whether a cubin for this architecture runs on a device of compute capability `major.minor`.
     ///
     /// Plain code runs on the same major version with an equal or later minor one, specific code on exactly its own chip.

@@ -11,7 +11,7 @@ use clap::builder::PossibleValuesParser;
 use super::model::{ModelArgs, Opened};
 use super::tell;
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
-use crate::compile::{CompileOptions, Model};
+use crate::compile::{CompileOptions, Model, artifact};
 use crate::ir::DType;
 use crate::passes;
 use crate::plan::{PlanOptions, TuningSource};
@@ -21,9 +21,8 @@ use crate::plan::{PlanOptions, TuningSource};
 pub(super) struct CompileArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// GPU architectures to make device code for.
-    #[arg(long, env = "FUSE_ARCH", value_delimiter = ',', value_name = "ARCH,…", default_value = "sm_90a")]
-    arch: Vec<Arch>,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Sequences that decode together: 1, 2, 4, 8.
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4",
           value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]))]
@@ -34,10 +33,7 @@ pub(super) struct CompileArgs {
     /// The type of weights and caches.
     #[arg(long, env = "FUSE_DTYPE", default_value = "bf16", value_parser = PossibleValuesParser::new(["bf16", "f16", "f32"]))]
     dtype: String,
-    /// Launch shapes: auto (the shipped record of the architecture, where there is one), none (the plan's own rules), or a record of fusec tune.
-    #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
-    tuning: TuningSource,
-    /// A folder for the graph as described and after each pass, plan.json, each kernel's source, and the assembler's reports.
+    /// A folder for the graph as described and after each pass, the plan of each architecture, each kernel's source, and the assembler's reports.
     #[arg(long, env = "FUSE_DUMP", value_name = "DIR")]
     dump: Option<PathBuf>,
     /// The file to write; NAME.fuse if it is not given.
@@ -45,22 +41,55 @@ pub(super) struct CompileArgs {
     output: Option<PathBuf>,
 }
 
-/// Compiles and writes the artifact; a line about each on stderr, the plan's first.
+/// What to plan for.
+#[derive(Args, Clone, Debug)]
+pub(super) struct TargetArgs {
+    /// GPU architectures to plan for and to make device code for.
+    #[arg(long, env = "FUSE_ARCH", value_delimiter = ',', value_name = "ARCH,…", default_value = "sm_90a")]
+    arch: Vec<Arch>,
+    /// Launch shapes: auto (the shipped record of the architecture, where there is one), none (heuristics only), or a record of fusec tune.
+    #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
+    tuning: TuningSource,
+}
+
+impl TargetArgs {
+    /// The model planned for each of the architectures, oldest first.
+    pub fn models(&self, opened: &Opened, options: &CompileOptions) -> Result<Vec<(Arch, Model)>> {
+        let mut archs = self.arch.clone();
+        archs.sort();
+        archs.dedup();
+        let records = self.tuning.records(&archs.iter().map(Arch::to_string).collect::<Vec<_>>())?;
+        let model = |(arch, record)| Ok((arch, opened.compile(&options.clone().on(arch, record))?));
+        archs.into_iter().zip(records).map(model).collect()
+    }
+}
+
+/// The summary of the plan; of several architectures a line each, which begins with the architecture.
+pub(super) fn summaries(models: &[(Arch, Model)]) -> String {
+    match models {
+        [(_, model)] => model.plan.summary(),
+        _ => models
+            .iter()
+            .map(|(arch, model)| format!("{arch}: {}", model.plan.summary()))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    }
+}
+
+/// Compiles and writes the artifact; a line about each plan on stderr, then about the file.
 pub(super) fn run(args: &CompileArgs) -> Result<()> {
     let opened = args.model.open()?;
     let options = args.options()?;
-    let model = opened.compile(&options)?;
-    tell(model.plan.summary());
+    let models = args.target.models(&opened, &options)?;
+    tell(summaries(&models));
     if let Some(folder) = &args.dump {
-        dump(folder, &model, &options)?;
+        dump(folder, &models, &options)?;
     }
 
     let nvrtc = Nvrtc::find().map_err(|missing| tell(format!("{missing}; the file has sources only"))).ok();
-    let mut archs = args.arch.clone();
-    archs.sort();
-    archs.dedup();
+    let planned: Vec<(Arch, &Model)> = models.iter().map(|(arch, model)| (*arch, model)).collect();
     let build = Options { cache: kernel_cache(), ..Options::default() };
-    let mut artifact = model.artifact(&opened.text, opened.config.as_ref(), nvrtc, &archs, &build)?;
+    let mut artifact = artifact(&planned, &opened.text, opened.config.as_ref(), nvrtc, &build)?;
     if let Some(positions) = args.max_context {
         artifact.manifest.extra.insert("max_context".into(), positions.into());
     }
@@ -83,16 +112,10 @@ impl CompileArgs {
         let mut batches = self.batch.iter().map(|batch| Ok(batch.parse::<usize>()?)).collect::<Result<Vec<usize>>>()?;
         batches.sort();
         batches.dedup();
-        let archs: Vec<String> = self.arch.iter().map(Arch::to_string).collect();
         let dtype = DType::parse(&self.dtype).with_context(|| anyhow!("there is no dtype {}", self.dtype))?;
         Ok(CompileOptions {
             passes: self.model.selection()?,
-            plan: PlanOptions {
-                batches,
-                tuning: self.tuning.record(&archs)?,
-                clusters: self.arch.iter().all(|arch| arch.has_clusters()),
-                ..PlanOptions::default()
-            },
+            plan: PlanOptions { batches, ..PlanOptions::default() },
             dtype,
             context: self.max_context.map(|positions| positions as usize),
         })
@@ -115,17 +138,20 @@ pub(super) fn kernel_cache() -> Option<PathBuf> {
 }
 
 /// Each stage up to the sources: what a kernel that does not compile is read beside.
-fn dump(folder: &Path, model: &Model, options: &CompileOptions) -> Result<()> {
-    write(folder, "00-described.txt", &model.described.to_string())?;
-    let mut graph = model.described.clone();
+fn dump(folder: &Path, models: &[(Arch, Model)], options: &CompileOptions) -> Result<()> {
+    let Some((_, first)) = models.first() else { return Ok(()) };
+    write(folder, "00-described.txt", &first.described.to_string())?;
+    let mut graph = first.described.clone();
     let mut stages = Vec::new();
     passes::run(&mut graph, &options.passes, &mut |pass, graph, _| stages.push((pass.to_owned(), graph.to_string())))?;
     for (number, (pass, text)) in stages.iter().enumerate() {
         write(folder, &format!("{:02}-{pass}.txt", number + 1), text)?;
     }
-    write(folder, "plan.json", &(serde_json::to_string_pretty(&model.plan)? + "\n"))?;
-    for (name, source) in &model.sources {
-        write(&folder.join("src"), &format!("{name}.cu"), source)?;
+    for (arch, model) in models {
+        write(&folder.join("plan"), &format!("{arch}.json"), &(serde_json::to_string_pretty(&model.plan)? + "\n"))?;
+        for (name, source) in &model.sources {
+            write(&folder.join("src"), &format!("{name}.cu"), source)?;
+        }
     }
     Ok(())
 }

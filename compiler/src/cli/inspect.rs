@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::show;
 use crate::artifact::Artifact;
-use crate::build::KernelReport;
+use crate::build::{Arch, KernelReport};
 use crate::plan::{Kernel, Plan, StepKind};
 
 /// Which file, and how.
@@ -27,21 +27,56 @@ pub(super) struct InspectArgs {
 /// Prints what the file says about itself and its kernels.
 pub(super) fn run(args: &InspectArgs) -> Result<()> {
     let artifact = Artifact::read(&args.file)?;
-    let plan: Plan = serde_json::from_str(&artifact.plan_json)
-        .with_context(|| format!("cannot read {}: its plan.json is not as expected", args.file.display()))?;
+    let read = |(arch, text): (&String, &String)| {
+        let plan = serde_json::from_str(text);
+        Ok((
+            arch.clone(),
+            plan.with_context(|| {
+                format!("cannot read {}: its plan/{arch}.json is not as expected", args.file.display())
+            })?,
+        ))
+    };
+    let mut plans: Vec<(String, Plan)> = artifact.plans.iter().map(read).collect::<Result<_>>()?;
+    plans.sort_by_key(|(arch, _)| arch.parse::<Arch>().ok());
     if args.json {
-        return show(format!("{}\n", serde_json::to_string_pretty(&as_json(&artifact, &plan)?)?));
+        return show(format!("{}\n", serde_json::to_string_pretty(&as_json(&artifact, &plans)?)?));
     }
-    show(as_text(&artifact, &plan)?)
+    show(as_text(&artifact, &plans)?)
 }
 
-fn as_json(artifact: &Artifact, plan: &Plan) -> Result<Value> {
+/// `plan` and `kernels` are those of the latest architecture, `plans` has all.
+fn as_json(artifact: &Artifact, plans: &[(String, Plan)]) -> Result<Value> {
+    let (latest, plan) = plans.last().context("an artifact has a plan")?;
+    let all = plans.iter().map(|(arch, plan)| {
+        let kernels = kernels_json(artifact, arch, plan)?;
+        Ok((arch.clone(), json!({ "plan": plan_json(plan), "kernels": kernels })))
+    });
+    Ok(json!({
+        "manifest": artifact.manifest,
+        "plan": plan_json(plan),
+        "kernels": kernels_json(artifact, latest, plan)?,
+        "plans": all.collect::<Result<serde_json::Map<String, Value>>>()?,
+    }))
+}
+
+fn plan_json(plan: &Plan) -> Value {
+    json!({
+        "summary": plan.summary(),
+        "layers": plan.layers,
+        "vocabulary": plan.vocabulary,
+        "kernels_per_layer": plan.kernels_per_layer,
+        "edges_per_layer": plan.edges_per_layer,
+        "arena_bytes": plan.arena_bytes,
+        "weight_bytes": plan.weights.iter().map(|weight| weight.bytes).sum::<usize>(),
+        "decode_weight_bytes": plan.decode_weight_bytes(),
+    })
+}
+
+fn kernels_json(artifact: &Artifact, arch: &str, plan: &Plan) -> Result<Vec<Value>> {
     let kernels = plan.kernels.iter().enumerate().map(|(index, kernel)| {
-        let archs = artifact.manifest.archs.iter().map(|arch| {
-            let report = report(artifact, arch, kernel).map(serde_json::to_value).transpose()?;
-            Ok((arch.clone(), report.unwrap_or(Value::Null)))
-        });
-        let archs = archs.collect::<Result<serde_json::Map<String, Value>>>()?;
+        let report = report(artifact, arch, kernel).map(serde_json::to_value).transpose()?;
+        let archs: serde_json::Map<String, Value> =
+            report.map(|report| (arch.to_owned(), report)).into_iter().collect();
         Ok(json!({
             "name": kernel.name,
             "threads": kernel.threads,
@@ -50,59 +85,38 @@ fn as_json(artifact: &Artifact, plan: &Plan) -> Result<Value> {
             "archs": archs,
         }))
     });
-    Ok(json!({
-        "manifest": artifact.manifest,
-        "plan": {
-            "summary": plan.summary(),
-            "layers": plan.layers,
-            "vocabulary": plan.vocabulary,
-            "kernels_per_layer": plan.kernels_per_layer,
-            "edges_per_layer": plan.edges_per_layer,
-            "arena_bytes": plan.arena_bytes,
-            "weight_bytes": plan.weights.iter().map(|weight| weight.bytes).sum::<usize>(),
-            "decode_weight_bytes": plan.decode_weight_bytes(),
-        },
-        "kernels": kernels.collect::<Result<Vec<Value>>>()?,
-    }))
+    kernels.collect()
 }
 
-fn as_text(artifact: &Artifact, plan: &Plan) -> Result<String> {
+fn as_text(artifact: &Artifact, plans: &[(String, Plan)]) -> Result<String> {
     let manifest = &artifact.manifest;
     let mut text = String::new();
-    writeln!(text, "{}", plan.summary())?;
     let made = manifest.nvrtc_version.as_ref().map_or(String::new(), |version| format!(", NVRTC {version}"));
+    let code = if manifest.archs.is_empty() { ", sources only: no device code" } else { "" };
     writeln!(
         text,
-        "by fusec {}{made}, format {}, {}",
-        manifest.compiler_version, manifest.format_version, manifest.dtype
+        "{}, by fusec {}{made}, format {}, {}{code}",
+        manifest.name, manifest.compiler_version, manifest.format_version, manifest.dtype
     )?;
     for (key, value) in &manifest.extra {
         writeln!(text, "{key} {value}")?;
     }
-    if manifest.archs.is_empty() {
-        writeln!(text, "sources only: no device code")?;
-        kernel_table(&mut text, artifact, plan, None)?;
-    }
-    for arch in &manifest.archs {
-        kernel_table(&mut text, artifact, plan, Some(arch))?;
+    for (arch, plan) in plans {
+        writeln!(text, "\n{}", plan.summary())?;
+        kernel_table(&mut text, artifact, plan, arch)?;
     }
     Ok(text)
 }
 
-fn kernel_table(text: &mut String, artifact: &Artifact, plan: &Plan, arch: Option<&str>) -> Result<()> {
+fn kernel_table(text: &mut String, artifact: &Artifact, plan: &Plan, arch: &str) -> Result<()> {
     let width = plan.kernels.iter().map(|kernel| kernel.name.len()).max().unwrap_or(0);
     writeln!(
         text,
-        "\n{:<width$}  {:>7}  {:>9}  {:>6}  {:>5}  {:>6}  launches",
-        arch.unwrap_or("kernel"),
-        "threads",
-        "registers",
-        "shared",
-        "stack",
-        "spills"
+        "{:<width$}  {:>7}  {:>9}  {:>6}  {:>5}  {:>6}  launches",
+        arch, "threads", "registers", "shared", "stack", "spills"
     )?;
     for (index, kernel) in plan.kernels.iter().enumerate() {
-        let report = arch.and_then(|arch| report(artifact, arch, kernel));
+        let report = report(artifact, arch, kernel);
         let number = |of: fn(&KernelReport) -> u32| report.map_or("-".to_owned(), |report| of(report).to_string());
         let shared = kernel.shared_bytes + report.map_or(0, |report| report.shared_bytes);
         let launches: Vec<String> =

@@ -5,13 +5,14 @@ use std::fmt::Write;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
+use super::compile::{TargetArgs, summaries};
 use super::model::ModelArgs;
 use super::{show, tell};
 use crate::compile::{CompileOptions, Model, compile};
 use crate::description::{Facts, json_schema};
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
-use crate::plan::PlanOptions;
+use crate::plan::{Plan, PlanOptions};
 use crate::tensors::{self, Accounting};
 
 /// What to check.
@@ -121,12 +122,15 @@ fn graph_of(model: &ModelArgs, after: Option<&str>) -> Result<Graph> {
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    target: TargetArgs,
 }
 
-/// The plan's line, what each pass did, and what kept others from it.
+/// The line of each plan, what each pass did, and what kept others from it.
 pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
-    let model = args.model.open()?.compile(&args.model.options()?)?;
-    let mut text = format!("{}\n\n", model.plan.summary());
+    let models = args.target.models(&args.model.open()?, &args.model.options()?)?;
+    let mut text = format!("{}\n\n", summaries(&models));
+    let Some((_, model)) = models.first() else { return Ok(()) };
     for rewrite in PIPELINE {
         let run = model.report.passes.iter().find(|pass| pass.name == rewrite.name);
         let did = run.map_or("off".to_owned(), |pass| match pass.stats.fired {
@@ -136,7 +140,8 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
         });
         writeln!(text, "{:<NAME_WIDTH$}  {did}", rewrite.name)?;
     }
-    let missed: Vec<Missed> = passes::explain(&model.graph);
+    let plans: Vec<&Plan> = models.iter().map(|(_, model)| &model.plan).collect();
+    let missed: Vec<Missed> = passes::explain_beside(&model.graph, &|node| plans.iter().all(|plan| plan.fuses(node)));
     text += if missed.is_empty() { "\nEverything that could fuse did.\n" } else { "\nWhat did not fuse, and why:\n" };
     for miss in missed {
         writeln!(text, "{miss}")?;

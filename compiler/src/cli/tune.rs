@@ -24,7 +24,7 @@ use super::compile::kernel_cache;
 use super::model::{ModelArgs, Opened};
 use super::tell;
 use crate::build::{Arch, Nvrtc, Options};
-use crate::compile::{CompileOptions, Model};
+use crate::compile::{CompileOptions, Model, artifact};
 use crate::description::shipped;
 use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 
@@ -270,16 +270,16 @@ impl Bench<'_> {
     }
 
     fn compile(&self, tuning: &Tuning) -> Result<Model> {
-        let clusters = self.arch.has_clusters();
-        let plan = PlanOptions { batches: vec![self.batch], prompts: Vec::new(), tuning: tuning.clone(), clusters };
-        self.opened.compile(&CompileOptions { plan, ..CompileOptions::default() })
+        let plan = PlanOptions { batches: vec![self.batch], prompts: Vec::new(), ..PlanOptions::default() };
+        let options = CompileOptions { plan, ..CompileOptions::default() };
+        self.opened.compile(&options.on(self.arch, tuning.clone()))
     }
 
     /// Writes the artifact. None where a kernel does not compile or spills.
     fn write(&self, name: &str, model: &Model) -> Result<Option<PathBuf>> {
         let options = Options { cache: kernel_cache(), ..Options::default() };
         let (text, config) = (&self.opened.text, self.opened.config.as_ref());
-        let artifact = match model.artifact(text, config, Some(self.nvrtc), &[self.arch], &options) {
+        let artifact = match artifact(&[(self.arch, model)], text, config, Some(self.nvrtc), &options) {
             Ok(artifact) => artifact,
             // The rules' kernels must compile; a candidate may be one that the template refuses.
             Err(error) if model.tuning.is_empty() => return Err(error),

@@ -34,6 +34,14 @@ impl fmt::Display for Graph {
     }
 }
 
+impl Graph {
+    /// The number of each node in the text form: that of its first result.
+    pub fn numbers(&self) -> HashMap<NodeId, usize> {
+        let names = Names::of(self);
+        names.order.iter().map(|&node| (node, names.numbers[&node.result(0)])).collect()
+    }
+}
+
 /// The number of each value in the text form of one graph.
 pub(super) struct Names {
     order: Vec<NodeId>,

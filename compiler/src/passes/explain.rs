@@ -19,7 +19,13 @@ pub struct Missed {
 /// What each rewrite would have liked to fuse in a graph that has been through the pipeline, in the order of
 /// [`PIPELINE`], equal reasons together.
 pub fn explain(graph: &Graph) -> Vec<Missed> {
-    let nodes = graph.ordered();
+    explain_beside(graph, &|_| false)
+}
+
+/// As [`explain`], less what the kernels of a plan have fused: nodes by their numbers in the text form.
+pub fn explain_beside(graph: &Graph, fused: &dyn Fn(usize) -> bool) -> Vec<Missed> {
+    let numbers = graph.numbers();
+    let nodes: Vec<_> = graph.ordered().into_iter().filter(|node| !fused(numbers[node])).collect();
     let mut missed: Vec<Missed> = Vec::new();
     for rewrite in PIPELINE {
         let first = missed.len();

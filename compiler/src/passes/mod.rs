@@ -20,7 +20,7 @@ mod selection;
 use crate::ir::{Graph, NodeId, Patch};
 
 pub use driver::{PassReport, Report, Stats, run};
-pub use explain::{Missed, explain, layer_ranges};
+pub use explain::{Missed, explain, explain_beside, layer_ranges};
 pub use selection::Selection;
 
 /// Every rewrite, in the order in which they run.

@@ -60,7 +60,7 @@ pub struct Cache {
 /// A kernel: its source is emitted from `spec`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
-    /// The name of the function, made from the spec.
+    /// The name of the function: [`KernelSpec::name`].
     pub name: String,
     /// What specialises it.
     pub spec: KernelSpec,
@@ -129,6 +129,8 @@ pub struct Launch {
     pub layer: Option<usize>,
     /// Bytes of weights it reads.
     pub weight_bytes: usize,
+    /// The nodes that it computes (or a part of the first of them), by their numbers in the graph's text form.
+    pub covers: Vec<usize>,
 }
 
 /// An argument of a launch.
@@ -186,6 +188,13 @@ impl Plan {
         self.steps.iter().find(near).map_or(StepKind::Decode { batch }, |step| step.kind)
     }
 
+    /// Whether each launch that computes this node, given by its number in the graph's text form, computes another node too.
+    pub fn fuses(&self, node: usize) -> bool {
+        let mut launches = self.steps.iter().flat_map(|step| &step.launches);
+        let mut covering = launches.by_ref().filter(|launch| launch.covers.contains(&node)).peekable();
+        covering.peek().is_some() && covering.all(|launch| launch.covers.len() > 1)
+    }
+
     /// Checks a plan that was read from a file: every index and offset lies inside what it points into.
     ///
     /// # Errors
@@ -216,7 +225,7 @@ impl Plan {
         decode.map_or(0, |step| step.launches.iter().map(|launch| launch.weight_bytes).sum())
     }
 
-    /// One line: name, kernels and edges a layer, kernels in all, bytes a step.
+    /// One line: name, kernels and edges per layer, layers, launches and bytes per step.
     pub fn summary(&self) -> String {
         let is_decode = |step: &&Step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. });
         let first = self.steps.iter().find(is_decode);
@@ -230,7 +239,7 @@ impl Plan {
             _ => String::new(),
         };
         format!(
-            "plan {}: {} kernels and {} edges a layer{beyond}, {} layers, {} launches a decode step, {:.3} GB of weights a step",
+            "plan {}: {} kernels and {} edges per layer{beyond}, {} layers, {} launches per decode step, {:.3} GB of weights per step",
             self.name,
             self.kernels_per_layer,
             self.edges_per_layer,
@@ -262,6 +271,7 @@ mod tests {
             node: String::new(),
             layer: None,
             weight_bytes: 0,
+            covers: vec![0],
         };
         let spec = KernelSpec::KvAppend { key_heads: 1, head_dim: 8 };
         let good = Plan {

@@ -1,6 +1,7 @@
 //! What specialises a kernel, and all that follows from it: its name, its threads, its shared memory.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::ir::{Activation, NormKind, Rope, Scoring};
 
@@ -293,8 +294,15 @@ pub enum ElementKind {
 const ROW_THREADS: usize = 256;
 
 impl KernelSpec {
-    /// The kernel's name: its chain, then its sizes.
+    /// The kernel's name: its stem, then eight digits of a digest of all that specialises it. Two specs have one name only if they are equal.
     pub fn name(&self) -> String {
+        let fields = serde_json::to_string(self).expect("a spec is numbers and names");
+        let digest: String = Sha256::digest(fields).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        format!("{}_{digest}", self.stem())
+    }
+
+    /// What the kernel computes and its sizes, for readers: different specs may share it.
+    pub fn stem(&self) -> String {
         match self {
             KernelSpec::Matvec(spec) => {
                 let (kind, tiles) = (spec.kind(), spec.tiles.suffix());
@@ -324,7 +332,7 @@ impl KernelSpec {
                 format!("attention_rows_bf16_h{heads}_kv{key_heads}_d{head_dim}_m{}{window}", spec.queries())
             }
             KernelSpec::AttentionProjection(spec) => {
-                let attention = KernelSpec::Attention(spec.attention.clone()).name();
+                let attention = KernelSpec::Attention(spec.attention.clone()).stem();
                 format!("{attention}_proj_{}_b{}", spec.tiles.suffix(), spec.batch)
             }
             KernelSpec::ExpertsHidden(spec) => format!("{}_{}", spec.kind(), spec.products.suffix()),

@@ -383,35 +383,39 @@ impl FromStr for TuningSource {
 }
 
 impl TuningSource {
-    /// The record for a plan that is built for these architectures. Of several, the first that has a shipped record: launch shapes are the same for
-    /// all of them.
+    /// The record for a plan for this architecture.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no record, or is of another architecture.
+    pub fn record(&self, arch: &str) -> Result<Tuning> {
+        Ok(self.records(&[arch])?.pop().unwrap_or_default())
+    }
+
+    /// The records for plans for these architectures, one each. A file is for one of them; the others have their shipped records.
     ///
     /// # Errors
     /// A file that cannot be read, is no record, or is of none of the architectures.
-    pub fn record<S: AsRef<str>>(&self, archs: &[S]) -> Result<Tuning> {
+    pub fn records<S: AsRef<str>>(&self, archs: &[S]) -> Result<Vec<Tuning>> {
+        let shipped_for = |arch: &S| {
+            let found = shipped().iter().find(|(file, _)| file.strip_suffix(".toml") == Some(arch.as_ref()));
+            found.map_or(Ok(Tuning::default()), |(file, text)| Tuning::parse(text, file))
+        };
         match self {
-            TuningSource::None => Ok(Tuning::default()),
-            TuningSource::Shipped => {
-                let file_of =
-                    |arch: &S| shipped().iter().find(|(file, _)| file.strip_suffix(".toml") == Some(arch.as_ref()));
-                match archs.iter().find_map(file_of) {
-                    Some((file, text)) => Tuning::parse(text, file),
-                    None => Ok(Tuning::default()),
-                }
-            }
+            TuningSource::None => Ok(vec![Tuning::default(); archs.len()]),
+            TuningSource::Shipped => archs.iter().map(shipped_for).collect(),
             TuningSource::File(path) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the tuning record {}", path.display()))?;
                 let tuning = Tuning::parse(&text, &path.display().to_string())?;
-                let archs: Vec<&str> = archs.iter().map(AsRef::as_ref).collect();
                 ensure!(
-                    archs.contains(&tuning.arch.as_str()),
+                    archs.iter().any(|arch| arch.as_ref() == tuning.arch),
                     "{} was measured for {}, and this is compiled for {}: leave it out, or run fusec tune on that GPU",
                     path.display(),
                     tuning.arch,
-                    archs.join(", ")
+                    archs.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ")
                 );
-                Ok(tuning)
+                let own = |arch: &S| if arch.as_ref() == tuning.arch { Ok(tuning.clone()) } else { shipped_for(arch) };
+                archs.iter().map(own).collect()
             }
         }
     }

@@ -46,7 +46,7 @@ pub fn summary(plan: &Plan) -> String {
     let bytes: usize = plan.weights.iter().map(|weight| weight.bytes).sum();
     writeln!(text, "{} weights, {bytes} bytes; {} caches", plan.weights.len(), plan.caches.len())
         .expect("writing to a string");
-    let name = |kernel: usize| plan.kernels[kernel].name.clone();
+    let name = |kernel: usize| plan.kernels[kernel].spec.stem();
     let near = Some(plan.decode_at(1, 0)).filter(|kind| matches!(kind, StepKind::Near { .. }));
     let decode = StepKind::Decode { batch: 1 };
     for kind in near.into_iter().chain([decode, StepKind::Prompt { rows: 128 }, StepKind::Last { rows: 128 }]) {

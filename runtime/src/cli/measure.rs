@@ -61,10 +61,11 @@ pub fn run(args: &MeasureArgs) -> Result<()> {
 
 fn compare(engine: &mut GpuEngine, file: &Path, args: &MeasureArgs) -> Result<Value> {
     let artifact = Artifact::read(file)?;
-    let plan: Plan = serde_json::from_str(&artifact.plan_json).context("plan.json")?;
-    plan.check().context("plan.json")?;
     let (major, minor) = engine.gpu().compute_capability()?;
-    let (_, cubins) = artifact.cubins_for(major, minor)?;
+    let (arch, plan) = artifact.plan_for(major, minor)?;
+    let plan: Plan = serde_json::from_str(plan).context("its plan")?;
+    plan.check().context("its plan")?;
+    let cubins = artifact.cubins_for(arch);
     let variant = engine.variant(&plan, &cubins, args.batch, args.depth + args.steps + 2)?;
     let comparison = engine.compare(&variant, args.depth, args.rounds, args.steps)?;
     let (default_us, us) = comparison.medians();

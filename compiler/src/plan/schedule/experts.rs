@@ -123,7 +123,7 @@ impl Builder<'_, '_> {
         let sums = Source::Buffer(buffer, before);
         self.set(logits, sums, Storage::F32);
         self.summed.insert(logits);
-        self.done.insert(router);
+        self.absorb(router);
         spec.router = Some(rows);
         operands.router = Some([Source::Ready(Arg::Weight(packed)), norm_weight, sums]);
         operands.bytes += rows * k * 2;
@@ -293,7 +293,7 @@ impl Builder<'_, '_> {
         match self.places.get(&other) {
             Some(place) if place.storage == Storage::F32 => {
                 let residual = place.arg;
-                self.done.insert(user);
+                self.absorb(user);
                 (user.result(0), residual)
             }
             _ => alone,

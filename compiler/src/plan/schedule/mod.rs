@@ -84,6 +84,8 @@ struct Planner<'g> {
     graph: &'g Graph,
     tuning: &'g Tuning,
     clusters: bool,
+    /// Of the nodes, in the graph's text form.
+    numbers: HashMap<NodeId, usize>,
     /// Nodes up to the last layer, in order.
     body: Vec<NodeId>,
     /// Nodes behind the last layer.
@@ -108,6 +110,7 @@ impl<'g> Planner<'g> {
             graph,
             tuning: &options.tuning,
             clusters: options.clusters,
+            numbers: graph.numbers(),
             body: body.to_vec(),
             head: head.to_vec(),
             weights: Vec::new(),
@@ -143,11 +146,8 @@ impl<'g> Planner<'g> {
         if let Some(known) = self.kernels.iter().position(|kernel| kernel.spec == spec) {
             return known;
         }
-        let name = spec.name();
-        let same = self.kernels.iter().filter(|kernel| kernel.spec.name() == name).count();
-        let name = if same == 0 { name } else { format!("{name}_{}", same + 1) };
         let (threads, shared_bytes) = (spec.threads() as u32, spec.shared_bytes() as u32);
-        self.kernels.push(Kernel { name, spec, threads, shared_bytes });
+        self.kernels.push(Kernel { name: spec.name(), spec, threads, shared_bytes });
         self.kernels.len() - 1
     }
 
@@ -209,6 +209,8 @@ struct Builder<'p, 'g> {
     places: HashMap<Value, Place>,
     /// Nodes that a kernel of another node computes.
     done: HashSet<NodeId>,
+    /// The node at hand, and those that its kernels compute beside it.
+    covered: Vec<NodeId>,
     buffers: Vec<Lifetime>,
     launches: Vec<Pending>,
     /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
@@ -229,6 +231,7 @@ struct Pending {
     node: String,
     layer: Option<usize>,
     weight_bytes: usize,
+    covers: Vec<usize>,
 }
 
 impl<'p, 'g> Builder<'p, 'g> {
@@ -239,6 +242,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             first_row: 0,
             places: HashMap::new(),
             done: HashSet::new(),
+            covered: Vec::new(),
             buffers: Vec::new(),
             launches: Vec::new(),
             ends: Vec::new(),
@@ -278,6 +282,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             }
             let op = self.graph().op(node).clone();
             let before = self.launches.len();
+            self.covered = vec![node];
             match &op {
                 Op::Input(_) | Op::Weight(_) => {}
                 Op::State(name) => {
@@ -312,9 +317,11 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Sample => {}
             }
             let layer = self.graph().node(node).layer;
+            let covers: Vec<usize> = self.covered.iter().map(|node| self.planner.numbers[node]).collect();
             for launch in &mut self.launches[before..] {
                 launch.node = op.name();
                 launch.layer = layer;
+                launch.covers = covers.clone();
             }
         }
         Ok(())
@@ -340,6 +347,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             node: launch.node,
             layer: launch.layer,
             weight_bytes: launch.weight_bytes,
+            covers: launch.covers,
         });
         let mut begin = 0;
         for (kind, end, logits) in self.ends {
@@ -348,6 +356,12 @@ impl<'p, 'g> Builder<'p, 'g> {
             self.planner.steps.push(Step { kind, launches, logits });
             begin = end;
         }
+    }
+
+    /// Says that the kernels of the node at hand compute this one, too.
+    fn absorb(&mut self, node: NodeId) {
+        self.done.insert(node);
+        self.covered.push(node);
     }
 
     fn set(&mut self, value: Value, arg: Source, storage: Storage) {
@@ -453,7 +467,15 @@ impl<'p, 'g> Builder<'p, 'g> {
         }
         let kernel = self.planner.kernel(spec);
         let grid = grid.map(|blocks| blocks as u32);
-        self.launches.push(Pending { kernel, grid, args, node: String::new(), layer: None, weight_bytes });
+        self.launches.push(Pending {
+            kernel,
+            grid,
+            args,
+            node: String::new(),
+            layer: None,
+            weight_bytes,
+            covers: Vec::new(),
+        });
     }
 
     fn io(&self, decode: Io, prompt: Io) -> Source {

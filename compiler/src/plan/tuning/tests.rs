@@ -95,9 +95,10 @@ fn the_record_of_an_architecture_is_found() {
     let named: Vec<TuningSource> =
         ["auto", "none", "a.toml"].iter().map(|text| text.parse().expect("any text is one")).collect();
     assert_eq!(named, [TuningSource::Shipped, TuningSource::None, TuningSource::File("a.toml".into())]);
-    assert_eq!(TuningSource::None.record(&["sm_90a"]).expect("none"), Tuning::default());
-    assert_eq!(TuningSource::Shipped.record(&["sm_80"]).expect("none is shipped"), Tuning::default());
-    assert_eq!(TuningSource::Shipped.record(&["sm_80", "sm_90a"]).expect("a shipped one").arch, "sm_90a");
+    assert_eq!(TuningSource::None.record("sm_90a").expect("none"), Tuning::default());
+    assert_eq!(TuningSource::Shipped.record("sm_80").expect("none is shipped"), Tuning::default());
+    let [old, new] = &TuningSource::Shipped.records(&["sm_80", "sm_90a"]).expect("each its own")[..] else { panic!() };
+    assert_eq!((old, new.arch.as_str()), (&Tuning::default(), "sm_90a"));
     for (file, text) in shipped() {
         let tuning = Tuning::parse(text, file).expect("a shipped record");
         assert_eq!(format!("{}.toml", tuning.arch), *file);
@@ -106,6 +107,6 @@ fn the_record_of_an_architecture_is_found() {
             tuning.is_empty() || [&tuning.gpu, &tuning.driver, &tuning.compiler].iter().all(|text| !text.is_empty())
         );
     }
-    let absent = TuningSource::File("no/such.toml".into()).record(&["sm_90a"]).expect_err("it is not there");
+    let absent = TuningSource::File("no/such.toml".into()).record("sm_90a").expect_err("it is not there");
     assert!(absent.to_string().contains("cannot read the tuning record no/such.toml"));
 }

@@ -63,6 +63,42 @@ pub fn finish(command: &mut Command, input: &str) -> Finished {
     Finished { code: done.status.code().unwrap_or(-1), stdout: text(done.stdout), stderr: text(done.stderr) }
 }
 
+/// Runs its arguments with a terminal of so many columns as stdout, and passes on what is written there.
+const TERMINAL: &str = "
+import fcntl, os, pty, struct, subprocess, sys, termios
+ours, theirs = pty.openpty()
+fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, int(sys.argv[1]), 0, 0))
+child = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=theirs)
+os.close(theirs)
+while True:
+    try:
+        written = os.read(ours, 4096)
+    except OSError:
+        break
+    if not written:
+        break
+    sys.stdout.buffer.write(written)
+sys.stdout.flush()
+sys.exit(child.wait())
+";
+
+/// Runs a command with a terminal of `columns` as its stdout; stderr is a pipe, stdin is empty.
+///
+/// # Panics
+/// As [`finish`].
+pub fn on_terminal(command: &Command, columns: usize) -> Finished {
+    let mut python = Command::new("python3");
+    python.args(["-c", TERMINAL, &columns.to_string()]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => python.env(name, value),
+            None => python.env_remove(name),
+        };
+    }
+    let done = finish(&mut python, "");
+    Finished { stdout: done.stdout.replace("\r\n", "\n"), ..done }
+}
+
 /// The top folder of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")

@@ -18,9 +18,12 @@ use crate::plan::{PlanOptions, TuningSource};
 
 /// What to compile for, and where to put it.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec compile llama --arch sm_90a -o llama.fuse
+  fusec compile --checkpoint Qwen3-0.6B --arch sm_80,sm_90a --batch 1
+  fusec compile mine.toml --config config.json --dump dump")]
 pub(super) struct CompileArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     #[command(flatten)]
     target: TargetArgs,
     /// Sequences that decode together: 1, 2, 4, 8.
@@ -39,6 +42,8 @@ pub(super) struct CompileArgs {
     /// The file to write; NAME.fuse if it is not given.
     #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.fuse")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// What to plan for.

@@ -15,6 +15,10 @@ use crate::plan::{Kernel, Plan, StepKind};
 
 /// Which file, and how.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec inspect llama.fuse
+  fusec inspect llama.fuse --json | jq .plan")]
 pub(super) struct InspectArgs {
     /// The artifact.
     #[arg(value_name = "FILE.fuse")]

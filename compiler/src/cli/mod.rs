@@ -1,5 +1,6 @@
 //! The command line. What was asked for goes to stdout, everything else to stderr.
 
+mod arguments;
 mod checkpoint;
 mod compile;
 mod inspect;
@@ -15,12 +16,23 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+pub use arguments::main as run;
+
+const EXAMPLES: &str = "\
+Examples:
+  fusec compile llama --arch sm_90a -o llama.fuse
+  fusec check --checkpoint Qwen3-0.6B              a Hugging Face folder
+  fusec explain qwen3                              which passes fired, and why others did not
+  fusec new --from MyModel -o mymodel.toml         drafts a description
+
+Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment variable named beside it.";
+
 #[derive(Parser)]
 #[command(
     name = "fusec",
     version,
     about = "Compiles a declarative model description into CUDA made for that model",
-    after_help = "Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment variable named beside it."
+    after_help = EXAMPLES
 )]
 struct Cli {
     #[command(subcommand)]
@@ -33,7 +45,7 @@ enum Command {
     Compile(compile::CompileArgs),
     /// Checks a description, its configuration and the tensors of its checkpoint.
     Check(show::CheckArgs),
-    /// Drafts a description from a checkpoint: its config.json, and the names and shapes of its tensors.
+    /// Drafts a description from a checkpoint's config.json and tensors.
     New(new::NewArgs),
     /// Prints the JSON Schema of descriptions, for editors.
     Schema,
@@ -43,9 +55,9 @@ enum Command {
     Explain(show::ExplainArgs),
     /// Draws the graph.
     Graph(show::GraphArgs),
-    /// Says what is in a .fuse file: architectures, kernels, registers, shared memory, spills, launches.
+    /// Says what is in a .fuse file: kernels, registers, shared memory, launches.
     Inspect(inspect::InspectArgs),
-    /// Measures launch shapes on the GPU at hand, with fuserun, and writes those that win into a record.
+    /// Measures launch shapes on the GPU at hand and records those that win.
     Tune(tune::TuneArgs),
     /// Lists the passes in the order in which they run.
     Passes,
@@ -53,7 +65,7 @@ enum Command {
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
-    exit(match Cli::parse().command {
+    arguments::main(|cli: Cli| match cli.command {
         Command::Compile(args) => compile::run(&args),
         Command::Check(args) => show::check(&args),
         Command::New(args) => new::run(&args),
@@ -68,7 +80,7 @@ pub fn main() -> ExitCode {
 }
 
 /// The exit code of a command; says on stderr why it failed.
-pub fn exit(done: Result<()>) -> ExitCode {
+fn exit(done: Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     let text = format!("{error:#}");
     let text = text.trim_end();

@@ -15,9 +15,10 @@ use crate::text::closest;
 
 /// Which model, and which passes.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model and passes")]
 pub(super) struct ModelArgs {
     /// A description, or the name of a shipped one (llama). May be left out where config.json names an architecture that a shipped one serves.
-    #[arg(required_unless_present_any = ["checkpoint", "config"])]
+    #[arg(required_unless_present_any = ["checkpoint", "config"], help_heading = None::<&str>)]
     pub model: Option<PathBuf>,
     /// A Hugging Face folder: its config.json is used, and its tensors are compared with the model's by name and shape. No weight is read.
     #[arg(long, env = "FUSE_CHECKPOINT", value_name = "DIR")]

@@ -18,6 +18,9 @@ use crate::tensors;
 
 /// From what, and where to.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec new --from MyModel -o mymodel.toml")]
 pub(super) struct NewArgs {
     /// A Hugging Face folder: its config.json and the headers of its .safetensors files are read, no weight is.
     #[arg(long, env = "FUSE_FROM", value_name = "DIR")]

@@ -17,6 +17,10 @@ use crate::tensors::{self, Accounting};
 
 /// What to check.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec check --checkpoint Qwen3-0.6B
+  fusec check mine.toml --checkpoint MyModel")]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -68,12 +72,16 @@ pub(super) fn schema() -> Result<()> {
 
 /// Which graph to print.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec print llama
+  fusec print llama --after fuse-rope")]
 pub(super) struct PrintArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// The graph as it is behind this pass; if it is not given, behind the last one.
     #[arg(long, env = "FUSE_AFTER", value_name = "PASS")]
     after: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The graph in its text form.
@@ -83,15 +91,18 @@ pub(super) fn print(args: &PrintArgs) -> Result<()> {
 
 /// Which graph to draw, and how.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec graph llama --format dot | dot -Tsvg > llama.svg")]
 pub(super) struct GraphArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// The graph as it is behind this pass; if it is not given, behind the last one.
     #[arg(long, env = "FUSE_AFTER", value_name = "PASS")]
     after: Option<String>,
     /// The text form, or DOT for Graphviz.
     #[arg(long, env = "FUSE_FORMAT", value_enum, default_value = "text")]
     format: Format,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -119,11 +130,15 @@ fn graph_of(model: &ModelArgs, after: Option<&str>) -> Result<Graph> {
 
 /// What to explain.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec explain llama
+  fusec explain --checkpoint Qwen3-0.6B")]
 pub(super) struct ExplainArgs {
     #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
     target: TargetArgs,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// The line of each plan, what each pass did, and what kept others from it.

@@ -30,6 +30,10 @@ use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 
 /// Which models, and how.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  fusec tune llama qwen3 -o tuning/sm_90a.toml
+  fusec tune llama --config config.json --depth 512")]
 pub(super) struct TuneArgs {
     /// Descriptions, or names of shipped ones; none: all that are shipped.
     models: Vec<PathBuf>,

@@ -27,9 +27,11 @@ const CHECK_BOUND: f64 = 1e-3;
 const ROUTED_CHECK_BOUND: f64 = 5e-2;
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fuserun bench -m Qwen3-0.6B --batch 1 --depths 32,2048
+  fuserun bench -m llama.toml --dummy-weights --json")]
 pub struct BenchArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Random weights of the true sizes; needs no checkpoint.
     #[arg(long, env = "FUSE_DUMMY_WEIGHTS", value_parser = FalseyValueParser::new())]
     dummy_weights: bool,
@@ -51,6 +53,8 @@ pub struct BenchArgs {
     /// Print one JSON object.
     #[arg(long, env = "FUSE_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// All that was measured.

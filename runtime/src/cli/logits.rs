@@ -13,9 +13,11 @@ use safetensors::tensor::TensorView;
 use super::ModelArgs;
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fuserun logits -m Qwen3-0.6B --tokens 1,2,3 -o logits.safetensors
+  fuserun logits -m model.gguf --device interpreter --tokens 1,2,3 -o exact.safetensors")]
 pub struct LogitsArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Token ids, separated by commas.
     #[arg(long, env = "FUSE_TOKENS", value_delimiter = ',', required = true)]
     tokens: Vec<u32>,
@@ -25,6 +27,8 @@ pub struct LogitsArgs {
     /// The file to write: tensor "logits", f32 [tokens, vocabulary].
     #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.safetensors")]
     output: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 pub fn run(args: &LogitsArgs) -> Result<()> {

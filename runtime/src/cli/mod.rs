@@ -14,19 +14,28 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use fusec::cli::{exit, tell};
+use fusec::cli::tell;
 use fusec::passes::Selection;
 use fusec::plan::TuningSource;
 
 use crate::backend::{Device, LoadOptions};
 use crate::model::{ModelName, OpenModel};
 
+const EXAMPLES: &str = "\
+Examples:
+  fuserun generate \"Call me\"                            with the demo model in this binary
+  fuserun generate -m Llama-3.2-1B \"Once upon a time\"   a Hugging Face folder
+  fuserun generate -m model.gguf --chat \"Hello\"         a GGUF file
+  fuserun bench -m model.gguf --device cpu
+
+Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment variable named beside it.";
+
 #[derive(Parser)]
 #[command(
     name = "fuserun",
     version,
     about = "Runs compiled language models: one captured CUDA graph a token, or the CPU",
-    after_help = "Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment variable named beside it."
+    after_help = EXAMPLES
 )]
 struct Cli {
     #[command(subcommand)]
@@ -39,11 +48,11 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Measures prompt and decode speed.
     Bench(bench::BenchArgs),
-    /// Takes a decode step apart: each kernel's time, bytes and share, what shows between them, a timeline.
+    /// Takes a decode step on a GPU apart, kernel by kernel.
     Profile(profile::ProfileArgs),
     /// Writes the logits of given tokens to a safetensors file.
     Logits(logits::LogitsArgs),
-    /// Compares what the model computes with another implementation, and finds the first value that differs.
+    /// Finds the first value that differs from another implementation's.
     Verify(verify::VerifyArgs),
     /// Measures artifacts for fusec tune.
     #[command(hide = true)]
@@ -54,6 +63,7 @@ enum Command {
 
 /// Which model, and where it runs.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model and device")]
 pub struct ModelArgs {
     /// A Hugging Face folder, a .gguf, a .fuse or a .toml file; nothing: the demo model in this binary.
     #[arg(short, long, env = "FUSE_MODEL")]
@@ -82,15 +92,19 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    fn open(&self, dummy_weights: bool) -> Result<OpenModel> {
-        let opened = OpenModel::open(&ModelName {
+    fn name(&self, dummy_weights: bool) -> ModelName {
+        ModelName {
             model: self.model.clone(),
             checkpoint: self.checkpoint.clone(),
             description: self.description.clone(),
             dummy_weights,
             passes: self.passes.clone(),
             tuning: self.tuning.clone(),
-        })?;
+        }
+    }
+
+    fn open(&self, dummy_weights: bool) -> Result<OpenModel> {
+        let opened = OpenModel::open(&self.name(dummy_weights))?;
         if let Some(note) = opened.overrides() {
             tell(note);
         }
@@ -118,8 +132,7 @@ impl ModelArgs {
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    exit(match cli.command {
+    fusec::cli::run(|cli: Cli| match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),

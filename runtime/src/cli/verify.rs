@@ -17,15 +17,19 @@ const EXACT: f64 = 1e-9;
 const ROUNDED: f64 = 1e-3;
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fuserun verify -m Qwen3-0.6B --against expected.safetensors
+  fuserun verify -m MyModel --description mine.toml --device interpreter --against expected.safetensors")]
 pub struct VerifyArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// What to compare with: a safetensors file with `tokens`, `logits` and values between, as docs/expected.py writes it.
     #[arg(long, env = "FUSE_AGAINST", value_name = "FILE.safetensors")]
     against: PathBuf,
     /// The normalised mean squared error up to which two values are the same; 1e-9 in the interpreter, 1e-3 on a device.
     #[arg(long, env = "FUSE_BOUND", value_name = "NMSE")]
     bound: Option<f64>,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 pub fn run(args: &VerifyArgs) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
@@ -342,6 +342,24 @@ impl OpenModel {
             Some(positions) => Ok(positions as usize),
             None => Ok(self.facts()?.max_position_embeddings.unwrap_or(most).min(most)),
         }
+    }
+}
+
+/// The tokenizer of what a user names; of a checkpoint nothing else is read, so it needs no weights.
+///
+/// # Errors
+/// Nothing that has a tokenizer is named, or it cannot be read.
+pub fn tokenizer_of(name: &ModelName) -> Result<Tokenizer> {
+    let compiled = |path: &Path| path.extension().is_some_and(|extension| extension == "toml" || extension == "fuse");
+    match (&name.model, &name.checkpoint) {
+        (Some(path), None) if compiled(path) => {
+            bail!("{} has no tokenizer: add --checkpoint with the model's folder or .gguf file", path.display())
+        }
+        (Some(path), Some(_)) if !compiled(path) => {
+            bail!("{} is a checkpoint: leave out --checkpoint", path.display())
+        }
+        (_, Some(path)) | (Some(path), None) => Tokenizer::open(path),
+        (None, None) => demo::tokenizer(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! The command lines of both programs: help, variables, and what is for a terminal only.
 
-use fuse_tests::{Finished, command, finish, on_terminal};
+use std::process::Command;
+
+use fuse_tests::{Finished, TempFolder, command, finish, fuserun, on_terminal, root};
+use serde_json::Value;
 
 /// The help of each command of a program, and of the program itself.
 fn helps(program: &'static str, columns: &str) -> Vec<String> {
@@ -38,6 +41,26 @@ fn help_fits_the_terminal() {
     assert!(wide.lines().any(|line| line.chars().count() > 100), "{wide}");
 }
 
+#[test]
+fn flags_stand_under_headings() {
+    let help = fuserun(&["generate", "--help"], "").stdout;
+    let sections: Vec<&str> = help.split("\n\n").collect();
+    for (heading, flags) in [
+        ("Arguments:\n", &["[PROMPT]"][..]),
+        ("Options:\n", &["--max-tokens", "--stop", "--json", "--help"]),
+        ("Model and device:\n", &["--model", "--device", "--threads"]),
+        ("Sampling:\n", &["--temperature", "--seed"]),
+        ("Examples:\n", &["fuserun generate"]),
+    ] {
+        let found: Vec<_> = sections.iter().filter(|section| section.starts_with(heading)).collect();
+        let [section] = found[..] else { panic!("one section {heading}: {help}") };
+        assert!(flags.iter().all(|flag| section.contains(flag)), "{flags:?} in {section}");
+    }
+    let compile = finish(command("fusec").args(["compile", "--help"]), "").stdout;
+    let (arguments, flags) = compile.split_once("\n\nOptions:").expect("flags come after arguments");
+    assert!(arguments.contains("[MODEL]") && flags.contains("\nModel and passes:\n"), "{compile}");
+}
+
 /// A key or a path of the user's is nothing for a screen that others see.
 #[test]
 fn help_names_variables_and_hides_what_they_hold() {
@@ -52,6 +75,30 @@ fn help_names_variables_and_hides_what_they_hold() {
         assert!(done.code == 0 && words.join(" ").contains(&format!("[env: {variable}]")), "{}", done.stdout);
         assert!(!done.stdout.contains("a-secret-place"), "{}", done.stdout);
     }
+}
+
+#[test]
+fn examples_are_good_usage() {
+    let folder = TempFolder::new();
+    folder.write("prompt.txt", "Call me");
+    let mut count = 0;
+    for program in ["fuserun", "fusec"] {
+        let path = command(program).get_program().to_owned();
+        for help in helps(program, "120") {
+            let examples = help.split_once("\nExamples:\n").map_or("", |(_, examples)| examples);
+            for line in examples.lines().take_while(|line| !line.is_empty()) {
+                let example = line.trim_start().strip_prefix(program).expect("an example runs the program");
+                // Without what its output goes to, and what it is said to be for.
+                let example = example.split(" | ").next().and_then(|text| text.split("   ").next()).unwrap_or_default();
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("\"$0\"{example}")]).arg(&path).current_dir(folder.path());
+                let done = finish(shell.env("FUSE_NVRTC", "/nonexistent").env("FUSE_CACHE", folder.path()), "");
+                assert!(done.code == 0 || done.code == 1, "{line}: {}", done.stderr);
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20, "{count} examples");
 }
 
 fn with_variables(program: &'static str, arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
@@ -121,4 +168,68 @@ fn a_failure_names_the_variables_that_it_is_about() {
     let typed = [&long[..], &["--max-context", "4"]].concat();
     let done = with_variables("fuserun", &typed, &[("FUSE_MAX_CONTEXT", "5")]);
     assert!(done.code == 1 && !done.stderr.contains("note:"), "{}", done.stderr);
+}
+
+#[test]
+fn the_prompt_is_shown_on_a_terminal_only() {
+    let arguments = ["generate", "--device", "cpu", "Call me", "-n", "9"];
+    let piped = fuserun(&arguments, "");
+    let object: Value = serde_json::from_str(&fuserun(&[&arguments[..], &["--json"]].concat(), "").stdout).unwrap();
+    let text = object["text"].as_str().expect("a text");
+    assert_eq!(piped.stdout, format!("{text}\n"));
+    let shown = on_terminal(command("fuserun").args(arguments), 200);
+    assert_eq!((shown.code, shown.stdout), (0, format!("Call me{text}\n")), "{}", shown.stderr);
+}
+
+#[test]
+fn a_text_that_is_cut_short_says_so_on_a_terminal() {
+    let said = |more: &[&str]| {
+        let arguments = [&["generate", "--device", "cpu", "Call me", "--ignore-eos"], more].concat();
+        assert!(!fuserun(&arguments, "").stderr.contains("stopped"), "not where nobody looks on");
+        on_terminal(command("fuserun").args(arguments), 100).stderr
+    };
+    let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
+    let by_number = "stopped after 5 tokens, the most that -n allows; -n N sets another number";
+    assert_eq!(first(said(&["-n", "5"])), by_number);
+    let by_context = "stopped: the context of 16 positions is full; --max-context N sets another one";
+    assert_eq!(first(said(&["--max-context", "16"])), by_context);
+    let ended = said(&["-n", "5", "--stop", " "]);
+    assert!(!ended.contains("stopped") && ended.contains("tok/s"), "{ended}");
+}
+
+#[test]
+fn a_seed_of_minus_one_is_drawn_and_told() {
+    let drawn = || {
+        let done = fuserun(&["generate", "--device", "cpu", "Call me", "-n", "24", "--seed", "-1", "--json"], "");
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        (serde_json::from_str::<Value>(&done.stdout).expect("an object"), done.stderr)
+    };
+    let ((first, said), (second, _)) = (drawn(), drawn());
+    let seed = |object: &Value| object["sampling"]["seed"].as_u64().expect("a seed").to_string();
+    assert_ne!(seed(&first), seed(&second));
+    let line = format!("seed {0} was drawn: --seed {0} gives the same text again\n", seed(&first));
+    assert_eq!(said, line);
+    let again = ["generate", "--device", "cpu", "Call me", "-n", "24", "--json", "--seed", &seed(&first)];
+    let again: Value = serde_json::from_str(&fuserun(&again, "").stdout).expect("an object");
+    assert_eq!(again["tokens"], first["tokens"]);
+}
+
+#[test]
+fn tokenize_needs_no_weights_and_reads_stdin() {
+    let demo = root().join("models/demo");
+    let folder = TempFolder::new();
+    std::fs::copy(demo.join("tokenizer.json"), folder.path().join("tokenizer.json")).expect("the demo has one");
+    let model = ["-m", folder.path().to_str().expect("a path")];
+    let ids = |arguments: &[&str], input: &str| {
+        let done = fuserun(&[&["tokenize"], arguments].concat(), input);
+        assert_eq!((done.code, done.stderr.as_str()), (0, ""));
+        done.stdout
+    };
+    let expected = ids(&["Call me"], "");
+    assert!(expected.trim_end().split(',').all(|id| id.parse::<u32>().is_ok()), "{expected}");
+    assert_eq!(ids(&[&model[..], &["Call me"]].concat(), ""), expected);
+    assert_eq!(ids(&[&model[..], &["-"]].concat(), "Call me"), expected);
+    assert_eq!(ids(&["--checkpoint", model[1], "-m", "any.fuse", "Call me"], ""), expected);
+    let done = fuserun(&["tokenize", "-m", "any.fuse", "Call me"], "");
+    assert!(done.code == 1 && done.stderr.contains("any.fuse has no tokenizer: add --checkpoint"), "{}", done.stderr);
 }

@@ -100,7 +100,7 @@ fn the_object_has_what_is_documented() {
 fn text_goes_to_stdout_and_the_rest_to_stderr() {
     let object = json("cpu", &["Call me", "-n", "9"]);
     let done = generate("cpu", &["Call me", "-n", "9"], "");
-    assert_eq!(done.stdout, format!("Call me{}\n", object["text"].as_str().unwrap()));
+    assert_eq!(done.stdout, format!("{}\n", object["text"].as_str().unwrap()));
     assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
     assert!(
         done.stderr.contains("tok/s") && done.stderr.contains("temperature 0.8, top-k 50, seed 0"),

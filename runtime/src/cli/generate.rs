@@ -1,6 +1,6 @@
 //! `fuserun generate` and `fuserun tokenize`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write, read_to_string, stderr, stdin, stdout};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
@@ -16,19 +16,21 @@ use crate::backend::Device;
 use crate::generate::chat::Message;
 use crate::generate::stops::StopTexts;
 use crate::generate::tokenizer::Tokenizer;
-use crate::model::OpenModel;
+use crate::model::{OpenModel, tokenizer_of};
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fuserun generate \"Call me\"
+  fuserun generate -m Qwen3-0.6B --chat \"Tell me a joke\" --temperature 0.7 --top-p 0.9
+  fuserun generate -m model.gguf -n 512 --stop \"###\" - < prompt.txt > answer.txt
+  fuserun generate -m model.gguf --json \"Call me\" | jq .text")]
 pub struct GenerateArgs {
     /// The text to continue, or with --chat the message to answer. `-` reads it from stdin.
     prompt: Option<String>,
-    #[command(flatten)]
-    model: ModelArgs,
     /// Tokens to generate at most.
     #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value = "128")]
     max_tokens: NonZeroUsize,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// End before this text appears; may be given several times.
     #[arg(long, env = "FUSE_STOP", value_name = "TEXT")]
     stop: Vec<String>,
@@ -41,11 +43,21 @@ pub struct GenerateArgs {
     /// Print one JSON object instead of text.
     #[arg(long, env = "FUSE_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fuserun tokenize -m Qwen3-0.6B \"Hello, world\"
+  fuserun tokenize -m model.gguf - < prompt.txt
+
+Of the model, only the tokenizer is read: the folder needs no weights.")]
 pub struct TokenizeArgs {
-    /// The text.
+    /// The text. `-` reads it from stdin.
     text: String,
     #[command(flatten)]
     model: ModelArgs,
@@ -66,6 +78,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     );
     let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
+    args.sampling.drawn_seed().into_iter().for_each(tell);
     let begin = Instant::now();
     let mut backend = model.load(&device, &options)?;
     let loaded = begin.elapsed();
@@ -75,7 +88,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         if args.chat { tokenizer.decode_stream(true) } else { tokenizer.decode_stream_after(&tokens, true) };
     let mut watched = StopTexts::new(&args.stop);
     let mut out = Output { json: args.json, text: String::new(), broken: None };
-    if !args.json && !args.chat {
+    // Someone who looks on wants to see the text whole; a file or another program wants what was made.
+    if !args.json && !args.chat && stdout().is_terminal() {
         out.print(&text);
     }
     let mut produced: Vec<u32> = Vec::new();
@@ -125,6 +139,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         show(format!("{object}\n"))?;
     } else {
         out.print("\n");
+        if finish == "length" && (stdout().is_terminal() || stderr().is_terminal()) {
+            tell(cut_short(produced.len(), args.max_tokens.get(), options.context));
+        }
         tell(format!(
             "{} on {}, {}: {} prompt tokens, first token in {:.1} ms, then {} tokens at {rate:.1} tok/s",
             model.name(),
@@ -141,18 +158,35 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
 }
 
+/// Why a text ends where the model did not end it.
+fn cut_short(produced: usize, most: usize, context: usize) -> String {
+    if produced < most {
+        return format!("stopped: the context of {context} positions is full; --max-context N sets another one");
+    }
+    let tokens = if most == 1 { "1 token".to_string() } else { format!("{most} tokens") };
+    format!("stopped after {tokens}, the most that -n allows; -n N sets another number")
+}
+
 pub fn tokenize(args: &TokenizeArgs) -> Result<()> {
-    let tokens = args.model.open(false)?.tokenizer()?.encode(&args.text, true)?;
+    let text = text_or_stdin(&args.text)?;
+    let tokens = tokenizer_of(&args.model.name(false))?.encode(&text, true)?;
     let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
     show(format!("{}\n", list.join(",")))
 }
 
 fn prompt_text(args: &GenerateArgs) -> Result<String> {
     match args.prompt.as_deref() {
-        Some("-") => std::io::read_to_string(std::io::stdin()).context("cannot read the prompt from stdin"),
-        Some(text) => Ok(text.to_string()),
+        Some(text) => text_or_stdin(text),
         None if args.model.model.is_none() => Ok("Call me".to_string()),
         None => bail!("give a PROMPT, or - to read it from stdin"),
+    }
+}
+
+/// The text itself, or what stdin has where it is `-`.
+fn text_or_stdin(text: &str) -> Result<String> {
+    match text {
+        "-" => read_to_string(stdin()).context("cannot read the text from stdin"),
+        text => Ok(text.to_string()),
     }
 }
 
@@ -177,7 +211,7 @@ impl Output {
         if self.json {
             self.text.push_str(piece);
         } else if !piece.is_empty() && self.broken.is_none() {
-            let mut stdout = std::io::stdout();
+            let mut stdout = stdout();
             if let Err(error) = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush()) {
                 self.broken = Some(error);
             }

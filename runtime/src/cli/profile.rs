@@ -15,9 +15,11 @@ use crate::profile::{Profile, command, kernel_named};
 use crate::step::{GpuEngine, MemoryReader};
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  fuserun profile -m Qwen3-0.6B
+  fuserun profile -m llama.toml --dummy-weights --depth 1024 --trace step.json")]
 pub struct ProfileArgs {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Random weights of the true sizes; needs no checkpoint.
     #[arg(long, env = "FUSE_DUMMY_WEIGHTS", value_parser = FalseyValueParser::new())]
     dummy_weights: bool,
@@ -27,8 +29,6 @@ pub struct ProfileArgs {
     /// The position of the step.
     #[arg(long, env = "FUSE_PROFILE_DEPTH", default_value_t = 32)]
     depth: usize,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Runs of each measurement; their median counts.
     #[arg(long, env = "FUSE_PROFILE_RUNS", default_value_t = 20)]
     runs: usize,
@@ -41,6 +41,10 @@ pub struct ProfileArgs {
     /// Print one JSON object.
     #[arg(long, env = "FUSE_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 pub fn run(args: &ProfileArgs) -> Result<()> {
@@ -59,6 +63,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
         args.runs,
         options.context
     );
+    args.sampling.drawn_seed().into_iter().for_each(tell);
     let device = args.model.device(&model);
     let mut backend = model.load(&device, &options)?;
     let name = backend.describe();

@@ -1,5 +1,8 @@
 //! How the next token is chosen: what the user says, then what the model's generation_config.json says, then greedy.
 
+use std::hash::{BuildHasher, RandomState};
+use std::str::FromStr;
+
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
@@ -8,6 +11,7 @@ use crate::generate::sampling::SamplingParameters;
 
 /// Each flag replaces one value of the model's generation_config.json.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// 0 is greedy. The default is what the model's generation_config.json says, else 0, or 1 where a filter below is given.
     #[arg(long, env = "FUSE_TEMPERATURE", allow_negative_numbers = true, value_parser = temperature)]
@@ -21,12 +25,42 @@ pub struct SamplingArgs {
     /// Keep tokens of at least this share of the most likely one's probability; 0 keeps all.
     #[arg(long, env = "FUSE_MIN_P", allow_negative_numbers = true, value_parser = min_p)]
     min_p: Option<f32>,
-    /// The same seed gives the same text.
-    #[arg(long, env = "FUSE_SEED", default_value_t = 0)]
-    seed: u64,
+    /// The same seed gives the same text; -1 draws one and says which.
+    #[arg(long, env = "FUSE_SEED", allow_negative_numbers = true, default_value = "0")]
+    seed: Seed,
+}
+
+/// What fixes the draws.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seed {
+    value: u64,
+    /// Whether it was drawn, not given.
+    drawn: bool,
+}
+
+impl FromStr for Seed {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Seed> {
+        match text {
+            // Short enough to be typed.
+            "-1" => Ok(Seed { value: RandomState::new().hash_one(text) >> 32, drawn: true }),
+            _ => {
+                let value =
+                    text.parse().with_context(|| format!("a seed is a number from 0 to {}, or -1", u64::MAX))?;
+                Ok(Seed { value, drawn: false })
+            }
+        }
+    }
 }
 
 impl SamplingArgs {
+    /// What to tell of a seed that was drawn.
+    pub fn drawn_seed(&self) -> Option<String> {
+        let Seed { value, drawn } = self.seed;
+        drawn.then(|| format!("seed {value} was drawn: --seed {value} gives the same text again"))
+    }
+
     /// The parameters to sample with; `model` is its generation_config.json, or null.
     ///
     /// A model samples by default where it says `do_sample`. What it leaves out is off (temperature 1, no filter).
@@ -50,7 +84,7 @@ impl SamplingArgs {
             top_k,
             top_p: self.top_p.or(number("top_p")?.map(|v| v as f32)).unwrap_or(off.top_p),
             min_p: self.min_p.or(number("min_p")?.map(|v| v as f32)).unwrap_or(off.min_p),
-            seed: self.seed,
+            seed: self.seed.value,
         };
         parameters.validate().context("generation_config.json")?;
         Ok(parameters)
@@ -134,7 +168,12 @@ mod tests {
         let none = SamplingArgs::default();
         assert_eq!(described(&none, model.clone()), "temperature 0.5, top-k 50, top-p 0.5, seed 0");
         assert_eq!(described(&none, json!({"do_sample": true})), "temperature 1, seed 0");
-        let some = SamplingArgs { temperature: Some(2.0), top_k: Some(0), seed: 3, ..none.clone() };
+        let some = SamplingArgs {
+            temperature: Some(2.0),
+            top_k: Some(0),
+            seed: Seed { value: 3, drawn: false },
+            ..none.clone()
+        };
         assert_eq!(described(&some, model.clone()), "temperature 2, top-p 0.5, seed 3");
         assert_eq!(described(&SamplingArgs { temperature: Some(0.0), ..none }, model), "greedy");
     }

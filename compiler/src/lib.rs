@@ -9,6 +9,8 @@ pub mod compile;
 pub mod description;
 pub mod draft;
 pub mod emit;
+pub mod files;
+pub mod folder;
 pub mod ir;
 pub mod lower;
 pub mod passes;

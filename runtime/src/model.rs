@@ -8,6 +8,8 @@ use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, Facts, architectures, find_serving, user_folder};
+use fusec::files;
+use fusec::folder::{self, checkpoint_folder};
 use fusec::ir::{DType, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
@@ -100,14 +102,14 @@ impl OpenModel {
             config = Some(Checkpoint::open(path)?.config().clone());
         }
         if let (None, Some(path)) = (&config, &checkpoint_path) {
-            let text = std::fs::read_to_string(path.join("config.json"))
-                .with_context(|| format!("{}: no config.json", path.display()))?;
-            config = Some(serde_json::from_str(&text).with_context(|| format!("{}: config.json", path.display()))?);
+            let folder = checkpoint_folder(path)?;
+            let file = folder.join("config.json");
+            ensure!(file.exists(), "{}: {}", folder.display(), folder::without_config(&folder));
+            config = Some(files::read_json(&file)?);
         }
         let (file, text) = match (&described, &artifact) {
             (Some(path), _) => {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read the description {}", path.display()))?;
+                let text = files::read_text(path).context("cannot read the description")?;
                 (path.display().to_string(), text)
             }
             (None, Some(artifact)) => {
@@ -194,11 +196,7 @@ impl OpenModel {
             return demo::generation_config();
         }
         let folder = self.checkpoint.as_ref().and_then(Checkpoint::path).filter(|path| path.is_dir());
-        let Some(path) = folder.map(|folder| folder.join("generation_config.json")).filter(|path| path.exists()) else {
-            return Ok(Value::Null);
-        };
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", path.display()))
+        folder.map_or(Ok(Value::Null), |folder| files::read_optional_json(&folder.join("generation_config.json")))
     }
 
     /// Compiles it for these batches, up to the text of its kernels, and checks the checkpoint against it.
@@ -358,7 +356,10 @@ pub fn tokenizer_of(name: &ModelName) -> Result<Tokenizer> {
         (Some(path), Some(_)) if !compiled(path) => {
             bail!("{} is a checkpoint: leave out --checkpoint", path.display())
         }
-        (_, Some(path)) | (Some(path), None) => Tokenizer::open(path),
+        (_, Some(path)) | (Some(path), None) => {
+            ensure!(path.exists(), "{}: {}", path.display(), folder::nothing_there(path));
+            Tokenizer::open(path)
+        }
         (None, None) => demo::tokenizer(),
     }
 }

@@ -232,7 +232,7 @@ fn what_cannot_be_done_is_one_clear_message() {
     assert!(refused(&["check", text(folder)], 1).contains("--checkpoint"));
     let broken = folder.join("broken.json");
     fs::write(&broken, "{").expect("a scratch file");
-    assert!(refused(&["check", "llama", "--config", text(&broken)], 1).contains("is not JSON"));
+    assert!(refused(&["check", "llama", "--config", text(&broken)], 1).contains("not valid JSON"));
     fs::write(&broken, "{}").expect("a scratch file");
     assert!(refused(&["check", "llama", "--config", text(&broken)], 1).contains("vocab_size"));
     assert!(refused(&["check", "--config", text(&broken)], 1).contains("names no architecture"));

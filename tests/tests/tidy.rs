@@ -9,7 +9,8 @@ use fuse_tests::root;
 use fusec::description::{Description, shipped};
 use fusec::passes::PIPELINE;
 
-/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs` below.
+/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `files.rs` and
+/// `folder.rs` below.
 const ROOMS: &[(&str, &[&str])] = &[
     ("description", &["text"]),
     ("ir", &[]),
@@ -19,7 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("plan", &["ir"]),
     ("emit", &["plan", "ir"]),
     ("build", &["text"]),
-    ("artifact", &["build"]),
+    ("artifact", &["build", "files"]),
 ];
 
 /// Where code that the compiler cannot check may stand.
@@ -35,6 +36,8 @@ const TOO_LONG: &[&str] = &[];
 /// The only hosts that a committed file may name. A package comes from wherever the reader's client is set to look.
 const HOSTS: &[&str] = &[
     "github.com",
+    // In the first line of every Git LFS pointer.
+    "git-lfs.github.com",
     "huggingface.co",
     "docs.nvidia.com",
     "www.apache.org",

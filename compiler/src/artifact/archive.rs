@@ -5,9 +5,11 @@ use std::fs;
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter};
+
+use crate::files::{Kind, mistaken};
 
 /// No entry of an artifact is near this size: a file that claims more is broken or hostile.
 const LARGEST_ENTRY: u64 = 256 << 20;
@@ -28,7 +30,10 @@ pub(super) fn pack(entries: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u8>> {
 
 /// Every file in the zip, by name.
 pub(super) fn unpack(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut archive = ZipArchive::new(Cursor::new(bytes)).context("it is no .fuse file (not a zip), or was cut")?;
+    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| match mistaken(bytes, Kind::Artifact) {
+        Some(what) => anyhow!("it is no .fuse file: {what}"),
+        None => anyhow!(error).context("it is no .fuse file (not a zip), or was cut"),
+    })?;
     let mut entries = BTreeMap::new();
     for index in 0..archive.len() {
         let entry = archive.by_index(index).with_context(|| format!("entry {index} is damaged"))?;

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::model::read_json;
 use crate::compile::Model;
 use crate::description::language_model_names;
+use crate::files::{Kind, mistaken, read_json};
+use crate::folder::{hub_name, other_weights, without_config};
 use crate::tensors::{self, Accounting};
 
 /// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
@@ -21,10 +22,13 @@ const LARGEST_HEADER: u64 = 100_000_000;
 pub(super) fn config(folder: &Path) -> Result<Value> {
     ensure!(
         folder.is_dir(),
-        "{} is no folder: --checkpoint takes one with config.json and .safetensors files",
-        folder.display()
+        "{} is no folder: --checkpoint takes one with config.json and .safetensors files{}",
+        folder.display(),
+        hub_name(folder).map_or(String::new(), |hint| format!("; {hint}"))
     );
-    read_json(&folder.join("config.json"))
+    let file = folder.join("config.json");
+    ensure!(file.exists(), "{}: {}", folder.display(), without_config(folder));
+    read_json(&file)
 }
 
 /// The tensors in a folder's weight files.
@@ -94,7 +98,10 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
     files.sort();
-    Ok(files)
+    match other_weights(folder, &files) {
+        Some(what) => bail!("{}: {what}", folder.display()),
+        None => Ok(files),
+    }
 }
 
 /// Name and shape of each tensor in one file, from its header; the file must have the length that the header says.
@@ -102,6 +109,12 @@ fn shapes(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
     const AGAIN: &str = "it is truncated or corrupt, download it again";
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
+    let mut start = Vec::new();
+    file.by_ref().take(4096).read_to_end(&mut start)?;
+    file.rewind()?;
+    if let Some(what) = mistaken(&start, Kind::Safetensors) {
+        bail!(what);
+    }
     let mut prefix = [0; 8];
     file.read_exact(&mut prefix).context(AGAIN)?;
     let header = u64::from_le_bytes(prefix);

@@ -9,6 +9,8 @@ use serde_json::Value;
 use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
 use crate::description::{Description, architectures, find_named, find_serving, shipped, user_folder};
+use crate::files::{read_json, read_text};
+use crate::folder::checkpoint_folder;
 use crate::passes::Selection;
 use crate::tensors::Accounting;
 use crate::text::closest;
@@ -50,7 +52,8 @@ pub(super) struct Opened {
 impl ModelArgs {
     /// Reads the description and the configuration.
     pub fn open(&self) -> Result<Opened> {
-        let config = match (&self.config, &self.checkpoint) {
+        let checkpoint = self.checkpoint.as_deref().map(checkpoint_folder).transpose()?;
+        let config = match (&self.config, &checkpoint) {
             (Some(path), _) => Some(read_json(path)?),
             (None, Some(folder)) => Some(checkpoint::config(folder)?),
             (None, None) => None,
@@ -61,7 +64,7 @@ impl ModelArgs {
             (None, None) => bail!("no description is named"),
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(Opened { file, text, description, config, checkpoint: self.checkpoint.clone() })
+        Ok(Opened { file, text, description, config, checkpoint })
     }
 
     /// The passes that run.
@@ -118,8 +121,7 @@ fn read_description(model: &Path) -> Result<(String, String)> {
         "{} is a folder, not a description: a checkpoint's folder goes behind --checkpoint",
         model.display()
     );
-    let text =
-        std::fs::read_to_string(model).with_context(|| format!("cannot read the description {}", model.display()))?;
+    let text = read_text(model).context("cannot read the description")?;
     Ok((model.display().to_string(), text))
 }
 
@@ -134,10 +136,4 @@ fn serving(config: &Value) -> Result<(String, String)> {
         );
     };
     Ok(found)
-}
-
-/// Reads a JSON file.
-pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }

@@ -13,6 +13,7 @@ use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
 use crate::description::{Description, Spare, Value, architectures, config_view, find_serving, user_folder};
 use crate::draft::draft;
+use crate::folder::{checkpoint_folder, other_than_weights};
 use crate::plan::PlanOptions;
 use crate::tensors;
 
@@ -32,12 +33,14 @@ pub(super) struct NewArgs {
 
 /// Writes the draft; what is left to do goes to stderr.
 pub(super) fn run(args: &NewArgs) -> Result<()> {
-    let config = checkpoint::config(&args.from)?;
-    let all = checkpoint::tensors(&args.from)?.own;
+    let from = checkpoint_folder(&args.from)?;
+    let config = checkpoint::config(&from)?;
+    let all = checkpoint::tensors(&from)?.own;
     ensure!(
         !all.is_empty(),
-        "{} holds no .safetensors file: a draft needs the names of its tensors",
-        args.from.display()
+        "{} holds no .safetensors file, and a draft needs the names of its tensors: {}",
+        args.from.display(),
+        other_than_weights(&from)
     );
     let keys = config_view(&config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let count = |key: &str| keys.get(key).and_then(Value::number).unwrap_or(0.0) as usize;

@@ -5,9 +5,10 @@
 
 mod python;
 
-use super::tokenizer::{read_optional_json, special_text};
+use super::tokenizer::special_text;
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow, bail};
+use fusec::files::{read_optional_json, read_text};
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -120,7 +121,7 @@ impl ChatTemplate {
         let config = read_optional_json(&config_path)?;
         let file = directory.join("chat_template.jinja");
         let source = if file.exists() {
-            std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?
+            read_text(&file)?
         } else {
             match config.get("chat_template") {
                 None | Some(Value::Null) => return Ok(None),

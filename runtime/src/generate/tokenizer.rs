@@ -4,6 +4,8 @@ mod from_gguf;
 
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use fusec::files::{Kind, mistaken, read_optional_json};
+use fusec::folder::checkpoint_folder;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,7 +27,10 @@ impl Tokenizer {
     /// The tokenizer of a Hugging Face directory (tokenizer.json, and the special tokens of tokenizer_config.json, generation_config.json and config.json)
     /// or of a GGUF file, of which only the metadata is read: a file without tensors will do.
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        if path.is_dir() { Tokenizer::from_directory(path) } else { from_file(path, &gguf::Metadata::open(path)?) }
+        match path.is_dir() {
+            true => Tokenizer::from_directory(&checkpoint_folder(path)?),
+            false => from_file(path, &gguf::Metadata::open(path)?),
+        }
     }
 
     /// The tokenizer that lies with a checkpoint. Fails for a checkpoint in memory, which has none.
@@ -45,8 +50,12 @@ impl Tokenizer {
     /// A tokenizer from the bytes of a tokenizer.json, with what its model's other files say: `tokenizer_config` is tokenizer_config.json (null where
     /// there is none), `configs` are those that may hold `bos_token_id` and `eos_token_id` (generation_config.json, config.json).
     pub fn from_bytes(tokenizer_json: &[u8], tokenizer_config: &Value, configs: &[&Value]) -> Result<Tokenizer> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json)
-            .map_err(|error| anyhow!("not a usable tokenizer.json: {error}"))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|error| {
+            match mistaken(tokenizer_json, Kind::Text) {
+                Some(what) => anyhow!(what),
+                None => anyhow!("not a usable tokenizer.json: {error}"),
+            }
+        })?;
         inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
         inner.with_padding(None);
 
@@ -217,15 +226,6 @@ fn ids<'a>(config: &'a Value, key: &str) -> impl Iterator<Item = u32> + 'a {
     let value = config.get(key);
     let list = value.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     value.into_iter().chain(list).filter_map(|id| u32::try_from(id.as_u64()?).ok())
-}
-
-/// The JSON of a file, null where there is no such file.
-pub(super) fn read_optional_json(path: &Path) -> Result<Value> {
-    if !path.exists() {
-        return Ok(Value::Null);
-    }
-    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{}: not valid JSON", path.display()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
+use fusec::files::{Kind, mistaken};
 use half::{bf16, f16};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -42,6 +43,7 @@ impl Expected {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
         let file = SafeTensors::deserialize(&bytes)
+            .map_err(|error| mistaken(&bytes, Kind::Safetensors).map_or_else(|| error.into(), Error::msg))
             .with_context(|| format!("{name} is no safetensors file (docs/expected.py writes one)"))?;
         let tokens = file.tensor("tokens").ok().with_context(|| {
             format!("{name} has no tensor `tokens`, the ids that its values are for (docs/expected.py writes it)")

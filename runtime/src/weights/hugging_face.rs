@@ -8,6 +8,8 @@ use super::{Checkpoint, Dtype, Source, Tensor};
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::description::language_model_names;
+use fusec::files::{Kind, mistaken, read_json};
+use fusec::folder;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,14 +20,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Opens a directory.
 pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
     let config_path = directory.join("config.json");
-    if !config_path.exists() {
-        let hint = files_with(directory, "gguf")?
-            .first()
-            .map_or("give a Hugging Face model directory or a .gguf file".to_owned(), |gguf| {
-                format!("it holds a GGUF file: name that instead ({})", gguf.display())
-            });
-        bail!("{}: there is no config.json; {hint}", directory.display());
-    }
+    ensure!(config_path.exists(), "{}: {}", directory.display(), folder::without_config(directory));
     let config = read_json(&config_path)?;
     ensure!(config.is_object(), "{}: not a JSON object", config_path.display());
 
@@ -35,11 +30,10 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
         join_indexed(directory)?
     } else {
         let files = files_with(directory, "safetensors")?;
-        ensure!(
-            !files.is_empty(),
-            "{}: there is no .safetensors file beside config.json; download the weights (not .bin or .pth files)",
-            directory.display()
-        );
+        ensure!(!files.is_empty(), "{}: {}", directory.display(), folder::without_weights(directory));
+        if let Some(what) = folder::other_weights(directory, &files) {
+            bail!("{}: {what}", directory.display());
+        }
         join(&files)?
     };
     Ok(Checkpoint {
@@ -127,7 +121,7 @@ fn join_indexed(directory: &Path) -> Result<Joined> {
 /// The tensors of one file, placed in the bytes of source `file`.
 fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Tensor)>> {
     let (header, metadata) = SafeTensors::read_metadata(bytes)
-        .map_err(|error| explain(error, bytes))
+        .map_err(|error| mistaken(bytes, Kind::Safetensors).map_or_else(|| explain(error, bytes), |what| anyhow!(what)))
         .with_context(|| path.display().to_string())?;
     let data = 8 + header;
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
@@ -199,9 +193,4 @@ fn files_with(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     files.retain(|path| path.extension().is_some_and(|found| found == extension));
     files.sort();
     Ok(files)
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("{}: not valid JSON", path.display()))
 }

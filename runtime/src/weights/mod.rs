@@ -14,6 +14,8 @@ pub use pack::{dummy_pattern, lane_share, pack};
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, bail, ensure};
 use fusec::description::Spare;
+use fusec::files::{Kind, mistaken};
+use fusec::folder::{checkpoint_folder, nothing_there, single_file};
 use fusec::ir::WeightName;
 use fusec::tensors;
 use fusec::text::closest;
@@ -67,13 +69,9 @@ impl Checkpoint {
     /// Fails with one message that names the file where something is missing, truncated or malformed.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         if path.is_dir() {
-            return hugging_face::open(path);
+            return hugging_face::open(&checkpoint_folder(path)?);
         }
-        ensure!(
-            path.exists(),
-            "{}: no such file or directory; give a Hugging Face model directory or a .gguf file",
-            path.display()
-        );
+        ensure!(path.exists(), "{}: {}", path.display(), nothing_there(path));
         let file = map_file(path)?;
         if file.starts_with(gguf::MAGIC) || path.extension().is_some_and(|extension| extension == "gguf") {
             let (gguf::Opened { config, metadata, tensors }, files) = gguf::open(path, file)?;
@@ -87,10 +85,11 @@ impl Checkpoint {
                 sources: files.into_iter().map(Source::Mapped).collect(),
             });
         }
-        bail!(
-            "{}: not a GGUF file; give a .gguf file, or the directory that holds config.json and the .safetensors files",
-            path.display()
-        );
+        let what = single_file(path).or_else(|| mistaken(&file, Kind::Gguf));
+        let what = what.unwrap_or_else(|| {
+            "give a .gguf file, or the directory that holds config.json and the .safetensors files".to_owned()
+        });
+        bail!("{}: not a GGUF file; {what}", path.display());
     }
 
     /// A checkpoint of tensors in memory: (shape, values in row-major order) by name.

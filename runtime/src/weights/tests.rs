@@ -153,7 +153,13 @@ fn what_is_no_checkpoint_is_told_what_one_is() {
     folder.write("config.json", "{");
     assert!(folder.error().starts_with("DIR/config.json: not valid JSON: "));
     std::fs::remove_file(folder.0.join("config.json")).unwrap();
+    assert_eq!(
+        folder.error(),
+        "DIR: there is no config.json: the folder is empty; get the model as .safetensors files with config.json and tokenizer.json, or as a .gguf file"
+    );
+    let notes = folder.write("notes.txt", "");
     assert_eq!(folder.error(), "DIR: there is no config.json; give a Hugging Face model directory or a .gguf file");
+    std::fs::remove_file(notes).unwrap();
     let gguf = folder.write("model.gguf", "");
     assert_eq!(
         folder.error(),
@@ -166,6 +172,13 @@ fn what_is_no_checkpoint_is_told_what_one_is() {
     );
     assert!(Checkpoint::open(&folder.0.join("none")).unwrap_err().to_string().contains("no such file or directory"));
     let odd = folder.write("weights.safetensors", "12345678");
+    assert!(
+        Checkpoint::open(&odd)
+            .unwrap_err()
+            .to_string()
+            .contains("not a GGUF file; it is one file of a model: name the folder that holds it")
+    );
+    let odd = folder.write("weights", "12345678");
     assert!(
         Checkpoint::open(&odd)
             .unwrap_err()

@@ -2,6 +2,7 @@
 
 use super::{Contents, Dtype, Entry, MAGIC, Metadata, Value};
 use anyhow::{Context, Result, bail, ensure};
+use fusec::files::{Kind, mistaken};
 use std::collections::BTreeMap;
 
 /// Elements of the longest metadata list that is read: several times the largest vocabulary, and little memory for a corrupt count.
@@ -89,7 +90,10 @@ struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     /// The number of tensors and the metadata, from the start of the file.
     fn header(&mut self) -> Result<(usize, Metadata)> {
-        ensure!(self.take(4, "the magic")? == MAGIC, "it does not start with the letters GGUF");
+        if self.take(MAGIC.len(), "the magic")? != MAGIC {
+            let what = mistaken(self.file, Kind::Gguf);
+            bail!(what.unwrap_or_else(|| "it does not start with the letters GGUF".to_owned()));
+        }
         let version = self.u32("the version")?;
         ensure!(version.swap_bytes() > 3, "it is big-endian; only little-endian files are read");
         ensure!(version == 2 || version == 3, "it is version {version}; versions 2 and 3 are read");
@@ -301,7 +305,11 @@ mod tests {
             refused(Builder::new(3u32.swap_bytes()).build()),
             "it is big-endian; only little-endian files are read"
         );
-        assert_eq!(refused(b"PK\x03\x04".to_vec()), "it does not start with the letters GGUF");
+        assert_eq!(refused(b"FUGG".to_vec()), "it does not start with the letters GGUF");
+        assert_eq!(
+            refused(b"PK\x03\x04".to_vec()),
+            "it is a zip, as PyTorch's .bin and .pth files are: get the model as a .gguf file, or its Hugging Face folder"
+        );
         let odd = Builder::new(3).tensor("w", &[48, 1], 2, &[0; 27]).build();
         assert_eq!(refused(odd), "a row of tensor w: 48 values are no whole number of Q4_0 blocks of 32");
     }

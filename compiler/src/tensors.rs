@@ -6,7 +6,7 @@ use std::ops::Bound;
 
 use anyhow::{Result, bail};
 
-use crate::description::{Code, Diagnostic, Diagnostics, Resolved, Span, Spare};
+use crate::description::{Code, Diagnostic, Diagnostics, QUANTISED_INSTEAD, Resolved, Span, Spare, quantised_tensor};
 use crate::ir::{Graph, Op, Part, Results, WeightName};
 use crate::text::closest;
 
@@ -58,6 +58,10 @@ pub fn reconcile(
     let unneeded = |name: &&str| !needed.contains(name) && !harmless(name, found[name], &spare);
     let mut left: BTreeSet<&str> = found.keys().copied().filter(unneeded).collect();
     let mut diagnostics = Diagnostics::new(resolved.source.clone());
+    if let Some(message) = quantised(checkpoint, &left) {
+        diagnostics.push(Diagnostic::new(Code::UnusedTensor, message).help(QUANTISED_INSTEAD));
+        return Err(diagnostics);
+    }
     for weight in unmatched(&required, found, resolved) {
         diagnostics.push(weight.diagnostic(checkpoint, found, &mut left));
     }
@@ -88,6 +92,12 @@ pub fn reconcile(
     diagnostics.into_result(accounting)
 }
 
+/// Says so where tensors that nothing reads are those of a quantised checkpoint.
+fn quantised(checkpoint: &str, left: &BTreeSet<&str>) -> Option<String> {
+    let (name, how) = left.iter().find_map(|name| Some((name, quantised_tensor(name)?)))?;
+    Some(format!("{checkpoint} holds quantised weights ({how}: `{name}`), which nothing here reads"))
+}
+
 /// The weights of one line of a description that a checkpoint lacks or has in another shape.
 struct Unmatched<'a> {
     span: Span,
@@ -116,7 +126,7 @@ impl Unmatched<'_> {
                 diagnostic.note(format!("the checkpoint has {}, this line needs {}", words(stored), words(shape)));
             let turned: Vec<usize> = stored.iter().rev().copied().collect();
             return match shape.len() == 2 && turned == *shape && turned != stored {
-                true => diagnostic.help("`transposed = true` reads a weight that is stored `[in, out]`"),
+                true => diagnostic.hint("`transposed = true` reads a weight that is stored `[in, out]`"),
                 false => diagnostic,
             };
         }
@@ -125,10 +135,10 @@ impl Unmatched<'_> {
             Diagnostic::new(Code::MissingTensor, message).at(self.span.clone(), format!("{shape:?}{more}"));
         let Some(near) = meant(name, shape, left, found) else {
             return diagnostic
-                .help("where some checkpoints lack it, choose it by a configuration key: `{ if = …, then = … }`");
+                .hint("where some checkpoints lack it, choose it by a configuration key: `{ if = …, then = … }`");
         };
         left.retain(|other| pattern(other) != pattern(near));
-        diagnostic.help(format!("did you mean `{near}`? nothing else reads it"))
+        diagnostic.hint(format!("did you mean `{near}`? nothing else reads it"))
     }
 }
 
@@ -223,9 +233,9 @@ fn unused(
     for (name, starts) in uses.iter().filter(|(name, starts)| starts.len() > 1 && !name.contains("embed")).take(1) {
         let lines: Vec<String> = starts.iter().map(line).collect();
         diagnostic = diagnostic
-            .help(format!("lines {} read the same tensor, `{name}`: is one of them meant?", lines.join(" and ")));
+            .hint(format!("lines {} read the same tensor, `{name}`: is one of them meant?", lines.join(" and ")));
     }
-    diagnostic.help("let the description read them: each tensor of a checkpoint changes what the model computes")
+    diagnostic.hint("let the description read them: each tensor of a checkpoint changes what the model computes")
 }
 
 /// The left-over tensor that a missing one may be: of the same shape and under another prefix, or with a slip in its name.
@@ -285,6 +295,9 @@ pub fn account(
     let needed: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
     let mut left: BTreeSet<&str> =
         found.keys().copied().filter(|name| !needed.contains(name) && !harmless(name, found[name], spare)).collect();
+    if let Some(message) = quantised(checkpoint, &left) {
+        bail!("{message}: {QUANTISED_INSTEAD}");
+    }
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
     for (name, shape) in &tensors {
         match found.get(name.as_str()) {
@@ -445,6 +458,13 @@ mod tests {
              wrong shape: qkv is [24, 4] and the model needs [12, 4]";
         let wrong: &[(&str, &[usize])] = &[("qkv[0..12 of 12]", &[12, 4]), ("e.{0..3}.w", &[3, 2, 4])];
         assert_eq!(message(found, wrong, false).as_deref(), Some(said));
+    }
+
+    #[test]
+    fn a_quantised_checkpoint_is_called_one() {
+        let found: &[(&str, &[usize])] = &[("q_proj.qweight", &[4, 1]), ("q_proj.scales", &[1, 4])];
+        let said = "here holds quantised weights (GPTQ or AWQ: `q_proj.qweight`), which nothing here reads: get the model in bf16, or as a GGUF file";
+        assert_eq!(message(found, &[("q_proj.weight", &[4, 4])], false).as_deref(), Some(said));
     }
 
     #[test]

@@ -67,6 +67,8 @@ fn features() -> Vec<(&'static str, Value)> {
         ("partial_rotary_factor", json!(0.5)),
         ("position_embedding_type", json!("alibi")),
         ("qk_layernorm", json!(true)),
+        ("compression_config", json!({"format": "pack-quantized"})),
+        ("quantization", json!({"group_size": 64, "bits": 4})),
         ("quantization_config", json!({"bits": 4})),
         ("query_pre_attn_scalar", json!(99)),
         ("qkv_bias", json!(true)),
@@ -156,6 +158,9 @@ fn a_feature_changes_the_model_or_is_refused() {
                         let said = errors.to_string();
                         let word = key.split('_').next().expect("a word");
                         assert!(said.contains(word), "{family}: {key} is refused by another name: {said}");
+                        let advice = ["[expect]", "[derive]", "let the description", "??"];
+                        let to_the_author = advice.iter().find(|part| said.contains(**part));
+                        assert_eq!(to_the_author, None, "{family}: {key}: the reader did not write it: {said}");
                         refused += 1;
                     }
                     _ if IGNORED.contains(&(family, key)) => {}

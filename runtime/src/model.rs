@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, architectures, find_serving, user_folder};
+use fusec::description::{Description, Facts, also_served, architectures, find_serving, lacking, user_folder};
 use fusec::files;
 use fusec::folder::{self, checkpoint_folder};
 use fusec::ir::{DType, Graph, verify};
@@ -123,7 +123,7 @@ impl OpenModel {
                 let config = config.as_ref().context("a checkpoint has a config")?;
                 let architectures = architectures(config);
                 let found = find_serving(&architectures, user_folder().as_deref())?;
-                found.with_context(|| unserved(&architectures))?
+                found.with_context(|| unserved(config))?
             }
         };
         let mut description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
@@ -364,18 +364,16 @@ pub fn tokenizer_of(name: &ModelName) -> Result<Tokenizer> {
     }
 }
 
-fn unserved(architectures: &[String]) -> String {
-    match architectures {
+fn unserved(config: &Value) -> String {
+    if let Some(why) = lacking(config) {
+        return format!("{why}: no description can serve it; README.md lists the families that run");
+    }
+    match &architectures(config)[..] {
         [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
         names => format!(
-            "no description serves {}; the shipped ones serve {}. Draft one with fusec new --from DIR, and name it with --description",
+            "no description serves {}{}; draft one with fusec new --from DIR, and name it with --description",
             names.join(", "),
-            served().join(", ")
+            also_served(names)
         ),
     }
-}
-
-fn served() -> Vec<String> {
-    let parse = |(file, text): &(&str, &str)| Description::parse(text, file).ok();
-    fusec::description::shipped().iter().filter_map(parse).flat_map(|description| description.serves.clone()).collect()
 }

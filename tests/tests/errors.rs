@@ -84,8 +84,11 @@ fn a_configuration_that_is_no_json() {
 #[test]
 fn an_architecture_that_nothing_serves() {
     let folder = golden("llama-tied");
+    edit_config(&folder, |config| drop(config.insert("architectures".into(), json!(["LlamaNextForCausalLM"]))));
+    let parts = ["no description serves LlamaNextForCausalLM", "LlamaForCausalLM", "--description"];
+    assert_fails(&logits(folder.path(), "1,2", &[]), 1, &parts);
     edit_config(&folder, |config| drop(config.insert("architectures".into(), json!(["MambaForCausalLM"]))));
-    let parts = ["no description serves MambaForCausalLM", "LlamaForCausalLM", "--description"];
+    let parts = ["MambaForCausalLM needs a selective state space (Mamba), which no operation computes"];
     assert_fails(&logits(folder.path(), "1,2", &[]), 1, &parts);
     // A description that is named is taken nevertheless, and refuses what it does not honour as ever.
     let llama = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/llama.toml");

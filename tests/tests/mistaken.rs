@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use fuse_tests::{Finished, TempFolder, fusec, fuserun, root};
+use serde_json::{Value, json};
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n";
 const PAGE: &str = "<!DOCTYPE html>\n<html><head><title>model.safetensors</title></head></html>\n";
@@ -34,6 +35,13 @@ fn text(path: &Path) -> &str {
 
 fn golden() -> TempFolder {
     TempFolder::copy_of(&root().join("tests/goldens/llama-tied"))
+}
+
+fn edit(folder: &TempFolder, changes: Value) {
+    let path = folder.path().join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    fs::write(path, config.to_string()).unwrap();
 }
 
 fn remove(folder: &TempFolder, name: &str) {
@@ -183,6 +191,12 @@ fn folders_that_hold_no_checkpoint() {
     refuses_folder(&[("config.json", config), ("onnx.onnx", "")], &["it is an ONNX export (onnx.onnx)"]);
     refuses_folder(&[("config.json", config), ("consolidated.safetensors", "")], &["its makers' own format"]);
     refuses_folder(&[("config.json", config)], &["no .safetensors file beside config.json; download the weights"]);
+    let unet = r#"{"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.30"}"#;
+    let folder = golden();
+    folder.write("config.json", unet);
+    let said = ["config.json is a diffusers model's (UNet2DConditionModel), which writes no text"];
+    refused(&logits(folder.path(), &[]), &said);
+    refused(&fusec(&["check", "--checkpoint", text(folder.path())]), &said);
 }
 
 #[test]
@@ -244,4 +258,109 @@ fn a_model_in_the_hubs_cache_runs() {
     fs::remove_dir_all(root_of.join("snapshots")).unwrap();
     fs::create_dir(root_of.join("snapshots")).unwrap();
     refused(&logits(&root_of, &[]), &["it is in the hub's cache and has no snapshot: download the model again"]);
+}
+
+#[test]
+fn quantised_checkpoints() {
+    let instead = "help: get the model in bf16, or as a GGUF file";
+    for (key, value, said) in [
+        ("quantization_config", json!({"quant_method": "gptq", "bits": 4}), "quantised by gptq to 4 bits"),
+        ("quantization_config", json!({"quant_method": "awq", "bits": 4}), "quantised by awq to 4 bits"),
+        ("quantization_config", json!({"quant_method": "fp8", "weight_block_size": [128, 128]}), "quantised by fp8,"),
+        ("quantization_config", json!({"quant_method": "compressed-tensors"}), "quantised by compressed-tensors,"),
+        ("quantization_config", json!({"quant_method": "mxfp4"}), "quantised by mxfp4,"),
+        ("quantization_config", json!({"load_in_8bit": true}), "the weights are quantised, which nothing here reads"),
+        ("quantization", json!({"group_size": 64, "bits": 4}), "quantised by MLX to 4 bits"),
+        ("compression_config", json!({"format": "pack-quantized"}), "the weights are quantised,"),
+    ] {
+        let folder = golden();
+        edit(&folder, json!({key: value}));
+        let parts = ["error[F0403]", &format!("`{key}` in config.json"), said, instead];
+        let error = refused(&logits(folder.path(), &[]), &parts);
+        assert!(!error.contains("[expect]"), "{error}");
+        refused(&fusec(&["check", "--checkpoint", text(folder.path())]), &parts);
+    }
+    // MLX writes both keys, and says it once.
+    let folder = golden();
+    edit(&folder, json!({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}));
+    refused(&logits(folder.path(), &[]), &["quantised", instead]);
+    edit(&folder, json!({"quantization": null, "quantization_config": null}));
+    assert_eq!(logits(folder.path(), &[]).code, 0);
+}
+
+/// A header of one tensor besides those of a checkpoint.
+fn with_tensor(folder: &TempFolder, name: &str) {
+    let header = json!({name: {"dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}).to_string();
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    fs::rename(folder.path().join("model.safetensors"), folder.path().join("a.safetensors")).unwrap();
+    folder.write("b.safetensors", bytes);
+}
+
+#[test]
+fn quantised_checkpoints_are_told_by_their_tensors_too() {
+    for (name, how) in [
+        ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
+        ("model.layers.0.self_attn.q_proj.weight_scale_inv", "FP8"),
+        ("model.layers.0.self_attn.q_proj.weight.absmax", "bitsandbytes"),
+        ("model.layers.0.self_attn.q_proj.scales", "MLX"),
+    ] {
+        let folder = golden();
+        with_tensor(&folder, name);
+        let said = format!("holds quantised weights ({how}: `{name}`), which nothing here reads");
+        let parts = ["error[F0603]", said.as_str(), "help: get the model in bf16, or as a GGUF file"];
+        refused(&logits(folder.path(), &[]), &parts);
+        refused(&fusec(&["check", "--checkpoint", text(folder.path())]), &parts);
+    }
+}
+
+#[test]
+fn architectures_that_no_description_can_serve() {
+    for (name, said) in [
+        ("Qwen3NextForCausalLM", "Qwen3NextForCausalLM needs a gated delta rule, which no operation computes: "),
+        ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes: "),
+        ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes: "),
+        ("GptOssForCausalLM", "needs experts with biases and a bounded SwiGLU, which no operation computes: "),
+        ("T5ForConditionalGeneration", "is an encoder with a decoder, and only decoders are run: "),
+        ("BertForMaskedLM", "BertForMaskedLM is an encoder, which writes no text: "),
+    ] {
+        let folder = golden();
+        edit(&folder, json!({"architectures": [name]}));
+        let parts = [said, "no description can serve it; README.md lists the families that run"];
+        let error = refused(&logits(folder.path(), &[]), &parts);
+        assert!(error.len() < 200 && !error.contains("fusec new"), "{error}");
+        refused(&fusec(&["check", "--checkpoint", text(folder.path())]), &parts);
+        let drafted = fusec(&["new", "--from", text(folder.path())]).stderr;
+        assert!(drafted.contains(said.trim_end_matches(": ")), "{drafted}");
+    }
+    let folder = golden();
+    edit(&folder, json!({"architectures": ["Qwen9ForCausalLM"]}));
+    let error = refused(
+        &logits(folder.path(), &[]),
+        &["no description serves Qwen9ForCausalLM (served are Qwen2", "fusec new"],
+    );
+    assert!(!error.contains("LlamaForCausalLM"), "{error}");
+}
+
+/// Who runs a model by a shipped description did not write it.
+#[test]
+fn readers_of_a_shipped_description_are_told_what_they_can_do() {
+    let author = ["[expect]", "[derive]", "let the description", "if = …", "??"];
+    let judge = |folder: &TempFolder, code: &str, reader: &str| {
+        let said = refused(&logits(folder.path(), &[]), &[code, reader]);
+        assert!(!author.iter().any(|part| said.contains(part)), "{said}");
+        // The same of a description that the user has changed.
+        let llama = fs::read_to_string(root().join("models/llama.toml")).unwrap();
+        let mine = folder.write("mine.toml", format!("{llama}\n# mine\n"));
+        let said = refused(&logits(folder.path(), &["--description", text(&mine)]), &[code]);
+        assert!(author.iter().any(|part| said.contains(part)) && !said.contains(reader), "{said}");
+    };
+    let folder = golden();
+    edit(&folder, json!({"final_logit_softcapping": 30.0}));
+    judge(&folder, "F0403", "help: use a checkpoint of the family that does without, or a later version");
+    let folder = golden();
+    edit(&folder, json!({"rms_norm_eps": null}));
+    judge(&folder, "F0401", "help: use the config.json that the checkpoint was published with");
+    let folder = golden();
+    with_tensor(&folder, "model.layers.0.strange.weight");
+    judge(&folder, "F0603", "help: get config.json and all weights from one place again");
 }

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use super::checkpoint;
 use crate::compile::{CompileOptions, Model, compile};
-use crate::description::{Description, architectures, find_named, find_serving, shipped, user_folder};
+use crate::description::{
+    Description, also_served, architectures, find_named, find_serving, lacking, shipped, user_folder,
+};
 use crate::files::{read_json, read_text};
 use crate::folder::checkpoint_folder;
 use crate::passes::Selection;
@@ -129,10 +131,14 @@ fn read_description(model: &Path) -> Result<(String, String)> {
 fn serving(config: &Value) -> Result<(String, String)> {
     let names = architectures(config);
     let Some(found) = find_serving(&names, user_folder().as_deref())? else {
+        if let Some(why) = lacking(config) {
+            bail!("{why}: no description can serve it; README.md lists the families that run");
+        }
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
         bail!(
-            "no description serves {}: name one that does before the flags, or draft one with fusec new --from DIR",
-            names.join(", ")
+            "no description serves {}{}: name one that does before the flags, or draft one with fusec new --from DIR",
+            names.join(", "),
+            also_served(&names)
         );
     };
     Ok(found)

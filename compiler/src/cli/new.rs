@@ -11,7 +11,7 @@ use clap::Args;
 use super::checkpoint;
 use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
-use crate::description::{Description, Spare, Value, architectures, config_view, find_serving, user_folder};
+use crate::description::{Description, Spare, Value, architectures, config_view, find_serving, lacking, user_folder};
 use crate::draft::draft;
 use crate::folder::{checkpoint_folder, other_than_weights};
 use crate::plan::PlanOptions;
@@ -71,6 +71,9 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
     };
     if let Some((file, _)) = find_serving(&architectures(&config), user_folder().as_deref())? {
         tell(format!("{file} serves this checkpoint: it needs no description of its own"));
+    }
+    if let Some(why) = lacking(&config) {
+        tell(format!("{why}: no draft of it can run"));
     }
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     tell(format!(

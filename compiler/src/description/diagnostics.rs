@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+use super::shipped::shipped;
 use crate::text::closest;
 
 /// A byte range of a description's text.
@@ -42,7 +43,16 @@ pub struct Diagnostic {
     /// Facts that explain the error.
     pub notes: Vec<String>,
     /// What to do.
-    pub helps: Vec<String>,
+    pub helps: Vec<Help>,
+}
+
+/// Advice, by whom it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Help {
+    /// Whoever runs the model.
+    Everyone(String),
+    /// Who writes the description.
+    Author(String),
 }
 
 impl Diagnostic {
@@ -65,14 +75,20 @@ impl Diagnostic {
 
     /// Adds advice.
     pub fn help(mut self, text: impl Into<String>) -> Self {
-        self.helps.push(text.into());
+        self.helps.push(Help::Everyone(text.into()));
+        self
+    }
+
+    /// Adds advice for someone who writes the description; someone who runs a model by a shipped one is told what else helps.
+    pub fn hint(mut self, text: impl Into<String>) -> Self {
+        self.helps.push(Help::Author(text.into()));
         self
     }
 
     /// Adds "did you mean" where one of `known` is close to `given`.
     pub fn suggest<'a>(self, given: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
         match closest(given, known) {
-            Some(name) => self.help(format!("did you mean `{name}`?")),
+            Some(name) => self.hint(format!("did you mean `{name}`?")),
             None => self,
         }
     }
@@ -144,10 +160,41 @@ impl Diagnostics {
         for note in &diagnostic.notes {
             group = group.element(Level::NOTE.message(note.as_str()));
         }
-        for help in &diagnostic.helps {
-            group = group.element(Level::HELP.message(help.as_str()));
+        let shipped = self.source.is_shipped();
+        let told = diagnostic.helps.iter().filter_map(|help| match help {
+            Help::Everyone(text) => Some(text.as_str()),
+            Help::Author(text) => (!shipped).then_some(text),
+        });
+        let everyone =
+            !diagnostic.helps.is_empty() && diagnostic.helps.iter().all(|help| matches!(help, Help::Everyone(_)));
+        let more = (shipped && !everyone).then(|| for_a_reader(diagnostic.code)).flatten();
+        for help in told.chain(more) {
+            group = group.element(Level::HELP.message(help));
         }
         group
+    }
+}
+
+impl Source {
+    /// Whether it is a description as this program ships it.
+    fn is_shipped(&self) -> bool {
+        shipped().iter().any(|(_, text)| *text == self.text)
+    }
+}
+
+/// What someone can do who runs a model by a description that is shipped: most errors come of what the checkpoint says or holds.
+fn for_a_reader(code: Code) -> Option<&'static str> {
+    match code {
+        Code::ValueDiffers => None,
+        Code::UnsupportedFeature => Some(
+            "use a checkpoint of the family that does without, or a later version; a description of your own may honour it: docs/add-a-model.md",
+        ),
+        Code::MissingTensor | Code::TensorShape | Code::UnusedTensor => Some(
+            "get config.json and all weights from one place again; if they are as published, report it: the description is shipped",
+        ),
+        _ => Some(
+            "use the config.json that the checkpoint was published with; if this is that one, report it: the description is shipped",
+        ),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Configuration keys that change what a model computes. One that is set and that the description does not read is refused by name: silent
 //! nonsense is worse than an error.
 
+use super::quantised;
 use super::value::Value;
 
 /// Keys that every model's facts are read from, whether or not its description names them.
@@ -204,7 +205,6 @@ const FEATURES: &[Feature] = &[
     feature("use_bidirectional_attention", &[Bool(false)], "attention that is not causal"),
     feature("is_encoder_decoder", &[Bool(false)], "an encoder"),
     feature("add_cross_attention", &[Bool(false)], "cross-attention"),
-    feature("quantization_config", &[], "quantised weights"),
     feature("text_config", &[], "a model within a model"),
     feature("vision_config", &[], "a vision tower"),
 ];
@@ -247,6 +247,7 @@ pub(super) fn is_known(key: &str) -> bool {
     FACTS.contains(&key)
         || INERT.contains(&key)
         || key == "rope_parameters"
+        || quantised::KEYS.contains(&key)
         || FEATURES.iter().any(|feature| feature.key == key)
 }
 

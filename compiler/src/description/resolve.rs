@@ -8,6 +8,8 @@ use super::diagnostics::{Code, Diagnostic, Diagnostics, Span};
 use super::expr::{Environment, Expr, Failure};
 use super::facts::count_of;
 use super::features;
+use super::lacking;
+use super::quantised;
 use super::rope::{Refusal, RopeScaling};
 use super::signature::{Attribute, Default, INPUTS, Kind, OpName};
 use super::value::Value;
@@ -143,7 +145,8 @@ impl Resolver<'_> {
                 );
                 self.diagnostics.push(
                     Diagnostic::new(Code::UnsupportedFeature, message)
-                        .at(expectation.span.clone(), "the values that it honours"),
+                        .at(expectation.span.clone(), "the values that it honours")
+                        .hint("list the value under [expect] if the description computes what it asks for"),
                 );
             }
         }
@@ -151,6 +154,7 @@ impl Resolver<'_> {
 
     /// Keys that matter and that no expression names.
     fn unhonoured(&mut self) {
+        let mut quantised = false;
         let no_windows = self.config.get("use_sliding_window") == Some(&Value::Bool(false));
         for (key, value) in self.config.iter() {
             let idle = (no_windows && ["sliding_window", "max_window_layers"].contains(&key))
@@ -158,7 +162,13 @@ impl Resolver<'_> {
             if idle || self.is_mentioned(key) {
                 continue;
             }
-            if let Some(what) = features::asked(key, value) {
+            if quantised::KEYS.contains(&key) {
+                // One of them says it; the first in order is transformers'.
+                if !quantised && ![Value::Null, Value::Bool(false)].contains(value) {
+                    quantised = true;
+                    self.diagnostics.push(quantised::refusal(key, value, &self.origin));
+                }
+            } else if let Some(what) = features::asked(key, value) {
                 let file = &self.description.source.name;
                 let mut shown = value.to_string();
                 if let Some((end, _)) = shown.char_indices().nth(60) {
@@ -166,8 +176,13 @@ impl Resolver<'_> {
                     shown.push('…');
                 }
                 let message = format!("`{key}` is {shown} in {}: {file} does not honour {what}", self.origin);
-                let help = format!("let the description read `{key}`, or list the values it honours under [expect]");
-                self.diagnostics.push(Diagnostic::new(Code::UnsupportedFeature, message).help(help));
+                let diagnostic = Diagnostic::new(Code::UnsupportedFeature, message);
+                self.diagnostics.push(match lacking::by_key(key) {
+                    Some(what) => diagnostic.help(format!("it needs {what}, which no operation computes")),
+                    None => diagnostic.hint(format!(
+                        "let the description read `{key}`, or list the values it honours under [expect]"
+                    )),
+                });
             }
         }
     }
@@ -196,8 +211,9 @@ impl Resolver<'_> {
         if let (Some(what), false) = (features::untold(family), expected) {
             let file = &self.description.source.name;
             let message = format!("`model_type` is {family:?} in {}: {file} does not honour {what}", self.origin);
-            let help = "no operation computes it; `model_type` under [expect] tells that the description does without";
-            self.diagnostics.push(Diagnostic::new(Code::UnsupportedFeature, message).help(help));
+            let hint = "`model_type` under [expect] tells that the description does without";
+            self.diagnostics
+                .push(Diagnostic::new(Code::UnsupportedFeature, message).help("no operation computes it").hint(hint));
         }
     }
 
@@ -477,21 +493,21 @@ impl Resolver<'_> {
             Failure::Missing { key, span } if key == "TODO" => {
                 Diagnostic::new(Code::MissingConfigKey, "`TODO` stands where a size or a key belongs")
                     .at(span, label.unwrap_or_else(|| "needed here".to_owned()))
-                    .help("fusec new could not tell it: the TODO lines at the top of the file say what is left open")
+                    .hint("fusec new could not tell it: the TODO lines at the top of the file say what is left open")
             }
             Failure::Missing { key, span } => {
                 let known =
                     self.config.iter().map(|(key, _)| key).chain(self.description.derive.keys().map(String::as_str));
                 let derive = match key.contains('.') {
-                    true => format!("or write `{key} ?? value` where it is read"),
+                    true => format!("write `{key} ?? value` where it is read"),
                     false => {
-                        format!("or give `{key}` a value under [derive], or write `{key} ?? value` where it is read")
+                        format!("give `{key}` a value under [derive], or write `{key} ?? value` where it is read")
                     }
                 };
                 Diagnostic::new(Code::MissingConfigKey, format!("{} has no key `{key}`", self.origin))
                     .at(span, label.unwrap_or_else(|| "needed here".to_owned()))
                     .suggest(&key, known)
-                    .help(format!("add it to the configuration, {derive}"))
+                    .hint(format!("add it to the configuration, or {derive}"))
             }
         };
         self.diagnostics.push(diagnostic);

@@ -40,6 +40,12 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
     ]
 }
 
+/// The `architectures` that shipped descriptions serve.
+pub fn served() -> Vec<String> {
+    let parse = |(file, text): &(&str, &str)| super::Description::parse(text, file).ok();
+    shipped().iter().filter_map(parse).flat_map(|description| description.serves).collect()
+}
+
 /// Name and text of the shipped description that serves one of these architectures (`architectures` of a config.json).
 pub fn find_for<S: AsRef<str>>(architectures: &[S]) -> Option<(&'static str, &'static str)> {
     let serves = |file: &str, text: &str| {

@@ -9,6 +9,7 @@ use super::super::Tensor;
 use super::super::stored::Stored;
 use super::{Contents, Dtype, Entry, Metadata, Opened, Value};
 use anyhow::{Context, Result, bail, ensure};
+use fusec::description::lacking_in_gguf;
 use keys::Keys;
 use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
@@ -113,8 +114,22 @@ pub(super) fn adapt(contents: Contents, files: &[&[u8]]) -> Result<Opened> {
 }
 
 fn family_of(metadata: &Metadata) -> Result<&'static Family> {
+    match metadata.text("general.type") {
+        Some("adapter") => {
+            let of = metadata.text("general.base_model.0.name").unwrap_or("a model");
+            bail!(
+                "it is a LoRA adapter, a change of {of} and no model: merge the two with llama.cpp's llama-export-lora"
+            );
+        }
+        Some("imatrix") => bail!("it is an importance matrix, which quantisers read, and no model"),
+        Some("mmproj") => bail!("it is what a model sees or hears with (mmproj): name the file of its language model"),
+        _ => {}
+    }
     let architecture =
         metadata.text("general.architecture").context("the metadata key general.architecture is missing")?;
+    if let Some(why) = lacking_in_gguf(architecture) {
+        bail!("{why}: no file of it can be run");
+    }
     let Some(family) = FAMILIES.iter().find(|family| family.architecture == architecture) else {
         let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
         bail!("GGUF files of architecture '{architecture}' are not read (known: {}); {INSTEAD}", known.join(", "));

@@ -109,9 +109,16 @@ fn divisors_become_llama3_scaling_or_a_list_for_every_length() {
 fn missing_keys_and_other_families_are_named() {
     let message = |file: Builder| format!("{:#}", opened(file).err().unwrap());
     assert_eq!(
-        message(Builder::new(3).metadata("general.architecture", 8, &text("mamba"))),
-        "tiny.gguf: GGUF files of architecture 'mamba' are not read (known: llama, qwen2, qwen2moe, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3, olmo, olmo2, smollm3, granite, gpt2, gptneox, stablelm, starcoder2); use the model's Hugging Face directory instead"
+        message(Builder::new(3).metadata("general.architecture", 8, &text("cohere2"))),
+        "tiny.gguf: GGUF files of architecture 'cohere2' are not read (known: llama, qwen2, qwen2moe, qwen3, qwen3moe, gemma, gemma2, gemma3, phi3, olmo, olmo2, smollm3, granite, gpt2, gptneox, stablelm, starcoder2); use the model's Hugging Face directory instead"
     );
+    let of = |architecture: &str| message(Builder::new(3).metadata("general.architecture", 8, &text(architecture)));
+    let said = "needs a selective state space (Mamba), which no operation computes: no file of it can be run";
+    assert_eq!(of("mamba"), format!("tiny.gguf: mamba {said}"));
+    assert_eq!(of("bert"), "tiny.gguf: bert is an encoder, which writes no text: no file of it can be run");
+    let kind = |kind: &str| message(Builder::new(3).metadata("general.type", 8, &text(kind)));
+    assert!(kind("adapter").starts_with("tiny.gguf: it is a LoRA adapter, a change of a model and no model: merge"));
+    assert!(kind("mmproj").ends_with("(mmproj): name the file of its language model"));
     assert_eq!(message(Builder::new(3)), "tiny.gguf: the metadata key general.architecture is missing");
     let no_keys = Builder::new(3).metadata("general.architecture", 8, &text("llama")).tensor(
         "token_embd.weight",

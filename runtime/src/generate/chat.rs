@@ -5,10 +5,10 @@
 
 mod python;
 
-use super::tokenizer::special_text;
+use super::tokenizer::files::{read_tokenizer_config, template_names};
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow, bail};
-use fusec::files::{read_optional_json, read_text};
+use fusec::files::read_text;
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -41,7 +41,6 @@ pub struct ChatTemplate {
 }
 
 const NAME: &str = "chat_template";
-const SPECIALS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 
 impl ChatTemplate {
     /// The template of a Hugging Face directory (chat_template.jinja, else `chat_template` of tokenizer_config.json) or of a GGUF file; `None` where
@@ -69,7 +68,8 @@ impl ChatTemplate {
             return Ok(None);
         };
         let mut specials = Map::new();
-        for (key, id) in SPECIALS.into_iter().zip(["bos", "eos", "unknown", "padding"]) {
+        let names = [("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")];
+        for (key, id) in names {
             let id =
                 metadata.unsigned(&format!("tokenizer.ggml.{id}_token_id")).and_then(|id| usize::try_from(id).ok());
             let tokens = metadata.list("tokenizer.ggml.tokens").unwrap_or_default();
@@ -118,7 +118,7 @@ impl ChatTemplate {
 
     fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {
         let config_path = directory.join("tokenizer_config.json");
-        let config = read_optional_json(&config_path)?;
+        let config = read_tokenizer_config(directory)?;
         let file = directory.join("chat_template.jinja");
         let source = if file.exists() {
             read_text(&file)?
@@ -130,10 +130,7 @@ impl ChatTemplate {
                 Some(_) => bail!("{}: chat_template is neither text nor a list", config_path.display()),
             }
         };
-        let text = |key: &str| Some((key.to_owned(), json!(special_text(&config, key)?)));
-        ChatTemplate::new(&source, SPECIALS.into_iter().filter_map(text).collect())
-            .with_context(|| directory.display().to_string())
-            .map(Some)
+        ChatTemplate::new(&source, template_names(&config)).with_context(|| directory.display().to_string()).map(Some)
     }
 }
 

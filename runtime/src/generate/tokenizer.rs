@@ -1,5 +1,6 @@
 //! Text to token ids and back, from a Hugging Face directory, a GGUF file or bytes.
 
+pub(crate) mod files;
 mod from_gguf;
 
 use crate::weights::{Checkpoint, gguf};
@@ -24,8 +25,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a Hugging Face directory (tokenizer.json, and the special tokens of tokenizer_config.json, generation_config.json and config.json)
-    /// or of a GGUF file, of which only the metadata is read: a file without tensors will do.
+    /// The tokenizer of a Hugging Face directory (tokenizer.json, with the tokens of tokenizer_config.json, special_tokens_map.json and added_tokens.json,
+    /// and the ends of a text of generation_config.json and config.json) or of a GGUF file, of which only the metadata is read: a file without tensors will do.
     pub fn open(path: &Path) -> Result<Tokenizer> {
         match path.is_dir() {
             true => Tokenizer::from_directory(&checkpoint_folder(path)?),
@@ -58,8 +59,10 @@ impl Tokenizer {
         })?;
         inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
         inner.with_padding(None);
+        files::add_tokens(&mut inner, tokenizer_config)?;
 
-        let named = |key: &str| special_text(tokenizer_config, key).and_then(|text| inner.token_to_id(text));
+        let named =
+            |key: &str| tokenizer_config.get(key).and_then(files::token_text).and_then(|text| inner.token_to_id(text));
         let bos = named("bos_token").or_else(|| configs.iter().find_map(|config| ids(config, "bos_token_id").next()));
         let mut eos: BTreeSet<u32> = configs.iter().flat_map(|config| ids(config, "eos_token_id")).collect();
         eos.extend(named("eos_token"));
@@ -136,6 +139,12 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// Whether an id is a special token, which texts are shown without.
+    pub fn is_special(&self, id: u32) -> bool {
+        let token = self.id_to_token(id);
+        token.is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))
+    }
+
     /// The number of tokens, added ones included. A model's embedding may have more rows.
     pub fn vocabulary_size(&self) -> usize {
         self.inner.get_vocab_size(true)
@@ -149,7 +158,7 @@ impl Tokenizer {
             directory.display()
         );
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let tokenizer_config = read_optional_json(&directory.join("tokenizer_config.json"))?;
+        let tokenizer_config = files::read_tokenizer_config(directory)?;
         let generation = read_optional_json(&directory.join("generation_config.json"))?;
         let config = read_optional_json(&directory.join("config.json"))?;
         Tokenizer::from_bytes(&bytes, &tokenizer_config, &[&generation, &config])
@@ -195,9 +204,8 @@ impl DecodeStream<'_> {
     }
 
     fn is_left_out(&self, id: u32) -> bool {
-        let added = self.tokenizer.inner.get_added_vocabulary();
         let token = self.tokenizer.id_to_token(id);
-        token.is_none_or(|token| token.is_empty() || self.skip_special && added.is_special_token(&token))
+        token.is_none_or(|token| token.is_empty()) || self.skip_special && self.tokenizer.is_special(id)
     }
 
     fn decoded(&self, end: usize) -> Result<String> {
@@ -213,12 +221,6 @@ impl DecodeStream<'_> {
 
 fn from_file(path: &Path, metadata: &gguf::Metadata) -> Result<Tokenizer> {
     Tokenizer::from_gguf(metadata).with_context(|| format!("the tokenizer of {}", path.display()))
-}
-
-/// The text of a special token in tokenizer_config.json: a string, or an object with `content`.
-pub(super) fn special_text<'a>(tokenizer_config: &'a Value, key: &str) -> Option<&'a str> {
-    let token = tokenizer_config.get(key)?;
-    token.as_str().or_else(|| token.get("content")?.as_str())
 }
 
 /// The id or the list of ids under a key.

@@ -87,7 +87,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax.expect("the usual delimiters are valid"));
         python::imitate(&mut environment);
         environment
-            .add_template_owned(NAME, without_generation_blocks(source))
+            .add_template_owned(NAME, without_generation_blocks(&with_plain_line_ends(source)))
             .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
         Ok(ChatTemplate { environment, specials })
     }
@@ -139,6 +139,11 @@ fn default_of(named: &[Value]) -> Result<String> {
     let template = named.iter().find(|template| template.get("name").is_some_and(|name| name == "default"));
     let source = template.and_then(|template| template.get("template")?.as_str());
     Ok(source.context("chat_template has no template called 'default'")?.to_owned())
+}
+
+/// Every line ends in LF, as Jinja2 makes it before it parses.
+fn with_plain_line_ends(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's words for training, by a condition that always holds; the marks

@@ -1,132 +1,81 @@
-//! What templates expect of Python: methods, constants, JSON and dates.
+//! What templates expect of Python and Jinja2: methods, constants, tests, filters, JSON and dates. `tests/jinja` compares them one by one.
 
-use minijinja::value::Kwargs;
+mod filters;
+mod json;
+mod methods;
+mod text;
+
+use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
-use serde::Serialize;
-use serde_json::ser::Formatter;
-use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Gives an environment the methods, functions and filters that transformers' has.
+/// Gives an environment the methods, functions, tests and filters that transformers' has.
 pub(super) fn imitate(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.set_formatter(format_constants);
-    environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+    environment.set_unknown_method_callback(methods::call);
+    environment.set_formatter(print);
+    filters::add(environment);
+    environment.add_test("callable", |value: &Value| matches!(value.kind(), ValueKind::Undefined | ValueKind::Plain));
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    // Slices and sums of lists are iterables here, and lists in Python.
+    environment.add_test("sequence", |value: &Value| {
+        use ValueKind::{Iterable, Map, Seq, String, Undefined};
+        matches!(value.kind(), Undefined | String | Seq | Iterable | Map)
     });
+    environment.add_test("lower", |value: &Value| methods::is_lower(&text::of(value)));
+    environment.add_test("upper", |value: &Value| methods::is_upper(&text::of(value)));
+    environment.add_test("filter", |state: &State<'_, '_>, value: &Value| {
+        value.as_str().is_some_and(|name| minijinja::tests::is_filter(state, name))
+    });
+    environment.add_test("test", |state: &State<'_, '_>, value: &Value| {
+        value.as_str().is_some_and(|name| minijinja::tests::is_test(state, name))
+    });
+    environment
+        .add_function("cycler", |items: minijinja::value::Rest<Value>| minijinja_contrib::globals::cycler(items.0));
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refused(message)) });
     environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        strftime(&format, since)
-            .map_err(|code| Error::new(ErrorKind::InvalidOperation, format!("strftime_now does not know %{code}")))
+        strftime(&format, since).map_err(|code| refused(format!("strftime_now does not know %{code}")))
     });
 }
 
-/// Prints True, False and None as Python does.
-fn format_constants(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
-    if value.is_none() {
-        out.write_str("None").map_err(Error::from)
-    } else if let Ok(truth) = bool::try_from(value.clone()) {
-        out.write_str(if truth { "True" } else { "False" }).map_err(Error::from)
-    } else {
-        escape_formatter(out, state, value)
+fn refused(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+/// The text that an argument must be.
+fn string(value: Value) -> Result<String, Error> {
+    value.as_str().map(str::to_owned).ok_or_else(|| refused(format!("an argument is a {}, not text", value.kind())))
+}
+
+/// Prints what Python spells otherwise than the crate: constants, lists, mappings and floats.
+fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::None
+        | ValueKind::Bool
+        | ValueKind::Number
+        | ValueKind::Seq
+        | ValueKind::Iterable
+        | ValueKind::Map => out.write_str(&text::of(value)).map_err(Error::from),
+        _ => escape_formatter(out, state, value),
     }
 }
 
-/// `json.dumps(value, ensure_ascii=False)`, with `indent` and `separators` as there.
-fn to_json(value: Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let separators: Option<Vec<String>> = options.get("separators")?;
-    let ascii: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    if ascii == Some(true) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "tojson does not know ensure_ascii=True"));
+/// Arguments by name: positional ones in the order of `names`, then those given by keyword. None is as good as absent.
+fn named<const N: usize>(arguments: &[Value], names: [&str; N]) -> Result<[Option<Value>; N], Error> {
+    let (positional, by_keyword): (&[Value], Kwargs) = from_args(arguments)?;
+    if positional.len() > N {
+        return Err(Error::from(ErrorKind::TooManyArguments));
     }
-    let (item, key) = match separators.as_deref() {
-        None => (if indent.is_some() { "," } else { ", " }, ": "),
-        Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson needs two separators"));
-        }
-    };
-    let mut bytes = Vec::new();
-    let style = PythonStyle { item, key, indent, depth: 0, filled: false };
-    value
-        .serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, style))
-        .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("tojson: {error}")))?;
-    Ok(Value::from_safe_string(String::from_utf8(bytes).expect("serde_json writes UTF-8")))
-}
-
-/// Python's spacing of JSON.
-struct PythonStyle<'a> {
-    item: &'a str,
-    key: &'a str,
-    indent: Option<usize>,
-    depth: usize,
-    /// Whether the list or object that ends has anything in it.
-    filled: bool,
-}
-
-impl PythonStyle<'_> {
-    fn open<W: ?Sized + Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.filled = false;
-        writer.write_all(bracket)
+    let mut found = [const { None }; N];
+    for (at, name) in names.into_iter().enumerate() {
+        found[at] = match positional.get(at) {
+            Some(value) => Some(value.clone()).filter(|value| !value.is_none()),
+            None => by_keyword.get(name)?,
+        };
     }
-
-    fn close<W: ?Sized + Write>(&mut self, writer: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if self.filled {
-            self.new_line(writer)?;
-        }
-        self.filled = true;
-        writer.write_all(bracket)
-    }
-
-    fn separate<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if !first {
-            writer.write_all(self.item.as_bytes())?;
-        }
-        self.filled = true;
-        self.new_line(writer)
-    }
-
-    fn new_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
-        match self.indent {
-            None => Ok(()),
-            Some(indent) => write!(writer, "\n{:width$}", "", width = indent * self.depth),
-        }
-    }
-}
-
-impl Formatter for PythonStyle<'_> {
-    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.open(writer, b"[")
-    }
-
-    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.close(writer, b"]")
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.separate(writer, first)
-    }
-
-    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.open(writer, b"{")
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.close(writer, b"}")
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        self.separate(writer, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(self.key.as_bytes())
-    }
+    by_keyword.assert_all_used()?;
+    Ok(found)
 }
 
 /// The UTC time `seconds` after 1970 in strftime's codes for days and times; the code itself where it is not one of them.
@@ -156,23 +105,55 @@ fn strftime(format: &str, seconds: u64) -> Result<String, char> {
             out.push(character);
             continue;
         }
+        // glibc's mark for a number without its padding.
+        let bare = characters.as_str().starts_with('-');
+        if bare {
+            characters.next();
+        }
+        let begin = out.len();
         match characters.next() {
             Some('Y') => out.push_str(&year.to_string()),
             Some('y') => out.push_str(&format!("{:02}", year % 100)),
             Some('m') => out.push_str(&format!("{month:02}")),
             Some('d') => out.push_str(&format!("{day:02}")),
             Some('B') => out.push_str(month_name),
-            Some('b') => out.push_str(&month_name[..3]),
+            Some('b' | 'h') => out.push_str(&month_name[..3]),
             Some('A') => out.push_str(day_name),
             Some('a') => out.push_str(&day_name[..3]),
             Some('H') => out.push_str(&format!("{:02}", second / 3600)),
             Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
             Some('S') => out.push_str(&format!("{:02}", second % 60)),
+            Some('e') => out.push_str(&format!("{day:2}")),
+            Some('j') => out.push_str(&format!("{:03}", days - first_day(year) + 1)),
+            Some('I') => out.push_str(&format!("{:02}", (second / 3600 + 11) % 12 + 1)),
+            Some('p') => out.push_str(if second < 43200 { "AM" } else { "PM" }),
+            Some('w') => out.push_str(&((days + 4) % 7).to_string()),
+            Some('u') => out.push_str(&((days + 3) % 7 + 1).to_string()),
+            Some('f') => out.push_str("000000"),
+            Some('F') => out.push_str(&strftime("%Y-%m-%d", seconds)?),
+            Some('T' | 'X') => out.push_str(&strftime("%H:%M:%S", seconds)?),
+            Some('R') => out.push_str(&strftime("%H:%M", seconds)?),
+            Some('D' | 'x') => out.push_str(&strftime("%m/%d/%y", seconds)?),
+            Some('c') => out.push_str(&strftime("%a %b %e %H:%M:%S %Y", seconds)?),
+            // A time without a zone, as datetime.now() is.
+            Some('z' | 'Z') => {}
+            Some('n') => out.push('\n'),
+            Some('t') => out.push('\t'),
             Some('%') => out.push('%'),
             other => return Err(other.unwrap_or('%')),
         }
+        if bare {
+            let padding = out[begin..].chars().take_while(|&c| c == '0' || c == ' ').count();
+            out.drain(begin..begin + padding.min(out.len() - begin - 1));
+        }
     }
     Ok(out)
+}
+
+/// The day of January 1st, counted from 1970-01-01.
+fn first_day(year: u64) -> u64 {
+    let before = year - 1;
+    365 * (year - 1970) + (before / 4 - before / 100 + before / 400) - 477
 }
 
 /// Year, month and day of a day counted from 1970-01-01 (the Gregorian calendar in eras of 400 years that begin in March).
@@ -196,6 +177,12 @@ mod tests {
         assert_eq!(strftime("%d %b %Y", 0).unwrap(), "01 Jan 1970");
         assert_eq!(strftime("%A %d %B %Y %H:%M:%S", 951_827_696).unwrap(), "Tuesday 29 February 2000 12:34:56");
         assert_eq!(strftime("%Y-%m-%d %a %y%%", 1_735_689_599).unwrap(), "2024-12-31 Tue 24%");
+        assert_eq!(strftime("%j %-j %e %-d %I%p %u %w", 0).unwrap(), "001 1  1 1 12AM 4 4");
+        assert_eq!(strftime("%j", 1_735_689_599).unwrap(), "366");
+        assert_eq!(
+            strftime("%c|%F %T|%-I %p|%Z", 951_827_696).unwrap(),
+            "Tue Feb 29 12:34:56 2000|2000-02-29 12:34:56|12 PM|"
+        );
         assert_eq!(strftime("%Q", 0), Err('Q'));
     }
 }

@@ -13,7 +13,7 @@ use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
 use crate::generate::check_prompt;
-use crate::generate::sampling::{SamplingParameters, sample};
+use crate::generate::sampling::{Marks, SamplingParameters, sample};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
 
@@ -247,13 +247,26 @@ fn generate_on_cpu(
         prompts.len(),
         options.sequences
     );
+    let mut marks: Vec<Option<Marks>> = Vec::new();
+    for prompt in prompts {
+        check_prompt(prompt, vocabulary, options.context)?;
+        marks.push(Marks::new(sampling, prompt, vocabulary)?);
+    }
+    let mut choose = |logits: &[f32], position: usize, sequence: usize| {
+        let Some(marks) = &mut marks[sequence] else {
+            return sample(logits, sampling, position as u32, sequence as u32);
+        };
+        let mut changed = logits.to_vec();
+        marks.apply(sampling, &mut changed);
+        let token = sample(&changed, sampling, position as u32, sequence as u32);
+        marks.note(token);
+        token
+    };
     // The next token of each live sequence, with its position.
     let mut live: Vec<(usize, u32, usize)> = Vec::new();
     for (sequence, prompt) in prompts.iter().enumerate() {
-        check_prompt(prompt, vocabulary, options.context)?;
         let logits = model.forward(&rows(prompt, sequence), Logits::Last)?;
-        let token = sample(logits, sampling, prompt.len() as u32 - 1, sequence as u32);
-        live.push((sequence, token, prompt.len()));
+        live.push((sequence, choose(logits, prompt.len() - 1, sequence), prompt.len()));
     }
     loop {
         live.retain(|&(sequence, token, position)| {
@@ -269,7 +282,7 @@ fn generate_on_cpu(
             .collect();
         let logits = model.forward(&rows, Logits::All)?;
         for ((sequence, token, position), logits) in live.iter_mut().zip(logits.chunks_exact(vocabulary)) {
-            *token = sample(logits, sampling, *position as u32, *sequence as u32);
+            *token = choose(logits, *position, *sequence);
             *position += 1;
         }
     }

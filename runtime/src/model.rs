@@ -21,6 +21,7 @@ use crate::backend::{Backend, Device, LoadOptions, Program, Weights};
 use crate::demo;
 use crate::device::Gpu;
 use crate::generate::chat::ChatTemplate;
+use crate::generate::defaults::GenerationDefaults;
 use crate::generate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
 
@@ -187,16 +188,22 @@ impl OpenModel {
         }
     }
 
-    /// Its generation_config.json; null where it has none.
+    /// What it says of how its texts are made: its generation_config.json, or the metadata of its GGUF file.
     ///
     /// # Errors
-    /// A file that is no JSON.
-    pub fn generation_config(&self) -> Result<Value> {
+    /// A file that is no JSON, a value of the wrong type.
+    pub fn generation_defaults(&self) -> Result<GenerationDefaults> {
         if self.embedded {
-            return demo::generation_config();
+            return GenerationDefaults::from_json(&demo::generation_config()?);
         }
-        let folder = self.checkpoint.as_ref().and_then(Checkpoint::path).filter(|path| path.is_dir());
-        folder.map_or(Ok(Value::Null), |folder| files::read_optional_json(&folder.join("generation_config.json")))
+        let Some(checkpoint) = &self.checkpoint else { return Ok(GenerationDefaults::default()) };
+        match (checkpoint.gguf_metadata(), checkpoint.path()) {
+            (Some(metadata), _) => GenerationDefaults::from_gguf(metadata),
+            (None, Some(folder)) => {
+                GenerationDefaults::from_json(&files::read_optional_json(&folder.join("generation_config.json"))?)
+            }
+            (None, None) => Ok(GenerationDefaults::default()),
+        }
     }
 
     /// Compiles it for these batches, up to the text of its kernels, and checks the checkpoint against it.

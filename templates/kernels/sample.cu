@@ -9,7 +9,7 @@ constexpr int RING = {{ ring }};                // tokens of a sequence that wai
 constexpr int THREADS = 32 * WARPS;
 constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);   // fours of logits a thread has
 constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;    // maxima of parts of the row
-constexpr int TOPS_A_LANE = (TOPS + 31) / 32;
+constexpr int TOPS_A_LANE = ((TOPS > CLUSTER * WARPS ? TOPS : CLUSTER * WARPS) + 31) / 32;
 constexpr int LIST = THREADS < 256 ? THREADS : 256;            // logits that are few enough to be compared with each other
 constexpr int BOUND_BITS = 17;                  // of a bound for top-k; at least 8 behind those that all tops have in common
 constexpr int PIVOTS = 7;
@@ -26,7 +26,11 @@ struct Parameters {
   u32 limit;              // no step at or beyond this position
   u32 stops;              // how many of `stop` hold
   int stop[MAX_STOPS];    // tokens that end the sequence
+  u16* marks;             // one per token of the vocabulary; 0: logits are taken as they are
+  float repetition;       // penalty of the tokens that the prompt or the text has
 };
+constexpr u32 SUPPRESSED = 0x8000, IN_PROMPT = 0x4000;   // marks; the other bits count the text's
+static_assert(sizeof(Parameters) % 4 == 0 && sizeof(Parameters) <= 128, "a word a lane");
 constexpr int PARAMETER_WORDS = sizeof(Parameters) / 4;
 
 struct Shared {
@@ -40,7 +44,7 @@ struct Shared {
   u64 weight;
   float best_value[WARPS];
   int best_index[WARPS];
-  int drawn;
+  int drawn, given;       // the latter: to the host, or -1
   Parameters parameters;
 };
 
@@ -114,6 +118,28 @@ DEVICE void load_four(float (&four)[4], const float* logits, int at) {
 #pragma unroll
     for (int j = 0; j < 4; j++) four[j] = at + j < VOCABULARY ? logits[at + j] : NEGATIVE_INFINITY;
   }
+}
+
+// Changes a thread's logits, in memory, by the marks of their tokens.
+DEVICE void change(const Parameters& p, float* logits, int begin) {
+#pragma unroll 1
+  for (int round = 0; round < ROUNDS; round++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+      const int at = begin + 128 * round + 4 * (threadIdx.x % 32) + j;
+      const u32 mark = at < VOCABULARY ? p.marks[at] : 0;
+      if (mark == 0) continue;
+      const float logit = logits[at];
+      logits[at] = mark & SUPPRESSED ? NEGATIVE_INFINITY : logit > 0.0f ? logit / p.repetition : logit * p.repetition;
+    }
+  }
+}
+
+// Counts a token that was chosen, by the thread that has its logit: no other reads its mark.
+DEVICE void note(const Parameters& p, int token, int begin) {
+  const int at = token - begin;
+  if (at < 0 || at >= 128 * ROUNDS || at / 4 % 32 != threadIdx.x % 32) return;
+  if ((p.marks[token] & (IN_PROMPT - 1)) < IN_PROMPT - 1) p.marks[token]++;
 }
 
 // Brings to L1 what a thread will have.
@@ -405,7 +431,7 @@ DEVICE void finish(const Parameters& p, int token, int position, int sequence, i
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
 // next_tokens, next_positions [sequences]: the rows of the next decode step. ring [sequences][RING]. Grid: CLUSTER, rows.
-KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 1) {{ name }}(const float* logits, const u32* maxima,
+KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 1) {{ name }}(float* logits, const u32* maxima,
     const int* positions, const int* sequences, const Parameters* parameters, int* next_tokens, int* next_positions, u32* ring) {
   SHARED Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x;
@@ -430,15 +456,17 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   }
   block_barrier();
   const bool warm = p.temperature > 0.0f;
+  const bool changed = p.marks != 0, searched = MAXIMA == 0 || changed;   // the latter: maxima are those of the logits as they are read here
   // What is greedy from the tops of a head is one warp's work.
-  if (MAXIMA > 0 && !warm && (rank > 0 || warp > 0)) return;
+  if (!searched && !warm && (rank > 0 || warp > 0)) return;
   Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, fminf(1.4426950408889634f / p.temperature, 3e38f)};
-  if (MAXIMA > 0 && warm) {
+  if (!searched && warm) {
     begin_cluster();
     // The logits are on their way while it is worked out which of them count.
     for (int round = 0; round < ROUNDS; round++) touch(row.logits, row.begin + 128 * round + 4 * lane);
   }
-  if (MAXIMA == 0) {
+  if (searched) {
+    if (changed) change(p, logits + (u64)blockIdx.y * VOCABULARY, row.begin);
     Best own = {NEGATIVE_INFINITY, 0x7fffffff};
 #pragma unroll 5
     for (int round = 0; round < ROUNDS; round++) {
@@ -454,8 +482,8 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
 #pragma unroll
     for (int i = 0; i < TOPS_A_LANE; i++) {
       const int top = 32 * i + lane;
-      tops[i] = top < TOPS ? peer(&shared.best_value[top % WARPS], top / WARPS) : NEGATIVE_INFINITY;
-      places[i] = top < TOPS ? peer(&shared.best_index[top % WARPS], top / WARPS) : 0x7fffffff;
+      tops[i] = top < CLUSTER * WARPS ? peer(&shared.best_value[top % WARPS], top / WARPS) : NEGATIVE_INFINITY;
+      places[i] = top < CLUSTER * WARPS ? peer(&shared.best_index[top % WARPS], top / WARPS) : 0x7fffffff;
     }
   }
   Best best = {NEGATIVE_INFINITY, 0x7fffffff};     // the first largest
@@ -463,7 +491,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   for (int i = 0; i < TOPS_A_LANE; i++) take(best, tops[i], places[i]);
   best = warp_best(best);
   int token = best.index < VOCABULARY ? best.index : 0;
-  if (MAXIMA > 0 && warm) join_cluster();
+  if (!searched && warm) join_cluster();
 
   int count = LIST + 1;           // of the logits that top-k keeps, where they are few
   if (warm && best.value - best.value == 0.0f) {
@@ -494,6 +522,11 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
     }
   }
   if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, position, sequence, next_tokens, next_positions, ring);
+  if (changed && rank == 0 && threadIdx.x == 0) shared.given = position >= 0 ? token : -1;
   // Others may still read what this block has.
-  if (MAXIMA == 0 || (warm && count > LIST)) cluster_barrier();
+  if (searched || (warm && count > LIST)) cluster_barrier();
+  if (changed) {
+    note(p, peer(&shared.given, 0), row.begin);
+    cluster_barrier();
+  }
 }

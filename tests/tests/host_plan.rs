@@ -76,7 +76,7 @@ impl HostEngine {
         let (tokens, positions) = (HostBuffer::inout(&idle), HostBuffer::inout(&idle));
         let sequences = HostBuffer::input(&std::array::from_fn::<i32, SEQUENCES, _>(|sequence| sequence as i32));
         let prompt = [(); 3].map(|()| HostBuffer::input(&[-1i32; ROWS]));
-        let greedy = record(&SamplingParameters::default(), usize::MAX, &[]);
+        let greedy = record(&SamplingParameters::default(), usize::MAX, &[], 0);
         let parameters = HostBuffer::input(&[greedy; SEQUENCES].concat());
         ensure!(parameters.bytes() == SEQUENCES * PARAMETER_BYTES, "a record of parameters has another size");
         let ring = HostBuffer::inout(&[EMPTY; SEQUENCES * RING]);

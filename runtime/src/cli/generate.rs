@@ -18,6 +18,9 @@ use crate::generate::stops::StopTexts;
 use crate::generate::tokenizer::Tokenizer;
 use crate::model::{OpenModel, tokenizer_of};
 
+/// Tokens to generate at most, where neither the user nor the model says.
+const MAX_TOKENS: usize = 128;
+
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -28,10 +31,11 @@ Examples:
 pub struct GenerateArgs {
     /// The text to continue, or with --chat the message to answer. `-` reads it from stdin.
     prompt: Option<String>,
-    /// Tokens to generate at most.
-    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS", default_value = "128")]
-    max_tokens: NonZeroUsize,
-    /// End before this text appears; may be given several times.
+    /// Tokens to generate at most. The default is what the model's generation_config.json says, else 128.
+    #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS")]
+    max_tokens: Option<NonZeroUsize>,
+    /// End before this text appears; may be given several times. What the model's generation_config.json
+    /// has as stop_strings ends it too.
     #[arg(long, env = "FUSE_STOP", value_name = "TEXT")]
     stop: Vec<String>,
     /// Go on past the token that ends a text.
@@ -65,10 +69,15 @@ pub struct TokenizeArgs {
 
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let model = args.model.open(false)?;
-    let sampling = args.sampling.parameters(&model.generation_config()?)?;
+    let defaults = model.generation_defaults()?;
+    let sampling = args.sampling.parameters(&defaults)?;
     let tokenizer = model.tokenizer()?;
     let text = prompt_text(args)?;
     let tokens = prompt_tokens(args, &model, &tokenizer, &text)?;
+    let limit = match args.max_tokens {
+        Some(limit) => limit.get(),
+        None => defaults.limit(tokens.len())?.unwrap_or(MAX_TOKENS),
+    };
     let options = args.model.load_options(&model, &[1], 4096)?;
     ensure!(
         tokens.len() < options.context,
@@ -76,6 +85,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         tokens.len(),
         options.context
     );
+    if let Some(note) = defaults.note() {
+        tell(note);
+    }
     let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
     args.sampling.drawn_seed().into_iter().for_each(tell);
@@ -86,7 +98,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let stops: Vec<u32> = if args.ignore_eos { Vec::new() } else { tokenizer.eos().collect() };
     let mut stream =
         if args.chat { tokenizer.decode_stream(true) } else { tokenizer.decode_stream_after(&tokens, true) };
-    let mut watched = StopTexts::new(&args.stop);
+    let mut watched = StopTexts::new(&[&args.stop[..], &defaults.stop_strings].concat());
     let mut out = Output { json: args.json, text: String::new(), broken: None };
     // Someone who looks on wants to see the text whole; a file or another program wants what was made.
     if !args.json && !args.chat && stdout().is_terminal() {
@@ -97,7 +109,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut finish = "length";
     let begin = Instant::now();
     let mut first = None;
-    backend.generate(std::slice::from_ref(&tokens), &sampling, args.max_tokens.get(), &stops, &mut |_, token| {
+    backend.generate(std::slice::from_ref(&tokens), &sampling, limit, &stops, &mut |_, token| {
         first.get_or_insert_with(|| begin.elapsed());
         produced.push(token);
         if stops.contains(&token) {
@@ -140,7 +152,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     } else {
         out.print("\n");
         if finish == "length" && (stdout().is_terminal() || stderr().is_terminal()) {
-            tell(cut_short(produced.len(), args.max_tokens.get(), options.context));
+            tell(cut_short(produced.len(), limit, options.context));
         }
         tell(format!(
             "{} on {}, {}: {} prompt tokens, first token in {:.1} ms, then {} tokens at {rate:.1} tok/s",

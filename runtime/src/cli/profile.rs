@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use fusec::cli::{show, tell};
-use serde_json::Value;
 
 use super::sampling::SamplingArgs;
 use super::{ModelArgs, bench};
 use crate::backend::Backend;
+use crate::generate::defaults::GenerationDefaults;
 use crate::profile::{Profile, command, kernel_named};
 use crate::step::{GpuEngine, MemoryReader};
 
@@ -91,7 +91,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
 /// Launches by themselves come first: a tool that looks at a kernel's first run sees it at the depth that was asked for.
 fn measure(engine: &mut GpuEngine, args: &ProfileArgs) -> Result<Profile> {
     engine.check_graphs()?;
-    engine.time_with(args.sampling.parameters(&Value::Null)?);
+    engine.time_with(args.sampling.parameters(&GenerationDefaults::default())?);
     let reader = MemoryReader::new(engine.gpu())?;
     let times = engine.time_launches(args.batch, args.depth, args.runs, &reader)?;
     let ceiling = reader.ceiling()?;

@@ -1,19 +1,20 @@
-//! How the next token is chosen: what the user says, then what the model's generation_config.json says, then greedy.
+//! How the next token is chosen: what the user says, then what the model says, then greedy.
 
 use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::generate::defaults::GenerationDefaults;
 use crate::generate::sampling::SamplingParameters;
 
-/// Each flag replaces one value of the model's generation_config.json.
+/// Each flag replaces one value of the model's.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// 0 is greedy. The default is what the model's generation_config.json says, else 0, or 1 where a filter below is given.
+    /// 0 is greedy. The default is what the model says (generation_config.json, general.sampling of a GGUF file), else 0, or 1 where a filter below is given.
     #[arg(long, env = "FUSE_TEMPERATURE", allow_negative_numbers = true, value_parser = temperature)]
     temperature: Option<f32>,
     /// Keep the K most likely tokens; 0 keeps all.
@@ -25,6 +26,9 @@ pub struct SamplingArgs {
     /// Keep tokens of at least this share of the most likely one's probability; 0 keeps all.
     #[arg(long, env = "FUSE_MIN_P", allow_negative_numbers = true, value_parser = min_p)]
     min_p: Option<f32>,
+    /// Divide the positive logits of tokens that the prompt or the text has by this, and multiply the others; 1 changes nothing.
+    #[arg(long, alias = "repeat-penalty", env = "FUSE_REPETITION_PENALTY", allow_negative_numbers = true, value_parser = repetition_penalty)]
+    repetition_penalty: Option<f32>,
     /// The same seed gives the same text; -1 draws one and says which.
     #[arg(long, env = "FUSE_SEED", allow_negative_numbers = true, default_value = "0")]
     seed: Seed,
@@ -61,32 +65,26 @@ impl SamplingArgs {
         drawn.then(|| format!("seed {value} was drawn: --seed {value} gives the same text again"))
     }
 
-    /// The parameters to sample with; `model` is its generation_config.json, or null.
+    /// The parameters to sample with.
     ///
-    /// A model samples by default where it says `do_sample`. What it leaves out is off (temperature 1, no filter).
+    /// What a model that samples leaves out is off (temperature 1, no filter).
     ///
     /// # Errors
-    /// A value of the model's that is no number, or outside its range; the user's were judged where they were read.
-    pub fn parameters(&self, model: &Value) -> Result<SamplingParameters> {
+    /// A value of the model's that is outside its range; the user's were judged where they were read.
+    pub fn parameters(&self, model: &GenerationDefaults) -> Result<SamplingParameters> {
         let off = SamplingParameters::default();
-        let samples = model.get("do_sample").and_then(Value::as_bool).unwrap_or(false);
-        let number = |key: &str| number(if samples { model } else { &Value::Null }, key);
         let filters = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
-        let sampled = if samples || filters { 1.0 } else { 0.0 };
-        let top_k = match (self.top_k, number("top_k")?) {
-            (Some(top_k), _) => top_k,
-            (None, Some(top_k)) if top_k >= 0.0 && top_k.fract() == 0.0 => top_k as usize,
-            (None, Some(top_k)) => bail!("generation_config.json: top_k is {top_k}, not a count of tokens"),
-            (None, None) => off.top_k,
-        };
+        let sampled = if model.samples || filters { 1.0 } else { 0.0 };
         let parameters = SamplingParameters {
-            temperature: self.temperature.or(number("temperature")?.map(|v| v as f32)).unwrap_or(sampled),
-            top_k,
-            top_p: self.top_p.or(number("top_p")?.map(|v| v as f32)).unwrap_or(off.top_p),
-            min_p: self.min_p.or(number("min_p")?.map(|v| v as f32)).unwrap_or(off.min_p),
+            suppress: model.suppress_tokens.clone(),
+            repetition_penalty: self.repetition_penalty.or(model.repetition_penalty).unwrap_or(off.repetition_penalty),
+            temperature: self.temperature.or(model.temperature).unwrap_or(sampled),
+            top_k: self.top_k.or(model.top_k).unwrap_or(off.top_k),
+            top_p: self.top_p.or(model.top_p).unwrap_or(off.top_p),
+            min_p: self.min_p.or(model.min_p).unwrap_or(off.min_p),
             seed: self.seed.value,
         };
-        parameters.validate().context("generation_config.json")?;
+        parameters.validate().with_context(|| model.source.clone())?;
         Ok(parameters)
     }
 }
@@ -103,6 +101,10 @@ fn min_p(text: &str) -> Result<f32> {
     checked(text, |min_p| SamplingParameters { min_p, ..SamplingParameters::default() })
 }
 
+fn repetition_penalty(text: &str) -> Result<f32> {
+    checked(text, |repetition_penalty| SamplingParameters { repetition_penalty, ..SamplingParameters::default() })
+}
+
 fn checked(text: &str, parameters: impl Fn(f32) -> SamplingParameters) -> Result<f32> {
     let value = text.parse()?;
     parameters(value).validate()?;
@@ -111,11 +113,18 @@ fn checked(text: &str, parameters: impl Fn(f32) -> SamplingParameters) -> Result
 
 /// In a few words, for the line that tells what was run.
 pub fn describe(parameters: &SamplingParameters) -> String {
-    let SamplingParameters { temperature, top_k, top_p, min_p, seed } = parameters;
-    if *temperature == 0.0 {
-        return "greedy".into();
+    let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed } = parameters;
+    let mut changes = String::new();
+    if *repetition_penalty != 1.0 {
+        changes += &format!(", repetition penalty {repetition_penalty}");
     }
-    let mut text = format!("temperature {temperature}");
+    if !suppress.is_empty() {
+        changes += &format!(", {} tokens suppressed", suppress.len());
+    }
+    if *temperature == 0.0 {
+        return format!("greedy{changes}");
+    }
+    let mut text = format!("temperature {temperature}{changes}");
     if *top_k > 0 {
         text += &format!(", top-k {top_k}");
     }
@@ -128,22 +137,20 @@ pub fn describe(parameters: &SamplingParameters) -> String {
     text + &format!(", seed {seed}")
 }
 
-/// As one object, each number as the user writes it.
+/// As one object, each number as the user writes it; what changes logits where it is on.
 pub fn to_json(parameters: &SamplingParameters) -> Value {
-    let SamplingParameters { temperature, top_k, top_p, min_p, seed } = parameters;
+    let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed } = parameters;
     let decimal = |value: &f32| value.to_string().parse::<f64>().unwrap_or(f64::from(*value));
-    json!({
+    let mut object = json!({
         "temperature": decimal(temperature), "top_k": top_k, "top_p": decimal(top_p), "min_p": decimal(min_p), "seed": seed,
-    })
-}
-
-fn number(config: &Value, key: &str) -> Result<Option<f64>> {
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => {
-            value.as_f64().map(Some).with_context(|| format!("generation_config.json: {key} is {value}, not a number"))
-        }
+    });
+    if *repetition_penalty != 1.0 {
+        object["repetition_penalty"] = json!(decimal(repetition_penalty));
     }
+    if !suppress.is_empty() {
+        object["suppress_tokens"] = json!(suppress);
+    }
+    object
 }
 
 #[cfg(test)]
@@ -151,7 +158,8 @@ mod tests {
     use super::*;
 
     fn described(arguments: &SamplingArgs, model: Value) -> String {
-        arguments.parameters(&model).map_or_else(|error| format!("{error:#}"), |parameters| describe(&parameters))
+        let parameters = GenerationDefaults::from_json(&model).and_then(|model| arguments.parameters(&model));
+        parameters.map_or_else(|error| format!("{error:#}"), |parameters| describe(&parameters))
     }
 
     #[test]
@@ -185,11 +193,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn what_changes_logits_is_said_with_greedy_too() {
         let none = SamplingArgs::default();
-        let said = described(&none, json!({"do_sample": true, "top_p": "high"}));
-        assert_eq!(said, "generation_config.json: top_p is \"high\", not a number");
-        let said = described(&none, json!({"do_sample": true, "top_k": 1.5}));
-        assert_eq!(said, "generation_config.json: top_k is 1.5, not a count of tokens");
+        let model = json!({"repetition_penalty": 1.5, "suppress_tokens": [1, 2]});
+        assert_eq!(described(&none, model.clone()), "greedy, repetition penalty 1.5, 2 tokens suppressed");
+        let off = SamplingArgs { repetition_penalty: Some(1.0), ..none.clone() };
+        assert_eq!(described(&off, model), "greedy, 2 tokens suppressed");
+        let some = SamplingArgs { repetition_penalty: Some(1.25), temperature: Some(0.5), ..none };
+        assert_eq!(described(&some, Value::Null), "temperature 0.5, repetition penalty 1.25, seed 0");
+    }
+
+    #[test]
+    fn what_has_no_meaning_is_refused() {
+        let none = SamplingArgs::default();
+        let said = described(&none, json!({"do_sample": true, "top_p": 1.5}));
+        assert_eq!(said, "generation_config.json: top-p is 1.5; give more than 0, at most 1 (off)");
+        let said = described(&none, json!({"repetition_penalty": 0}));
+        assert_eq!(said, "generation_config.json: the repetition penalty is 0; give more than 0, 1 is off");
     }
 }

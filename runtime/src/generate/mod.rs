@@ -1,6 +1,7 @@
 //! Text to tokens and back: the tokenizer, the chat template, how the next token is chosen and when to stop.
 
 pub mod chat;
+pub mod defaults;
 pub mod sampling;
 pub mod stops;
 pub mod tokenizer;

@@ -1,10 +1,18 @@
 //! The next token from a row of logits, as the device samples it: sums are of integers, so that no order of them can change a draw.
 
+mod marks;
+
+pub use marks::Marks;
+
 use anyhow::{Result, ensure};
 
-/// How the next token is chosen. Filters apply in the order of the fields; what ties with the last one kept is kept.
+/// How the next token is chosen. What changes logits applies in the order of the fields, then come the filters; what ties with the last one kept is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParameters {
+    /// Tokens that are never chosen. Those beyond the vocabulary have no effect.
+    pub suppress: Vec<u32>,
+    /// Divides the positive logits of tokens that the prompt or the text has, and multiplies the others of them. 1: off.
+    pub repetition_penalty: f32,
     /// Divides the logits. 0: greedy, the first largest.
     pub temperature: f32,
     /// Keeps the `top_k` largest. 0: off.
@@ -19,7 +27,15 @@ pub struct SamplingParameters {
 
 impl Default for SamplingParameters {
     fn default() -> Self {
-        SamplingParameters { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+        SamplingParameters {
+            suppress: Vec::new(),
+            repetition_penalty: 1.0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+        }
     }
 }
 
@@ -29,7 +45,11 @@ impl SamplingParameters {
     /// # Errors
     /// A parameter outside its range: the message names it, its value and the range.
     pub fn validate(&self) -> Result<()> {
-        let SamplingParameters { temperature, top_p, min_p, .. } = self;
+        let SamplingParameters { repetition_penalty, temperature, top_p, min_p, .. } = self;
+        ensure!(
+            repetition_penalty.is_finite() && *repetition_penalty > 0.0,
+            "the repetition penalty is {repetition_penalty}; give more than 0, 1 is off"
+        );
         ensure!(
             temperature.is_finite() && *temperature >= 0.0,
             "the temperature is {temperature}; give 0 for greedy, or more"
@@ -38,6 +58,11 @@ impl SamplingParameters {
         ensure!((0.0..=1.0).contains(min_p), "min-p is {min_p}; give 0 (off) to 1");
         Ok(())
     }
+
+    /// Whether logits are changed before a token is chosen, which needs [`Marks`].
+    pub fn changes_logits(&self) -> bool {
+        self.repetition_penalty != 1.0 || !self.suppress.is_empty()
+    }
 }
 
 /// The token for the place after `position` of `sequence`. `logits` is one row, not empty; the same arguments give the same token.
@@ -45,7 +70,7 @@ impl SamplingParameters {
 /// With a temperature the draw is `u = philox(seed, position, sequence)` in [0, 1), and the token is the first whose weight, added to those
 /// before it that are kept, is beyond `u` of all that is kept.
 pub fn sample(logits: &[f32], parameters: &SamplingParameters, position: u32, sequence: u32) -> u32 {
-    let SamplingParameters { temperature, top_k, top_p, min_p, seed } = *parameters;
+    let SamplingParameters { temperature, top_k, top_p, min_p, seed, .. } = *parameters;
     let best = first_largest(logits);
     // Written so that NaN is greedy too.
     let drawn = temperature > 0.0;

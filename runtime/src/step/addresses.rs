@@ -59,7 +59,7 @@ impl Addresses {
 }
 
 /// Bytes of one record of sampling parameters (`struct Parameters` in sample.cu).
-pub const PARAMETER_BYTES: usize = 64;
+pub const PARAMETER_BYTES: usize = 80;
 
 /// Bytes of the caches of a plan.
 pub fn cache_bytes(plan: &Plan, index: usize, context: usize, sequences: usize) -> usize {

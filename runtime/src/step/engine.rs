@@ -1,5 +1,6 @@
 //! The captured steps of a plan, and the loop that keeps the GPU ahead of the host.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::device::{
     DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream, nvtx,
 };
 use crate::generate::check_prompt;
-use crate::generate::sampling::SamplingParameters;
+use crate::generate::sampling::{Marks, SamplingParameters};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
 /// A ring slot that holds no token.
@@ -68,6 +69,8 @@ struct IoBuffers {
     prompt_positions: DeviceBuffer,
     prompt_sequences: DeviceBuffer,
     parameters: DeviceBuffer,
+    /// Marks of each sequence's tokens, once parameters have asked for them.
+    marks: OnceCell<DeviceBuffer>,
     ring: PinnedBuffer,
 }
 
@@ -203,7 +206,7 @@ impl GpuEngine {
         self.check_prompt(tokens)?;
         let vocabulary = self.plan.vocabulary;
         let mut logits = vec![0f32; tokens.len() * vocabulary];
-        self.set_parameters(0, &SamplingParameters::default(), usize::MAX, &[])?;
+        self.set_parameters(0, &[], &SamplingParameters::default(), usize::MAX, &[])?;
         if by_step {
             for (position, (&token, row)) in tokens.iter().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
                 let kind = self.plan.decode_at(1, position);
@@ -246,7 +249,8 @@ impl GpuEngine {
         self.set_rows(&vec![(0, None); self.options.sequences])?;
         for (sequence, prompt) in prompts.iter().enumerate() {
             self.check_prompt(prompt)?;
-            self.set_parameters(sequence, sampling, self.options.context.min(prompt.len() + limit - 1), stops)?;
+            let limit = self.options.context.min(prompt.len() + limit - 1);
+            self.set_parameters(sequence, prompt, sampling, limit, stops)?;
             self.run_prompt(sequence, prompt)?;
         }
         Ok(batch)
@@ -289,14 +293,27 @@ impl GpuEngine {
         self.io.positions.upload(0, bytemuck::cast_slice(&positions))
     }
 
+    /// Says how a sequence that begins with `prompt` is sampled; nothing may be running.
     pub(super) fn set_parameters(
         &self,
         sequence: usize,
+        prompt: &[u32],
         sampling: &SamplingParameters,
         limit: usize,
         stops: &[u32],
     ) -> Result<()> {
-        self.io.parameters.upload(sequence * PARAMETER_BYTES, &record(sampling, limit, stops))
+        let mut marks_at = 0;
+        if let Some(marks) = Marks::new(sampling, prompt, self.plan.vocabulary)? {
+            let bytes: &[u8] = bytemuck::cast_slice(marks.words());
+            if self.io.marks.get().is_none() {
+                let all = self.gpu.alloc_zeroed(bytes.len() * self.options.sequences, "marks of tokens")?;
+                self.io.marks.set(all).ok();
+            }
+            let buffer = self.io.marks.get().context("the marks were allocated")?;
+            buffer.upload(sequence * bytes.len(), bytes)?;
+            marks_at = buffer.pointer() + (sequence * bytes.len()) as u64;
+        }
+        self.io.parameters.upload(sequence * PARAMETER_BYTES, &record(sampling, limit, stops, marks_at))
     }
 
     fn upload_chunk(&self, sequence: usize, prompt: &[u32], chunk: &super::Chunk) -> Result<()> {
@@ -466,6 +483,7 @@ impl IoBuffers {
             prompt_positions: words(rows)?,
             prompt_sequences: words(rows)?,
             parameters: gpu.alloc_zeroed(PARAMETER_BYTES * sequences, "sampling parameters")?,
+            marks: OnceCell::new(),
             ring: gpu.alloc_pinned(4 * RING * sequences, "the token ring")?,
         })
     }

@@ -22,6 +22,10 @@ pub struct Parameters {
     pub limit: u32,
     pub stops: u32,
     pub stop: [i32; 8],
+    /// The address of the sequence's marks, which [`check`] fills in where there is a penalty.
+    pub marks: u64,
+    pub repetition: f32,
+    pub padding: u32,
 }
 
 pub const GREEDY: Parameters = Parameters {
@@ -33,7 +37,15 @@ pub const GREEDY: Parameters = Parameters {
     limit: 1000,
     stops: 0,
     stop: [-5; 8],
+    marks: 0,
+    repetition: 1.0,
+    padding: 0,
 };
+
+/// Marks of a token: never chosen, of the prompt, and how often the text has it.
+const SUPPRESSED: u16 = 0x8000;
+const IN_PROMPT: u16 = 0x4000;
+const MOST: u16 = IN_PROMPT - 1;
 
 /// First word of Philox4x32-10 with the counter (position, sequence, 0, 0).
 fn philox(seed: [u32; 2], position: u32, sequence: u32) -> u32 {
@@ -45,6 +57,17 @@ fn philox(seed: [u32; 2], position: u32, sequence: u32) -> u32 {
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter[0]
+}
+
+/// Logits as marks change them.
+fn changed(logits: &[f32], marks: &[u16], repetition: f32) -> Vec<f32> {
+    let change = |(&logit, &mark): (&f32, &u16)| match mark {
+        0 => logit,
+        _ if mark & SUPPRESSED != 0 => f32::NEG_INFINITY,
+        _ if logit > 0.0 => logit / repetition,
+        _ => logit * repetition,
+    };
+    logits.iter().zip(marks).map(change).collect()
 }
 
 /// The token that the rule gives.
@@ -85,7 +108,7 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
     unreachable!("the target is below the sum")
 }
 
-/// Runs rows of logits; row r is of sequence `sequences[r]` with its own parameters.
+/// Runs rows of logits; row r is of sequence `sequences[r]` with its own parameters, and with marks where these have a penalty.
 pub fn check(
     vocabulary: usize,
     [warps, cluster]: [usize; 2],
@@ -111,7 +134,17 @@ pub fn check(
     let tops = HostBuffer::input(&tops);
     let positions = HostBuffer::input(&rows.iter().map(|row| row.0).collect::<Vec<i32>>());
     let sequences = HostBuffer::input(&rows.iter().map(|row| row.1).collect::<Vec<i32>>());
-    let logits_buffer = HostBuffer::input(&logits);
+    let kinds = [0, 0, SUPPRESSED, IN_PROMPT, 3, IN_PROMPT | 1, MOST, IN_PROMPT | MOST];
+    let marks: Vec<u16> =
+        (0..parameters.len() * vocabulary).map(|_| kinds[random.bits() as usize % kinds.len()]).collect();
+    let marks: Vec<&[u16]> = marks.chunks(vocabulary).collect();
+    let marks_buffers: Vec<HostBuffer> = marks.iter().map(|marks| HostBuffer::inout(marks)).collect();
+    let with_marks = |(p, marks): (&Parameters, &HostBuffer)| Parameters {
+        marks: if p.repetition == 1.0 { 0 } else { marks.address() },
+        ..*p
+    };
+    let parameters: &[Parameters] = &parameters.iter().zip(&marks_buffers).map(with_marks).collect::<Vec<_>>();
+    let logits_buffer = HostBuffer::inout(&logits);
     let parameters_buffer = HostBuffer::input(parameters);
     let next_tokens = HostBuffer::inout(&vec![-7i32; parameters.len()]);
     let next_positions = HostBuffer::inout(&vec![-7i32; parameters.len()]);
@@ -133,9 +166,18 @@ pub fn check(
     )?;
     let (mut tokens, mut places) = (vec![-7i32; parameters.len()], vec![-7i32; parameters.len()]);
     let mut slots = vec![777u32; parameters.len() * RING];
+    let mut marked: Vec<Vec<u16>> = marks.iter().map(|marks| marks.to_vec()).collect();
     for (row, &(position, sequence)) in rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
         let p = &parameters[sequence as usize];
-        let token = expected(&logits[row * vocabulary..][..vocabulary], p, position as u32, sequence as u32);
+        let own = &mut marked[sequence as usize];
+        let mut logits = logits[row * vocabulary..][..vocabulary].to_vec();
+        if p.marks != 0 {
+            logits = changed(&logits, own, p.repetition);
+        }
+        let token = expected(&logits, p, position as u32, sequence as u32);
+        if p.marks != 0 && own[token] & MOST < MOST {
+            own[token] += 1;
+        }
         let stop = position as u32 + 1 >= p.limit || p.stop[..p.stops as usize].contains(&(token as i32));
         tokens[sequence as usize] = token as i32;
         places[sequence as usize] = if stop { -1 } else { position + 1 };
@@ -147,6 +189,9 @@ pub fn check(
         "positions {:?}, expected {places:?}",
         next_positions.values::<i32>()?
     );
+    for (sequence, (buffer, marks)) in marks_buffers.iter().zip(&marked).enumerate() {
+        ensure!(buffer.values::<u16>()? == *marks, "the marks of sequence {sequence} are not those of its token");
+    }
     ensure!(ring.values::<u32>()? == slots, "ring {:?}, expected {slots:?}", ring.values::<u32>()?);
     Ok(())
 }
@@ -203,6 +248,33 @@ fn draws_as_the_rule_says() -> Result<()> {
     Ok(())
 }
 
+/// Marks change logits before all else, whatever maxima a head left, and the chosen token is counted.
+#[test]
+fn marks_change_what_is_chosen() -> Result<()> {
+    let kinds = [
+        GREEDY,
+        Parameters { repetition: 1.5, ..GREEDY },
+        Parameters { repetition: 0.5, ..GREEDY },
+        Parameters { repetition: 1.5, temperature: 1.3, ..GREEDY },
+        Parameters { repetition: 4.0, temperature: 0.9, top_k: 5, ..GREEDY },
+        Parameters { repetition: 1.1, temperature: 0.9, top_k: 40, top_p: 0.9, min_p: 0.05, ..GREEDY },
+        Parameters { repetition: 1.1, temperature: 1.5, top_p: 0.8, ..GREEDY },
+        Parameters { temperature: 1.3, top_k: 7, ..GREEDY },
+    ];
+    for (vocabulary, blocks) in [(61, [2, 1]), (333, [1, 3]), (1002, [1, 4]), (2500, [2, 2])] {
+        for seed in 0..2 {
+            let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
+            let mut rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
+            // One that is idle: its token is not counted.
+            rows[2].0 = -1;
+            for maxima in [0, 1, 9, 300] {
+                check(vocabulary, blocks, maxima, &rows, &parameters, None)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn greedy_from_the_maxima_of_a_head() -> Result<()> {
     let kernel = Sample { name: "kernel".into(), vocabulary: 100, maxima: 5, warps: 2, cluster: 2, ring: RING };
@@ -220,7 +292,7 @@ fn greedy_from_the_maxima_of_a_head() -> Result<()> {
         (-2.0, 98),
     ];
     let maxima: Vec<u32> = maxima.iter().flat_map(|&(value, row)| [value.to_bits(), row]).collect();
-    let logits = HostBuffer::input(&vec![f32::NAN; 200]);
+    let logits = HostBuffer::inout(&vec![f32::NAN; 200]);
     let (maxima, positions, sequences) =
         (HostBuffer::input(&maxima), HostBuffer::input(&[4, 4]), HostBuffer::input(&[1, 0]));
     let parameters = HostBuffer::input(&[GREEDY; 2]);
@@ -250,11 +322,7 @@ fn mistakes_are_caught() {
             ("  cluster_barrier();\n  const int of_lane", "  block_barrier();\n  const int of_lane", "shared memory"),
             ("listed[rank][i - before]", "listed[0][i - before]", "shared memory"),
             ("    begin_cluster();\n", "", "without cluster_begin"),
-            (
-                "  if (MAXIMA > 0 && warm) join_cluster();\n",
-                "",
-                "cluster_arrive between cluster_begin and cluster_join",
-            ),
+            ("  if (!searched && warm) join_cluster();\n", "", "cluster_arrive between cluster_begin and cluster_join"),
             ("shared.counts[row.rank], shared.found", "shared.counts[0], shared.found", "race"),
             ("rank >= p.top_k", "rank >= 2 * p.top_k", "tokens"),
             ("weight >= (wanted", "weight >= 2 * (wanted", "tokens"),
@@ -264,6 +332,19 @@ fn mistakes_are_caught() {
             ("(u32)position + 1 >= p.limit", "(u32)position >= p.limit", "positions"),
             ("c2 = high0 ^ c3 ^ k1", "c2 = high0 ^ c3 ^ k0", "tokens"),
             ("1.0 / 16777216.0", "1.0 / 8388608.0", "tokens"),
+        ],
+    );
+    // By marks.
+    caught(
+        |mutation| of_two(400, Parameters { repetition: 0.5, ..GREEDY }, mutation),
+        &[
+            ("logit > 0.0f ? logit / p.repetition", "logit < 0.0f ? logit / p.repetition", "tokens"),
+            ("mark & SUPPRESSED ?", "mark & IN_PROMPT ?", "tokens"),
+            ("searched = MAXIMA == 0 || changed", "searched = MAXIMA == 0", "race"),
+            ("at / 4 % 32 != threadIdx.x % 32", "at / 4 % 32 > threadIdx.x % 32", "marks"),
+            ("(p.marks[token] & (IN_PROMPT - 1)) < IN_PROMPT - 1", "true", "marks"),
+            ("shared.given = position >= 0 ? token : -1", "shared.given = -1", "marks"),
+            ("row.begin);\n    cluster_barrier();", "row.begin);", "which has ended"),
         ],
     );
     // From all logits.
@@ -276,7 +357,7 @@ fn mistakes_are_caught() {
             ("if (bits >= pivots[i]) sums[i] += amount;", "sums[i] += amount;", "tokens"),
             ("above += beyond", "above = 0", "tokens"),
             ("lane < row.rank ? of_lane", "lane <= row.rank ? of_lane", "tokens"),
-            ("  if (MAXIMA == 0 || (warm && count > LIST)) cluster_barrier();\n", "", "may still read"),
+            ("  if (searched || (warm && count > LIST)) cluster_barrier();\n", "", "may still read"),
         ],
     );
 }

@@ -94,6 +94,11 @@ impl Metadata {
         self.values.get(key)
     }
 
+    /// Every key, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
     /// The text under a key; `None` where it is absent or no text.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.get(key)? {

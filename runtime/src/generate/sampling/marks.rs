@@ -1,0 +1,107 @@
+//! What a sequence's tokens change about its next logits: one mark per token of the vocabulary, as the device keeps them.
+
+use anyhow::{Result, ensure};
+
+use super::SamplingParameters;
+
+/// How often the text has each token, whether the prompt has it, and whether it is never chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marks(Vec<u16>);
+
+/// The token is never chosen.
+const SUPPRESSED: u16 = 1 << 15;
+/// The prompt has the token.
+const PROMPT: u16 = 1 << 14;
+/// How often the text after the prompt has it, at most as often as fits.
+const COUNT: u16 = PROMPT - 1;
+
+impl Marks {
+    /// The marks of a sequence that begins with `prompt`; `None` where the parameters need none.
+    ///
+    /// # Errors
+    /// Parameters that suppress the whole vocabulary.
+    pub fn new(parameters: &SamplingParameters, prompt: &[u32], vocabulary: usize) -> Result<Option<Marks>> {
+        if !parameters.changes_logits() {
+            return Ok(None);
+        }
+        let mut marks = vec![0; vocabulary];
+        for (tokens, mark) in [(prompt, PROMPT), (&parameters.suppress, SUPPRESSED)] {
+            for &token in tokens {
+                if let Some(marked) = marks.get_mut(token as usize) {
+                    *marked |= mark;
+                }
+            }
+        }
+        ensure!(
+            marks.iter().any(|mark| mark & SUPPRESSED == 0),
+            "suppress_tokens has all {vocabulary} tokens of the vocabulary: nothing is left to choose"
+        );
+        Ok(Some(Marks(marks)))
+    }
+
+    /// Notes a token that was chosen.
+    pub fn note(&mut self, token: u32) {
+        if let Some(mark) = self.0.get_mut(token as usize).filter(|mark| **mark & COUNT < COUNT) {
+            *mark += 1;
+        }
+    }
+
+    /// Changes a row of logits.
+    pub fn apply(&self, parameters: &SamplingParameters, logits: &mut [f32]) {
+        for (logit, &mark) in logits.iter_mut().zip(&self.0) {
+            if mark & SUPPRESSED != 0 {
+                *logit = f32::NEG_INFINITY;
+            } else if mark != 0 {
+                let penalty = parameters.repetition_penalty;
+                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+    }
+
+    /// One per token, as the device reads them.
+    pub fn words(&self) -> &[u16] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marks(parameters: &SamplingParameters, prompt: &[u32]) -> Marks {
+        Marks::new(parameters, prompt, 6).unwrap().expect("logits are changed")
+    }
+
+    /// As transformers' RepetitionPenaltyLogitsProcessor and SuppressTokensLogitsProcessor.
+    #[test]
+    fn tokens_of_the_prompt_and_of_the_text_are_penalised_once() {
+        let parameters =
+            SamplingParameters { repetition_penalty: 2.0, suppress: vec![4, 99], ..SamplingParameters::default() };
+        let mut marks = marks(&parameters, &[1, 1, 2]);
+        let apply = |marks: &Marks| {
+            let mut logits = [1.0, 1.0, -1.0, 3.0, 9.0, 0.0];
+            marks.apply(&parameters, &mut logits);
+            logits
+        };
+        assert_eq!(apply(&marks), [1.0, 0.5, -2.0, 3.0, f32::NEG_INFINITY, 0.0]);
+        (0..3).for_each(|_| marks.note(3));
+        assert_eq!(apply(&marks), [1.0, 0.5, -2.0, 1.5, f32::NEG_INFINITY, 0.0]);
+        marks.note(17);
+        assert_eq!(marks.words(), [0, PROMPT, PROMPT, 3, SUPPRESSED, 0], "a token beyond the vocabulary is none");
+    }
+
+    #[test]
+    fn a_count_does_not_run_into_the_other_marks() {
+        let mut marks = marks(&SamplingParameters { suppress: vec![0], ..SamplingParameters::default() }, &[]);
+        (0..40_000).for_each(|_| marks.note(5));
+        assert_eq!(marks.words()[5], COUNT);
+    }
+
+    #[test]
+    fn nothing_to_change_needs_no_marks_and_nothing_to_choose_is_refused() {
+        assert_eq!(Marks::new(&SamplingParameters::default(), &[1], 6).unwrap(), None);
+        let all = SamplingParameters { suppress: (0..6).collect(), ..SamplingParameters::default() };
+        let message = Marks::new(&all, &[], 6).unwrap_err().to_string();
+        assert_eq!(message, "suppress_tokens has all 6 tokens of the vocabulary: nothing is left to choose");
+    }
+}

@@ -126,3 +126,33 @@ fn what_is_not_honoured_is_one_line() {
         (1, "error: generation_config.json: suppress_tokens is \"all\", not a list of tokens\n")
     );
 }
+
+/// A token of the text becomes a special one: a stop text that is or holds it ends the text, which is shown without it.
+#[test]
+fn a_stop_text_may_be_or_hold_a_special_token() {
+    let whole = plain();
+    let made = tokens(&whole, "tokens");
+    let tokenizer = fuserun::demo::tokenizer().unwrap();
+    let at = (8..made.len()).find(|&at| !made[..at].contains(&made[at])).unwrap();
+    let special = tokenizer.id_to_token(made[at] as u32).unwrap();
+    let folder = demo(json!({}));
+    let path = folder.path().join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config["added_tokens_decoder"] = json!({ made[at].to_string(): { "content": special, "special": true } });
+    folder.write("tokenizer_config.json", config.to_string());
+
+    let text = |ids: &[u64]| tokenizer.decode(&ids.iter().map(|&id| id as u32).collect::<Vec<_>>(), true).unwrap();
+    let (before, without) = (text(&made[..at]), [&made[..at], &made[at + 1..]].concat());
+    let shown = object(&folder, &["-n", "24"]);
+    if !without.contains(&made[at]) {
+        assert_eq!(shown["text"].as_str(), Some(text(&without).as_str()), "it is not shown");
+    }
+    let last = before.chars().next_back().unwrap();
+    for (stop, shown) in
+        [(special.clone(), before.as_str()), (format!("{last}{special}"), &before[..before.len() - last.len_utf8()])]
+    {
+        let cut = object(&folder, &["-n", "24", "--stop", &stop]);
+        assert_eq!((cut["text"].as_str(), cut["finish_reason"].as_str()), (Some(shown), Some("stop")), "{stop}");
+        assert_eq!(tokens(&cut, "tokens"), made[..=at]);
+    }
+}

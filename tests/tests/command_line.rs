@@ -189,7 +189,7 @@ fn a_text_that_is_cut_short_says_so_on_a_terminal() {
         on_terminal(command("fuserun").args(arguments), 100).stderr
     };
     let first = |text: String| text.lines().next().unwrap_or_default().to_owned();
-    let by_number = "stopped after 5 tokens, the most that -n allows; -n N sets another number";
+    let by_number = "stopped after 5 tokens, the most that are asked for; -n N sets another number";
     assert_eq!(first(said(&["-n", "5"])), by_number);
     let by_context = "stopped: the context of 16 positions is full; --max-context N sets another one";
     assert_eq!(first(said(&["--max-context", "16"])), by_context);

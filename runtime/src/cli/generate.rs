@@ -34,7 +34,7 @@ pub struct GenerateArgs {
     /// Tokens to generate at most. The default is what the model's generation_config.json says, else 128.
     #[arg(short = 'n', long, env = "FUSE_MAX_TOKENS")]
     max_tokens: Option<NonZeroUsize>,
-    /// End before this text appears; may be given several times. What the model's generation_config.json
+    /// End before this text appears, which may be or hold special tokens; may be given several times. What the model's generation_config.json
     /// has as stop_strings ends it too.
     #[arg(long, env = "FUSE_STOP", value_name = "TEXT")]
     stop: Vec<String>,
@@ -116,6 +116,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
             finish = "stop";
             return false;
         }
+        if tokenizer.is_special(token) {
+            out.print(&watched.pass_hidden(&tokenizer.id_to_token(token).unwrap_or_default()));
+        }
         match stream.step(token) {
             Ok(piece) => {
                 out.print(&watched.pass(&piece));
@@ -176,7 +179,7 @@ fn cut_short(produced: usize, most: usize, context: usize) -> String {
         return format!("stopped: the context of {context} positions is full; --max-context N sets another one");
     }
     let tokens = if most == 1 { "1 token".to_string() } else { format!("{most} tokens") };
-    format!("stopped after {tokens}, the most that -n allows; -n N sets another number")
+    format!("stopped after {tokens}, the most that are asked for; -n N sets another number")
 }
 
 pub fn tokenize(args: &TokenizeArgs) -> Result<()> {

@@ -17,3 +17,4 @@ pub mod passes;
 pub mod plan;
 pub mod tensors;
 pub mod text;
+pub mod threads;

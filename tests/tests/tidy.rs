@@ -9,17 +9,17 @@ use fuse_tests::root;
 use fusec::description::{Description, shipped};
 use fusec::passes::PIPELINE;
 
-/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `files.rs` and
-/// `folder.rs` below.
+/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `files.rs`,
+/// `folder.rs` and `threads.rs` below.
 const ROOMS: &[(&str, &[&str])] = &[
     ("description", &["text"]),
-    ("ir", &[]),
+    ("ir", &["threads"]),
     ("draft", &["description"]),
     ("lower", &["description", "ir"]),
     ("passes", &["ir", "text"]),
     ("plan", &["ir"]),
     ("emit", &["plan", "ir"]),
-    ("build", &["text"]),
+    ("build", &["text", "threads"]),
     ("artifact", &["build", "files"]),
 ];
 

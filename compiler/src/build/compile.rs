@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::cache::{self, Cache};
 use super::errors::first_errors;
 use super::{Arch, Nvrtc, ResourceReport};
+use crate::threads;
 
 /// The device code of one source and what is known about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,22 +93,12 @@ pub fn compile_all(
     let jobs: Vec<(&String, &String)> = sources.iter().collect();
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
-    let work = || {
+    let threads = options.threads.map_or_else(threads::available, NonZeroUsize::get).min(jobs.len());
+    threads::run(threads, || {
         while let Some((name, source)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
             let result = nvrtc.compile_cached(source, name, arch, options.line_info, cache.as_ref());
             done.lock().expect("a compilation does not panic").insert((*name).clone(), result);
         }
-    };
-
-    let threads = options
-        .threads
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get)
-        .min(jobs.len());
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        // The end of the scope is behind the work alone. A join is behind what NVRTC does at a thread's end too, which must not meet the program's end.
-        threads.into_iter().for_each(|thread| thread.join().expect("a compilation does not panic"));
     });
 
     let mut compiled = BTreeMap::new();

@@ -8,12 +8,8 @@ mod judge;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::num::NonZeroUsize;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
@@ -28,6 +24,7 @@ use crate::compile::{CompileOptions, Model, artifact};
 use crate::description::shipped;
 use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 
+use crate::threads;
 /// Which models, and how.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
@@ -240,26 +237,18 @@ impl Bench<'_> {
                 due.push((candidate, model));
             }
         }
-        let next = AtomicUsize::new(0);
         let done = Mutex::new(BTreeMap::new());
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some((_, model)) = due.get(index) else { break };
-                let made = self.write(&format!("candidate-{index}"), model);
+        threads::for_each(
+            threads::available(),
+            due.iter().enumerate(),
+            || (),
+            |_, (index, (shape, model))| {
+                let made = self.write(&format!("candidate-{index}"), model)?.map(|file| (shape.clone(), file));
                 done.lock().unwrap_or_else(PoisonError::into_inner).insert(index, made);
-            }
-        };
-        std::thread::scope(|scope| {
-            let count = available_parallelism().map_or(1, NonZeroUsize::get);
-            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        });
-        let mut prepared = Vec::new();
-        for (index, made) in done.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            prepared.extend(made?.map(|file| (due[index].0.clone(), file)));
-        }
-        Ok(prepared)
+                anyhow::Ok(())
+            },
+        )?;
+        Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().flatten().collect())
     }
 
     /// The last position that is measured.

@@ -25,7 +25,7 @@ const CHUNKS: usize = 512;
 /// The read bandwidth of memory in GB/s (10⁹ bytes): the best of five passes over 512 MiB, each of `threads` threads reading one part.
 ///
 /// # Errors
-/// No memory, or no threads.
+/// No memory.
 pub fn measure_read_bandwidth(threads: usize) -> Result<f64> {
     let mut bandwidth = ReadBandwidth::new(threads)?;
     Ok((0..5).map(|_| bandwidth.measure()).fold(0.0, f64::max))
@@ -35,10 +35,10 @@ impl ReadBandwidth {
     /// Reserves and fills the buffer.
     ///
     /// # Errors
-    /// No memory, or no threads.
+    /// No memory.
     pub fn new(threads: usize) -> Result<ReadBandwidth> {
         let mut buffer = huge_pages(BUFFER_BYTES)?;
-        let pool = Pool::new(threads, 1)?;
+        let pool = Pool::new(threads, 1);
         buffer.fill(1);
         Ok(ReadBandwidth { pool, buffer, isa: Isa::detect() })
     }

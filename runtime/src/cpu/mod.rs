@@ -22,7 +22,7 @@ pub use pack::WeightSource;
 
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fusec::ir::Graph;
 
 use math::Isa;
@@ -80,6 +80,8 @@ pub enum Logits {
     All,
 }
 
+/// Threads that share a step, at most: each has counters of its own for each step.
+const MOST_THREADS: usize = 1024;
 /// Rows that pass through the body together.
 const CHUNK: usize = 128;
 /// Rows that pass through the tail together: a row of logits is large.
@@ -97,13 +99,17 @@ impl CpuModel {
     pub fn load(graph: &Graph, weights: &dyn WeightSource, options: CpuOptions) -> Result<CpuModel> {
         let CpuOptions { threads, context, sequences } = options;
         ensure!(threads > 0, "the CPU needs at least one thread");
+        ensure!(
+            threads <= MOST_THREADS,
+            "{threads} threads are more than the {MOST_THREADS} that share a step: give fewer"
+        );
         ensure!(context > 0 && sequences > 0, "the caches need at least one position and one sequence");
         let plan = Plan::new(graph, weights, context, CHUNK, TAIL_CHUNK)?;
-        let cache_floats = |cache: &plan::CacheShape| sequences * context * cache.heads * cache.dim;
         let weight_bytes: usize = plan.recipes.iter().map(pack::Recipe::bytes).sum();
-        let cache_bytes: usize = plan.caches.iter().map(|cache| 4 * cache_floats(cache)).sum();
-        check_memory(weight_bytes, cache_bytes, 4 * plan.floats, options)?;
-        let pool = Pool::new(threads, plan.body.len() + plan.tail.len())?;
+        let cache_floats = cache_floats(&plan.caches, options)?;
+        check_memory(weight_bytes, 4 * cache_floats.iter().sum::<usize>(), 4 * plan.floats, options)?;
+        let pool = Pool::new(threads, plan.body.len() + plan.tail.len());
+        let options = CpuOptions { threads: pool.threads(), ..options };
         let weights = Weights::pack(plan.recipes.clone(), weights, threads)?;
         let scratch = || {
             let gated = vec![0.0; CHUNK * GROUP_PANELS * PANEL_ROWS];
@@ -111,7 +117,7 @@ impl CpuModel {
         };
         Ok(CpuModel {
             memory: SharedFloats::new(plan.floats),
-            caches: plan.caches.iter().map(|cache| SharedFloats::new(cache_floats(cache))).collect(),
+            caches: cache_floats.into_iter().map(SharedFloats::new).collect(),
             scratch: (0..threads).map(|_| scratch()).collect(),
             plan,
             weights,
@@ -238,6 +244,21 @@ impl Rows {
             Logits::All => 0..chunk.len(),
         });
     }
+}
+
+/// Floats of each cache.
+///
+/// # Errors
+/// Together they are more bytes than a number holds.
+fn cache_floats(caches: &[plan::CacheShape], options: CpuOptions) -> Result<Vec<usize>> {
+    let CpuOptions { context, sequences, .. } = options;
+    let product = |factors: [usize; 4]| factors.into_iter().try_fold(1usize, usize::checked_mul);
+    let floats = caches.iter().map(|cache| product([sequences, context, cache.heads, cache.dim]));
+    let floats: Option<Vec<usize>> = floats.collect();
+    let sum = |floats: &[usize]| floats.iter().try_fold(0usize, |sum, &floats| sum.checked_add(floats));
+    floats.filter(|floats| sum(floats).is_some_and(|floats| floats <= usize::MAX / 16)).with_context(|| {
+        format!("the caches of {sequences} sequences of {context} positions fit no memory: ask for a smaller context or batch")
+    })
 }
 
 /// Refuses what the machine cannot hold, where the system says what it can.

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 use fusec::ir::DType;
+use fusec::threads;
 use memmap2::MmapMut;
 
 use super::tile::{GROUP, PANEL_ROWS, panel_bytes, slot, widen_group};
@@ -167,42 +168,26 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
     let mut own: Vec<(usize, &mut [u8])> = (0..recipe.panels(i))
         .map(|panel| (panel, panels[recipe.place(i, panel)].take().expect("each place is one panel's")))
         .collect();
-    let share = own.len().div_ceil(threads).max(1);
-    let pack_part = |part: &mut [(usize, &mut [u8])]| -> Result<()> {
-        let mut values = Vec::new();
-        for few in part.chunks_mut(ROWS_AT_ONCE / PANEL_ROWS) {
-            let first = few[0].0 * PANEL_ROWS;
-            let last = rows.min(first + few.len() * PANEL_ROWS);
-            if !recipe.transposed {
-                values.clear();
-                source.read_rows_f32(name, first..last, &mut values)?;
-                ensure!(
-                    values.len() == (last - first) * columns,
-                    "rows {first} to {last} gave {} values",
-                    values.len()
-                );
-            }
-            for row in first..last {
-                let bytes = &mut *few[(row - first) / PANEL_ROWS].1;
-                if recipe.transposed {
-                    fill_row(
-                        bytes,
-                        row % PANEL_ROWS,
-                        recipe.dtype,
-                        (0..columns).map(|column| whole[column * rows + row]),
-                    );
-                } else {
-                    let row_values = &values[(row - first) * columns..][..columns];
-                    fill_row(bytes, row % PANEL_ROWS, recipe.dtype, row_values.iter().copied());
-                }
+    let pack_few = |values: &mut Vec<f32>, few: &mut [(usize, &mut [u8])]| -> Result<()> {
+        let first = few[0].0 * PANEL_ROWS;
+        let last = rows.min(first + few.len() * PANEL_ROWS);
+        if !recipe.transposed {
+            values.clear();
+            source.read_rows_f32(name, first..last, values)?;
+            ensure!(values.len() == (last - first) * columns, "rows {first} to {last} gave {} values", values.len());
+        }
+        for row in first..last {
+            let bytes = &mut *few[(row - first) / PANEL_ROWS].1;
+            if recipe.transposed {
+                fill_row(bytes, row % PANEL_ROWS, recipe.dtype, (0..columns).map(|column| whole[column * rows + row]));
+            } else {
+                let row_values = &values[(row - first) * columns..][..columns];
+                fill_row(bytes, row % PANEL_ROWS, recipe.dtype, row_values.iter().copied());
             }
         }
         Ok(())
     };
-    std::thread::scope(|scope| {
-        let parts: Vec<_> = own.chunks_mut(share).map(|part| scope.spawn(|| pack_part(part))).collect();
-        parts.into_iter().try_for_each(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
+    threads::for_each(threads, own.chunks_mut(ROWS_AT_ONCE / PANEL_ROWS), Vec::new, pack_few)
 }
 
 /// Puts row `row` of a panel into its place.

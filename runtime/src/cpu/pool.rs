@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
-
 /// A fixed number of threads that run one job at a time. The caller of [`Pool::run`] is thread 0.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -71,11 +69,8 @@ const ONE_WORKER: u64 = 2;
 const NUMBER_SHIFT: u32 = 32;
 
 impl Pool {
-    /// Starts `threads - 1` threads, for jobs of at most `steps` steps.
-    ///
-    /// # Errors
-    /// The system refuses a thread.
-    pub fn new(threads: usize, steps: usize) -> Result<Pool> {
+    /// Starts `threads - 1` threads, or as many of them as the system does start, for jobs of at most `steps` steps.
+    pub fn new(threads: usize, steps: usize) -> Pool {
         let threads = threads.max(1);
         let counter = || Padded(AtomicU64::new(0));
         let counters = || StepCounters { claimed: (0..threads).map(|_| counter()).collect(), done: counter() };
@@ -92,13 +87,17 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::with_capacity(threads - 1) };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker = std::thread::Builder::new()
-                .name(format!("fuserun-cpu-{index}"))
-                .spawn(move || shared.work(index))
-                .with_context(|| format!("cannot start CPU thread {index} of {threads}"))?;
+            let thread = std::thread::Builder::new().name(format!("fuserun-cpu-{index}"));
+            // Where the system starts no more, those that there are take all chunks.
+            let Ok(worker) = thread.spawn(move || shared.work(index)) else { break };
             pool.workers.push(worker);
         }
-        Ok(pool)
+        pool
+    }
+
+    /// Threads that there are, the caller's among them.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
     }
 
     /// Runs the job on this thread and on each worker that comes while it lasts. The job waits for all its steps itself; then it is over for
@@ -272,7 +271,7 @@ mod tests {
 
     #[test]
     fn every_chunk_is_run_once_and_before_the_wait_ends() {
-        let mut pool = Pool::new(3, 40).unwrap();
+        let mut pool = Pool::new(3, 40);
         let counts: Vec<AtomicUsize> = (0..40 * 7).map(|_| AtomicUsize::new(0)).collect();
         for round in 1..=50 {
             pool.run(&|worker| {
@@ -290,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_sleeping_pool_wakes() {
-        let mut pool = Pool::new(2, 1).unwrap();
+        let mut pool = Pool::new(2, 1);
         for _ in 0..3 {
             std::thread::sleep(std::time::Duration::from_millis(30));
             let threads = Mutex::new(std::collections::BTreeSet::new());
@@ -307,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_panic_on_any_thread_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = Pool::new(2, 1).unwrap();
+        let mut pool = Pool::new(2, 1);
         for planted in [0, 1] {
             let failed = catch_unwind(AssertUnwindSafe(|| {
                 pool.run(&|worker| {

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use fusec::plan::{Part, Recipe};
+use fusec::threads;
 use half::bf16;
-use rayon::prelude::*;
 
 use super::Checkpoint;
 
@@ -68,7 +68,9 @@ fn tiles(recipe: &Recipe, parts: &[Part], k: usize, transposed: bool, checkpoint
     let pairs = k.div_ceil(32);
     let mut out = vec![0u8; recipe.bytes()];
     ensure!(out.len() == packed_rows.len() / 16 * pairs * PAIR_BYTES, "the recipe's size is not its rows' size");
-    out.par_chunks_mut(pairs * PAIR_BYTES).enumerate().try_for_each_init(
+    threads::for_each(
+        threads::available(),
+        out.chunks_mut(pairs * PAIR_BYTES).enumerate(),
         Vec::new,
         |scratch: &mut Vec<f32>, (tile, out)| {
             let mut rows = vec![0u16; 16 * pairs * 32];

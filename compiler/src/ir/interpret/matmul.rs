@@ -1,8 +1,9 @@
 //! `y = W x + b`.
 
-use std::num::NonZero;
+use std::convert::Infallible;
 
 use super::Tensor;
+use crate::threads;
 
 /// What `x` is multiplied by.
 pub(super) struct Product<'a> {
@@ -21,28 +22,20 @@ pub(super) fn matmul(x: &Tensor, product: &Product<'_>, shape: &[usize]) -> Tens
     let mut columns = vec![0.0; outputs * tokens];
     let threads = match outputs * inputs * tokens {
         ..100_000 => 1,
-        _ => std::thread::available_parallelism().map_or(1, NonZero::get),
+        _ => threads::available(),
     };
     let rows_a_thread = outputs.div_ceil(threads).max(1);
-    std::thread::scope(|scope| {
-        for (thread, part) in columns.chunks_mut((rows_a_thread * tokens).max(1)).enumerate() {
-            let mut work = move || {
-                let mut gathered = Vec::new();
-                for (i, sums) in part.chunks_mut(tokens).enumerate() {
-                    let output = thread * rows_a_thread + i;
-                    let row = weight_row(product, output, inputs, outputs, &mut gathered);
-                    let bias = product.bias.map_or(0.0, |bias| bias.data[output]);
-                    for (token, sum) in sums.iter_mut().enumerate() {
-                        *sum = dot(row, x.row(token)) + bias;
-                    }
-                }
-            };
-            if threads == 1 {
-                work();
-            } else {
-                scope.spawn(work);
+    let parts = columns.chunks_mut((rows_a_thread * tokens).max(1)).enumerate();
+    let Ok(()) = threads::for_each(threads, parts, Vec::new, |gathered, (thread, part)| {
+        for (i, sums) in part.chunks_mut(tokens).enumerate() {
+            let output = thread * rows_a_thread + i;
+            let row = weight_row(product, output, inputs, outputs, gathered);
+            let bias = product.bias.map_or(0.0, |bias| bias.data[output]);
+            for (token, sum) in sums.iter_mut().enumerate() {
+                *sum = dot(row, x.row(token)) + bias;
             }
         }
+        Ok::<(), Infallible>(())
     });
     let mut out = Tensor::zeros(shape);
     for (output, sums) in columns.chunks(tokens.max(1)).enumerate() {

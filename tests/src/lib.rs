@@ -12,7 +12,7 @@ pub use folder::TempFolder;
 pub use golden::{Golden, argmax_disagreement, goldens, nmse};
 pub use gpu::gpu;
 pub use nvrtc::nvrtc;
-pub use programs::{Finished, command, finish, fusec, fuserun, on_terminal, root};
+pub use programs::{Finished, as_nobody, command, finish, fusec, fuserun, on_terminal, root};
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -99,6 +99,31 @@ pub fn on_terminal(command: &Command, columns: usize) -> Finished {
     Finished { stdout: done.stdout.replace("\r\n", "\n"), ..done }
 }
 
+/// A program in `folder`, as a user whom permissions and limits bind, who may start `processes` at most, threads included. None where this user
+/// cannot become another: only root can.
+///
+/// # Panics
+/// When the program cannot be built, or copied to where that user reaches it.
+pub fn as_nobody(program: &'static str, folder: &Path, processes: usize) -> Option<Command> {
+    let limited = |program: &Path| {
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nproc={processes}")).args([
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+        ]);
+        limited.arg("--").arg(program).current_dir("/");
+        limited
+    };
+    let can = limited(Path::new("true")).stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    can.then(|| {
+        let copy = folder.join(program);
+        std::fs::copy(command(program).get_program(), &copy).expect("a program can be copied");
+        limited(&copy)
+    })
+}
+
 /// The top folder of the workspace.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace")

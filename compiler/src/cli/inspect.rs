@@ -71,7 +71,7 @@ fn plan_json(plan: &Plan) -> Value {
         "kernels_per_layer": plan.kernels_per_layer,
         "edges_per_layer": plan.edges_per_layer,
         "arena_bytes": plan.arena_bytes,
-        "weight_bytes": plan.weights.iter().map(|weight| weight.bytes).sum::<usize>(),
+        "weight_bytes": plan.weights.iter().map(|weight| weight.bytes).fold(0, usize::saturating_add),
         "decode_weight_bytes": plan.decode_weight_bytes(),
     })
 }

@@ -23,7 +23,6 @@ use crate::build::{Arch, Nvrtc, Options};
 use crate::compile::{CompileOptions, Model, artifact};
 use crate::description::shipped;
 use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
-
 use crate::threads;
 /// Which models, and how.
 #[derive(Args, Clone, Debug)]

@@ -11,6 +11,9 @@ use crate::ir::{Activation, Attention, DType, Graph, Matmul, Norm, NormKind, Op,
 
 use shapes::{Heads, words};
 
+/// Values of a weight, at most: hundreds of times the largest that there is.
+const LARGEST_WEIGHT: usize = 1 << 40;
+
 /// The graph of a model. Weights and caches are of type `dtype`; activations are `f32`.
 ///
 /// `context` is the longest sequence that is meant to run, in positions; none: what the configuration says. Some scalings of RoPE depend on it.
@@ -328,6 +331,11 @@ impl Lowering {
             }
             let message = format!("`{name}` is {} here and {} where it was used before", words(&ty), words(before));
             return Err(mismatch(call, message));
+        }
+        let values = ty.fixed_sizes().try_fold(1usize, |product, size| product.checked_mul(size));
+        if values.is_none_or(|values| values > LARGEST_WEIGHT) {
+            let message = format!("`{name}` would be {}: no weight has more than 2^40 values", words(&ty));
+            return Err(mismatch(call, message).help("look for a size in the configuration that is far too large"));
         }
         let value = self.graph.value(Op::Weight(name.clone()), &[], ty, call.layer);
         self.weights.insert(name, value);

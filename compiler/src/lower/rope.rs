@@ -5,11 +5,18 @@ use crate::description::RopeScaling as Described;
 use crate::description::{AttrValue, Call, Code, Diagnostic};
 use crate::ir::RopeScaling;
 
+/// Values of a head that are turned, at most: far more than any model has, and few enough for a table of frequencies.
+const LARGEST_TURN: usize = 1 << 16;
+
 /// The base of the frequencies and their scaling, for `dim` values of a head and sequences of at most `context` positions.
 ///
 /// `longrope` has two lists of divisors, for sequences within the trained context and beyond; `dynamic` stretches the base with the sequence. Both
 /// are fixed here, by the longest sequence that is meant to run.
 pub(super) fn scaled(call: &Call, dim: usize, context: Option<usize>) -> Result<(f64, RopeScaling), Diagnostic> {
+    if dim > LARGEST_TURN {
+        let message = format!("RoPE turns {dim} values of a head, and {LARGEST_TURN} is the most");
+        return Err(Diagnostic::new(Code::ShapeMismatch, message).at(call.span.clone(), ""));
+    }
     positive(call, "theta")?;
     let theta = call.float("theta").expect("the signature requires it");
     let Some(AttrValue::RopeScaling(scaling)) = call.attributes.get("scaling") else {

@@ -175,6 +175,9 @@ pub enum Io {
     Ring,
 }
 
+/// Rows of a step, at most: far more than any has.
+const MOST_ROWS: usize = 1 << 20;
+
 impl Plan {
     /// The step of that kind.
     pub fn step(&self, kind: StepKind) -> Option<&Step> {
@@ -201,14 +204,19 @@ impl Plan {
     /// The first that does not, with its step and launch.
     pub fn check(&self) -> Result<()> {
         for step in &self.steps {
-            let logits_end = step.logits.map_or(0, |offset| offset.saturating_add(4 * self.vocabulary));
+            let logits_end = step.logits.map_or(0, |offset| offset.saturating_add(self.vocabulary.saturating_mul(4)));
             ensure!(logits_end <= self.arena_bytes, "{:?}: its logits lie outside the arena", step.kind);
+            let rows = match step.kind {
+                StepKind::Decode { batch: rows } | StepKind::Near { batch: rows, .. } => rows,
+                StepKind::Prompt { rows } | StepKind::Last { rows } | StepKind::Score { rows } => rows,
+            };
             for (index, launch) in step.launches.iter().enumerate() {
                 let inside = |arg: &Arg| match arg {
                     Arg::Weight(weight) => *weight < self.weights.len(),
                     Arg::Cache(cache) => *cache < self.caches.len(),
                     Arg::Arena(offset) => *offset < self.arena_bytes,
-                    Arg::Null | Arg::Number(_) | Arg::Context | Arg::Io(..) => true,
+                    Arg::Io(_, row) => *row < rows.min(MOST_ROWS),
+                    Arg::Null | Arg::Number(_) | Arg::Context => true,
                 };
                 ensure!(launch.kernel < self.kernels.len(), "{:?}: launch {index} has no kernel", step.kind);
                 if let Some(arg) = launch.args.iter().find(|arg| !inside(arg)) {
@@ -222,7 +230,7 @@ impl Plan {
     /// Bytes of packed weights that one decode step reads.
     pub fn decode_weight_bytes(&self) -> usize {
         let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
-        decode.map_or(0, |step| step.launches.iter().map(|launch| launch.weight_bytes).sum())
+        decode.map_or(0, |step| step.launches.iter().map(|launch| launch.weight_bytes).fold(0, usize::saturating_add))
     }
 
     /// One line: name, kernels and edges per layer, layers, launches and bytes per step.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use fusec::cli::show;
+use fusec::cli::{show, tell};
 use fusec::plan::Recipe;
 use serde::Serialize;
 
@@ -19,6 +19,10 @@ use crate::step::{GpuEngine, median, read_ceiling};
 
 /// Tokens of the check.
 pub(super) const CHECK_TOKENS: usize = 12;
+
+/// Where decoding begins, and how long prompts are, where a user does not say.
+const DEPTHS: [usize; 3] = [32, 512, 4096];
+const PROMPTS: [usize; 2] = [32, 512];
 
 /// How far the two paths may differ with random weights: both round to bf16 at the same places and add in another order.
 const CHECK_BOUND: f64 = 1e-3;
@@ -38,12 +42,12 @@ pub struct BenchArgs {
     /// Batches to measure.
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', default_value = "1,2,4")]
     batch: Vec<usize>,
-    /// Positions at which decoding begins.
-    #[arg(long, env = "FUSE_DEPTHS", value_delimiter = ',', default_value = "32,512,4096")]
-    depths: Vec<usize>,
-    /// Prompt lengths.
-    #[arg(long, env = "FUSE_PROMPTS", value_delimiter = ',', default_value = "32,512")]
-    prompts: Vec<usize>,
+    /// Positions at which decoding begins; 32,512,4096, as far as the context reaches, where none are given.
+    #[arg(long, env = "FUSE_DEPTHS", value_delimiter = ',')]
+    depths: Option<Vec<usize>>,
+    /// Prompt lengths; 32,512, as far as the context reaches, where none are given.
+    #[arg(long, env = "FUSE_PROMPTS", value_delimiter = ',')]
+    prompts: Option<Vec<usize>>,
     /// Decode steps a run.
     #[arg(long, env = "FUSE_BENCH_TOKENS", default_value_t = 128)]
     tokens: usize,
@@ -105,22 +109,30 @@ struct Prompt {
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     ensure!(args.runs > 0 && args.tokens > 0, "--runs and --tokens must be above 0");
-    ensure!(!args.prompts.contains(&0), "--prompts must be above 0");
+    let (depths, prompts) = (args.depths.as_deref().unwrap_or(&DEPTHS), args.prompts.as_deref().unwrap_or(&PROMPTS));
+    ensure!(!prompts.contains(&0), "--prompts must be above 0");
+    ensure!(!args.batch.contains(&0), "--batch must be above 0");
     let model = args.model.open(args.dummy_weights)?;
     let end = |depth: usize| depth.saturating_add(args.tokens);
-    let deepest = end(args.depths.iter().copied().max().unwrap_or(0)).saturating_add(1);
-    let longest = args.prompts.iter().copied().max().unwrap_or(0).max(CHECK_TOKENS);
-    let most = deepest.max(longest);
+    let deepest = end(depths.iter().copied().max().unwrap_or(0)).saturating_add(1);
+    let longest = prompts.iter().copied().max().unwrap_or(0).max(CHECK_TOKENS);
+    // A position has 31 bits.
+    let most = deepest.max(longest).min(i32::MAX as usize);
     // Prompts and the check are of one sequence.
     let batches: Vec<usize> = BTreeSet::from_iter(args.batch.iter().copied().chain([1])).into_iter().collect();
     let mut options = args.model.load_options(&model, &batches, most)?;
     options.context = options.context.max(if args.dummy_weights { most } else { 0 });
+    let context = options.context;
+    let asked = args.depths.is_some();
+    let depths = fitting("--depths", depths, asked, context, |depth| end(depth) < context, args.tokens)?;
+    let asked = args.prompts.is_some();
+    let prompts = fitting("--prompts", prompts, asked, context, |length| length <= context, 0)?;
+    ensure!(
+        depths.len() + prompts.len() > 0 && CHECK_TOKENS <= context,
+        "a context of {context} holds none of the depths and prompts, or not the {CHECK_TOKENS} tokens of the check: give a larger --max-context"
+    );
     let mut backend = model.load(&args.model.device(&model), &options)?;
     let device = backend.describe();
-    let context = options.context;
-    let depths: Vec<usize> = args.depths.iter().copied().filter(|&depth| end(depth) < context).collect();
-    let prompts: Vec<usize> = args.prompts.iter().copied().filter(|&length| length <= context).collect();
-    ensure!(depths.len() + prompts.len() > 0, "a context of {context} holds none of the depths and prompts");
     let mut report = match &mut backend {
         Backend::Gpu(engine) => on_gpu(engine, args, &depths, &prompts)?,
         Backend::Cpu(cpu) => on_cpu(cpu, args, &depths, &prompts)?,
@@ -131,6 +143,27 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         return show(format!("{}\n", serde_json::to_string_pretty(&report)?));
     }
     show(as_text(&report)?)
+}
+
+/// Those that the context holds. Of the defaults, the others are named on stderr; those that a user asked for have to fit.
+fn fitting(
+    flag: &str,
+    wanted: &[usize],
+    asked: bool,
+    context: usize,
+    fits: impl Fn(usize) -> bool,
+    steps: usize,
+) -> Result<Vec<usize>> {
+    let (fit, beyond): (Vec<usize>, Vec<usize>) = wanted.iter().copied().partition(|&value| fits(value));
+    if beyond.is_empty() {
+        return Ok(fit);
+    }
+    let beyond = beyond.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let steps = if steps > 0 { format!(" and {steps} steps") } else { String::new() };
+    let message = format!("{flag} {beyond}{steps} are beyond the context of {context} positions");
+    ensure!(!asked, "{message}: give smaller ones, or a larger --max-context");
+    tell(format!("{message}: left out"));
+    Ok(fit)
 }
 
 fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
@@ -222,7 +255,7 @@ fn on_cpu(model: &mut CpuModel, args: &BenchArgs, depths: &[usize], prompts: &[u
         agreement(&by_step, &by_prompt, CHECK_BOUND)?
     };
     let mut bandwidth = ReadBandwidth::new(model.options().threads)?;
-    let mut ceilings = Vec::new();
+    let mut ceilings = vec![bandwidth.measure() * 1e9];
     let bytes = model.weight_bytes_per_step();
     let mut decode = Vec::new();
     let steps = args.tokens.min(32);

@@ -61,8 +61,8 @@ impl Addresses {
 /// Bytes of one record of sampling parameters (`struct Parameters` in sample.cu).
 pub const PARAMETER_BYTES: usize = 80;
 
-/// Bytes of the caches of a plan.
+/// Bytes of a cache of a plan; the most that a number holds, which no memory does, where it would be more.
 pub fn cache_bytes(plan: &Plan, index: usize, context: usize, sequences: usize) -> usize {
     let cache = &plan.caches[index];
-    sequences * cache.heads * context * cache.padded * 2
+    [sequences, cache.heads, context, cache.padded, 2].into_iter().fold(1, usize::saturating_mul)
 }

@@ -504,9 +504,9 @@ impl IoBuffers {
 
 /// One clear error before anything is loaded, rather than a late one.
 fn check_fit(gpu: &Gpu, plan: &Plan, caches: &[usize], options: EngineOptions) -> Result<()> {
-    let weights: usize = plan.weights.iter().map(|weight| weight.bytes).sum();
-    let caches: usize = caches.iter().sum();
-    let wanted = weights + caches + plan.arena_bytes;
+    let weights = plan.weights.iter().map(|weight| weight.bytes).fold(0, usize::saturating_add);
+    let caches = caches.iter().copied().fold(0, usize::saturating_add);
+    let wanted = [weights, caches, plan.arena_bytes].into_iter().fold(0, usize::saturating_add);
     let (free, _) = gpu.memory()?;
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
     ensure!(

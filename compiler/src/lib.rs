@@ -13,6 +13,7 @@ pub mod files;
 pub mod folder;
 pub mod ir;
 pub mod lower;
+pub mod output;
 pub mod passes;
 pub mod plan;
 pub mod tensors;

@@ -9,8 +9,8 @@ use fuse_tests::root;
 use fusec::description::{Description, shipped};
 use fusec::passes::PIPELINE;
 
-/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `files.rs`,
-/// `folder.rs` and `threads.rs` below.
+/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `files.rs`, `folder.rs`,
+/// `output.rs` and `threads.rs` below.
 const ROOMS: &[(&str, &[&str])] = &[
     ("description", &["text"]),
     ("ir", &["threads"]),
@@ -19,8 +19,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("passes", &["ir", "text"]),
     ("plan", &["ir"]),
     ("emit", &["plan", "ir"]),
-    ("build", &["text", "threads"]),
-    ("artifact", &["build", "files"]),
+    ("build", &["text", "output", "threads"]),
+    ("artifact", &["build", "files", "output"]),
 ];
 
 /// Where code that the compiler cannot check may stand.

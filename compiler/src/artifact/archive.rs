@@ -1,9 +1,7 @@
 //! Entries to zip bytes and back.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{Cursor, Read, Write};
-use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use zip::write::SimpleFileOptions;
@@ -50,22 +48,4 @@ pub(super) fn unpack(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
         entries.insert(name, contents);
     }
     Ok(entries)
-}
-
-/// Writes beside the target, then renames: a reader never sees half a file, and a failure leaves what was there. A device or a pipe is written to
-/// where it is: a rename would put a file in its place.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    if fs::metadata(path).is_ok_and(|target| !target.is_file()) {
-        return Ok(fs::write(path, bytes)?);
-    }
-    let name = path.file_name().context("the path names no file")?;
-    let mut partial = name.to_owned();
-    partial.push(format!(".partial-{}", std::process::id()));
-    let partial = path.with_file_name(partial);
-    let written = fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&partial);
-    }
-    Ok(written?)
 }

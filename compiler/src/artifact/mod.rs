@@ -71,13 +71,13 @@ impl Default for Manifest {
 }
 
 impl Artifact {
-    /// Writes the file, whole or not at all.
+    /// Writes the file, as [`output::write`](crate::output::write) does.
     ///
     /// # Errors
     /// When a name cannot be a file name, a cubin is missing or has no place, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let bytes = self.to_bytes().with_context(|| format!("cannot write {}", path.display()))?;
-        archive::write_whole(path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+        let bytes = self.to_bytes().with_context(|| format!("cannot write {}", crate::output::name(path)))?;
+        crate::output::write(path, &bytes)
     }
 
     /// Reads a file.

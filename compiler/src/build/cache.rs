@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -29,22 +28,12 @@ impl<'a> Cache<'a> {
 
     /// Keeps a compilation. The log comes first: a reader that sees the device code sees its log.
     pub(super) fn put(&self, key: &str, cubin: &[u8], log: &str) -> Result<()> {
-        self.write(&self.file(key, "log"), log.as_bytes())?;
-        self.write(&self.file(key, "cubin"), cubin)
+        crate::output::write(&self.file(key, "log"), log.as_bytes())?;
+        crate::output::write(&self.file(key, "cubin"), cubin)
     }
 
     fn file(&self, key: &str, extension: &str) -> PathBuf {
         self.folder.join(format!("{key}.{extension}"))
-    }
-
-    /// Writes under a name of its own, then renames: no reader ever sees half a file.
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let partial = self.folder.join(format!("partial-{}-{serial}", std::process::id()));
-        fs::write(&partial, bytes)
-            .and_then(|()| fs::rename(&partial, path))
-            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

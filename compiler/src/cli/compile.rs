@@ -13,6 +13,7 @@ use super::tell;
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
 use crate::compile::{CompileOptions, Model, artifact};
 use crate::ir::DType;
+use crate::output;
 use crate::passes;
 use crate::plan::{PlanOptions, TuningSource};
 
@@ -39,7 +40,7 @@ pub(super) struct CompileArgs {
     /// A folder for the graph as described and after each pass, the plan of each architecture, each kernel's source, and the assembler's reports.
     #[arg(long, env = "FUSE_DUMP", value_name = "DIR")]
     dump: Option<PathBuf>,
-    /// The file to write; NAME.fuse if it is not given.
+    /// The file to write, - for stdout; NAME.fuse if it is not given.
     #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.fuse")]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -108,7 +109,7 @@ pub(super) fn run(args: &CompileArgs) -> Result<()> {
         [] => "sources only".to_owned(),
         archs => archs.join(", "),
     };
-    tell(format!("wrote {}: {} kernels, {code}", output.display(), artifact.sources.len()));
+    tell(format!("wrote {}: {} kernels, {code}", output::name(&output), artifact.sources.len()));
     Ok(())
 }
 
@@ -170,7 +171,6 @@ fn dump_reports(folder: &Path, reports: &BTreeMap<String, BTreeMap<String, Resou
 
 fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
     let path = folder.join(name);
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::write(&path, text))
-        .with_context(|| format!("cannot write {}", path.display()))
+    fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    output::write(&path, text.as_bytes())
 }

@@ -1,9 +1,7 @@
 //! `fusec new`: a description drafted from a checkpoint.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
@@ -14,6 +12,7 @@ use crate::compile::{CompileOptions, compile};
 use crate::description::{Description, Spare, Value, architectures, config_view, find_serving, lacking, user_folder};
 use crate::draft::draft;
 use crate::folder::{checkpoint_folder, other_than_weights};
+use crate::output;
 use crate::plan::PlanOptions;
 use crate::tensors;
 
@@ -52,16 +51,9 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
         .map(|(n, s)| (n.clone(), s.clone()))
         .collect();
     let draft = draft(&config, &weights).with_context(|| format!("cannot draft from {}", args.from.display()))?;
-    let name = match &args.output {
+    let name = match args.output.as_deref().filter(|path| *path != Path::new("-")) {
         Some(path) => {
-            let written = fs::File::create_new(path)
-                .and_then(|mut file| std::io::Write::write_all(&mut file, draft.text.as_bytes()));
-            written.map_err(|error| match error.kind() {
-                ErrorKind::AlreadyExists => {
-                    anyhow!("{} is there already: name another file, or remove it", path.display())
-                }
-                _ => anyhow!("cannot write {}: {error}", path.display()),
-            })?;
+            output::write_new(path, draft.text.as_bytes())?;
             path.display().to_string()
         }
         None => {

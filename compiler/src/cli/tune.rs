@@ -22,8 +22,10 @@ use super::tell;
 use crate::build::{Arch, Nvrtc, Options};
 use crate::compile::{CompileOptions, Model, artifact};
 use crate::description::shipped;
+use crate::output;
 use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
 use crate::threads;
+
 /// Which models, and how.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
@@ -74,6 +76,12 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
         args.config.is_none() || args.models.len() == 1,
         "--config is the configuration of one model: name that model alone"
     );
+    ensure!(
+        args.depth.checked_add(args.steps as usize).is_some_and(|last| last < i32::MAX as usize),
+        "--depth {} and {} steps are beyond a position's 31 bits: give a smaller --depth",
+        args.depth,
+        args.steps
+    );
     let program = measuring_program(args.fuserun.as_deref())?;
     let nvrtc = Nvrtc::find().map_err(|missing| anyhow!("{missing}"))?;
     let about = judge::about(&program, args.gpu)?;
@@ -83,15 +91,20 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
     let mut record = begin(&output, &about, &compiler)?;
     tell(format!("{} ({arch}), driver {}, {compiler}", about.gpu, about.driver));
 
+    // What cannot be replaced is written once.
+    let stream = output::is_stream(&output);
     let folder = Scratch::new()?;
     for opened in opened(args)? {
         for &batch in &args.batch {
             let bench = Bench { args, program: &program, nvrtc, arch, folder: &folder.0, opened: &opened, batch };
-            bench.tune(&mut record, &|record| write(&output, record))?;
+            bench.tune(&mut record, &|record| if stream { Ok(()) } else { write(&output, record) })?;
         }
     }
+    if stream {
+        write(&output, &record)?;
+    }
     let entries = record.matvecs.len() + record.attentions.len();
-    tell(format!("wrote {}: {entries} shapes", output.display()));
+    tell(format!("wrote {}: {entries} shapes", output::name(&output)));
     Ok(())
 }
 
@@ -340,7 +353,7 @@ fn measuring_program(named: Option<&Path>) -> Result<PathBuf> {
 fn begin(output: &Path, about: &About, compiler: &str) -> Result<Tuning> {
     let About { arch, gpu, driver } = about.clone();
     let fresh = Tuning { arch, gpu, driver, compiler: compiler.to_owned(), ..Tuning::default() };
-    if !output.exists() {
+    if output::is_stream(output) || !output.exists() {
         return Ok(fresh);
     }
     let text = fs::read_to_string(output).with_context(|| format!("cannot read {}", output.display()))?;
@@ -360,12 +373,12 @@ fn begin(output: &Path, about: &About, compiler: &str) -> Result<Tuning> {
     Ok(there)
 }
 
-fn write(output: &Path, record: &Tuning) -> Result<()> {
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
-    folder
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| fs::write(output, record.to_string()))
-        .with_context(|| format!("cannot write {}", output.display()))
+fn write(path: &Path, record: &Tuning) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    output::write(path, record.to_string().as_bytes())
 }
 
 /// A folder of this run's own, removed with it.

@@ -1,12 +1,12 @@
 //! `fuserun logits`: the logits of given tokens, for judges.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use fusec::cli::tell;
+use fusec::output;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -24,7 +24,7 @@ pub struct LogitsArgs {
     /// Through the decode path, token by token; otherwise through the prompt path.
     #[arg(long, env = "FUSE_STEP", value_parser = FalseyValueParser::new())]
     step: bool,
-    /// The file to write: tensor "logits", f32 [tokens, vocabulary].
+    /// The file to write, - for stdout: tensor "logits", f32 [tokens, vocabulary].
     #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.safetensors")]
     output: PathBuf,
     #[command(flatten)]
@@ -38,8 +38,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let logits = backend.logits(&args.tokens, args.step)?;
     let shape = vec![args.tokens.len(), logits.len() / args.tokens.len()];
     let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(&logits))?;
-    safetensors::serialize_to_file(HashMap::from([("logits", view)]), None, &args.output)
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
-    tell(format!("{}: logits f32 {shape:?}, {}", args.output.display(), backend.describe()));
+    output::write(&args.output, &safetensors::serialize([("logits", view)], None)?)?;
+    tell(format!("{}: logits f32 {shape:?}, {}", output::name(&args.output), backend.describe()));
     Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use fusec::cli::{show, tell};
+use fusec::output;
 
 use super::sampling::SamplingArgs;
 use super::{ModelArgs, bench};
@@ -79,8 +80,8 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
     };
     if let Some(path) = &args.trace {
         let text = serde_json::to_string(&profile.trace())? + "\n";
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        tell(format!("wrote {}: open it in Perfetto", path.display()));
+        output::write(path, text.as_bytes())?;
+        tell(format!("wrote {}: open it in Perfetto", output::name(path)));
     }
     if args.json {
         return show(format!("{}\n", serde_json::to_string_pretty(&profile)?));

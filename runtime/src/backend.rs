@@ -12,8 +12,8 @@ use fusec::tensors;
 use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
-use crate::generate::check_prompt;
 use crate::generate::sampling::{Marks, SamplingParameters, sample};
+use crate::generate::{check_logits, check_prompt};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
 
@@ -184,8 +184,16 @@ impl Backend {
     /// The logits of each token, `[tokens, vocabulary]`, in one go or (`by_step`) token after token.
     ///
     /// # Errors
-    /// No tokens, more than the context holds, a token beyond the vocabulary, or a fault of the device.
+    /// No tokens, more than the context holds, a token beyond the vocabulary, logits that are not finite, or a fault of the device.
     pub fn logits(&mut self, tokens: &[u32], by_step: bool) -> Result<Vec<f32>> {
+        let logits = self.unchecked_logits(tokens, by_step)?;
+        for (position, row) in logits.chunks(logits.len() / tokens.len()).enumerate() {
+            check_logits(row, position)?;
+        }
+        Ok(logits)
+    }
+
+    fn unchecked_logits(&mut self, tokens: &[u32], by_step: bool) -> Result<Vec<f32>> {
         match self {
             Backend::Gpu(engine) => engine.logits(tokens, by_step),
             Backend::Cpu(model) => {
@@ -266,6 +274,7 @@ fn generate_on_cpu(
     let mut live: Vec<(usize, u32, usize)> = Vec::new();
     for (sequence, prompt) in prompts.iter().enumerate() {
         let logits = model.forward(&rows(prompt, sequence), Logits::Last)?;
+        check_logits(logits, prompt.len() - 1)?;
         live.push((sequence, choose(logits, prompt.len() - 1, sequence), prompt.len()));
     }
     loop {
@@ -282,6 +291,7 @@ fn generate_on_cpu(
             .collect();
         let logits = model.forward(&rows, Logits::All)?;
         for ((sequence, token, position), logits) in live.iter_mut().zip(logits.chunks_exact(vocabulary)) {
+            check_logits(logits, *position)?;
             *token = choose(logits, *position, *sequence);
             *position += 1;
         }

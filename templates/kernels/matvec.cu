@@ -227,6 +227,9 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 }
 {% endif %}
 
+// Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
+DEVICE bool beats(float value, float best) { return value > best || value != value; }
+
 // weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else bfloat16 [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
@@ -334,7 +337,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
       y += add[j].residual;
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
-      if (ARGMAX && result.exists && y > best) best = y, best_row = result.row;
+      if (ARGMAX && result.exists && beats(y, best)) best = y, best_row = result.row;
       {% if router.experts > 0 %}const int at = job / BATCH * 16 + lane;
       if (result.exists) fresh[job % BATCH][at] = router_norm ? y * ((const float*)norm)[at] : y;
     {% endif %}}
@@ -354,13 +357,13 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
     for (int mask = 8; mask > 0; mask /= 2) {
       const float value = shuffle_xor(best, mask);
       const int row = shuffle_xor(best_row, mask);
-      if (value > best || (value == best && row < best_row)) best = value, best_row = row;
+      if (beats(value, best) || (value == best && row < best_row)) best = value, best_row = row;
     }
     if (lane == 0) best_value[warp] = best, best_rows[warp] = best_row;
     block_barrier();
     if (threadIdx.x < BATCH) {
       for (int i = threadIdx.x; i < WARPS; i += BATCH)
-        if (best_value[i] > best || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x)
+        if (beats(best_value[i], best) || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x)
           best = best_value[i], best_row = best_rows[i];
       maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2] = bits_of(best);
       maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2 + 1] = best_row;

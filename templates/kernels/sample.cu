@@ -14,6 +14,7 @@ constexpr int LIST = THREADS < 256 ? THREADS : 256;            // logits that ar
 constexpr int BOUND_BITS = 17;                  // of a bound for top-k; at least 8 behind those that all tops have in common
 constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
+constexpr u32 NOT_FINITE = 0xfffffffeu;        // in the ring in the place of a token, which these logits do not give
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane a warp, and a block");
 
 // One a sequence, written by the host between runs.
@@ -95,8 +96,9 @@ DEVICE u32 philox(u32 k0, u32 k1, u32 c0, u32 c1) {
 }
 
 struct Best { float value; int index; };
+// A NaN is larger than all.
 DEVICE void take(Best& best, float value, int index) {
-  if (value > best.value || (value == best.value && index < best.index)) best.value = value, best.index = index;
+  if (value > best.value || value != value || (value == best.value && index < best.index)) best.value = value, best.index = index;
 }
 DEVICE Best warp_best(Best best) {
 #pragma unroll
@@ -420,13 +422,13 @@ DEVICE int find(const Row& row, u32 floor, u64 target, u64 before, u64 of_warp) 
   return token;
 }
 
-// Gives a token to the host and to the next step.
-DEVICE void finish(const Parameters& p, int token, int position, int sequence, int* next_tokens, int* next_positions, u32* ring) {
-  bool stop = (u32)position + 1 >= p.limit;
+// Gives a token to the host and to the next step; of logits that are not finite, the host is told and there is no next step.
+DEVICE void finish(const Parameters& p, int token, bool finite, int position, int sequence, int* next_tokens, int* next_positions, u32* ring) {
+  bool stop = !finite || (u32)position + 1 >= p.limit;
   for (u32 i = 0; i < p.stops && i < MAX_STOPS; i++) stop = stop || token == p.stop[i];
   next_tokens[sequence] = token;
   next_positions[sequence] = stop ? -1 : position + 1;
-  publish(ring + (u64)sequence * RING + (position + 1) % RING, token);
+  publish(ring + (u64)sequence * RING + (position + 1) % RING, finite ? (u32)token : NOT_FINITE);
 }
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
@@ -491,10 +493,11 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   for (int i = 0; i < TOPS_A_LANE; i++) take(best, tops[i], places[i]);
   best = warp_best(best);
   int token = best.index < VOCABULARY ? best.index : 0;
+  const bool finite = best.value - best.value == 0.0f;
   if (!searched && warm) join_cluster();
 
   int count = LIST + 1;           // of the logits that top-k keeps, where they are few
-  if (warm && best.value - best.value == 0.0f) {
+  if (warm && finite) {
     row.largest = best.value + 0.0f;   // not -0
     if (threadIdx.x == 0) shared.found = 0, shared.position = (u32)position, shared.drawn = -1;
     block_barrier();
@@ -521,7 +524,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
       }
     }
   }
-  if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, position, sequence, next_tokens, next_positions, ring);
+  if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, finite, position, sequence, next_tokens, next_positions, ring);
   if (changed && rank == 0 && threadIdx.x == 0) shared.given = position >= 0 ? token : -1;
   // Others may still read what this block has.
   if (searched || (warm && count > LIST)) cluster_barrier();

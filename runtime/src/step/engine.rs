@@ -13,12 +13,15 @@ use super::parameters::record;
 use crate::device::{
     DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream, nvtx,
 };
-use crate::generate::check_prompt;
 use crate::generate::sampling::{Marks, SamplingParameters};
+use crate::generate::{check_prompt, not_finite};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
 /// A ring slot that holds no token.
 const EMPTY: u32 = u32::MAX;
+
+/// What the sampling kernel leaves in the place of a token where the logits are not finite.
+const NOT_FINITE: u32 = u32::MAX - 1;
 
 /// Decode steps in the stream that the host has not read a token of.
 const AHEAD: usize = 8;
@@ -162,7 +165,7 @@ impl GpuEngine {
     /// a sequence ends at one of the `stops`, at its limit, or when `take` returns false.
     ///
     /// # Errors
-    /// A prompt that is empty or leaves no room in the context, more prompts than sequences, or a fault on the device.
+    /// A prompt that is empty or leaves no room in the context, more prompts than sequences, logits that are not finite, or a fault on the device.
     pub fn generate(
         &mut self,
         prompts: &[Vec<u32>],
@@ -351,6 +354,8 @@ impl GpuEngine {
             let token = self.io.ring.load_u32(slot);
             if token != EMPTY {
                 self.io.ring.store_u32(slot, EMPTY);
+                // The token at a position comes of the logits at the one before.
+                ensure!(token != NOT_FINITE, "{}", not_finite(position.saturating_sub(1), None));
                 return Ok(token);
             }
             if asked.elapsed() > PATIENCE {

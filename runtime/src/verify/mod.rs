@@ -14,6 +14,7 @@ use fusec::lower::lower_traced;
 
 pub use expected::{Expected, Named};
 
+use crate::generate::check_logits;
 use crate::weights::Checkpoint;
 use names::{Index, Target};
 
@@ -114,7 +115,9 @@ pub fn values(model: &Model, checkpoint: &Checkpoint, expected: &Expected, bound
     let mut findings = Findings { agree: Vec::new(), unmatched, difference: None, logits: outputs[0].data.clone() };
     let mut sound: BTreeSet<usize> = BTreeSet::new();
     let last = resolved.calls.len() - 1;
-    let report = Reporter { model, index: &index, expected, bound };
+    let mut computed_logits = outputs[0].data.chunks(outputs[0].row_size()).enumerate();
+    let broken = computed_logits.find_map(|(position, row)| check_logits(row, position).err());
+    let report = Reporter { model, index: &index, expected, bound, broken: broken.map(|error| error.to_string()) };
     for pair in &pairs {
         let found = computed[&pair.target.call];
         let Some(data) = aligned(pair, found, rows) else {
@@ -179,6 +182,8 @@ struct Reporter<'a> {
     index: &'a Index<'a>,
     expected: &'a Expected,
     bound: f64,
+    /// What is wrong with the logits by themselves.
+    broken: Option<String>,
 }
 
 impl Reporter<'_> {
@@ -233,6 +238,9 @@ impl Reporter<'_> {
             1 => "1 value before it agrees".to_owned(),
             count => format!("{count} values before it agree"),
         });
+        if let Some(broken) = &self.broken {
+            diagnostic = diagnostic.note(broken);
+        }
         if self.expected.values.is_empty() {
             diagnostic = diagnostic.help("the file holds no values between: docs/expected.py writes one that does");
         }

@@ -36,6 +36,8 @@ pub struct Case {
     pub residual: bool,
     pub activation: usize,
     pub argmax: bool,
+    /// A row of the result that the residual makes NaN, for the first row of x.
+    pub broken: Option<usize>,
     pub late: bool,
     pub ahead: bool,
     /// Logits of a router that reads the result; 0: none.
@@ -65,6 +67,7 @@ impl Case {
             residual: false,
             activation: 5,
             argmax: false,
+            broken: None,
             late: false,
             ahead: false,
             router: 0,
@@ -114,7 +117,7 @@ impl Case {
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         let kernel = build(self.source(), mutation)?;
         let mut random = Random(self.k as u64 * 1000 + self.batch as u64);
-        let problem = Problem::new(self, &mut random);
+        let mut problem = Problem::new(self, &mut random);
         let (k, batch) = (self.k, self.batch);
 
         let computed = self.norm != 0 || self.combine.is_some();
@@ -172,10 +175,14 @@ impl Case {
         let bound = if computed || self.out_type == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
         let mut first = Vec::new();
         for (index, buffer) in outs.iter().enumerate() {
-            let got = match self.out_type {
+            let mut got = match self.out_type {
                 Storage::F32 => buffer.written::<f32>()?,
                 Storage::BF16 => from_bf16(&buffer.written::<u16>()?),
             };
+            if let Some(row) = self.broken {
+                anyhow::ensure!(got[row].is_nan(), "row {row} is {}, not NaN", got[row]);
+                (problem.expected[index][row], got[row]) = (0.0, 0.0);
+            }
             compare(&format!("output {index}"), &problem.expected[index], &got, bound)?;
             if index == 0 {
                 first = got;
@@ -186,7 +193,13 @@ impl Case {
             for (b, row) in first.chunks(self.rows[0]).enumerate() {
                 let blocks = maxima[b * grid as usize * 2..][..grid as usize * 2].chunks(2);
                 let best = blocks.map(|pair| (f32::from_bits(pair[0]), pair[1] as usize));
-                let best = best.reduce(|a, b| if b.0 > a.0 || (b.0 == a.0 && b.1 < a.1) { b } else { a });
+                let wins = |a: (f32, usize), b: (f32, usize)| b.0.is_nan() || b.0 > a.0 || (b.0 == a.0 && b.1 < a.1);
+                let best = best.reduce(|a, b| if wins(a, b) { b } else { a });
+                if let Some(broken) = self.broken.filter(|_| b == 0) {
+                    let is_it = best.is_some_and(|(value, row)| value.is_nan() && row == broken);
+                    anyhow::ensure!(is_it, "row {b}: largest {best:?}, expected the NaN of row {broken}");
+                    continue;
+                }
                 let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let expected = (largest, row.iter().position(|&value| value == largest).expect("it is one of them"));
                 anyhow::ensure!(best == Some(expected), "row {b}: largest {best:?}, expected {expected:?}");
@@ -216,7 +229,10 @@ impl Problem {
         let rows = if case.gated { vec![case.rows[0]; 2] } else { case.rows.clone() };
         let weights: Vec<Matrix> = rows.iter().map(|&rows| Matrix::random(random, rows, k)).collect();
         let biases: Vec<Vec<f32>> = rows.iter().map(|&rows| random.floats(rows)).collect();
-        let residual = random.floats(batch * rows[0]);
+        let mut residual = random.floats(batch * rows[0]);
+        if let Some(row) = case.broken {
+            residual[row] = f32::NAN;
+        }
         let norm_weight = random.floats(k);
         let norm_bias = random.floats(k);
         let (mut statistics, mut positions) = (vec![0.0], vec![0]);
@@ -468,6 +484,13 @@ fn leaves_maxima() -> Result<()> {
         Case { argmax: true, norm: 1, grid: 5, ..Case::new(40, &[100], 2) },
         Case { argmax: true, grid: 4, ..Case::new(40, &[90], 8) },
     ])
+}
+
+/// Wherever it lies in its tile, its warp and its block.
+#[test]
+fn the_largest_is_a_nan_where_there_is_one() -> Result<()> {
+    let broken = |row| Case { argmax: true, residual: true, broken: Some(row), ..Case::new(40, &[100], 2) };
+    check_all(&[0, 1, 15, 16, 40, 63, 98, 99].map(broken))
 }
 
 /// What a warp and a block of a matmul compute.

@@ -1,0 +1,99 @@
+//! A model whose logits are no numbers ends in one message that names the position, on every device and by every command.
+
+use std::path::{Path, PathBuf};
+
+use fuse_tests::{Finished, TempFolder, fuserun, gpu, root};
+use safetensors::SafeTensors;
+
+const FAULT: &str = "the weights or their type are at fault";
+
+/// A copy of a checkpoint with `bits` in the place of one bfloat16 of a weight.
+fn planted(model: &str, weight: &str, at: usize, bits: u16) -> TempFolder {
+    let folder = TempFolder::copy_of(&root().join(model));
+    let mut bytes = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    let begin = {
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        tensors.tensor(weight).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize
+    };
+    bytes[begin + 2 * at..][..2].copy_from_slice(&bits.to_le_bytes());
+    folder.write("model.safetensors", bytes);
+    folder
+}
+
+const NAN: u16 = 0x7fc0;
+const INF: u16 = 0x7f80;
+
+fn run(command: &str, device: &str, model: &Path, more: &[&str]) -> Finished {
+    fuserun(&[&[command, "--device", device, "-m", model.to_str().unwrap()], more].concat(), "")
+}
+
+/// Exit code 1, and one error that names this position.
+fn assert_named(done: &Finished, position: usize) {
+    assert_eq!(done.code, 1, "{}", done.stderr);
+    let errors: Vec<&str> = done.stderr.lines().filter(|line| line.starts_with("error")).collect();
+    let named = format!("error: the logits at position {position} are not finite");
+    assert!(errors.len() == 1 && errors[0].starts_with(&named) && errors[0].contains(FAULT), "{}", done.stderr);
+    assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+}
+
+fn devices() -> Vec<&'static str> {
+    gpu().map_or(vec!["cpu"], |_| vec!["cpu", "cuda:0"])
+}
+
+#[test]
+fn generate_ends_at_the_first_token() {
+    let model = planted("models/demo", "model.norm.weight", 3, NAN);
+    for device in devices() {
+        for way in [&["--temperature", "0"][..], &["--seed", "3"], &["--temperature", "0.7", "--top-p", "0.9"]] {
+            let done = run("generate", device, model.path(), &[&["Call me", "-n", "8"], way].concat());
+            assert_named(&done, 2);
+            assert_eq!(done.stdout, "Call me", "nothing is made up");
+        }
+        let done = run("generate", device, model.path(), &["Call me", "-n", "8", "--json"]);
+        assert_named(&done, 2);
+        assert_eq!(done.stdout, "");
+    }
+}
+
+/// A token whose logit is no number, though another is the largest.
+#[test]
+fn one_logit_is_enough() {
+    let output = TempFolder::new();
+    let file: PathBuf = output.path().join("logits.safetensors");
+    let tokens = ["--tokens", "1,2,3", "-o", file.to_str().unwrap()];
+    // The first value of what the weight multiplies is below 0 at position 0, and above at position 1.
+    for (bits, position) in [(NAN, 0), (INF, 1), (INF | 0x8000, 0), (NAN | 0x8000, 0)] {
+        let model = planted("tests/goldens/llama-untied", "lm_head.weight", 96 * 200, bits);
+        for device in devices().into_iter().chain(["interpreter"]) {
+            for step in [&[][..], &["--step"]] {
+                assert_named(&run("logits", device, model.path(), &[&tokens, step].concat()), position);
+                assert!(!file.exists(), "a failed run leaves no file");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_position_is_that_of_the_token_that_breaks_them() {
+    let model = planted("tests/goldens/llama-untied", "model.embed_tokens.weight", 96 * 7 + 5, NAN);
+    let output = TempFolder::new();
+    let file = output.path().join("logits.safetensors");
+    let logits = |tokens| ["--tokens", tokens, "-o", file.to_str().unwrap()];
+    for device in devices().into_iter().chain(["interpreter"]) {
+        assert_named(&run("logits", device, model.path(), &logits("1,2,7,3")), 2);
+        assert_eq!(run("logits", device, model.path(), &logits("1,2,3")).code, 0);
+    }
+}
+
+#[test]
+fn verify_says_so_too() {
+    let model = planted("tests/goldens/llama-untied", "model.norm.weight", 3, NAN);
+    let expected = model.path().join("expected.safetensors");
+    let against = ["--against", expected.to_str().unwrap()];
+    for device in devices() {
+        assert_named(&run("verify", device, model.path(), &against), 0);
+    }
+    let done = run("verify", "interpreter", model.path(), &against);
+    assert!(done.code == 1 && done.stderr.starts_with("error[F0701]"), "{}", done.stderr);
+    assert!(done.stderr.contains("the logits at position 0 are not finite") && done.stderr.contains(FAULT));
+}

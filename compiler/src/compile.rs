@@ -8,7 +8,6 @@ use serde_json::json;
 use crate::artifact::{Artifact, Manifest};
 use crate::build::{Arch, Nvrtc, Options, compile_all};
 use crate::description::{Description, Facts, Resolved};
-use crate::emit::emit;
 use crate::ir::{DType, Graph};
 use crate::lower::lower;
 use crate::passes::{self, Report, Selection};
@@ -77,7 +76,7 @@ pub fn compile(
     let sources = plan
         .kernels
         .iter()
-        .map(|kernel| Ok((kernel.name.clone(), emit(kernel)?)))
+        .map(|kernel| Ok((kernel.name.clone(), kernel.source()?)))
         .collect::<Result<BTreeMap<String, String>>>()?;
     Ok(Model { facts: resolved.facts.clone(), resolved, described, graph, report, plan, sources, tuning })
 }

@@ -8,7 +8,6 @@ pub mod cli;
 pub mod compile;
 pub mod description;
 pub mod draft;
-pub mod emit;
 pub mod files;
 pub mod folder;
 pub mod ir;

@@ -2,8 +2,9 @@
 
 use fusec::compile::{CompileOptions, Model, artifact, compile};
 use fusec::description::{Description, find_for};
+use fusec::plan::kernels::{Combine, KernelSpec};
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
-use fusec::plan::{KernelSpec, Launch, Plan, PlanOptions, StepKind, Tuning};
+use fusec::plan::{Launch, Plan, PlanOptions, StepKind, Tuning};
 
 /// Llama-3.2-1B's gate and up at batch 1.
 fn gate_up() -> MatvecTuning {
@@ -57,7 +58,7 @@ fn model(tuning: Tuning) -> Model {
 fn launches(plan: &Plan, batch: usize) -> Vec<(String, &KernelSpec, u32)> {
     let step = plan.step(StepKind::Decode { batch }).expect("a decode step");
     let spec = |launch: usize| &plan.kernels[launch].spec;
-    step.launches.iter().map(|launch| (spec(launch.kernel).stem(), spec(launch.kernel), launch.grid[0])).collect()
+    step.launches.iter().map(|launch| (spec(launch.kernel).family().stem(), spec(launch.kernel), launch.grid[0])).collect()
 }
 
 #[test]
@@ -88,11 +89,11 @@ fn an_entry_shapes_an_attention_and_what_combines_its_splits() {
     for (_, spec, _) in launches(&tuned.plan, 1) {
         match spec {
             KernelSpec::Attention(spec) => {
-                assert_eq!((spec.warps, spec.splits.keys), (4, 96));
+                assert_eq!((spec.attention.warps, spec.attention.splits.keys), (4, 96));
                 seen.0 += 1;
             }
             KernelSpec::Matvec(spec) => {
-                if let Some((_, _, splits)) = spec.combine {
+                if let Some(Combine { splits, .. }) = spec.combine {
                     assert_eq!(splits.keys, 96);
                     seen.1 += 1;
                 }
@@ -154,7 +155,9 @@ fn an_entry_says_how_few_keys_are_attended_to() {
         let plan = model(record(None, Some(entry))).plan;
         let step = plan.step(plan.decode_at(1, 0)).expect("a decode step");
         let of = |kernel: usize| match &plan.kernels[kernel].spec {
-            KernelSpec::Attention(spec) => Some((spec.warps, spec.group, spec.chains, spec.late)),
+            KernelSpec::Attention(spec) => {
+                Some((spec.attention.warps, spec.attention.group, spec.attention.chains, spec.attention.late))
+            }
             _ => None,
         };
         step.launches.iter().filter_map(|launch| of(launch.kernel)).collect()
@@ -192,7 +195,7 @@ fn entries_shape_what_experts_have_inside_and_their_sum() {
         let model = compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() });
         let plan = model.expect("it compiles").plan;
         let of = |spec: &KernelSpec| match spec {
-            KernelSpec::ExpertsHidden(spec) => Some([spec.products.warps, spec.products.depth, 1]),
+            KernelSpec::ExpertsHidden(spec) => Some([spec.warps, spec.depth, 1]),
             KernelSpec::ExpertsSum(spec) => Some([spec.warps, spec.depth, spec.split]),
             _ => None,
         };
@@ -214,7 +217,7 @@ fn the_head_keeps_a_maximum_a_block() {
     let tuned = model(record(Some(head), None));
     let blocks = launches(&tuned.plan, 1).into_iter().find(|launch| launch.0.contains("sample_f32")).expect("a head").2;
     let maxima = launches(&tuned.plan, 1).into_iter().find_map(|(_, spec, _)| match spec {
-        KernelSpec::Sample { maxima, .. } => Some(*maxima),
+        KernelSpec::Sample(spec) => Some(spec.maxima),
         _ => None,
     });
     assert_eq!(maxima, Some(blocks as usize));

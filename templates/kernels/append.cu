@@ -1,13 +1,13 @@
 {% include "device.cuh" %}
-// {{ name }}: what the attention of many rows reads: heads of q and k, normalised and rotated, and each row's keys and values in the
+// {{ self.name() }}: what the attention of many rows reads: heads of q and k, normalised and rotated, and each row's keys and values in the
 // caches. A warp a head.
-{% include "rope.cuh" %}
+{% let rope = self.turns() %}{% include "rope.cuh" %}
 constexpr int HEADS = {{ heads }};              // query heads; 0: q is as attention reads it
 constexpr int KEY_HEADS = {{ key_heads }};
 constexpr int HEAD_DIM = {{ head_dim }};
-constexpr int NORM_Q = {{ norm_q }}, NORM_K = {{ norm_k }};   // of each head, before the rotation. 1: rms_norm, 2: layer_norm, 0: none
-constexpr float EPS_Q = {{ eps_q }}, EPS_K = {{ eps_k }};
-constexpr int WARPS = {{ warps }};
+constexpr int NORM_Q = {{ self.norm_q() }}, NORM_K = {{ self.norm_k() }};   // of each head, before the rotation. 1: rms_norm, 2: layer_norm, 0: none
+constexpr float EPS_Q = {{ self.eps_q() }}, EPS_K = {{ self.eps_k() }};
+constexpr int WARPS = {{ self.warps() }};
 constexpr int THREADS = 32 * WARPS;
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int PER_LANE = (HEAD_DIM + 31) / 32;  // values of a head a lane loads
@@ -15,8 +15,7 @@ constexpr int PER_LANE = (HEAD_DIM + 31) / 32;  // values of a head a lane loads
 // q fp32 [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM]; positions, sequences [rows]; weights [HEAD_DIM], null where absent.
 // q_out fp32 [rows][HEADS][HEAD_DIM]; caches bfloat16 [sequence][KEY_HEADS][context][PADDED], in which a row at position -1 has no place.
 // Grid: rows, (HEADS + 2 KEY_HEADS) / WARPS rounded up.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* q, const float* k, const float* v, const int* positions, const int* sequences,
-    const float* q_weight, const float* k_weight, float* q_out, u16* key_cache, u16* value_cache, u64 context) {
+KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
   SHARED float heads[WARPS][HEAD_DIM];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x;

@@ -1,7 +1,7 @@
 {% include "device.cuh" %}
-// {{ name }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+// {{ self.name() }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
 {% include "attention.cuh" %}
-typedef {{ out_type }} Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
+typedef {{ out }} Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
 constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // a multiprocessor has room for
 
@@ -10,9 +10,7 @@ constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ?
 // out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
 // of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero.
 // Grid: KEY_HEADS * GROUPS, SPLITS, rows.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
-    const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
-    float* statistics, u64 context, float* zeros, u64 zero_count) {
+KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
   SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
   SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
   SHARED Part parts[WARPS];         // before that, scratch of the warps that prepare heads

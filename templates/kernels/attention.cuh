@@ -1,17 +1,17 @@
 // What query heads that share a key head make of its keys, on tensor cores: 16 keys a warp at a time. Included by the kernels that attend.
-{% include "splits.cuh" %}
-{% include "rope.cuh" %}
+{% let splits = attention.splits %}{% include "splits.cuh" %}
+{% let rope = attention.turns() %}{% include "rope.cuh" %}
 constexpr int HEADS = {{ attention.heads }};              // query heads
 constexpr int KEY_HEADS = {{ attention.key_heads }};
 constexpr int HEAD_DIM = {{ attention.head_dim }};
 constexpr int GROUP = {{ attention.group }};              // query heads that are taken together; they share a key head
 constexpr int WARPS = {{ attention.warps }};
 constexpr bool LATE = {{ attention.late }};               // the next kernel begins when what this one depends on is done, not before
-constexpr float SCALE = {{ attention.scale }};            // multiplies q · k
-constexpr float SOFTCAP = {{ attention.softcap }};        // cap · tanh(score / cap); 0: none
+constexpr float SCALE = {{ attention.score_scale() }};            // multiplies q · k
+constexpr float SOFTCAP = {{ attention.score_cap() }};        // cap · tanh(score / cap); 0: none
 constexpr bool APPEND = {{ attention.append }};           // normalise, rotate and store this row's key and value first
-constexpr bool NORM = {{ attention.norm }};               // rms_norm of each head of q and k, before the rotation; under APPEND
-constexpr float EPS_Q = {{ attention.eps_q }}, EPS_K = {{ attention.eps_k }};
+constexpr bool NORM = {{ attention.norm.is_some() }};               // rms_norm of each head of q and k, before the rotation; under APPEND
+constexpr float EPS_Q = {{ attention.eps_q() }}, EPS_K = {{ attention.eps_k() }};
 constexpr bool SINKS = {{ attention.sinks }};             // a logit a head that takes part in the softmax and adds no value
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int THREADS = 32 * WARPS;

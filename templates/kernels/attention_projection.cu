@@ -1,5 +1,5 @@
 {% include "device.cuh" %}
-// {{ name }}: y = W attention(x) + r, {{ batch }} rows of x a cluster. A cluster makes a slice of the rows of y: each of its blocks attends with some
+// {{ self.name() }}: y = W attention(x) + r, {{ batch }} rows of x a cluster. A cluster makes a slice of the rows of y: each of its blocks attends with some
 // of the heads and multiplies what they give, and the products meet through distributed shared memory, in the order of the blocks.
 {% include "attention.cuh" %}
 {% include "tiles.cuh" %}
@@ -35,9 +35,7 @@ struct alignas(16) Shared {
 // weights: packed tiles. q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM], fp32. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED].
 // positions, sequences [rows]; a row at position -1 attends to nothing. bias [rows of y], residual and y [rows][rows of y], fp32.
 // zeros: `zero_count` floats that are set to zero. Grid: CLUSTER, slices, rows / BATCH.
-KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ name }}(const Vec4* weights, const float* q, const float* k, const float* v,
-    u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight,
-    const float* sinks, const float* bias, const float* residual, Out* out, u64 context, float* zeros, u64 zero_count) {
+KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}({{ self.signature() }}) {
   SHARED u64 arrived;                                     // of the weights
   Shared& shared = *(Shared*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;

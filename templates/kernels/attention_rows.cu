@@ -1,17 +1,17 @@
 {% include "device.cuh" %}
-// {{ name }}: causal attention of many rows of one sequence, on tensor cores: a tile of queries against one tile of keys after the other.
+// {{ self.name() }}: causal attention of many rows of one sequence, on tensor cores: a tile of queries against one tile of keys after the other.
 // A query is a row and one of the heads that share a key head; the queries of a key head are numbered by row, then by head.
 constexpr int HEADS = {{ heads }};                  // query heads
 constexpr int KEY_HEADS = {{ key_heads }};
 constexpr int HEAD_DIM = {{ head_dim }};
 constexpr int WINDOW = {{ window }};                // keys a token sees; 0: all
-constexpr float SCALE = {{ scale }};                // multiplies q · k
-constexpr float SOFTCAP = {{ softcap }};            // cap · tanh(score / cap); 0: none
+constexpr float SCALE = {{ self.score_scale() }};                // multiplies q · k
+constexpr float SOFTCAP = {{ self.score_cap() }};            // cap · tanh(score / cap); 0: none
 constexpr bool SINKS = {{ sinks }};                 // a logit a head that takes part in the softmax and adds no value
 constexpr int ROW_WARPS = {{ row_warps }};          // warps with 16 queries each
 constexpr int PARTS = {{ parts }};                  // warps with the same queries: each has its part of the keys of a tile
 constexpr int KEYS = {{ keys }};                    // keys a tile
-typedef {{ out_type }} Out;
+typedef {{ out }} Out;
 constexpr int SHARE = HEADS / KEY_HEADS;            // queries a row
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;      // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int CHUNKS = PADDED / 8;                  // of 16 bytes
@@ -95,8 +95,7 @@ DEVICE void store_eight(float* to, const float (&v)[8], int count) {
 // q fp32 [rows][HEADS][HEAD_DIM]. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED], which hold the rows' own keys and values. positions,
 // sequences [rows]: the rows are of one sequence and their positions rise by one, behind rows at position -1, whose results are zeros.
 // out [rows][HEADS][HEAD_DIM]. Grid: KEY_HEADS, rows * SHARE / QUERIES rounded up.
-KERNEL void __launch_bounds__(THREADS, 2) {{ name }}(const float* q, const u16* key_cache, const u16* value_cache, const int* positions,
-    const int* sequences, const float* sinks, Out* out, u64 context, u64 rows) {
+KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() }}) {
   SHARED float peaks[WARPS][16], totals[WARPS][16];
   Vec4* const key_tile = (Vec4*)shared_memory();
   Vec4* const value_tile = key_tile + KEYS * STRIDE;

@@ -1,16 +1,16 @@
 {% include "device.cuh" %}
-// {{ name }}: one expression of one or two operands, element by element.
+// {{ self.name() }}: one expression of one or two operands, element by element.
 constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4, CLAMP = 5, GLU = 6, GLU_ROW = 7, SUM = 8;
-constexpr int KIND = {{ kind }};
-constexpr int ACTIVATION = {{ activation }};
-constexpr float FACTOR = {{ factor }};          // of SCALE, the cap of SOFTCAP, the limit of CLAMP
-constexpr int COUNT = {{ count }};                // rows of a that SUM adds up
+constexpr int KIND = {{ kind.code() }};
+constexpr int ACTIVATION = {{ kind.activation() }};
+constexpr float FACTOR = {{ kind.factor() }};          // of SCALE, the cap of SOFTCAP, the limit of CLAMP
+constexpr int COUNT = {{ kind.count() }};                // rows of a that SUM adds up
 constexpr int SIZE = {{ size }};                // values a row
-constexpr int THREADS = {{ threads }};
-typedef {{ out_type }} Out;
+constexpr int THREADS = {{ self.threads() }};
+typedef {{ out }} Out;
 
 // a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]; a of SUM [rows][COUNT][SIZE], b or null. Grid: rows.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* a, const float* b, Out* out) {
+KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   launch_dependents();
   wait_for_dependencies();
   for (int i = threadIdx.x; i < SIZE; i += THREADS) {

@@ -1,10 +1,10 @@
 {% include "device.cuh" %}
-// {{ name }}: rows of a table that is packed as a matmul's weight.
+// {{ self.name() }}: rows of a table that is packed as a matmul's weight.
 {% include "tiles.cuh" %}
-constexpr int THREADS = {{ threads }};
+constexpr int THREADS = {{ self.threads() }};
 
 // out [rows][K]; tokens [rows], zeros for a negative one. Grid: rows, a thread a column.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const Vec4* weights, const int* tokens, Out* out) {
+KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   launch_dependents();
   wait_for_dependencies();
   const int token = tokens[blockIdx.x];

@@ -3,9 +3,9 @@
 constexpr int BATCH = {{ batch }};              // rows of x
 constexpr int WARPS = {{ warps }};              // they take the pairs of a row tile in turn
 constexpr int DEPTH = {{ depth }};              // pairs of weights a warp has in flight
-constexpr int COPIES = {{ copies }};            // of logits that are sums in fixed point, of rows not yet divided by their root mean square; 0: they are no such sums
+constexpr int COPIES = {{ self.copies() }};            // of logits that are sums in fixed point, of rows not yet divided by their root mean square; 0: they are no such sums
 constexpr bool SUMMED = COPIES > 0;
-typedef {% if copies > 0 %}u64{% else %}float{% endif %} Logit;
+typedef {% if summed %}u64{% else %}float{% endif %} Logit;
 constexpr bool ALONE = BATCH == 1 && TOP_K <= 32;   // each warp chooses for itself, and what is inside the experts lies in the order of the choice
 constexpr int THREADS = 32 * WARPS;
 constexpr int MOST = BATCH * TOP_K < EXPERTS ? BATCH * TOP_K : EXPERTS;   // experts that a step may need

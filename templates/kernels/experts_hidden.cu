@@ -1,12 +1,12 @@
 {% include "device.cuh" %}
-// {{ name }}: what the {{ route.top_k }} of {{ route.experts }} experts that each of {{ batch }} rows goes to have inside: share f(gate x) up x. Reads the weights
+// {{ self.name() }}: what the {{ route.top_k }} of {{ route.experts }} experts that each of {{ batch }} rows goes to have inside: share f(gate x) up x. Reads the weights
 // of the chosen alone, each once.
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
-constexpr bool NORM = {{ norm }};               // rms_norm of x
-constexpr float EPS = {{ eps }};
-constexpr int ACTIVATION = {{ activation }};
+constexpr bool NORM = {{ norm.is_some() }};               // rms_norm of x
+constexpr float EPS = {{ self.eps() }};
+constexpr int ACTIVATION = {{ self.activation_code() }};
 static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
 constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
 constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of pairs a row tile
@@ -63,8 +63,7 @@ DEVICE void load_first(Vec4 (&held)[DEPTH][2], const Vec4* expert, int tile, int
 // weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
 // hidden: bfloat16 [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their numbers. zeros: `zero_count` floats that are
 // set to zero. Grid: any.
-KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const float* x, const float* norm_weight,
-    const Logit* logits, u16* hidden{% if route.biased %}, const float* choice_bias{% endif %}, float* zeros, u64 zero_count) {
+KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED float sums[BATCH][WARPS];
   SHARED float shares[BATCH][EXPERTS];

@@ -1,5 +1,5 @@
 {% include "device.cuh" %}
-// {{ name }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order of the experts. Reads the weights of the
+// {{ self.name() }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order of the experts. Reads the weights of the
 // chosen alone, each once.
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
@@ -37,8 +37,7 @@ DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load
 
 // weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: [BATCH][EXPERTS], or COPIES of that. residual: fp32
 // [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
-KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ name }}(const Vec4* weights, const u16* hidden, const Logit* logits,
-    const float* residual, Out* out{% if route.biased %}, const float* choice_bias{% endif %}) {
+KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED u32 sets[BATCH][WORDS];
   SHARED int lists[WARPS][MOST], slots[WARPS][MOST];   // the experts in their order, and where in hidden each is if ALONE

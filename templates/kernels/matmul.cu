@@ -1,5 +1,5 @@
 {% include "device.cuh" %}
-// {{ name }}: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes {{ row_tiles }} row tiles by {{ columns }} groups of
+// {{ self.name() }}: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes {{ row_tiles }} row tiles by {{ columns }} groups of
 // eight rows of x, over its share of the columns of W.
 {% include "tiles.cuh" %}
 constexpr int ROW_TILES = {{ row_tiles }};      // row tiles a warp
@@ -7,13 +7,13 @@ constexpr int COLUMNS = {{ columns }};          // groups of eight rows of x a w
 constexpr int ROW_WARPS = {{ row_warps }};      // warps side by side over the row tiles
 constexpr int SPLIT = {{ split }};              // warps that take the pairs of the same row tiles in turn
 constexpr bool PAIRED = {{ paired }};           // a row of x is K rounded values, then K times what rounding left
-constexpr int ACTIVATION = {{ activation }};
+constexpr int ACTIVATION = {{ self.activation_code() }};
 constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
-{% if experts > 0 %}constexpr int EXPERTS = {{ experts }};           // weights one behind the other: a block multiplies one, by the rows that go to it
-constexpr int TOP_K = {{ top_k }};              // experts a row
-constexpr bool BY_PAIR = {{ by_pair }};         // x has a row for each expert of a row, which have their shares already
+{% if let Some(gather) = gather %}constexpr int EXPERTS = {{ gather.experts }};           // weights one behind the other: a block multiplies one, by the rows that go to it
+constexpr int TOP_K = {{ gather.top_k }};              // experts a row
+constexpr bool BY_PAIR = {{ gather.by_pair }};         // x has a row for each expert of a row, which have their shares already
 {% endif %}
 struct Fragments {
   Vec4 weights[ROW_TILES][2], rows[COLUMNS];
@@ -31,7 +31,7 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, 32 * pair + 8 * quad);
 }
-{% if experts > 0 %}
+{% if gather.is_some() %}
 // A row that goes to the expert: its number among the results of all rows and experts, and its share.
 struct Taker { int row, pair; float share; };
 
@@ -61,10 +61,9 @@ DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slot
 }
 {% endif %}
 // weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
-{% if experts > 0 %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu leaves. A result is a row for each expert of a row.
-{% endif %}// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if experts > 0 %}, EXPERTS{% endif %}.
-KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const u16* x, const float* bias, const float* residual,
-    Out* out0, Out* out1, Out* out2, u64 rows{% if experts > 0 %}, const float* shares, const int* slots, const u32* bits{% endif %}) {
+{% if gather.is_some() %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu leaves. A result is a row for each expert of a row.
+{% endif %}// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}.
+KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int row_warp = warp / SPLIT, part = warp % SPLIT;
@@ -73,7 +72,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const 
   wait_for_dependencies();
 
   int source[COLUMNS];
-  {% if experts > 0 %}SHARED Taker takers[8 * COLUMNS];
+  {% if gather.is_some() %}SHARED Taker takers[8 * COLUMNS];
   SHARED int taken;
   if (warp == 0) {
     const int count = gather(takers, bits, slots, shares, blockIdx.z, first_row, (int)rows);
@@ -149,10 +148,10 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const Vec4* weights, const 
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
-      const u64 at = (u64){% if experts > 0 %}takers[row - first_row].pair{% else %}row{% endif %} * ROWS[place.output] + place.row;
+      const u64 at = (u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %} * ROWS[place.output] + place.row;
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
-      {% if experts > 0 %}if (!BY_PAIR) y *= takers[row - first_row].share;
+      {% if gather.is_some() %}if (!BY_PAIR) y *= takers[row - first_row].share;
       {% endif %}      if (residual) y += residual[at];
       store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
     }

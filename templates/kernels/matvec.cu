@@ -1,19 +1,19 @@
 {% include "device.cuh" %}
-// {{ name }}: y = W f(x) for {{ batch }} rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
+// {{ self.name() }}: y = W f(x) for {{ batch }} rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 {% include "tiles.cuh" %}
-{% if combine %}{% include "splits.cuh" %}
+{% if let Some(combine) = combine %}{% let splits = combine.splits %}{% include "splits.cuh" %}
 {% endif %}
 constexpr int BATCH = {{ batch }};              // rows of x
 constexpr int WARPS = {{ warps }};              // they take the pairs of a row tile in turn
 constexpr int DEPTH = {{ depth }};              // pairs of weights a warp has in flight
 constexpr int UNIT = {{ unit }};                // row tiles that are finished together
 constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr int NORM = {{ norm }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, of an x that is fp32
-constexpr float EPS = {{ eps }};
-constexpr bool COMBINE = {{ combine }};         // x is what the blocks of a split attention left
+constexpr int NORM = {{ self.norm_code() }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, of an x that is fp32
+constexpr float EPS = {{ self.eps() }};
+constexpr bool COMBINE = {{ combine.is_some() }};         // x is what the blocks of a split attention left
 constexpr bool STAGED = {{ staged }};           // x goes through shared memory as bfloat16
-constexpr int HEADS = {{ heads }}, HEAD_DIM = {{ head_dim }};   // of that attention
-constexpr int ACTIVATION = {{ activation }};
+constexpr int HEADS = {{ self.heads() }}, HEAD_DIM = {{ self.head_dim() }};   // of that attention
+constexpr int ACTIVATION = {{ self.activation_code() }};
 constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
 constexpr bool AHEAD = {{ ahead }};             // what is added to results is loaded while they are made, not behind that
 constexpr bool ARGMAX = {{ argmax }};           // also leave each block's largest result and its row
@@ -87,7 +87,7 @@ DEVICE Addends addends_of(const Result& result, const float* bias, const float* 
 
 {% include "floats.cuh" %}
 {% include "partial.cuh" %}
-{% if router.experts > 0 %}{% include "router.cuh" %}
+{% if let Some(routed) = router %}{% include "router.cuh" %}
 {% endif %}
 // The sum of one value a thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
@@ -166,7 +166,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
   }
 }
 
-{% if combine %}
+{% if combine.is_some() %}
 // The softmax-weighted mean of the splits, in their order, for the columns of x from `base` on. Fours of columns lie in one head, or are
 // taken one by one. The loads of a few splits of a few runs of columns go out together.
 constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
@@ -234,9 +234,7 @@ DEVICE bool beats(float value, float best) { return value > best || value != val
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, const void* x, const float* norm_weight,
-    const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
-    const int* positions, u32* maxima{% if router.experts > 0 %}, const Vec4* router, const float* router_norm, u64* logits{% endif %}, float* zeros, u64 zero_count) {
+KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
@@ -251,7 +249,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, first_unit, 0, i, rank, warp);
   }
-  {% if router.experts > 0 %}SHARED Vec4 slice[SLICE][64], norm[UNIT * 4];
+  {% if router.is_some() %}SHARED Vec4 slice[SLICE][64], norm[UNIT * 4];
   SHARED float fresh[BATCH][UNIT * 16];
   copy_router(slice, norm, router, router_norm, first_unit);
   {% endif %}float w[PASSES][8];
@@ -263,7 +261,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
       if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x % SIDE_THREADS + SIDE_THREADS * pass));
     }
   }
-  {% if combine %}SHARED int position_of[BATCH];
+  {% if combine.is_some() %}SHARED int position_of[BATCH];
   if (threadIdx.x < BATCH) position_of[threadIdx.x] = load_early(positions + threadIdx.x);
   block_barrier();
   {% endif %}
@@ -271,7 +269,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
   if (LATE) launch_dependents();
 
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
-  {% if combine %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
+  {% if combine.is_some() %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
   {% endif %}
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
@@ -321,7 +319,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
 
 #pragma unroll
     for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
-    {% if router.experts > 0 %}await_copies();
+    {% if router.is_some() %}await_copies();
     {% endif %}block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
 #pragma unroll
@@ -338,10 +336,10 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ name }}(const Vec4* weights, c
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
       if (ARGMAX && result.exists && beats(y, best)) best = y, best_row = result.row;
-      {% if router.experts > 0 %}const int at = job / BATCH * 16 + lane;
+      {% if router.is_some() %}const int at = job / BATCH * 16 + lane;
       if (result.exists) fresh[job % BATCH][at] = router_norm ? y * ((const float*)norm)[at] : y;
     {% endif %}}
-    {% if router.experts > 0 %}block_barrier();
+    {% if router.is_some() %}block_barrier();
     add_logits(logits, slice, fresh, unit, warp, lane);
     if (unit + teams < UNITS) {
       block_barrier();

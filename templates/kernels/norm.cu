@@ -1,11 +1,11 @@
 {% include "device.cuh" %}
-// {{ name }}: {% if layer %}layer_norm{% else %}rms_norm{% endif %} of each row, one block a row.
+// {{ self.name() }}: {% if self.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row, one block a row.
 constexpr int SIZE = {{ size }};                // values a row
-constexpr bool LAYER = {{ layer }};             // subtract the mean
-constexpr float EPS = {{ eps }};
-constexpr int WARPS = {{ warps }};
+constexpr bool LAYER = {{ self.layer() }};             // subtract the mean
+constexpr float EPS = {{ self.epsilon() }};
+constexpr int WARPS = {{ self.warps() }};
 constexpr bool PAIRED = {{ paired }};           // a row of results is SIZE rounded values, then SIZE times what rounding left
-typedef {{ out_type }} Out;
+typedef {{ out }} Out;
 
 DEVICE float block_sum(float value, float (&scratch)[WARPS]) {
   value = warp_sum(value);
@@ -18,7 +18,7 @@ DEVICE float block_sum(float value, float (&scratch)[WARPS]) {
 }
 
 // x [rows][SIZE], out [rows][SIZE] or, PAIRED, [rows][2][SIZE]; weight, bias [SIZE], null where absent. Grid: rows.
-KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* x, const float* weight, const float* bias, Out* out) {
+KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float scratch[WARPS];
   launch_dependents();
   wait_for_dependencies();

@@ -1,10 +1,10 @@
 {% include "device.cuh" %}
-// {{ name }}: reads memory as fast as it can: the ceiling that a step is measured against.
+// {{ self.name() }}: reads memory as fast as it can: the ceiling that a step is measured against.
 constexpr int THREADS = {{ threads }};
 constexpr int UNROLL = {{ unroll }};
 
 // `vectors` is a multiple of THREADS * UNROLL. Grid: any.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const Vec4* data, u64 vectors, u32* sink) {
+KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   u32 sum = 0;
   for (u64 base = (u64)blockIdx.x * THREADS * UNROLL; base < vectors; base += (u64)gridDim.x * THREADS * UNROLL) {
     Vec4 held[UNROLL];

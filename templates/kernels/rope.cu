@@ -1,11 +1,11 @@
 {% include "device.cuh" %}
-// {{ name }}: each head of x turned by its row's position.
-{% include "rope.cuh" %}
+// {{ self.name() }}: each head of x turned by its row's position.
+{% let rope = self.turns() %}{% include "rope.cuh" %}
 constexpr int HEADS = {{ heads }}, HEAD_DIM = {{ head_dim }};
-constexpr int THREADS = {{ threads }};
+constexpr int THREADS = {{ self.threads() }};
 
 // x, out fp32 [rows][HEADS][HEAD_DIM]; positions [rows]. Grid: rows.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* x, const int* positions, float* out) {
+KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   launch_dependents();
   wait_for_dependencies();
   const int position = positions[blockIdx.x];

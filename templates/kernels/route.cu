@@ -1,12 +1,12 @@
 {% include "device.cuh" %}
-// {{ name }}: the {{ route.top_k }} of {{ route.experts }} experts that each of many rows goes to, and the rows that go to each expert.
+// {{ self.name() }}: the {{ route.top_k }} of {{ route.experts }} experts that each of many rows goes to, and the rows that go to each expert.
 {% include "route.cuh" %}
-constexpr int WARPS = {{ warps }};              // they route the rows of a block in turn
+constexpr int WARPS = {{ self.warps() }};              // they route the rows of a block in turn
 static_assert(32 % WARPS == 0, "a block has 32 rows: a word of the rows of each expert");
 
 // logits: fp32 [rows][EXPERTS]. For the experts of a row: its share, and which of the row's experts it is, in their order: shares fp32 and
 // slots [rows][EXPERTS]. choice_bias: fp32 [EXPERTS]. takers [EXPERTS][gridDim.x]: bit r of word b: row 32 b + r goes to the expert. Grid: rows / 32, rounded up.
-KERNEL void __launch_bounds__(32 * WARPS) {{ name }}(const float* logits, float* shares, int* slots, u32* takers, u64 rows{% if route.biased %}, const float* choice_bias{% endif %}) {
+KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED u32 bits[WARPS][32 * WORDS];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   launch_dependents();

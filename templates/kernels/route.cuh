@@ -2,10 +2,10 @@
 constexpr int EXPERTS = {{ route.experts }};
 constexpr int TOP_K = {{ route.top_k }};              // experts a row
 constexpr int SOFTMAX = 0, SIGMOID = 1;
-constexpr int SCORING = {{ route.scoring }};          // what makes shares of logits
+constexpr int SCORING = {{ route.scoring_code() }};          // what makes shares of logits
 constexpr bool BIASED = {{ route.biased }};           // a bias counts for the choice, beside the score
 constexpr bool NORMALISE = {{ route.normalise }};     // the shares of the chosen are divided by their sum
-constexpr float SHARE_SCALE = {{ route.scale }};      // multiplies the shares
+constexpr float SHARE_SCALE = {{ route.share_scale() }};      // multiplies the shares
 constexpr int WORDS = (EXPERTS + 31) / 32;            // logits a lane, and words of a set of experts
 static_assert(TOP_K >= 1 && TOP_K <= EXPERTS && WORDS <= 32, "a lane has a bit for each of its logits");
 

@@ -1,8 +1,8 @@
 // The router that reads what this kernel makes: logits are a sum over the columns of its weight, and the rows of a row tile here are such columns. Each
 // row tile adds its part as soon as it has results. The sums are integers, so that any order gives the same. Rows are not normed here: the root mean square
 // that the norm divides by is one factor of all logits of a row, which leaves their order alone; who reads them divides. A sum has 32 bits behind the point and 31 in front.
-constexpr int ROUTED = {{ router.experts }};                          // logits a row of x
-constexpr int COPIES = {{ router.copies }};                           // of the sums, which blocks add to in turn: who reads adds them up
+constexpr int ROUTED = {{ routed }};                          // logits a row of x
+constexpr int COPIES = {{ crate::ROUTER_COPIES }};                           // of the sums, which blocks add to in turn: who reads adds them up
 constexpr int ROUTER_TILES = (ROUTED + 15) / 16;              // row tiles of the router's weight
 constexpr int ROUTER_PAIRS = (ROWS[0] + 31) / 32;             // pairs each of them has
 constexpr int SLICE = UNIT * ROUTER_TILES;                    // pairs that a unit needs

@@ -1,11 +1,11 @@
 {% include "device.cuh" %}
-// {{ name }}: the next token of each row: greedy, or drawn after temperature, top-k, top-p and min-p. It is given to the host's ring and
+// {{ self.name() }}: the next token of each row: greedy, or drawn after temperature, top-k, top-p and min-p. It is given to the host's ring and
 // to the next step. All sums are of integers, so that no order of threads can change them. A row is a cluster's, whose blocks decide alike.
 constexpr int VOCABULARY = {{ vocabulary }};
 constexpr int MAXIMA = {{ maxima }};            // block maxima the head left; 0: none
-constexpr int WARPS = {{ warps }};
+constexpr int WARPS = {{ self.warps() }};
 constexpr int CLUSTER = {{ cluster }};          // blocks that share a row
-constexpr int RING = {{ ring }};                // tokens of a sequence that wait for the host
+constexpr int RING = {{ self.ring() }};                // tokens of a sequence that wait for the host
 constexpr int THREADS = 32 * WARPS;
 constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);   // fours of logits a thread has
 constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;    // maxima of parts of the row
@@ -433,8 +433,7 @@ DEVICE void finish(const Parameters& p, int token, bool finite, int position, in
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
 // next_tokens, next_positions [sequences]: the rows of the next decode step. ring [sequences][RING]. Grid: CLUSTER, rows.
-KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 1) {{ name }}(float* logits, const u32* maxima,
-    const int* positions, const int* sequences, const Parameters* parameters, int* next_tokens, int* next_positions, u32* ring) {
+KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 1) {{ self.name() }}({{ self.signature() }}) {
   SHARED Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x;
   launch_dependents();

@@ -3,15 +3,15 @@
 // of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
 constexpr int K = {{ tiles.k }};                          // columns
 constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
-constexpr int OUTPUTS = {{ tiles.outputs }};              // weights packed one behind the other, each in its own row tiles
-constexpr int ROWS[3] = { {{ tiles.rows[0] }}, {{ tiles.rows[1] }}, {{ tiles.rows[2] }} };   // rows of each
+constexpr int OUTPUTS = {{ tiles.rows.len() }};              // weights packed one behind the other, each in its own row tiles
+constexpr int ROWS[3] = { {{ tiles.row(0) }}, {{ tiles.row(1) }}, {{ tiles.row(2) }} };   // rows of each
 constexpr bool GATED = {{ tiles.gated }};                 // a row tile is 8 rows of the gate above 8 rows of the other
 constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
-typedef {{ tiles.out_type }} Out;                         // storage of the results
+typedef {{ tiles.out }} Out;                         // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use fuse_kernels::{Activation, NormKind, RopeTable, Scoring};
 
 /// What a node computes. Operands are ordered as [`Op::roles`] lists them.
 #[derive(Clone, Debug, PartialEq)]
@@ -91,16 +91,6 @@ pub struct Norm {
     pub weight: bool,
     /// Has a bias.
     pub bias: bool,
-}
-
-/// The two normalisations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormKind {
-    /// `x / sqrt(mean(x²) + eps)`.
-    Rms,
-    /// `(x - mean(x)) / sqrt(var(x) + eps)`.
-    Layer,
 }
 
 /// Rotary position embedding: the first `dim` of each head rotate, the rest pass.
@@ -200,16 +190,6 @@ pub struct Route {
     pub scale: f32,
 }
 
-/// What makes shares of a router's logits, in fp32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scoring {
-    /// Softmax over all experts.
-    Softmax,
-    /// The sigmoid of each.
-    Sigmoid,
-}
-
 /// An MLP a expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
@@ -228,22 +208,6 @@ pub struct Projection {
     pub residual: bool,
     /// The weight is stored `[in, out]`.
     pub transposed: bool,
-}
-
-/// Activation functions, by the names of torch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// The tanh approximation of gelu.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)²`.
-    Relu2,
 }
 
 /// What an operand is to its node.
@@ -463,49 +427,13 @@ impl Attention {
     }
 }
 
-impl Scoring {
-    /// `softmax` or `sigmoid`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Scoring::Softmax => "softmax",
-            Scoring::Sigmoid => "sigmoid",
-        }
-    }
-}
-
-impl NormKind {
-    /// `rms_norm` or `layer_norm`.
-    pub fn name(self) -> &'static str {
-        match self {
-            NormKind::Rms => "rms_norm",
-            NormKind::Layer => "layer_norm",
-        }
-    }
-}
-
-impl Activation {
-    /// Every activation function.
-    pub const ALL: [Activation; 5] =
-        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
-
-    /// The name in descriptions and in the text form.
-    pub fn name(self) -> &'static str {
-        match self {
-            Activation::Silu => "silu",
-            Activation::Gelu => "gelu",
-            Activation::GeluTanh => "gelu_tanh",
-            Activation::Relu => "relu",
-            Activation::Relu2 => "relu2",
-        }
-    }
-
-    /// The activation of that name.
-    pub fn parse(name: &str) -> Option<Activation> {
-        Activation::ALL.into_iter().find(|activation| activation.name() == name)
-    }
-}
-
 impl Rope {
+    /// The angles, worked out.
+    pub fn table(&self) -> RopeTable {
+        let (frequencies, magnitude) = self.frequencies();
+        RopeTable { dim: self.dim, interleaved: self.interleaved, frequencies, magnitude }
+    }
+
     /// The angle a position turns each pair by, `dim / 2` of them, as transformers computes them, and what multiplies cosine and sine.
     pub fn frequencies(&self) -> (Vec<f32>, f32) {
         let pairs = self.dim / 2;

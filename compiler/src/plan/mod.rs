@@ -1,25 +1,20 @@
 //! The plan: which kernels run in which order, where every value lives, and how weights are packed. The runtime knows nothing else.
 
 mod arena;
+mod place;
 mod schedule;
-pub(crate) mod spec;
 pub mod tuning;
 mod weights;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use fuse_kernels as kernels;
+pub use fuse_kernels::{KernelSpec, RING, Reads};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
-pub use spec::{
-    AppendSpec, AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, ElementKind, ExpertsHiddenSpec, ExpertsSpec,
-    Gather, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, RopeSpec, RopeTable, RouteSpec, Splits, Storage, Tiles,
-};
 pub use tuning::{Tuning, TuningSource};
 pub use weights::{Part, Recipe, WeightBuffer};
-
-/// Tokens of a sequence that may wait for the host to read them.
-pub const RING: usize = 1024;
 
 /// Everything the runtime needs to run a model, for one set of packed weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,17 +52,34 @@ pub struct Cache {
     pub padded: usize,
 }
 
-/// A kernel: its source is emitted from `spec`.
+/// A kernel, and what a launch of it needs to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
-    /// The name of the function: [`KernelSpec::name`].
+    /// The name of the function.
     pub name: String,
     /// What specialises it.
     pub spec: KernelSpec,
-    /// Threads a block.
+    /// Threads per block.
     pub threads: u32,
-    /// Bytes of dynamic shared memory a block.
+    /// Bytes of dynamic shared memory per block.
     pub shared_bytes: u32,
+}
+
+impl Kernel {
+    /// The kernel that this specialises.
+    pub fn new(spec: KernelSpec) -> Kernel {
+        let family = spec.family();
+        let (name, threads, shared_bytes) = (family.name(), family.threads() as u32, family.shared_bytes() as u32);
+        Kernel { name, spec, threads, shared_bytes }
+    }
+
+    /// Its CUDA text, whole: it includes nothing.
+    ///
+    /// # Errors
+    /// Only where the template fails to render, which no spec causes.
+    pub fn source(&self) -> Result<String> {
+        self.spec.family().source().with_context(|| format!("the template of {} does not render", self.name))
+    }
 }
 
 /// What a step does.
@@ -112,6 +124,8 @@ pub struct Step {
     pub launches: Vec<Launch>,
     /// Where the logits are, as a byte offset into the arena: fp32, `[rows][vocabulary]`. A `Prompt` step has none.
     pub logits: Option<usize>,
+    /// Per cent of a multiprocessor's first-level memory that its kernels have as shared memory; `None`: as the driver chooses.
+    pub shared_share: Option<u32>,
 }
 
 /// One kernel launch.
@@ -127,8 +141,8 @@ pub struct Launch {
     pub node: String,
     /// The layer of that node.
     pub layer: Option<usize>,
-    /// Bytes of weights it reads.
-    pub weight_bytes: usize,
+    /// Bytes of weights and of states that it reads.
+    pub reads: Reads,
     /// The nodes that it computes (or a part of the first of them), by their numbers in the graph's text form.
     pub covers: Vec<usize>,
 }
@@ -230,7 +244,7 @@ impl Plan {
     /// Bytes of packed weights that one decode step reads.
     pub fn decode_weight_bytes(&self) -> usize {
         let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));
-        decode.map_or(0, |step| step.launches.iter().map(|launch| launch.weight_bytes).fold(0, usize::saturating_add))
+        decode.map_or(0, |step| step.launches.iter().map(|launch| launch.reads.weights).fold(0, usize::saturating_add))
     }
 
     /// One line: name, kernels and edges per layer, layers, launches and bytes per step.
@@ -278,10 +292,10 @@ mod tests {
             args: vec![Arg::Arena(0)],
             node: String::new(),
             layer: None,
-            weight_bytes: 0,
+            reads: Reads::default(),
             covers: vec![0],
         };
-        let spec = KernelSpec::KvAppend { key_heads: 1, head_dim: 8 };
+        let spec = KernelSpec::KvAppend(kernels::KvAppend { key_heads: 1, head_dim: 8 });
         let good = Plan {
             name: "p".into(),
             vocabulary: 16,
@@ -291,8 +305,13 @@ mod tests {
             arena_bytes: 64,
             weights: Vec::new(),
             caches: Vec::new(),
-            kernels: vec![Kernel { name: "k".into(), spec, threads: 32, shared_bytes: 0 }],
-            steps: vec![Step { kind: StepKind::Decode { batch: 1 }, launches: vec![launch], logits: Some(0) }],
+            kernels: vec![Kernel::new(spec)],
+            steps: vec![Step {
+                kind: StepKind::Decode { batch: 1 },
+                launches: vec![launch],
+                logits: Some(0),
+                shared_share: None,
+            }],
         };
         good.check().expect("a good plan");
         for break_it in [

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::spec::{AttentionSpec, ExpertsHiddenSpec, ExpertsSpec, MatvecSpec};
+use super::kernels::TuningKey;
 
 /// What was measured on one GPU. Without entries it changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -32,9 +32,6 @@ pub struct Tuning {
     #[serde(default, rename = "attention")]
     pub attentions: Vec<AttentionTuning>,
 }
-
-/// What tells the products apart that have a shape of their own: kind, columns, row tiles and rows of x, as a [`MatvecTuning`] has them.
-pub type ProductKey = (String, usize, usize, usize);
 
 /// The shape of the products that a key fits.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -150,28 +147,21 @@ impl Tuning {
         })
     }
 
-    /// The entry for a product, by everything of its spec but the shape.
-    pub fn matvec(&self, (kind, k, tiles, batch): &ProductKey) -> Option<&MatvecTuning> {
-        self.matvecs.iter().find(|entry| entry.key() == (kind, *k, *tiles, *batch))
+    /// The entry for a product.
+    pub fn product(&self, key: &TuningKey) -> Option<&MatvecTuning> {
+        self.matvecs.iter().find(|entry| entry.key() == *key)
     }
 
-    /// The entry for an attention of `batch` rows.
-    pub fn attention(
-        &self,
-        heads: usize,
-        key_heads: usize,
-        head_dim: usize,
-        window: usize,
-        batch: usize,
-    ) -> Option<&AttentionTuning> {
-        self.attentions.iter().find(|entry| entry.key() == (heads, key_heads, head_dim, window, batch))
+    /// The entry for an attention of few rows.
+    pub fn attention(&self, key: &TuningKey) -> Option<&AttentionTuning> {
+        self.attentions.iter().find(|entry| entry.key() == *key)
     }
 
     /// Takes an entry in the place of one with the same key.
     pub fn set_matvec(&mut self, entry: MatvecTuning) {
         self.matvecs.retain(|other| other.key() != entry.key());
         self.matvecs.push(entry);
-        self.matvecs.sort_by(|a, b| a.key().cmp(&b.key()));
+        self.matvecs.sort_by_key(MatvecTuning::key);
     }
 
     /// Takes an entry in the place of one with the same key.
@@ -198,8 +188,8 @@ impl Tuning {
 
 impl MatvecTuning {
     /// What tells the products apart that have a shape of their own.
-    pub fn key(&self) -> (&str, usize, usize, usize) {
-        (&self.kind, self.k, self.tiles, self.batch)
+    pub fn key(&self) -> TuningKey {
+        TuningKey::Product(self.kind.clone(), self.k, self.tiles, self.batch)
     }
 
     fn check(&self) -> Result<()> {
@@ -224,8 +214,8 @@ impl MatvecTuning {
 
 impl AttentionTuning {
     /// What tells the attentions apart that have a shape of their own.
-    pub fn key(&self) -> (usize, usize, usize, usize, usize) {
-        (self.heads, self.key_heads, self.head_dim, self.window, self.batch)
+    pub fn key(&self) -> TuningKey {
+        TuningKey::Attention(self.heads, self.key_heads, self.head_dim, self.window, self.batch)
     }
 
     fn check(&self) -> Result<()> {
@@ -248,58 +238,6 @@ fn check_batch(batch: usize) -> Result<()> {
 fn check_warps(warps: usize) -> Result<()> {
     ensure!(matches!(warps, 1 | 2 | 4 | 8 | 16 | 32), "{warps} warps are not one of 1, 2, 4, 8, 16 and 32");
     Ok(())
-}
-
-impl MatvecSpec {
-    /// What is fused into the product: the first words of its kernel's name.
-    pub fn kind(&self) -> String {
-        let source = match (&self.norm, &self.combine) {
-            (Some(_), _) => "norm_matvec",
-            (None, None) if self.paired => "paired_matvec",
-            (None, Some(_)) => "attention_proj",
-            (None, None) => "matvec",
-        };
-        let gated = if self.tiles.gated { "_gated" } else { "" };
-        let residual = if self.residual { "_add" } else { "" };
-        let argmax = if self.argmax { "_sample" } else { "" };
-        format!("{source}{gated}{residual}{argmax}")
-    }
-}
-
-impl MatvecSpec {
-    /// Its key in a record.
-    pub fn tuning_key(&self) -> ProductKey {
-        (self.kind(), self.tiles.k, self.tiles.count(), self.batch)
-    }
-}
-
-impl ExpertsHiddenSpec {
-    /// What is fused into the products: the first words of the kernel's name.
-    pub fn kind(&self) -> String {
-        let norm = if self.norm.is_some() { "norm_" } else { "" };
-        let gated = if self.products.tiles.gated { "_gated" } else { "" };
-        format!("{norm}experts{gated}")
-    }
-
-    /// Its key in a record.
-    pub fn tuning_key(&self) -> ProductKey {
-        let products = &self.products;
-        (self.kind(), products.tiles.k, products.most() * products.tiles.count(), products.batch)
-    }
-}
-
-impl ExpertsSpec {
-    /// The key in a record of a kernel that sums what experts make.
-    pub fn sum_tuning_key(&self) -> ProductKey {
-        ("experts_sum".into(), self.most() * self.tiles.k, self.tiles.count(), self.batch)
-    }
-}
-
-impl AttentionSpec {
-    /// Its key as an [`AttentionTuning`] of `batch` rows has it.
-    pub fn tuning_key(&self, batch: usize) -> (usize, usize, usize, usize, usize) {
-        (self.heads, self.key_heads, self.head_dim, self.splits.window, batch)
-    }
 }
 
 /// The record as its file.

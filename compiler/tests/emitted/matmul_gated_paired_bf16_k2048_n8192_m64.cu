@@ -1,5 +1,5 @@
 // After templates/kernels/device.cuh:
-// matmul_gated_paired_bf16_k2048_n8192_m64_6f18dfcc: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
+// matmul_gated_paired_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
 // eight rows of x, over its share of the columns of W.
 // Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
 // pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
@@ -68,8 +68,7 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
 
 // weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 // Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
-KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m64_6f18dfcc(const Vec4* weights, const u16* x, const float* bias, const float* residual,
-    Out* out0, Out* out1, Out* out2, u64 rows) {
+KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, u64 rows) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int row_warp = warp / SPLIT, part = warp % SPLIT;

@@ -1,5 +1,5 @@
 // After templates/kernels/device.cuh:
-// norm_matvec_f32_k2048_n2048_512_512_b1_1c243a33: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
+// norm_matvec_f32_k2048_n2048_512_512_b1: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 // Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
 // pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
 // of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
@@ -262,9 +262,7 @@ DEVICE bool beats(float value, float best) { return value > best || value != val
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_512_b1_1c243a33(const Vec4* weights, const void* x, const float* norm_weight,
-    const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics,
-    const int* positions, u32* maxima, float* zeros, u64 zero_count) {
+KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight, const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics, const int* positions, u32* maxima, float* zeros, u64 zero_count) {
   SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();

@@ -1,5 +1,5 @@
 // After templates/kernels/device.cuh:
-// rope_append_attention_bf16_h32_kv8_d64_s16_9c515558: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+// rope_append_attention_bf16_h32_kv8_d64_s16: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
 // What query heads that share a key head make of its keys, on tensor cores: 16 keys a warp at a time. Included by the kernels that attend.
 // How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
 constexpr int SPLITS = 16;          // blocks a key head at most
@@ -316,9 +316,7 @@ constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ?
 // out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
 // of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero.
 // Grid: KEY_HEADS * GROUPS, SPLITS, rows.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv8_d64_s16_9c515558(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache,
-    const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out,
-    float* statistics, u64 context, float* zeros, u64 zero_count) {
+KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv8_d64_s16(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out, float* statistics, u64 context, float* zeros, u64 zero_count) {
   SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
   SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
   SHARED Part parts[WARPS];         // before that, scratch of the warps that prepare heads

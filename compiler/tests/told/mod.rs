@@ -46,7 +46,7 @@ pub fn summary(plan: &Plan) -> String {
     let bytes: usize = plan.weights.iter().map(|weight| weight.bytes).sum();
     writeln!(text, "{} weights, {bytes} bytes; {} caches", plan.weights.len(), plan.caches.len())
         .expect("writing to a string");
-    let name = |kernel: usize| plan.kernels[kernel].spec.stem();
+    let name = |kernel: usize| plan.kernels[kernel].spec.family().stem();
     let near = Some(plan.decode_at(1, 0)).filter(|kind| matches!(kind, StepKind::Near { .. }));
     let decode = StepKind::Decode { batch: 1 };
     for kind in near.into_iter().chain([decode, StepKind::Prompt { rows: 128 }, StepKind::Last { rows: 128 }]) {
@@ -132,7 +132,7 @@ fn line(plan: &Plan, launch: &Launch, name: &dyn Fn(usize) -> String, [weight, c
     let grid: Vec<String> = launch.grid.iter().map(u32::to_string).collect();
     let shared = if kernel.shared_bytes > 0 { format!(", {} shared", kernel.shared_bytes) } else { String::new() };
     let bytes =
-        if launch.weight_bytes > 0 { format!(", {} bytes of weights", launch.weight_bytes) } else { String::new() };
+        if launch.reads.weights > 0 { format!(", {} bytes of weights", launch.reads.weights) } else { String::new() };
     format!(
         "{} = {}, {} threads{shared}, grid {}{bytes}: {}",
         launch.node,

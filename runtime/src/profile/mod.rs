@@ -6,7 +6,7 @@ mod trace;
 
 use std::collections::BTreeMap;
 
-use fusec::plan::{KernelSpec, Plan, Step};
+use fusec::plan::{Plan, Step};
 use serde::Serialize;
 
 use crate::step::LaunchTimes;
@@ -117,7 +117,7 @@ impl Profile {
                 layer: launch.layer,
                 grid: launch.grid,
                 threads: kernel.threads,
-                bytes: launch.weight_bytes + cache_bytes(&kernel.spec, batch, depth),
+                bytes: launch.reads.at(depth),
                 alone_us,
                 start_us,
                 step_us: end - start_us,
@@ -181,16 +181,6 @@ fn by_kernel(launches: &[LaunchTime], step_us: f64, ceiling: f64) -> Vec<KernelT
         .collect();
     kernels.sort_by(|a, b| b.step_us_total.total_cmp(&a.step_us_total).then_with(|| a.kernel.cmp(&b.kernel)));
     kernels
-}
-
-/// Bytes of keys and values that a launch reads, each sequence at position `depth`.
-fn cache_bytes(spec: &KernelSpec, batch: usize, depth: usize) -> usize {
-    let KernelSpec::Attention(attention) = spec else { return 0 };
-    let seen = match attention.splits.window {
-        0 => depth + 1,
-        window => window.min(depth + 1),
-    };
-    2 * 2 * batch * seen * attention.key_heads * attention.head_dim.next_multiple_of(8)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 use fusec::compile::{CompileOptions, compile};
 use fusec::description::{Description, find_for};
-use fusec::plan::StepKind;
+use fusec::plan::{Reads, StepKind};
 
 use super::*;
 
@@ -53,28 +53,10 @@ fn bytes_are_weights_and_the_caches_seen() {
     let row = &profile.kernels[0];
     assert!((row.gigabytes_per_second - row.bytes as f64 / 4e3).abs() < 1e-6);
     assert!((row.ceiling_percent - row.gigabytes_per_second / 40.0).abs() < 1e-6);
-    let spec = |window| {
-        let splits = fusec::plan::Splits { max: 1, keys: 1, window };
-        let heads = profile.launches.iter().find(|launch| launch.kernel.contains("append_attention"));
-        assert!(heads.is_some());
-        let mut spec = attention_spec();
-        spec.splits = splits;
-        KernelSpec::Attention(spec)
-    };
-    assert_eq!(cache_bytes(&spec(0), 1, 99), 4 * 100 * 8 * 64);
-    assert_eq!(cache_bytes(&spec(16), 1, 99), 4 * 16 * 8 * 64, "a window's keys and no more");
-    assert_eq!(cache_bytes(&spec(16), 1, 7), 4 * 8 * 8 * 64);
-}
-
-fn attention_spec() -> fusec::plan::AttentionSpec {
-    let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
-    let description = Description::parse(text, file).expect("a shipped description");
-    let plan = compile(&description, None, &CompileOptions::default()).expect("it compiles").plan;
-    let spec = plan.kernels.into_iter().find_map(|kernel| match kernel.spec {
-        KernelSpec::Attention(spec) if spec.append => Some(spec),
-        _ => None,
-    });
-    spec.expect("a kernel for attention")
+    let reads = |window| Reads { weights: 7, per_position: 4 * 8 * 64, window };
+    assert_eq!(reads(0).at(99), 7 + 4 * 100 * 8 * 64);
+    assert_eq!(reads(16).at(99), 7 + 4 * 16 * 8 * 64, "a window's keys and no more");
+    assert_eq!(reads(16).at(7), 7 + 4 * 8 * 8 * 64);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow};
 use fusec::build::{Arch, Nvrtc, Options, compile_all};
-use fusec::emit::{READ_SHAPE, read_kernel};
+use fusec::plan::kernels::{Family, Read};
 
 use crate::cache;
 use crate::device::{DeviceBuffer, Gpu, Kernel, LaunchOptions, Module, Stream};
@@ -40,8 +40,8 @@ impl MemoryReader {
     /// # Errors
     /// No NVRTC, or no memory to read.
     pub fn new(gpu: &Gpu) -> Result<MemoryReader> {
-        let (threads, unroll) = READ_SHAPE;
-        let kernel = compile_kernel(gpu, "read", read_kernel()?, 0)?;
+        let Read { threads, unroll } = Read::CEILING;
+        let kernel = compile_kernel(gpu, &Read::CEILING.name(), Read::CEILING.source()?, 0)?;
         let tile = threads * unroll * 16;
         let (free, _) = gpu.memory()?;
         let bytes = ((free / 2).min(MOST_BYTES) / tile * tile).max(tile);
@@ -79,7 +79,7 @@ impl MemoryReader {
         while left > 0 {
             let part = (left.div_ceil(self.tile) * self.tile).min(self.bytes);
             let args = [self.data.pointer(), (part / 16) as u64, self.sink.pointer()];
-            let block = [READ_SHAPE.0 as u32, 1, 1];
+            let block = [Read::CEILING.threads as u32, 1, 1];
             stream.launch(&self.kernel, self.grid, block, 0, &args, LaunchOptions::default())?;
             left = left.saturating_sub(part);
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::plan::{KernelSpec, Launch, Plan, RING, Recipe, Step, StepKind};
+use fusec::plan::{Launch, Plan, RING, Recipe, Step, StepKind};
 
 use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
 use super::chunks::chunks;
@@ -428,19 +428,6 @@ pub(super) fn launch_name(launch: &Launch, kernel: &str) -> String {
 /// The kernels of one step, by their index in the plan.
 pub(super) type StepKernels = BTreeMap<usize, Kernel>;
 
-/// Per cent of a multiprocessor's first-level memory that the kernels of a decode step have as shared memory. One share for all: a multiprocessor that
-/// changes it has to be empty first, and kernels would not overlap.
-///
-/// On an H200, us a step: 60 where attention and projection are one kernel (Llama-3.2-1B at batch 1: 654, at 75 678) or with experts, else 75 (Qwen3-0.6B at
-/// batch 2: 480, at 60 493; Llama-3.2-1B there: 660, at 60 665). 100 leaves too little cache.
-fn shared_per_cent(plan: &Plan, step: &Step) -> u32 {
-    let large = |launch: &Launch| {
-        let spec = &plan.kernels[launch.kernel].spec;
-        matches!(spec, KernelSpec::AttentionProjection(_) | KernelSpec::ExpertsHidden(_))
-    };
-    if step.launches.iter().any(large) { 60 } else { 75 }
-}
-
 fn decoded_batch(step: &Step) -> Option<usize> {
     match step.kind {
         StepKind::Near { batch, .. } | StepKind::Decode { batch } => Some(batch),
@@ -453,7 +440,6 @@ fn decoded_batch(step: &Step) -> Option<usize> {
 /// A kernel that steps share would have one share of shared memory for them all, and a step whose kernels differ in it waits at each change: an H200 took 487 us
 /// for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, where alone they take 468 and 303. Where code lies makes no difference.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, step: &Step) -> Result<StepKernels> {
-    let share = decoded_batch(step).map(|_| shared_per_cent(plan, step));
     let mut kernels = StepKernels::new();
     for launch in &step.launches {
         let kernel = &plan.kernels[launch.kernel];
@@ -462,7 +448,7 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
         }
         let cubin = cubins.get(kernel.name.as_str()).with_context(|| format!("no device code for {}", kernel.name))?;
         let loaded = Module::load(gpu, cubin)?.kernel(&kernel.name, kernel.shared_bytes)?;
-        if let Some(share) = share {
+        if let Some(share) = step.shared_share {
             loaded.prefer_shared(share)?;
         }
         kernels.insert(launch.kernel, loaded);

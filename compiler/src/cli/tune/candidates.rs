@@ -3,8 +3,9 @@
 use std::fmt;
 
 use super::judge::Measured;
-use crate::plan::tuning::{AttentionTuning, MatvecTuning, ProductKey};
-use crate::plan::{KernelSpec, MULTIPROCESSORS, Tuning};
+use crate::plan::kernels::{KernelSpec, TuningKey};
+use crate::plan::tuning::{AttentionTuning, MatvecTuning};
+use crate::plan::{MULTIPROCESSORS, Tuning};
 
 /// A launch shape with the key that it belongs to.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,25 +21,24 @@ const REGISTERS_BESIDES: usize = 56;
 impl Shape {
     /// The shape of a kernel of a decode step, launched over `blocks` blocks; none where nothing of it is tuned.
     pub(super) fn of(spec: &KernelSpec, blocks: usize, batch: usize) -> Option<Shape> {
-        let product = |(kind, k, tiles, batch): ProductKey, warps, depth, late| {
-            let blocks = blocks.div_ceil(MULTIPROCESSORS).max(1);
-            let entry = MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, ..MatvecTuning::default() };
-            Some(Shape::Matvec(entry))
+        let (warps, depth, late) = match spec {
+            KernelSpec::Matvec(spec) => (spec.warps, spec.depth, spec.late),
+            KernelSpec::ExpertsHidden(spec) => (spec.warps, spec.depth, false),
+            KernelSpec::ExpertsSum(spec) => (spec.warps, spec.depth, spec.late),
+            KernelSpec::Attention(spec) => (spec.attention.warps, spec.attention.splits.keys, spec.attention.late),
+            _ => return None,
         };
-        match spec {
-            KernelSpec::Matvec(spec) => product(spec.tuning_key(), spec.warps, spec.depth, spec.late),
-            KernelSpec::ExpertsHidden(spec) => {
-                product(spec.tuning_key(), spec.products.warps, spec.products.depth, false)
+        Some(match spec.family().tuning(batch)? {
+            TuningKey::Product(kind, k, tiles, batch) => {
+                let key = MatvecTuning { kind, k, tiles, batch, ..MatvecTuning::default() };
+                let blocks = blocks.div_ceil(MULTIPROCESSORS).max(1);
+                Shape::Matvec(MatvecTuning { warps, depth, blocks, late, ..key })
             }
-            KernelSpec::ExpertsSum(spec) => product(spec.sum_tuning_key(), spec.warps, spec.depth, spec.late),
-            KernelSpec::Attention(spec) => {
-                let (heads, key_heads, head_dim, window, batch) = spec.tuning_key(batch);
-                let (warps, keys, late) = (spec.warps, spec.splits.keys, spec.late);
+            TuningKey::Attention(heads, key_heads, head_dim, window, batch) => {
                 let key = AttentionTuning { heads, key_heads, head_dim, window, batch, ..AttentionTuning::default() };
-                Some(Shape::Attention(AttentionTuning { warps, keys, late, ..key }))
+                Shape::Attention(AttentionTuning { warps, keys: depth, late, ..key })
             }
-            _ => None,
-        }
+        })
     }
 
     /// A record with this shape in the place of its key's.
@@ -115,13 +115,15 @@ impl Shape {
     fn of_fewer_rows(&self, record: &Tuning) -> Option<Shape> {
         (0..3).rev().map(|shift| 1 << shift).find_map(|rows| match self {
             Shape::Matvec(own) => {
-                let (kind, k, tiles, batch) = own.key();
-                let entry = record.matvec(&(kind.to_owned(), k, tiles, rows)).filter(|_| rows < batch)?;
+                let batch = own.batch;
+                let key = MatvecTuning { batch: rows, ..own.clone() }.key();
+                let entry = record.product(&key).filter(|_| rows < batch)?;
                 entry.warps.is_multiple_of(batch).then(|| Shape::Matvec(MatvecTuning { batch, ..entry.clone() }))
             }
             Shape::Attention(own) => {
-                let (heads, key_heads, head_dim, window, batch) = own.key();
-                let entry = record.attention(heads, key_heads, head_dim, window, rows).filter(|_| rows < batch)?;
+                let batch = own.batch;
+                let key = AttentionTuning { batch: rows, ..own.clone() }.key();
+                let entry = record.attention(&key).filter(|_| rows < batch)?;
                 // A cluster has as many rows as it had.
                 let near_rows = entry.near_rows.or(entry.slice.map(|_| rows));
                 Some(Shape::Attention(AttentionTuning { batch, near_rows, ..entry.clone() }))

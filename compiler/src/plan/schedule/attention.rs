@@ -4,16 +4,20 @@ use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
 use super::shapes::{
-    ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, matmul_grid, matmul_shape,
-    near_group, query_group,
+    ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, matmul_shape, near_group,
+    query_group,
 };
-use super::{Builder, MULTIPROCESSORS, NO_ZEROS, Source};
-use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role};
-use crate::plan::spec::{
-    AppendSpec, AttentionProjectionSpec, AttentionRowsSpec, AttentionSpec, KernelSpec, MatvecSpec, RopeSpec, RopeTable,
-    Splits, Storage, Tiles,
+use super::{Builder, MULTIPROCESSORS};
+use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role, Rope};
+use crate::plan::kernels::{
+    self, Append, AttentionProjection, AttentionRows, Combine, Heads, KernelSpec, KvAppend, Matvec, RopeRows,
+    RopeTable, Splits, Storage, Tiles, TuningKey,
 };
+use crate::plan::place::{NULL, Source};
 use crate::plan::{Arg, Part, Recipe};
+
+/// The number of positions that a cache holds.
+const CONTEXT: Source = Source::Ready(Arg::Context);
 
 impl Builder<'_, '_> {
     /// RoPE and cache writes that stand alone.
@@ -24,24 +28,25 @@ impl Builder<'_, '_> {
         let [heads, head_dim] = sizes[..] else { bail!("{op} of {ty}, not of [T, heads, head_dim]") };
         if let Op::Rope(rope) = op {
             let (out, _) = self.result_f32(node.result(0));
-            self.rope_rows(&RopeTable::new(rope), x, out, heads, head_dim);
+            self.rope_rows(rope.table(), x, out, heads, head_dim)?;
         } else {
             let cache = self.pointer(node, Role::Cache)?;
-            self.append_rows(x, cache, heads, head_dim);
+            self.append_rows(x, cache, heads, head_dim)?;
             self.set(node.result(0), cache, Storage::BF16);
         }
         Ok(())
     }
 
-    fn rope_rows(&mut self, table: &RopeTable, x: Source, out: Source, heads: usize, head_dim: usize) {
-        let spec = RopeSpec { table: table.clone(), heads, head_dim };
-        let args = vec![x, self.positions(), out];
-        self.launch(KernelSpec::Rope(spec), [self.rows.count, 1, 1], args, 0);
+    fn rope_rows(&mut self, table: RopeTable, x: Source, out: Source, heads: usize, head_dim: usize) -> Result<()> {
+        let spec = KernelSpec::Rope(RopeRows { table, heads, head_dim });
+        self.launch(spec, self.rows.count, &[("x", x), ("positions", self.positions()), ("out", out)])
     }
 
-    fn append_rows(&mut self, x: Source, cache: Source, key_heads: usize, head_dim: usize) {
-        let args = vec![x, self.positions(), self.sequences(), cache, Source::Ready(Arg::Context)];
-        self.launch(KernelSpec::KvAppend { key_heads, head_dim }, [self.rows.count, 1, 1], args, 0);
+    fn append_rows(&mut self, x: Source, cache: Source, key_heads: usize, head_dim: usize) -> Result<()> {
+        let (positions, sequences) = (self.positions(), self.sequences());
+        let operands =
+            [("x", x), ("positions", positions), ("sequences", sequences), ("cache", cache), ("context", CONTEXT)];
+        self.launch(KernelSpec::KvAppend(KvAppend { key_heads, head_dim }), self.rows.count, &operands)
     }
 
     pub(super) fn attention(&mut self, node: NodeId, attention: &Attention) -> Result<()> {
@@ -64,7 +69,7 @@ impl Builder<'_, '_> {
             && [&attention.q_norm, &attention.k_norm]
                 .iter()
                 .all(|norm| norm.as_ref().is_none_or(|norm| norm.kind == NormKind::Rms && !norm.bias));
-        let (mut k, mut v) = (Source::Ready(Arg::Null), Source::Ready(Arg::Null));
+        let (mut k, mut v) = (NULL, NULL);
         if attention.append {
             (k, v) = (self.pointer(node, Role::K)?, self.pointer(node, Role::V)?);
             if !in_kernel {
@@ -77,11 +82,12 @@ impl Builder<'_, '_> {
         let share = heads / key_heads;
         let group = query_group(share, head_dim);
         let window = attention.window.unwrap_or(0);
-        let tuned = self.planner.tuning.attention(heads, key_heads, head_dim, window, self.rows.count);
+        let key = TuningKey::Attention(heads, key_heads, head_dim, window, self.rows.count);
+        let tuned = self.planner.tuning.attention(&key);
         let (warps, keys_per_split) = tuned.map_or(attention_shape(head_dim), |entry| (entry.warps, entry.keys));
         let near_warps = tuned.and_then(|entry| entry.near_warps).unwrap_or(8);
         let norms = attention.q_norm.as_ref().zip(attention.k_norm.as_ref()).filter(|_| in_kernel);
-        let mut spec = AttentionSpec {
+        let mut spec = Heads {
             heads,
             key_heads,
             head_dim,
@@ -94,17 +100,19 @@ impl Builder<'_, '_> {
             softcap: attention.softcap,
             append: in_kernel,
             norm: norms.map(|(q_norm, k_norm)| (q_norm.eps, k_norm.eps)),
-            rope: attention.rope.as_ref().filter(|_| in_kernel).map(RopeTable::new),
+            rope: attention.rope.as_ref().filter(|_| in_kernel).map(Rope::table),
             sinks: attention.sinks,
-            out: Storage::F32,
         };
         let offset = |norm: &Option<Norm>| norm.as_ref().map_or(0.0, |norm| norm.offset);
-        let (mut q_weight, mut k_weight) = (Source::Ready(Arg::Null), Source::Ready(Arg::Null));
+        let (mut q_weight, mut k_weight) = (NULL, NULL);
         if in_kernel {
             q_weight = self.vector(node, Role::QNormWeight, offset(&attention.q_norm))?;
             k_weight = self.vector(node, Role::KNormWeight, offset(&attention.k_norm))?;
         }
-        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        let mut operands = vec![("q", q), ("k", k), ("v", v), ("key_cache", keys), ("value_cache", values)];
+        operands.extend([("positions", self.positions()), ("sequences", self.sequences()), ("context", CONTEXT)]);
+        operands.extend([("q_weight", q_weight), ("k_weight", k_weight)]);
+        operands.push(("sinks", self.vector(node, Role::Sinks, 0.0)?));
         if in_kernel && self.rows.near && self.planner.clusters && attention.proj.is_some() {
             let proj = self.proj_weight(node, attention, heads * head_dim)?;
             let warps = spec.warps;
@@ -112,8 +120,7 @@ impl Builder<'_, '_> {
             if let Some(shape) = cluster_shape(&spec, proj.rows, self.rows.count, tuned) {
                 spec.splits.keys = 1;
                 self.has_near_form = true;
-                let operands = [q, k, v, keys, values, self.positions(), self.sequences(), q_weight, k_weight, sinks];
-                return self.clustered(node, spec, proj, shape, &operands);
+                return self.clustered(node, spec, proj, shape, operands);
             }
             spec.warps = warps;
         }
@@ -126,8 +133,7 @@ impl Builder<'_, '_> {
             spec.group = tuned.unwrap_or_else(|| near_group(heads, share, self.rows.count)).min(group);
         }
         let combined = attention.proj.is_some() && !whole;
-        let group = spec.group;
-        let blocks = heads / group * self.rows.count;
+        let blocks = heads / spec.group * self.rows.count;
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };
         spec.splits.max = max;
@@ -138,29 +144,14 @@ impl Builder<'_, '_> {
             (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
         } else if whole {
             let out = self.buffer(self.rows.count * heads * head_dim * 2);
-            (Source::Buffer(out, 0), Storage::BF16, Source::Ready(Arg::Null))
+            (Source::Buffer(out, 0), Storage::BF16, NULL)
         } else {
             let (out, storage) = self.result(node.result(0));
-            (out, storage, Source::Ready(Arg::Null))
+            (out, storage, NULL)
         };
-        spec.out = storage;
-        let mut args = vec![
-            q,
-            k,
-            v,
-            keys,
-            values,
-            self.positions(),
-            self.sequences(),
-            q_weight,
-            k_weight,
-            sinks,
-            out,
-            statistics,
-            Source::Ready(Arg::Context),
-        ];
-        args.extend(NO_ZEROS);
-        self.launch(KernelSpec::Attention(spec), [heads / group, max, self.rows.count], args, 0);
+        operands.extend([("out", out), ("statistics", statistics)]);
+        let spec = KernelSpec::Attention(kernels::Attention { attention: spec, out: storage });
+        self.launch(spec, self.rows.count, &operands)?;
         if attention.proj.is_some() {
             self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
         }
@@ -184,7 +175,7 @@ impl Builder<'_, '_> {
         } else {
             self.result(node.result(0))
         };
-        let spec = AttentionRowsSpec {
+        let spec = AttentionRows {
             heads,
             key_heads,
             head_dim,
@@ -197,12 +188,12 @@ impl Builder<'_, '_> {
             keys: tile,
             out: storage,
         };
-        let (context, count) = (Source::Ready(Arg::Context), Source::Ready(Arg::Number(rows as u64)));
-        let grid = [key_heads, (rows * heads / key_heads).div_ceil(spec.queries()), 1];
-        let args = vec![q, keys, values, self.positions(), self.sequences(), sinks, out, context, count];
-        self.launch(KernelSpec::AttentionRows(spec), grid, args, 0);
+        let mut operands = vec![("q", q), ("key_cache", keys), ("value_cache", values), ("sinks", sinks), ("out", out)];
+        operands.extend([("positions", self.positions()), ("sequences", self.sequences())]);
+        operands.extend([("context", CONTEXT), ("rows", self.count())]);
+        self.launch(KernelSpec::AttentionRows(spec), rows, &operands)?;
         if attention.proj.is_some() {
-            self.projection(node, attention, out, Source::Ready(Arg::Null), heads, head_dim, None)?;
+            self.projection(node, attention, out, NULL, heads, head_dim, None)?;
         }
         Ok(())
     }
@@ -211,23 +202,17 @@ impl Builder<'_, '_> {
     fn clustered(
         &mut self,
         node: NodeId,
-        attention: AttentionSpec,
+        attention: Heads,
         proj: ProjWeight,
         ClusterShape { cluster, slice, rows }: ClusterShape,
-        operands: &[Source],
+        mut operands: Vec<(&str, Source)>,
     ) -> Result<()> {
         let residual = self.optional(node, Role::Residual)?;
         let (out, storage) = self.result(node.result(0));
         let tiles = Tiles { k: proj.k, rows: vec![proj.rows], gated: false, out: storage };
-        let slices = tiles.count().div_ceil(slice);
-        let bytes = proj.bytes();
-        let mut args = vec![proj.packed];
-        args.extend(operands);
-        args.extend([proj.bias, residual, out, Source::Ready(Arg::Context)]);
-        args.extend(NO_ZEROS);
-        let spec = AttentionProjectionSpec { attention, tiles, batch: rows, cluster, slice };
-        self.launch(KernelSpec::AttentionProjection(spec), [cluster, slices, self.rows.count / rows], args, bytes);
-        Ok(())
+        operands.extend([("weights", proj.packed), ("bias", proj.bias), ("residual", residual), ("out", out)]);
+        let spec = AttentionProjection { attention, tiles, batch: rows, cluster, slice };
+        self.launch(KernelSpec::AttentionProjection(spec), self.rows.count, &operands)
     }
 
     /// Heads of q and k normalised and rotated, keys and values in their caches. Gives the queries to attend with.
@@ -246,18 +231,19 @@ impl Builder<'_, '_> {
         let changes = attention.q_norm.is_some() || attention.rope.is_some();
         let out = if changes { Source::Buffer(self.buffer(rows * heads * head_dim * 4), 0) } else { q };
         let kind = |norm: &Option<Norm>| norm.as_ref().map(|norm| (norm.kind, norm.eps));
-        let spec = AppendSpec {
+        let spec = Append {
             heads: if changes { heads } else { 0 },
             key_heads,
             head_dim,
             q_norm: kind(&attention.q_norm),
             k_norm: kind(&attention.k_norm),
-            rope: attention.rope.as_ref().map(RopeTable::new),
+            rope: attention.rope.as_ref().map(Rope::table),
         };
-        let grid = [rows, spec.blocks(), 1];
-        let (positions, sequences, context) = (self.positions(), self.sequences(), Source::Ready(Arg::Context));
-        let args = vec![q, k, v, positions, sequences, q_weight, k_weight, out, keys, values, context];
-        self.launch(KernelSpec::Append(spec), grid, args, 0);
+        let mut operands =
+            vec![("q", q), ("k", k), ("v", v), ("q_out", out), ("key_cache", keys), ("value_cache", values)];
+        operands.extend([("positions", self.positions()), ("sequences", self.sequences()), ("context", CONTEXT)]);
+        operands.extend([("q_weight", q_weight), ("k_weight", k_weight)]);
+        self.launch(KernelSpec::Append(spec), rows, &operands)?;
         Ok(out)
     }
 
@@ -272,7 +258,7 @@ impl Builder<'_, '_> {
                     self.planner.weight(Recipe::Biases { parts: vec![(Some(name), rows)], gated: false }),
                 ))
             }
-            false => Source::Ready(Arg::Null),
+            false => NULL,
         };
         let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
         Ok(ProjWeight { rows, k, packed: Source::Ready(Arg::Weight(self.planner.weight(recipe))), bias })
@@ -292,43 +278,28 @@ impl Builder<'_, '_> {
     ) -> Result<()> {
         let ProjWeight { rows, k, packed, bias } = self.proj_weight(node, attention, heads * head_dim)?;
         let residual = self.optional(node, Role::Residual)?;
-        let null = Source::Ready(Arg::Null);
-        let bytes = rows * k * 2;
         if self.few() {
-            let mut spec = MatvecSpec {
-                tiles: Tiles { k, rows: vec![rows], gated: false, out: Storage::F32 },
-                batch: self.rows.count,
-                warps: 0,
-                depth: 0,
-                unit: 1,
-                split: 1,
-                norm: None,
-                paired: false,
-                combine: combine.map(|splits| (heads, head_dim, splits)),
-                activation: None,
+            let tiles = Tiles { k, rows: vec![rows], gated: false, out: Storage::F32 };
+            let mut spec = Matvec {
+                combine: combine.map(|splits| Combine { heads, head_dim, splits }),
                 residual: attention.proj.is_some_and(|proj| proj.residual),
-                argmax: false,
-                late: false,
-                ahead: false,
-                router: None,
+                ..Matvec::plain(tiles, self.rows.count)
             };
             let positions = self.positions();
-            let mut operands =
-                Operands { packed, x, bias, residual, statistics, positions, bytes, ..Operands::default() };
-            let blocks = self.shaped(&mut spec, node.result(0), true, &mut operands)?;
+            let mut operands = Operands { packed, x, bias, residual, statistics, positions, ..Operands::default() };
+            self.shape(&mut spec, node.result(0), true, &mut operands)?;
             if spec.split == 1 {
                 (operands.outs[0], spec.tiles.out) = self.result(node.result(0));
             }
-            self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), operands.bytes);
+            self.launch(KernelSpec::Matvec(spec), self.rows.count, &operands.named())
         } else {
             let (out, storage) = self.result(node.result(0));
             let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
             let spec = matmul_shape(tiles, false, None, self.rows.count);
-            let grid = matmul_grid(&spec, self.rows.count);
-            let count = Source::Ready(Arg::Number(self.rows.count as u64));
-            self.launch(KernelSpec::Matmul(spec), grid, vec![packed, x, bias, residual, out, null, null, count], bytes);
+            let mut operands = vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual)];
+            operands.extend([("out0", out), ("rows", self.count())]);
+            self.launch(KernelSpec::Matmul(spec), self.rows.count, &operands)
         }
-        Ok(())
     }
 }
 
@@ -338,10 +309,4 @@ struct ProjWeight {
     k: usize,
     packed: Source,
     bias: Source,
-}
-
-impl ProjWeight {
-    fn bytes(&self) -> usize {
-        self.rows * self.k * 2
-    }
 }

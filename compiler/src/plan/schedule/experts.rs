@@ -3,17 +3,16 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::Builder;
 use super::products::Operands;
-use super::shapes::{experts_hidden_shape, experts_sum_shape, gathered_shape, matmul_grid};
-use super::{Builder, NO_ZEROS, Source};
+use super::shapes::{gathered_shape, shape_experts_hidden, shape_experts_sum};
 use crate::ir::{Epilogue, Experts, Matmul, NodeId, Norm, NormKind, Op, Results, Role, Value};
-use crate::plan::spec::{
-    ElementKind, ExpertsHiddenSpec, ExpertsSpec, Gather, KernelSpec, MatmulSpec, MatvecSpec, NormSpec, ROUTER_COPIES,
-    RouteSpec, Storage, Tiles,
+use crate::plan::kernels::{
+    self, Elementwise, ExpertsHidden, ExpertsSum, Expression, Gather, KernelSpec, Matvec, ROUTER_COPIES, Route,
+    RouteRows, Storage, Tiles,
 };
+use crate::plan::place::{NULL, Source};
 use crate::plan::{Arg, Part, Recipe};
-
-const NULL: Source = Source::Ready(Arg::Null);
 
 /// Pairs of a router's weight, 1 KB each, that a block of the product in front may have in its shared memory.
 const MOST_PAIRS: usize = 16;
@@ -21,7 +20,7 @@ const MOST_PAIRS: usize = 16;
 /// What the kernels of one node of experts share.
 struct Chosen {
     node: NodeId,
-    route: RouteSpec,
+    route: Route,
     logits: Source,
     /// They are sums in fixed point.
     summed: bool,
@@ -38,9 +37,9 @@ struct Chosen {
 }
 
 impl Chosen {
-    /// The last argument but zeros of each kernel that chooses, where the choice has a bias.
-    fn bias(&self) -> Option<Source> {
-        self.route.biased.then_some(self.bias)
+    /// The operand of the choice's bias, where there is one.
+    fn bias(&self) -> Option<(&'static str, Source)> {
+        self.route.biased.then_some(("choice_bias", self.bias))
     }
 }
 
@@ -101,7 +100,7 @@ impl Builder<'_, '_> {
         &mut self,
         value: Value,
         router: NodeId,
-        spec: &mut MatvecSpec,
+        spec: &mut Matvec,
         operands: &mut Operands,
     ) -> Result<()> {
         let graph = self.graph();
@@ -115,7 +114,7 @@ impl Builder<'_, '_> {
         let norm_weight = self.vector(router, Role::NormWeight, offset)?;
         // The sums of a product whose columns blocks share lie in front of the logits.
         let before = if spec.split > 1 { self.sum_bytes(value) } else { 0 };
-        let buffer = self.zeroed(before + ROUTER_COPIES * self.rows.count * rows * 8);
+        let buffer = self.buffer(before + ROUTER_COPIES * self.rows.count * rows * 8);
         if spec.split > 1 {
             operands.outs[0] = Source::Buffer(buffer, 0);
             self.set(value, operands.outs[0], Storage::F32);
@@ -126,7 +125,6 @@ impl Builder<'_, '_> {
         self.absorb(router);
         spec.router = Some(rows);
         operands.router = Some([Source::Ready(Arg::Weight(packed)), norm_weight, sums]);
-        operands.bytes += rows * k * 2;
         Ok(())
     }
 
@@ -141,7 +139,7 @@ impl Builder<'_, '_> {
         let roles: &[Role] = if gated { &[Role::Gate, Role::Up] } else { &[Role::Up] };
         let (inner, [count, features, inputs]) = self.stacks(node, roles, gated)?;
         let (down, [_, outputs, _]) = self.stacks(node, &[Role::Down], false)?;
-        let route = RouteSpec {
+        let route = Route {
             experts: count,
             top_k: route.top_k,
             scoring: route.scoring,
@@ -167,40 +165,39 @@ impl Builder<'_, '_> {
         };
         let batch = self.rows.count;
         let route = &chosen.route;
-        let products = |tiles| ExpertsSpec {
-            tiles,
+        let hidden = Source::Buffer(self.buffer(route.most(batch) * batch * features * 2), 0);
+        let mut spec = ExpertsHidden {
+            tiles: Tiles { k: inputs, rows: vec![features], gated, out: Storage::BF16 },
+            route: route.clone(),
+            batch,
+            summed,
+            warps: 0,
+            depth: 0,
+            blocks: 0,
+            norm,
+            activation: experts.activation,
+        };
+        shape_experts_hidden(&mut spec, self.planner.tuning);
+        let mut operands = vec![("weights", inner), ("x", x), ("norm_weight", norm_weight), ("logits", logits)];
+        operands.push(("hidden", hidden));
+        operands.extend(chosen.bias());
+        self.launch(KernelSpec::ExpertsHidden(spec), batch, &operands)?;
+
+        let (value, residual) = self.with_residual(node.result(0));
+        let mut sum = ExpertsSum {
+            tiles: Tiles { k: features, rows: vec![outputs], gated: false, out: Storage::F32 },
             route: route.clone(),
             batch,
             summed,
             warps: 0,
             depth: 0,
             split: 1,
+            staged: false,
+            blocks: 0,
             late: false,
         };
-        let products =
-            [(inputs, features, gated, Storage::BF16), (features, outputs, false, Storage::F32)].map(|spec| {
-                let (k, rows, gated, out) = spec;
-                products(Tiles { k, rows: vec![rows], gated, out })
-            });
-        let [inside, mut sum] = products;
-        let most = sum.most();
-        let hidden = Source::Buffer(self.buffer(most * batch * features * 2), 0);
-
-        let mut spec = ExpertsHiddenSpec { products: inside, norm, activation: experts.activation };
-        let shape = experts_hidden_shape(&spec, self.planner.tuning);
-        (spec.products.warps, spec.products.depth) = (shape.warps, shape.depth);
-        let bytes = most * if gated { 2 } else { 1 } * features * inputs * 2;
-        let mut args = vec![inner, x, norm_weight, logits, hidden];
-        args.extend(chosen.bias());
-        args.extend(NO_ZEROS);
-        self.launch(KernelSpec::ExpertsHidden(spec), [shape.blocks, 1, 1], args, bytes);
-
-        let (value, residual) = self.with_residual(node.result(0));
-        let may_sum = self.can_sum(value);
-        let shape = experts_sum_shape(&sum, may_sum, self.planner.tuning);
-        (sum.warps, sum.depth, sum.split) = (shape.warps, shape.depth, shape.split);
-        sum.late = self.planner.tuning.matvec(&sum.sum_tuning_key()).is_some_and(|entry| entry.late);
-        let out = match shape.split {
+        shape_experts_sum(&mut sum, self.can_sum(value), self.planner.tuning);
+        let out = match sum.split {
             1 => {
                 let (out, storage) = self.result(value);
                 sum.tiles.out = storage;
@@ -208,15 +205,15 @@ impl Builder<'_, '_> {
             }
             _ => self.sum(value),
         };
-        let mut args = vec![down, hidden, logits, residual, out];
-        args.extend(chosen.bias());
-        self.launch(KernelSpec::ExpertsSum(sum), [shape.blocks, 1, 1], args, most * outputs * features * 2);
-        Ok(())
+        let mut operands = vec![("weights", down), ("hidden", hidden), ("logits", logits), ("residual", residual)];
+        operands.push(("out", out));
+        operands.extend(chosen.bias());
+        self.launch(KernelSpec::ExpertsSum(sum), batch, &operands)
     }
 
     fn experts_of_many(&mut self, chosen: &Chosen, experts: &Experts) -> Result<()> {
         let &Chosen { node, logits, inner, down, inputs, features, outputs, gated, .. } = chosen;
-        let RouteSpec { experts: count, top_k, .. } = chosen.route;
+        let Route { experts: count, top_k, .. } = chosen.route;
         let rows = self.rows.count;
         let graph = self.graph();
         let given = self.operand(node, Role::X)?.node;
@@ -224,43 +221,39 @@ impl Builder<'_, '_> {
             Op::Norm(norm) if self.is_of_experts(given, norm) => {
                 let (norm, from) = (norm.clone(), self.pointer(given, Role::X)?);
                 let out = Source::Buffer(self.buffer(rows * inputs * 4), 0);
-                let spec = NormSpec { kind: norm.kind, size: inputs, eps: norm.eps, paired: true, out: Storage::BF16 };
+                let spec =
+                    kernels::Norm { kind: norm.kind, size: inputs, eps: norm.eps, paired: true, out: Storage::BF16 };
                 self.norm_rows(given, norm.offset, spec, from, out, rows)?;
                 (out, true)
             }
-            _ => (self.rounded(self.place(node, Role::X)?, inputs), false),
+            _ => (self.rounded(self.place(node, Role::X)?, inputs)?, false),
         };
-        let number = Source::Ready(Arg::Number(rows as u64));
         let [shares, slots] = [(); 2].map(|()| Source::Buffer(self.buffer(rows * count * 4), 0));
         let takers = Source::Buffer(self.buffer(count * rows.div_ceil(32) * 4), 0);
-        let mut args = vec![logits, shares, slots, takers, number];
-        args.extend(chosen.bias());
-        self.launch(KernelSpec::Route(chosen.route.clone()), [rows.div_ceil(32), 1, 1], args, 0);
+        let mut operands = vec![("logits", logits), ("shares", shares), ("slots", slots), ("takers", takers)];
+        operands.push(("rows", self.count()));
+        operands.extend(chosen.bias());
+        self.launch(KernelSpec::Route(RouteRows { route: chosen.route.clone() }), rows, &operands)?;
 
-        let read = (rows * top_k).min(count);
+        let gathered = [("rows", self.count()), ("shares", shares), ("slots", slots), ("bits", takers)];
         let gather = Gather { experts: count, top_k, by_pair: false };
         let tiles = Tiles { k: inputs, rows: vec![features], gated, out: Storage::BF16 };
         let mut spec = gathered_shape(tiles, paired, rows, gather);
         spec.activation = Some(experts.activation);
-        let grid = gathered_grid(&spec, rows, count);
         let hidden = Source::Buffer(self.buffer(rows * top_k * features * 2), 0);
-        let args = vec![inner, x, NULL, NULL, hidden, NULL, NULL, number, shares, slots, takers];
-        let bytes = read * if gated { 2 } else { 1 } * features * inputs * 2;
-        self.launch(KernelSpec::Matmul(spec), grid, args, bytes);
+        let operands = [&[("weights", inner), ("x", x), ("out0", hidden)][..], &gathered].concat();
+        self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
         let tiles = Tiles { k: features, rows: vec![outputs], gated: false, out: Storage::F32 };
         let spec = gathered_shape(tiles, false, rows, Gather { by_pair: true, ..gather });
-        let grid = gathered_grid(&spec, rows, count);
-        let made = Source::Buffer(self.buffer(rows * top_k * outputs * 4), 0);
-        let args = vec![down, hidden, NULL, NULL, made, NULL, NULL, number, shares, slots, takers];
-        self.launch(KernelSpec::Matmul(spec), grid, args, read * outputs * features * 2);
+        let products = Source::Buffer(self.buffer(rows * top_k * outputs * 4), 0);
+        let operands = [&[("weights", down), ("x", hidden), ("out0", products)][..], &gathered].concat();
+        self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
         let (value, residual) = self.with_residual(node.result(0));
         let (out, storage) = self.result(value);
-        let kind = ElementKind::Sum(top_k);
-        let spec = KernelSpec::Elementwise { kind, size: outputs, out: storage };
-        self.launch(spec, [rows, 1, 1], vec![made, residual, out], 0);
-        Ok(())
+        let spec = Elementwise { kind: Expression::Sum(top_k), size: outputs, out: storage };
+        self.launch(KernelSpec::Elementwise(spec), rows, &[("a", products), ("b", residual), ("out", out)])
     }
 
     /// The packed weights of all experts, `[experts, out, in]` each.
@@ -299,9 +292,4 @@ impl Builder<'_, '_> {
             _ => alone,
         }
     }
-}
-
-fn gathered_grid(spec: &MatmulSpec, rows: usize, experts: usize) -> [usize; 3] {
-    let [tiles, columns, _] = matmul_grid(spec, rows);
-    [tiles, columns, experts]
 }

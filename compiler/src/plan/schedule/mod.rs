@@ -9,14 +9,17 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::arena::{Lifetime, place};
-use super::spec::{ElementKind, KernelSpec, NEAR, NormSpec, Storage};
+use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, Storage};
+use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
-use super::{Arg, Cache, Io, Kernel, Launch, Plan, Recipe, Step, StepKind, WeightBuffer};
+use super::{Arg, Cache, Io, Kernel, Plan, Recipe, Step, StepKind, WeightBuffer};
 use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
 pub(crate) const MULTIPROCESSORS: usize = 132;
+
+/// Positions that a near step is for: up to here, what eight warps take in one go, a block that takes all keys of a head wins over keys split over blocks.
+const NEAR: usize = 128;
 
 /// What to plan for.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +64,7 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
                 continue;
             }
             builder.end(if near { StepKind::Near { batch, reach: NEAR } } else { StepKind::Decode { batch } });
-            builder.finish();
+            builder.finish()?;
         }
     }
     for &rows in &options.prompts {
@@ -74,7 +77,7 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
         builder.last_row_only();
         builder.nodes(&head, true)?;
         builder.end(StepKind::Last { rows });
-        builder.finish();
+        builder.finish()?;
     }
     Ok(planner.into_plan(graph))
 }
@@ -146,8 +149,7 @@ impl<'g> Planner<'g> {
         if let Some(known) = self.kernels.iter().position(|kernel| kernel.spec == spec) {
             return known;
         }
-        let (threads, shared_bytes) = (spec.threads() as u32, spec.shared_bytes() as u32);
-        self.kernels.push(Kernel { name: spec.name(), spec, threads, shared_bytes });
+        self.kernels.push(Kernel::new(spec));
         self.kernels.len() - 1
     }
 
@@ -189,17 +191,6 @@ struct Place {
     storage: Storage,
 }
 
-/// An argument before buffers have offsets.
-#[derive(Clone, Copy, PartialEq)]
-enum Source {
-    Ready(Arg),
-    /// Buffer `.0`, from byte `.1` on.
-    Buffer(usize, usize),
-}
-
-/// The last arguments of a kernel that can set memory to zero, when it does not.
-const NO_ZEROS: [Source; 2] = [Source::Ready(Arg::Null), Source::Ready(Arg::Number(0))];
-
 /// The launches of one step (or of two that share their buffers).
 struct Builder<'p, 'g> {
     planner: &'p mut Planner<'g>,
@@ -211,8 +202,8 @@ struct Builder<'p, 'g> {
     done: HashSet<NodeId>,
     /// The node at hand, and those that its kernels compute beside it.
     covered: Vec<NodeId>,
-    buffers: Vec<Lifetime>,
-    launches: Vec<Pending>,
+    buffers: Vec<Buffer>,
+    launches: Vec<Draft>,
     /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
     ends: Vec<(StepKind, usize, Option<usize>)>,
     logits: Option<usize>,
@@ -222,16 +213,6 @@ struct Builder<'p, 'g> {
     paired: HashMap<Value, Source>,
     /// Whether a launch is of a form that only near steps have.
     has_near_form: bool,
-}
-
-struct Pending {
-    kernel: usize,
-    grid: [u32; 3],
-    args: Vec<Source>,
-    node: String,
-    layer: Option<usize>,
-    weight_bytes: usize,
-    covers: Vec<usize>,
 }
 
 impl<'p, 'g> Builder<'p, 'g> {
@@ -295,16 +276,16 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Norm(norm) => self.norm(node, norm)?,
                 Op::Rope(_) | Op::KvAppend => self.positional(node, &op)?,
                 Op::Attention(attention) => self.attention(node, attention)?,
-                Op::Add => self.elementwise(node, ElementKind::Add)?,
-                Op::Mul => self.elementwise(node, ElementKind::Mul)?,
-                Op::Activation(activation) => self.elementwise(node, ElementKind::Activate(*activation))?,
-                Op::Scale(factor) => self.elementwise(node, ElementKind::Scale(*factor))?,
-                Op::Softcap(cap) => self.elementwise(node, ElementKind::Softcap(*cap))?,
-                Op::Clamp(limit) => self.elementwise(node, ElementKind::Clamp(*limit))?,
+                Op::Add => self.elementwise(node, Expression::Add)?,
+                Op::Mul => self.elementwise(node, Expression::Mul)?,
+                Op::Activation(activation) => self.elementwise(node, Expression::Activate(*activation))?,
+                Op::Scale(factor) => self.elementwise(node, Expression::Scale(*factor))?,
+                Op::Softcap(cap) => self.elementwise(node, Expression::Softcap(*cap))?,
+                Op::Clamp(limit) => self.elementwise(node, Expression::Clamp(*limit))?,
                 Op::Glu => {
                     let [a, b] = [self.operand(node, Role::A)?, self.operand(node, Role::B)?];
                     let per_row = self.graph().type_of(a) != self.graph().type_of(b);
-                    self.elementwise(node, ElementKind::Glu { per_row })?;
+                    self.elementwise(node, Expression::Glu { per_row })?;
                 }
                 Op::Reshape => {
                     let from = self.place(node, Role::X)?;
@@ -333,29 +314,21 @@ impl<'p, 'g> Builder<'p, 'g> {
     }
 
     /// Gives every buffer its place and hands the steps over. Steps of one builder share buffers: a head follows its body.
-    fn finish(self) {
-        let (offsets, size) = place(&self.buffers);
-        let resolve = |source: &Source| match source {
-            Source::Ready(arg) => *arg,
-            Source::Buffer(buffer, offset) => Arg::Arena(offsets[*buffer] + offset),
-        };
+    fn finish(self) -> Result<()> {
+        let (launches, offsets, size) = place(self.launches, &self.buffers)?;
         self.planner.arena_bytes = self.planner.arena_bytes.max(size);
-        let mut launches = self.launches.into_iter().map(|launch| Launch {
-            kernel: launch.kernel,
-            grid: launch.grid,
-            args: launch.args.iter().map(resolve).collect(),
-            node: launch.node,
-            layer: launch.layer,
-            weight_bytes: launch.weight_bytes,
-            covers: launch.covers,
-        });
+        let mut launches = launches.into_iter();
         let mut begin = 0;
         for (kind, end, logits) in self.ends {
-            let launches = launches.by_ref().take(end - begin).collect();
+            let launches: Vec<_> = launches.by_ref().take(end - begin).collect();
             let logits = logits.map(|buffer| offsets[buffer]);
-            self.planner.steps.push(Step { kind, launches, logits });
+            let kernels = launches.iter().map(|launch| &self.planner.kernels[launch.kernel].spec);
+            let decodes = matches!(kind, StepKind::Near { .. } | StepKind::Decode { .. });
+            let shared_share = kernels.map(|spec| spec.family().shared_share()).min().filter(|_| decodes);
+            self.planner.steps.push(Step { kind, launches, logits, shared_share });
             begin = end;
         }
+        Ok(())
     }
 
     /// Says that the kernels of the node at hand compute this one, too.
@@ -388,7 +361,7 @@ impl<'p, 'g> Builder<'p, 'g> {
     /// Whether the launch in front can set what the next one adds to to zero.
     fn can_zero(&self) -> bool {
         let begun = self.ends.last().map_or(0, |end| end.1);
-        self.few() && self.launches[begun..].last().is_some_and(|launch| launch.args.ends_with(&NO_ZEROS))
+        self.few() && self.launches[begun..].last().is_some_and(Draft::can_zero)
     }
 
     /// Whether blocks may add to `value`: its users read fp32, too.
@@ -396,22 +369,11 @@ impl<'p, 'g> Builder<'p, 'g> {
         self.can_zero() && self.storage(value) == Storage::F32
     }
 
-    /// So many bytes, four by four, that the next launch adds to and the one in front of it sets to zero.
-    fn zeroed(&mut self, bytes: usize) -> usize {
-        let buffer = self.buffer(bytes);
-        let before = self.launches.len() - 1;
-        self.buffers[buffer].first = before;
-        let args = &mut self.launches[before].args;
-        let zeros = args.len() - NO_ZEROS.len();
-        args[zeros..].copy_from_slice(&[Source::Buffer(buffer, 0), Source::Ready(Arg::Number(bytes as u64 / 4))]);
-        buffer
-    }
-
-    /// Room for a sum that the next launch makes.
+    /// Room for a sum that the next launch adds to; the launch before it sets it to zero.
     fn sum(&mut self, value: Value) -> Source {
-        let buffer = self.zeroed(self.sum_bytes(value));
-        self.set(value, Source::Buffer(buffer, 0), Storage::F32);
-        Source::Buffer(buffer, 0)
+        let buffer = Source::Buffer(self.buffer(self.sum_bytes(value)), 0);
+        self.set(value, buffer, Storage::F32);
+        buffer
     }
 
     fn sum_bytes(&self, value: Value) -> usize {
@@ -426,13 +388,13 @@ impl<'p, 'g> Builder<'p, 'g> {
     fn optional(&self, node: NodeId, role: Role) -> Result<Source> {
         match self.graph().operand(node, role) {
             Some(_) => self.pointer(node, role),
-            None => Ok(Source::Ready(Arg::Null)),
+            None => Ok(NULL),
         }
     }
 
-    /// A buffer of this many bytes a row, first written by the next launch.
+    /// A buffer of this many bytes.
     fn buffer(&mut self, bytes: usize) -> usize {
-        self.buffers.push(Lifetime { bytes, first: self.launches.len(), last: self.launches.len() });
+        self.buffers.push(Buffer { bytes, kept: false });
         self.buffers.len() - 1
     }
 
@@ -457,25 +419,32 @@ impl<'p, 'g> Builder<'p, 'g> {
         (Source::Buffer(buffer, 0), storage)
     }
 
-    fn launch(&mut self, spec: KernelSpec, grid: [usize; 3], args: Vec<Source>, weight_bytes: usize) {
-        let at = self.launches.len();
-        for arg in &args {
-            if let Source::Buffer(buffer, _) = arg {
-                // A buffer that the host reads lasts longer than its launches.
-                self.buffers[*buffer].last = self.buffers[*buffer].last.max(at);
-            }
+    /// Launches a kernel for this many rows, its operands bound to its parameters by name. Those that are not given are null.
+    fn launch(&mut self, spec: KernelSpec, rows: usize, operands: &[(&str, Source)]) -> Result<()> {
+        let family = spec.family();
+        let (grid, reads, params) =
+            (family.grid(rows).map(|blocks| blocks as u32), family.reads(rows), family.params());
+        for (name, _) in operands {
+            ensure!(params.iter().any(|param| param.name == *name), "{} has no parameter {name}", family.stem());
         }
+        let bind = |param: &kernels::Param| {
+            let given = operands.iter().find(|(name, _)| *name == param.name).map(|(_, source)| *source);
+            let source = given.unwrap_or(NULL);
+            ensure!(param.optional || source != NULL, "{} lacks its operand {}", family.stem(), param.name);
+            // A number that is not given is zero.
+            let zero = param.kind == Kind::Number && source == NULL;
+            Ok((*param, if zero { Source::Ready(Arg::Number(0)) } else { source }))
+        };
+        let operands = params.iter().map(bind).collect::<Result<_>>()?;
         let kernel = self.planner.kernel(spec);
-        let grid = grid.map(|blocks| blocks as u32);
-        self.launches.push(Pending {
-            kernel,
-            grid,
-            args,
-            node: String::new(),
-            layer: None,
-            weight_bytes,
-            covers: Vec::new(),
-        });
+        let (node, layer, covers) = (String::new(), None, Vec::new());
+        self.launches.push(Draft { kernel, grid, operands, node, layer, reads, covers });
+        Ok(())
+    }
+
+    /// The number of rows, as an operand.
+    fn count(&self) -> Source {
+        Source::Ready(Arg::Number(self.rows.count as u64))
     }
 
     fn io(&self, decode: Io, prompt: Io) -> Source {
@@ -502,7 +471,7 @@ impl<'p, 'g> Builder<'p, 'g> {
     /// An fp32 copy of a weight, `offset` added; null where the node has none.
     fn vector(&mut self, node: NodeId, role: Role, offset: f32) -> Result<Source> {
         if self.graph().operand(node, role).is_none() {
-            return Ok(Source::Ready(Arg::Null));
+            return Ok(NULL);
         }
         let (tensor, sizes) = self.weight(node, role)?;
         let size = sizes.iter().product();
@@ -524,7 +493,7 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     /// The host reads this buffer after the step: nothing may take its place.
     fn keep(&mut self, buffer: usize) {
-        self.buffers[buffer].last = usize::MAX;
+        self.buffers[buffer].kept = true;
     }
 
     fn norm(&mut self, node: NodeId, norm: &Norm) -> Result<()> {
@@ -533,7 +502,7 @@ impl<'p, 'g> Builder<'p, 'g> {
         let size = ty.last_size().context("a norm of a symbolic dimension")?;
         let rows = self.rows.count * ty.row_size() / size;
         let (out, storage) = self.result_f32(node.result(0));
-        let spec = NormSpec { kind: norm.kind, size, eps: norm.eps, paired: false, out: storage };
+        let spec = kernels::Norm { kind: norm.kind, size, eps: norm.eps, paired: false, out: storage };
         self.norm_rows(node, norm.offset, spec, x, out, rows)
     }
 
@@ -542,15 +511,14 @@ impl<'p, 'g> Builder<'p, 'g> {
         &mut self,
         node: NodeId,
         offset: f32,
-        spec: NormSpec,
+        spec: kernels::Norm,
         x: Source,
         out: Source,
         rows: usize,
     ) -> Result<()> {
         let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
-        self.launch(KernelSpec::Norm(spec), [rows, 1, 1], vec![x, weight, bias, out], 0);
-        Ok(())
+        self.launch(KernelSpec::Norm(spec), rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])
     }
 
     /// Room for a result that its kernel stores as fp32.
@@ -560,16 +528,17 @@ impl<'p, 'g> Builder<'p, 'g> {
         (Source::Buffer(buffer, 0), Storage::F32)
     }
 
-    fn elementwise(&mut self, node: NodeId, kind: ElementKind) -> Result<()> {
+    fn elementwise(&mut self, node: NodeId, kind: Expression) -> Result<()> {
         let (a, b) = match kind {
-            ElementKind::Add | ElementKind::Mul | ElementKind::Glu { .. } => {
+            Expression::Add | Expression::Mul | Expression::Glu { .. } => {
                 (self.pointer(node, Role::A)?, self.pointer(node, Role::B)?)
             }
-            _ => (self.pointer(node, Role::X)?, Source::Ready(Arg::Null)),
+            _ => (self.pointer(node, Role::X)?, NULL),
         };
         let size = self.graph().type_of(node.result(0)).row_size();
         let (out, storage) = self.result(node.result(0));
-        self.launch(KernelSpec::Elementwise { kind, size, out: storage }, [self.rows.count, 1, 1], vec![a, b, out], 0);
+        let spec = KernelSpec::Elementwise(Elementwise { kind, size, out: storage });
+        self.launch(spec, self.rows.count, &[("a", a), ("b", b), ("out", out)])?;
         self.note_logits(node);
         Ok(())
     }

@@ -2,10 +2,13 @@
 
 use anyhow::{Result, bail, ensure};
 
-use super::shapes::{matmul_grid, matmul_shape, matvec_shape};
-use super::{Builder, NO_ZEROS, Place, Source};
+use super::shapes::{matmul_shape, shape_matvec};
+use super::{Builder, Place};
 use crate::ir::{Activation, Epilogue, Matmul, NodeId, Norm, Op, Results, Role, Value};
-use crate::plan::spec::{ElementKind, KernelSpec, MatvecSpec, NormSpec, SAMPLE_CLUSTER, Storage, Tiles};
+use crate::plan::kernels::{
+    self, Elementwise, Embedding, Expression, KernelSpec, Matvec, SAMPLE_CLUSTER, Sample, Storage, Tiles,
+};
+use crate::plan::place::{NULL, Source};
 use crate::plan::{Arg, Io, Part, Recipe};
 
 impl Builder<'_, '_> {
@@ -15,27 +18,25 @@ impl Builder<'_, '_> {
         let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: false };
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
-        let spec = KernelSpec::Embedding(Tiles { k, rows: vec![rows], gated: false, out: storage });
+        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
         let ids = match self.graph().op(self.operand(node, Role::Ids)?.node) {
             Op::Input(name) if name == "positions" => self.positions(),
             _ => self.io(Io::Tokens, Io::PromptTokens),
         };
-        let grid = [self.rows.count, k.div_ceil(spec.threads()), 1];
-        let bytes = self.rows.count * k * 2;
-        self.launch(spec, grid, vec![Source::Ready(Arg::Weight(table)), ids, out], bytes);
-        Ok(())
+        let operands = [("weights", Source::Ready(Arg::Weight(table))), ("tokens", ids), ("out", out)];
+        self.launch(KernelSpec::Embedding(Embedding { tiles }), self.rows.count, &operands)
     }
 
     /// A copy of an activation in bfloat16, for a product.
-    pub(super) fn rounded(&mut self, from: Place, size: usize) -> Source {
+    pub(super) fn rounded(&mut self, from: Place, size: usize) -> Result<Source> {
         if from.storage == Storage::BF16 {
-            return from.arg;
+            return Ok(from.arg);
         }
         let buffer = self.buffer(self.rows.count * size * 2);
-        let spec = KernelSpec::Elementwise { kind: ElementKind::Scale(1.0), size, out: Storage::BF16 };
+        let spec = Elementwise { kind: Expression::Scale(1.0), size, out: Storage::BF16 };
         let out = Source::Buffer(buffer, 0);
-        self.launch(spec, [self.rows.count, 1, 1], vec![from.arg, Source::Ready(Arg::Null), out], 0);
-        out
+        self.launch(KernelSpec::Elementwise(spec), self.rows.count, &[("a", from.arg), ("out", out)])?;
+        Ok(out)
     }
 
     pub(super) fn matmul(&mut self, node: NodeId, matmul: &Matmul, sample: bool) -> Result<()> {
@@ -70,16 +71,15 @@ impl Builder<'_, '_> {
             let bias = if biases.iter().any(|(name, _)| name.is_some()) {
                 Source::Ready(Arg::Weight(self.planner.weight(Recipe::Biases { parts: biases, gated })))
             } else {
-                Source::Ready(Arg::Null)
+                NULL
             };
             let rows: Vec<usize> =
                 if gated { vec![parts[0].rows] } else { parts.iter().map(|part| part.rows).collect() };
-            let bytes = parts.iter().map(|part| part.rows * x_size * 2).sum();
             let recipe = Recipe::Tiles { parts, k: x_size, gated, transposed: matmul.transposed };
             let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
             let x = self.place(node, Role::X)?;
             let residual = self.optional(node, Role::Residual)?;
-            let product = Product { node, matmul, packed, bias, residual, bytes };
+            let product = Product { node, matmul, packed, bias, residual };
             if self.few() {
                 self.matvec(&product, x, x_size, rows, &outputs, sample)?;
             } else {
@@ -99,7 +99,7 @@ impl Builder<'_, '_> {
         outputs: &[usize],
         sample: bool,
     ) -> Result<()> {
-        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let &Product { node, matmul, packed, bias, residual } = product;
         // What a norm of its own made is rounded no more than what a norm within makes.
         let paired = matmul.norm.is_none() && x.storage == Storage::F32 && self.norm_of(node)?.is_some();
         let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
@@ -109,38 +109,30 @@ impl Builder<'_, '_> {
             residual,
             norm_weight: self.vector(node, Role::NormWeight, offset)?,
             norm_bias: self.vector(node, Role::NormBias, 0.0)?,
-            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k) },
-            bytes,
+            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k)? },
             ..Operands::default()
         };
         let argmax = matmul.sample && sample;
-        let mut spec = MatvecSpec {
-            tiles: Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: Storage::F32 },
-            batch: self.rows.count,
-            warps: 0,
-            depth: 0,
-            unit: 1,
-            split: 1,
+        let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: Storage::F32 };
+        let mut spec = Matvec {
             norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
             paired,
-            combine: None,
             activation: activation_of(matmul.epilogue),
             residual: matmul.residual,
             argmax,
-            late: false,
-            ahead: false,
-            router: None,
+            ..Matvec::plain(tiles, self.rows.count)
         };
         let may_sum =
             matmul.norm.is_none() && !paired && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
-        let blocks = self.shaped(&mut spec, node.result(outputs[0]), may_sum, &mut operands)?;
+        self.shape(&mut spec, node.result(outputs[0]), may_sum, &mut operands)?;
         if spec.split == 1 {
             (operands.outs, spec.tiles.out) = self.outputs(node, outputs);
         }
+        let blocks = spec.blocks;
         let maxima = argmax.then(|| self.buffer(self.rows.count * blocks * 8));
         operands.maxima = maxima.map_or(NULL, |buffer| Source::Buffer(buffer, 0));
         let logits = operands.outs[0];
-        self.launch(KernelSpec::Matvec(spec), [blocks, 1, 1], operands.args(), operands.bytes);
+        self.launch(KernelSpec::Matvec(spec), self.rows.count, &operands.named())?;
         if let Some(maxima) = maxima {
             self.sample(node, Some((logits, maxima, blocks)))?;
         }
@@ -148,27 +140,23 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// Gives a product of few rows its shape and returns its blocks. Where several blocks share a row tile, `value` becomes a sum. Where a router reads
-    /// it, its logits become sums, too. `may_sum`: results are plain products, at most with something added.
-    pub(super) fn shaped(
+    /// Gives a product of few rows its launch shape. Where several blocks share a row tile, `value` becomes a sum. Where a router reads it, its logits become
+    /// sums, too. `may_sum`: results are plain products, at most with something added.
+    pub(super) fn shape(
         &mut self,
-        spec: &mut MatvecSpec,
+        spec: &mut Matvec,
         value: Value,
         may_sum: bool,
         operands: &mut Operands,
-    ) -> Result<usize> {
-        let shape = matvec_shape(spec, may_sum && self.can_sum(value), self.planner.tuning);
-        (spec.warps, spec.depth, spec.unit, spec.split) = (shape.warps, shape.depth, shape.unit, shape.split);
-        let tuned = self.planner.tuning.matvec(&spec.tuning_key());
-        spec.late = tuned.is_some_and(|entry| entry.late);
-        spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
-        let router = if may_sum && self.can_zero() { self.router_of(value, shape.unit) } else { None };
+    ) -> Result<()> {
+        shape_matvec(spec, may_sum && self.can_sum(value), self.planner.tuning);
+        let router = if may_sum && self.can_zero() { self.router_of(value, spec.unit) } else { None };
         match router {
             Some(router) => self.sum_logits(value, router, spec, operands)?,
             None if spec.split > 1 => operands.outs[0] = self.sum(value),
             None => {}
         }
-        Ok(shape.blocks)
+        Ok(())
     }
 
     /// A product of many rows; its norm is a kernel of its own.
@@ -180,7 +168,7 @@ impl Builder<'_, '_> {
         rows: Vec<usize>,
         outputs: &[usize],
     ) -> Result<()> {
-        let &Product { node, matmul, packed, bias, residual, bytes } = product;
+        let &Product { node, matmul, packed, bias, residual } = product;
         let apart = self.norm_of(node)?;
         let (x, paired) = match (&matmul.norm, apart) {
             (Some(norm), _) => (self.paired_norm(node, norm, x.arg, k)?, true),
@@ -192,15 +180,16 @@ impl Builder<'_, '_> {
                 self.paired.insert(of.result(0), out);
                 (out, true)
             }
-            (None, None) => (self.rounded(x, k), false),
+            (None, None) => (self.rounded(x, k)?, false),
         };
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
         let spec = matmul_shape(tiles, paired, activation_of(matmul.epilogue), self.rows.count);
-        let grid = matmul_grid(&spec, self.rows.count);
-        let count = Source::Ready(Arg::Number(self.rows.count as u64));
-        let args = vec![packed, x, bias, residual, outs[0], outs[1], outs[2], count];
-        self.launch(KernelSpec::Matmul(spec), grid, args, bytes);
+        let [out0, out1, out2] = outs;
+        let mut operands =
+            vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual), ("rows", self.count())];
+        operands.extend([("out0", out0), ("out1", out1), ("out2", out2)]);
+        self.launch(KernelSpec::Matmul(spec), self.rows.count, &operands)?;
         self.note_logits(node);
         Ok(())
     }
@@ -218,14 +207,14 @@ impl Builder<'_, '_> {
     /// Rows of `x` under the norm that `node` has or is, two bfloat16 a value.
     fn paired_norm(&mut self, node: NodeId, norm: &Norm, x: Source, k: usize) -> Result<Source> {
         let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
-        let spec = NormSpec { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: Storage::BF16 };
+        let spec = kernels::Norm { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: Storage::BF16 };
         self.norm_rows(node, norm.offset, spec, x, out, self.rows.count)?;
         Ok(out)
     }
 
     /// Places for these results of a product, the rest null. One storage for all.
     fn outputs(&mut self, node: NodeId, outputs: &[usize]) -> ([Source; 3], Storage) {
-        let mut places = [Source::Ready(Arg::Null); 3];
+        let mut places = [NULL; 3];
         let mut storage = Storage::F32;
         for (slot, &output) in outputs.iter().enumerate() {
             (places[slot], storage) = self.result(node.result(output));
@@ -247,24 +236,23 @@ impl Builder<'_, '_> {
     pub(super) fn sample(&mut self, node: NodeId, fused: Option<(Source, usize, usize)>) -> Result<()> {
         let (logits, maxima, blocks) = match fused {
             Some((logits, maxima, blocks)) => (logits, Source::Buffer(maxima, 0), blocks),
-            None => (self.pointer(node, Role::X)?, Source::Ready(Arg::Null), 0),
+            None => (self.pointer(node, Role::X)?, NULL, 0),
         };
         let vocabulary = self.graph().outputs.first().map_or(0, |&logits| self.graph().type_of(logits).row_size());
         let io = |io| Source::Ready(Arg::Io(io, 0));
-        let args = vec![
-            logits,
-            maxima,
-            self.positions(),
-            self.sequences(),
-            io(Io::Parameters),
-            io(Io::Tokens),
-            io(Io::Positions),
-            io(Io::Ring),
-        ];
         let cluster = if self.planner.clusters { SAMPLE_CLUSTER } else { 1 };
-        let spec = KernelSpec::Sample { vocabulary, maxima: blocks, cluster };
-        self.launch(spec, [cluster, self.rows.count, 1], args, 0);
-        Ok(())
+        let spec = KernelSpec::Sample(Sample { vocabulary, maxima: blocks, cluster });
+        let operands = [
+            ("logits", logits),
+            ("maxima", maxima),
+            ("positions", self.positions()),
+            ("sequences", self.sequences()),
+            ("parameters", io(Io::Parameters)),
+            ("next_tokens", io(Io::Tokens)),
+            ("next_positions", io(Io::Positions)),
+            ("ring", io(Io::Ring)),
+        ];
+        self.launch(spec, self.rows.count, &operands)
     }
 }
 
@@ -275,7 +263,6 @@ struct Product<'m> {
     packed: Source,
     bias: Source,
     residual: Source,
-    bytes: usize,
 }
 
 /// The operands of a product of few rows.
@@ -293,11 +280,7 @@ pub(super) struct Operands {
     pub maxima: Source,
     /// Packed weight, norm weight and logits of the router that reads the result.
     pub router: Option<[Source; 3]>,
-    /// Of weights that are read.
-    pub bytes: usize,
 }
-
-const NULL: Source = Source::Ready(Arg::Null);
 
 impl Default for Operands {
     fn default() -> Operands {
@@ -313,21 +296,32 @@ impl Default for Operands {
             positions: NULL,
             maxima: NULL,
             router: None,
-            bytes: 0,
         }
     }
 }
 
 impl Operands {
-    /// In the order of the kernel's parameters.
-    pub fn args(&self) -> Vec<Source> {
+    /// By the names of the kernel's parameters.
+    pub fn named(&self) -> Vec<(&'static str, Source)> {
         let [out0, out1, out2] = self.outs;
-        let mut args =
-            vec![self.packed, self.x, self.norm_weight, self.norm_bias, self.bias, self.residual, out0, out1, out2];
-        args.extend([self.statistics, self.positions, self.maxima]);
-        args.extend(self.router.into_iter().flatten());
-        args.extend(NO_ZEROS);
-        args
+        let mut operands = vec![
+            ("weights", self.packed),
+            ("x", self.x),
+            ("norm_weight", self.norm_weight),
+            ("norm_bias", self.norm_bias),
+            ("bias", self.bias),
+            ("residual", self.residual),
+            ("out0", out0),
+            ("out1", out1),
+            ("out2", out2),
+            ("statistics", self.statistics),
+            ("positions", self.positions),
+            ("maxima", self.maxima),
+        ];
+        if let Some([router, router_norm, logits]) = self.router {
+            operands.extend([("router", router), ("router_norm", router_norm), ("logits", logits)]);
+        }
+        operands
     }
 }
 

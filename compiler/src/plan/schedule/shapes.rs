@@ -2,29 +2,19 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
-use crate::plan::spec::{
-    AttentionProjectionSpec, AttentionSpec, ExpertsHiddenSpec, ExpertsSpec, Gather, MatmulSpec, MatvecSpec, Storage,
-    Tiles,
+use crate::plan::kernels::{
+    AttentionProjection, ExpertsHidden, ExpertsSum, Family, Gather, Heads, Matmul, Matvec, Storage, Tiles,
 };
-use crate::plan::tuning::{AttentionTuning, Tuning};
-
-/// How a product of few rows is laid over the device.
-pub(super) struct Shape {
-    pub warps: usize,
-    pub depth: usize,
-    pub unit: usize,
-    pub split: usize,
-    pub blocks: usize,
-}
+use crate::plan::tuning::{AttentionTuning, MatvecTuning, Tuning};
 
 /// Two blocks share the columns of a row tile where there are too few row tiles to occupy the device, if their results may be `summed`.
 ///
 /// 64 KB of weights in flight a block, two blocks a multiprocessor, is what was best on an H200 (Llama-3.2-1B, batch 1, us a step: 8 warps
 /// by 8 pairs 694, one block a multiprocessor 753). Row tiles are finished together where a ring has room for several.
-pub(super) fn matvec_shape(spec: &MatvecSpec, summed: bool, tuning: &Tuning) -> Shape {
-    let tuned = tuning.matvec(&spec.tuning_key());
+pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
+    let tuned = tuned_product(spec, tuning);
     let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
-    let (tiles, pairs) = (spec.tiles.count(), spec.tiles.k.div_ceil(32));
+    let (tiles, pairs) = (spec.tiles.count(), spec.tiles.pairs());
     let slots = per_multiprocessor * MULTIPROCESSORS;
     let split = if summed && 2 * tiles <= slots && pairs.is_multiple_of(2) { 2 } else { 1 };
     let share = pairs.div_ceil(split).div_ceil(warps);
@@ -37,7 +27,17 @@ pub(super) fn matvec_shape(spec: &MatvecSpec, summed: bool, tuning: &Tuning) -> 
     };
     let units = tiles.div_ceil(unit);
     let turns = (units * split).div_ceil(slots);
-    Shape { warps, depth, unit, split, blocks: units.div_ceil(turns) * split }
+    (spec.warps, spec.depth, spec.unit, spec.split) = (warps, depth, unit, split);
+    spec.blocks = units.div_ceil(turns) * split;
+    spec.staged = spec.can_stage();
+    spec.late = tuned.is_some_and(|entry| entry.late);
+    spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
+}
+
+/// The record's entry for a product.
+fn tuned_product<'t>(spec: &dyn Family, tuning: &'t Tuning) -> Option<&'t MatvecTuning> {
+    // A product's key has its own rows of x.
+    tuning.product(&spec.tuning(0)?)
 }
 
 /// Query heads that a block takes, of those that share a key head: up to four, whose weights fill a product's columns with what rounding keeps and
@@ -110,7 +110,7 @@ pub(super) struct ClusterShape {
 /// against keys split over blocks: where one block takes all keys of a head, Llama-3.2-1B takes 645, and its record says so. With a cluster for each row
 /// SmolLM2 takes 287 against 306 at two rows, if the next kernel begins late.
 pub(super) fn cluster_shape(
-    spec: &AttentionSpec,
+    spec: &Heads,
     rows: usize,
     batch: usize,
     tuned: Option<&AttentionTuning>,
@@ -123,50 +123,45 @@ pub(super) fn cluster_shape(
     let slice = tuned.unwrap_or_else(|| rows.div_ceil(16).div_ceil(BLOCKS / cluster));
     let columns = spec.heads * spec.head_dim / cluster;
     let tiles = Tiles { k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
-    let whole = AttentionProjectionSpec { attention: spec.clone(), tiles, batch: near_rows, cluster, slice };
+    let whole = AttentionProjection { attention: spec.clone(), tiles, batch: near_rows, cluster, slice };
     let wins = tuned.is_some() || (spec.head_dim <= 64 && batch == 1);
     let fits = || columns.is_multiple_of(32) && whole.shared_bytes() <= MOST_SHARED;
     (slice > 0 && wins && fits()).then_some(ClusterShape { cluster, slice, rows: near_rows })
 }
 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
-pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activation>, rows: usize) -> MatmulSpec {
+pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activation>, rows: usize) -> Matmul {
     let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 2, 2) };
-    MatmulSpec { tiles, row_tiles, columns, row_warps, split, paired, activation, gather: None }
-}
-
-pub(super) fn matmul_grid(spec: &MatmulSpec, rows: usize) -> [usize; 3] {
-    [spec.tiles.count().div_ceil(spec.row_tiles * spec.row_warps), rows.div_ceil(8 * spec.columns), 1]
+    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation, gather: None }
 }
 
 /// Products of experts with `rows` rows, each to `top_k` of them: as many rows side by side as an expert has on the average.
-pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Gather) -> MatmulSpec {
+pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Gather) -> Matmul {
     let columns = (rows * gather.top_k).div_ceil(8 * gather.experts).next_power_of_two().min(8);
     let gather = Some(gather);
-    MatmulSpec { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
+    Matmul { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
 }
 
-/// The shape of what experts have inside: the row tiles of all that a step may need in turn over the blocks.
-pub(super) fn experts_hidden_shape(spec: &ExpertsHiddenSpec, tuning: &Tuning) -> Shape {
-    let tuned = tuning.matvec(&spec.tuning_key());
+/// The shape of the experts' hidden values: the row tiles of all that a step may need in turn over the blocks.
+pub(super) fn shape_experts_hidden(spec: &mut ExpertsHidden, tuning: &Tuning) {
+    let tuned = tuned_product(spec, tuning);
     let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
-    let products = &spec.products;
-    let row_tiles = products.most() * products.tiles.count();
-    let share = products.tiles.k.div_ceil(32).div_ceil(warps);
+    let row_tiles = spec.route.most(spec.batch) * spec.tiles.count();
+    let share = spec.tiles.pairs().div_ceil(warps);
     let even = || (most / 2 + 1..=most).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(most);
     let depth = if share <= most { share } else { even() };
     let turns = row_tiles.div_ceil(per_multiprocessor * MULTIPROCESSORS);
-    Shape { warps, depth, unit: 1, split: 1, blocks: row_tiles.div_ceil(turns) }
+    (spec.warps, spec.depth, spec.blocks) = (warps, depth, row_tiles.div_ceil(turns));
 }
 
 /// The shape of the sum of experts: a row tile has the pairs of each of all that a step may need.
 ///
 /// A warp takes as many pairs of one expert as of another, so the number of warps is one that shares them out evenly. Two blocks share the
-/// columns of a row tile where there are few, if their results may be `summed`. 64 KB of weights in flight a block.
-pub(super) fn experts_sum_shape(spec: &ExpertsSpec, summed: bool, tuning: &Tuning) -> Shape {
-    let tuned = tuning.matvec(&spec.sum_tuning_key());
+/// columns of a row tile where there are few, if their results may be `summed`. 64 KB of weights in flight per block.
+pub(super) fn shape_experts_sum(spec: &mut ExpertsSum, summed: bool, tuning: &Tuning) {
+    let tuned = tuned_product(spec, tuning);
     let slots = tuned.map_or(2, |entry| entry.blocks) * MULTIPROCESSORS;
-    let (row_tiles, pairs, most) = (spec.tiles.count(), spec.tiles.k.div_ceil(32), spec.most());
+    let (row_tiles, pairs, most) = (spec.tiles.count(), spec.tiles.pairs(), spec.route.most(spec.batch));
     let split = if summed && 2 * row_tiles <= slots && pairs > 1 { 2 } else { 1 };
     let pairs = pairs.div_ceil(split);
     let padded = |warps: usize| pairs.div_ceil(warps) * warps;
@@ -176,5 +171,8 @@ pub(super) fn experts_sum_shape(spec: &ExpertsSpec, summed: bool, tuning: &Tunin
     let (turns, held) = (most * pairs.div_ceil(warps), tuned.map_or(64 / warps, |entry| entry.depth));
     let depth = (held.div_ceil(2)..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
     let turns = (row_tiles * split).div_ceil(slots);
-    Shape { warps, depth, unit: 1, split, blocks: row_tiles.div_ceil(turns) * split }
+    (spec.warps, spec.depth, spec.split) = (warps, depth, split);
+    spec.blocks = row_tiles.div_ceil(turns) * split;
+    spec.staged = spec.can_stage();
+    spec.late = tuned.is_some_and(|entry| entry.late);
 }

@@ -1,0 +1,248 @@
+//! The values that families share, and how templates print them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Activation functions, by the names of torch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · Φ(x)`, exact.
+    Gelu,
+    /// The tanh approximation of gelu.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)²`.
+    Relu2,
+}
+
+impl Activation {
+    /// Every activation function.
+    pub const ALL: [Activation; 5] =
+        [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Relu2];
+
+    /// The name in descriptions and in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Relu => "relu",
+            Activation::Relu2 => "relu2",
+        }
+    }
+
+    /// The activation of that name.
+    pub fn parse(name: &str) -> Option<Activation> {
+        Activation::ALL.into_iter().find(|activation| activation.name() == name)
+    }
+}
+
+/// The two normalisations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps)`.
+    Rms,
+    /// `(x - mean(x)) / sqrt(var(x) + eps)`.
+    Layer,
+}
+
+impl NormKind {
+    /// `rms_norm` or `layer_norm`.
+    pub fn name(self) -> &'static str {
+        match self {
+            NormKind::Rms => "rms_norm",
+            NormKind::Layer => "layer_norm",
+        }
+    }
+}
+
+/// What makes shares of a router's logits, in fp32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Softmax over all experts.
+    Softmax,
+    /// The sigmoid of each.
+    Sigmoid,
+}
+
+impl Scoring {
+    /// `softmax` or `sigmoid`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scoring::Softmax => "softmax",
+            Scoring::Sigmoid => "sigmoid",
+        }
+    }
+}
+
+/// How results are stored. Prints as the type in CUDA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// `float`.
+    F32,
+    /// bfloat16 in a `u16`.
+    BF16,
+}
+
+impl Storage {
+    /// Bytes per value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Storage::F32 => 4,
+            Storage::BF16 => 2,
+        }
+    }
+
+    /// `f32` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Storage::F32 => "f32",
+            Storage::BF16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Storage::F32 => "float",
+            Storage::BF16 => "u16",
+        })
+    }
+}
+
+/// A float constant: the shortest decimal that reads back as the same `float`.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Float(pub f32);
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}f", self.0)
+    }
+}
+
+/// The number by which `device.cuh` knows an activation.
+pub(crate) fn activation_code(activation: Option<Activation>) -> usize {
+    match activation {
+        Some(Activation::Silu) => 0,
+        Some(Activation::Gelu) => 1,
+        Some(Activation::GeluTanh) => 2,
+        Some(Activation::Relu) => 3,
+        Some(Activation::Relu2) => 4,
+        None => 5,
+    }
+}
+
+/// The number by which templates know a norm.
+pub(crate) fn norm_code(norm: Option<(NormKind, f32)>) -> usize {
+    match norm {
+        None => 0,
+        Some((NormKind::Rms, _)) => 1,
+        Some((NormKind::Layer, _)) => 2,
+    }
+}
+
+pub(crate) fn norm_eps(norm: Option<(NormKind, f32)>) -> Float {
+    Float(norm.map_or(0.0, |(_, eps)| eps))
+}
+
+/// `_NAME` where `set`, for stems.
+pub(crate) fn mark(set: bool, name: &'static str) -> &'static str {
+    if set { name } else { "" }
+}
+
+/// Threads of the kernels whose blocks have one row.
+pub(crate) const ROW_THREADS: usize = 256;
+
+/// Shared memory that a product without a norm may take for its rows; it reads larger ones from L2.
+pub(crate) const MOST_STAGED: usize = 64 << 10;
+
+/// The packed weight of a product (`tiles.cuh`) and the storage of its results.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tiles {
+    /// Columns.
+    pub k: usize,
+    /// Rows of each output, one to three of them.
+    pub rows: Vec<usize>,
+    /// Two weights of `rows[0]` rows make one output: gate and up share a tile.
+    pub gated: bool,
+    /// Storage of the outputs.
+    pub out: Storage,
+}
+
+impl Tiles {
+    /// Row tiles in all.
+    pub fn count(&self) -> usize {
+        let rows_per_tile = if self.gated { 8 } else { 16 };
+        self.rows.iter().map(|rows| rows.div_ceil(rows_per_tile)).sum()
+    }
+
+    /// Pairs of tiles in a row tile.
+    pub fn pairs(&self) -> usize {
+        self.k.div_ceil(32)
+    }
+
+    /// Bytes of the weight's values, as bfloat16.
+    pub fn weight_bytes(&self) -> usize {
+        self.rows.iter().sum::<usize>() * if self.gated { 2 } else { 1 } * self.k * 2
+    }
+
+    pub(crate) fn row(&self, output: usize) -> usize {
+        self.rows.get(output).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn suffix(&self) -> String {
+        let rows: Vec<String> = self.rows.iter().map(usize::to_string).collect();
+        format!("{}_k{}_n{}", self.out.name(), self.k, rows.join("_"))
+    }
+}
+
+/// How the keys of a row are split over blocks (`splits.cuh`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Splits {
+    /// Blocks per key head at most.
+    pub max: usize,
+    /// Keys that make a further block worth its while.
+    pub keys: usize,
+    /// Sliding window; 0: none.
+    pub window: usize,
+}
+
+/// The angles of a rotary position embedding, worked out (`rope.cuh`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RopeTable {
+    /// Values of a head that rotate.
+    pub dim: usize,
+    /// Pairs are neighbours.
+    pub interleaved: bool,
+    /// Radians per position, `dim / 2` of them.
+    pub frequencies: Vec<f32>,
+    /// Multiplies cosine and sine.
+    pub magnitude: f32,
+}
+
+/// What `rope.cuh` prints of a table, or of none.
+pub(crate) struct Turns {
+    pub frequencies: String,
+    pub dim: usize,
+    pub interleaved: bool,
+    pub magnitude: Float,
+}
+
+impl Turns {
+    pub fn of(table: Option<&RopeTable>) -> Turns {
+        let Some(RopeTable { dim, interleaved, frequencies, magnitude }) = table else {
+            return Turns { frequencies: "0.0f".into(), dim: 0, interleaved: false, magnitude: Float(1.0) };
+        };
+        let list: Vec<String> = frequencies.iter().map(|&frequency| Float(frequency).to_string()).collect();
+        Turns { frequencies: list.join(", "), dim: *dim, interleaved: *interleaved, magnitude: Float(*magnitude) }
+    }
+}

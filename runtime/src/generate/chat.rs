@@ -4,11 +4,12 @@
 //! `strftime_now`, a `tojson` that writes as Python's json does, and `{% generation %}` blocks that change nothing.
 
 mod python;
+mod sources;
 
+use self::sources::Sources;
 use super::tokenizer::files::{read_tokenizer_config, template_names};
 use crate::weights::{Checkpoint, gguf};
-use anyhow::{Context, Result, anyhow, bail};
-use fusec::files::read_text;
+use anyhow::{Context, Result, anyhow};
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -38,13 +39,15 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// `bos_token`, `eos_token` and the like, as the template may write them.
     specials: Map<String, Value>,
+    /// The template in its place where there are tools.
+    tool_use: Option<String>,
 }
 
 const NAME: &str = "chat_template";
 
 impl ChatTemplate {
-    /// The template of a Hugging Face directory (chat_template.jinja, else `chat_template` of tokenizer_config.json) or of a GGUF file; `None` where
-    /// the model has none.
+    /// The template of a Hugging Face directory (chat_template.jinja, else `chat_template` of tokenizer_config.json, else chat_template.json) or of a
+    /// GGUF file; `None` where the model has none. Of several, the one called "default", and "tool_use" where there are tools.
     pub fn open(path: &Path) -> Result<Option<ChatTemplate>> {
         if path.is_dir() {
             ChatTemplate::from_directory(path)
@@ -77,7 +80,8 @@ impl ChatTemplate {
                 specials.insert(key.to_owned(), json!(token));
             }
         }
-        ChatTemplate::new(source, specials).map(Some)
+        let tool_use = metadata.text("tokenizer.chat_template.tool_use").map(str::to_owned);
+        Ok(Some(ChatTemplate { tool_use, ..ChatTemplate::new(source, specials)? }))
     }
 
     /// A template from its source. `specials` are variables that it may use, `bos_token` and `eos_token` above all.
@@ -89,7 +93,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_blocks(&with_plain_line_ends(source)))
             .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
-        Ok(ChatTemplate { environment, specials })
+        Ok(ChatTemplate { environment, specials, tool_use: None })
     }
 
     /// The text of a conversation. `add_generation_prompt` ends it with the start of the assistant's turn.
@@ -112,33 +116,23 @@ impl ChatTemplate {
         context.extend(variables);
         context.insert("messages".to_owned(), messages);
         context.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
-        let template = self.environment.get_template(NAME).expect("the constructor adds the template");
-        template.render(Serde(&context)).map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
+        let tool_use = self.tool_use.as_ref().filter(|_| !context["tools"].is_null());
+        let text = match tool_use.map(|source| without_generation_blocks(&with_plain_line_ends(source))) {
+            Some(source) => self.environment.render_str(&source, Serde(&context)),
+            None => {
+                let template = self.environment.get_template(NAME).expect("the constructor adds the template");
+                template.render(Serde(&context))
+            }
+        };
+        text.map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
     }
 
     fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {
-        let config_path = directory.join("tokenizer_config.json");
         let config = read_tokenizer_config(directory)?;
-        let file = directory.join("chat_template.jinja");
-        let source = if file.exists() {
-            read_text(&file)?
-        } else {
-            match config.get("chat_template") {
-                None | Some(Value::Null) => return Ok(None),
-                Some(Value::String(source)) => source.clone(),
-                Some(Value::Array(named)) => default_of(named).with_context(|| config_path.display().to_string())?,
-                Some(_) => bail!("{}: chat_template is neither text nor a list", config_path.display()),
-            }
-        };
-        ChatTemplate::new(&source, template_names(&config)).with_context(|| directory.display().to_string()).map(Some)
+        let Some(Sources { default, tool_use }) = Sources::of_directory(directory, &config)? else { return Ok(None) };
+        let template = ChatTemplate::new(&default, template_names(&config)).with_context(|| directory.display().to_string())?;
+        Ok(Some(ChatTemplate { tool_use, ..template }))
     }
-}
-
-/// The template called "default" of a list of named ones.
-fn default_of(named: &[Value]) -> Result<String> {
-    let template = named.iter().find(|template| template.get("name").is_some_and(|name| name == "default"));
-    let source = template.and_then(|template| template.get("template")?.as_str());
-    Ok(source.context("chat_template has no template called 'default'")?.to_owned())
 }
 
 /// Every line ends in LF, as Jinja2 makes it before it parses.

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::*;
 
 fn template(source: &str) -> ChatTemplate {
@@ -116,9 +118,70 @@ fn refusals_and_broken_templates_are_one_line() {
     );
 }
 
+/// What a directory with these files renders, with and without tools; or what is wrong with it.
+fn rendered(files: &[(&str, String)]) -> Result<Option<[String; 2]>, String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("fuserun-chat-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir(&folder).unwrap();
+    for (name, text) in files {
+        let path = folder.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let template = ChatTemplate::open(&folder).map_err(|error| format!("{error:#}"));
+    std::fs::remove_dir_all(&folder).unwrap();
+    let template = template?;
+    Ok(template.map(|template| {
+        [Value::Null, json!([])].map(|tools| {
+            let variables = Map::from_iter([("tools".to_owned(), tools)]);
+            template.render_json(json!([]), true, variables).unwrap()
+        })
+    }))
+}
+
 #[test]
-fn named_templates_give_the_default() {
-    let named = [json!({ "name": "tool_use", "template": "t" }), json!({ "name": "default", "template": "d" })];
-    assert_eq!(default_of(&named).unwrap(), "d");
-    assert!(default_of(&named[..1]).is_err());
+fn named_templates_give_the_default_and_another_for_tools() {
+    let (default, tools) =
+        (json!({ "name": "default", "template": "d" }), json!({ "name": "tool_use", "template": "t" }));
+    let both = Ok(Some(["d".to_owned(), "t".to_owned()]));
+    let file = |template: Value| json!({ "chat_template": template }).to_string();
+    let rag = json!({ "name": "rag", "template": "r" });
+    for template in [json!([tools, default, rag]), json!({ "default": "d", "tool_use": "t" })] {
+        for name in ["tokenizer_config.json", "chat_template.json"] {
+            assert_eq!(rendered(&[(name, file(template.clone()))]), both, "{name}: {template}");
+        }
+    }
+    let more = "additional_chat_templates/tool_use.jinja";
+    assert_eq!(rendered(&[("chat_template.jinja", "d".to_owned()), (more, "t".to_owned())]), both);
+    let said = rendered(&[("tokenizer_config.json", file(json!([tools])))]).unwrap_err();
+    assert!(said.contains("no template called 'default', but these: tool_use"), "{said}");
+    for broken in [json!(1), json!([{ "template": "d" }]), json!({ "default": 1 }), json!([])] {
+        assert!(rendered(&[("tokenizer_config.json", file(broken.clone()))]).is_err(), "{broken}");
+    }
+}
+
+#[test]
+fn a_template_is_found_in_each_of_its_places() {
+    let file = |template: &str| json!({ "chat_template": template }).to_string();
+    let alike = |text: &str| Ok(Some([text.to_owned(), text.to_owned()]));
+    let jinja = ("chat_template.jinja", "jinja".to_owned());
+    let (config, processor) = (("tokenizer_config.json", file("config")), ("chat_template.json", file("processor")));
+    assert_eq!(rendered(&[jinja, config.clone(), processor.clone()]), alike("jinja"));
+    assert_eq!(rendered(&[config, processor.clone()]), alike("config"));
+    assert_eq!(rendered(&[("tokenizer_config.json", "{}".to_owned()), processor]), alike("processor"));
+    assert_eq!(rendered(&[("tokenizer_config.json", json!({ "chat_template": null }).to_string())]), Ok(None));
+}
+
+#[test]
+fn a_gguf_file_has_a_template_for_tools_too() {
+    let text = |text: &str| gguf::Value::Text(text.to_owned());
+    let metadata = gguf::Metadata::from_pairs([
+        ("tokenizer.chat_template", text("d")),
+        ("tokenizer.chat_template.tool_use", text("t")),
+    ]);
+    let template = ChatTemplate::from_gguf(&metadata).unwrap().expect("it has one");
+    let variables = Map::from_iter([("tools".to_owned(), json!([{"name": "f"}]))]);
+    assert_eq!(template.render_json(json!([]), true, variables).unwrap(), "t");
+    assert_eq!(template.render(&[], true).unwrap(), "d");
 }

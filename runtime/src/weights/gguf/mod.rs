@@ -34,6 +34,8 @@ pub enum Value {
     Bool(bool),
     /// UTF-8 text.
     Text(String),
+    /// Text that is not UTF-8, under a key that nothing reads.
+    Unreadable,
     /// A list whose elements are of one type.
     List(Vec<Value>),
 }
@@ -79,6 +81,43 @@ pub(super) fn open(path: &Path, file: Mmap) -> Result<(Opened, Vec<Mmap>)> {
     Ok((opened, files))
 }
 
+impl Value {
+    /// The text.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The integer, where it is not negative.
+    pub fn unsigned(&self) -> Option<u64> {
+        match *self {
+            Value::Unsigned(value) => Some(value),
+            Value::Signed(value) => value.try_into().ok(),
+            _ => None,
+        }
+    }
+
+    /// The number, as a float.
+    pub fn float(&self) -> Option<f64> {
+        match *self {
+            Value::Float(value) => Some(value),
+            Value::Unsigned(value) => Some(value as f64),
+            Value::Signed(value) => Some(value as f64),
+            _ => None,
+        }
+    }
+
+    /// The boolean.
+    pub fn boolean(&self) -> Option<bool> {
+        match *self {
+            Value::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+}
+
 impl Metadata {
     /// The metadata of a GGUF file, whatever its architecture and with or without tensors.
     ///
@@ -101,37 +140,22 @@ impl Metadata {
 
     /// The text under a key; `None` where it is absent or no text.
     pub fn text(&self, key: &str) -> Option<&str> {
-        match self.get(key)? {
-            Value::Text(text) => Some(text),
-            _ => None,
-        }
+        self.get(key)?.text()
     }
 
     /// The non-negative integer under a key.
     pub fn unsigned(&self, key: &str) -> Option<u64> {
-        match *self.get(key)? {
-            Value::Unsigned(value) => Some(value),
-            Value::Signed(value) => value.try_into().ok(),
-            _ => None,
-        }
+        self.get(key)?.unsigned()
     }
 
     /// The number under a key, as a float.
     pub fn float(&self, key: &str) -> Option<f64> {
-        match *self.get(key)? {
-            Value::Float(value) => Some(value),
-            Value::Unsigned(value) => Some(value as f64),
-            Value::Signed(value) => Some(value as f64),
-            _ => None,
-        }
+        self.get(key)?.float()
     }
 
     /// The boolean under a key.
     pub fn boolean(&self, key: &str) -> Option<bool> {
-        match *self.get(key)? {
-            Value::Bool(value) => Some(value),
-            _ => None,
-        }
+        self.get(key)?.boolean()
     }
 
     /// The list under a key.

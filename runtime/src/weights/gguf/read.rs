@@ -76,6 +76,17 @@ fn place(
     Ok(start..end)
 }
 
+/// The keys whose text is read. Those of an architecture are checked where they are read.
+const READ_AS_TEXT: &[&str] = &[
+    "general.architecture",
+    "tokenizer.chat_template",
+    "tokenizer.chat_template.tool_use",
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.model",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.tokens",
+];
+
 /// Reads the metadata alone.
 pub(super) fn metadata(file: &[u8]) -> Result<Metadata> {
     Ok(Cursor { file, at: 0 }.header()?.1)
@@ -148,6 +159,16 @@ impl<'a> Cursor<'a> {
         Ok(std::str::from_utf8(bytes).with_context(|| format!("{what} is not UTF-8"))?.to_owned())
     }
 
+    /// Text under a key. What nothing reads may be in any encoding.
+    fn text_value(&mut self, key: &str) -> Result<Value> {
+        let length = self.count(key, 1)?;
+        match std::str::from_utf8(self.take(length, key)?) {
+            Ok(text) => Ok(Value::Text(text.to_owned())),
+            Err(error) if READ_AS_TEXT.contains(&key) => Err(error).with_context(|| format!("{key} is not UTF-8")),
+            Err(_) => Ok(Value::Unreadable),
+        }
+    }
+
     fn value(&mut self, kind: u32, key: &str, depth: usize) -> Result<Value> {
         Ok(match kind {
             0 => Value::Unsigned(self.array::<1>(key)?[0].into()),
@@ -158,7 +179,7 @@ impl<'a> Cursor<'a> {
             5 => Value::Signed(i32::from_le_bytes(self.array(key)?).into()),
             6 => Value::Float(f32::from_le_bytes(self.array(key)?).into()),
             7 => Value::Bool(self.array::<1>(key)?[0] != 0),
-            8 => Value::Text(self.text(key)?),
+            8 => self.text_value(key)?,
             9 => {
                 ensure!(depth < 4, "{key} nests lists more than four deep");
                 let element = self.u32(key)?;
@@ -263,6 +284,26 @@ mod tests {
         assert_eq!((w.shape.as_slice(), w.dtype), (&[3, 2][..], Dtype::F32));
         assert_eq!(&file[w.bytes.clone()][20..], 6f32.to_le_bytes());
         assert_eq!(file[contents.tensors["v"].bytes.clone()], [0, 0x3C, 0, 0xC0]);
+    }
+
+    #[test]
+    fn text_that_nothing_reads_may_be_in_any_encoding() {
+        let latin = [&5u64.to_le_bytes()[..], b"caf\xe9!"].concat();
+        let file = |key: &str| small_with(key, 8, &latin);
+        for key in ["general.name", "general.description", "llama.note", "tokenizer.huggingface.json"] {
+            let contents = read(&file(key)).unwrap_or_else(|error| panic!("{key}: {error:#}"));
+            assert_eq!((contents.metadata.get(key), contents.metadata.text(key)), (Some(&Value::Unreadable), None));
+        }
+        let list = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &latin].concat();
+        assert!(read(&small_with("general.tags", 9, &list)).is_ok());
+        for key in ["tokenizer.ggml.model", "tokenizer.chat_template"] {
+            let said = format!("{:#}", read(&file(key)).err().expect("it is read"));
+            assert!(said.starts_with(&format!("{key} is not UTF-8")), "{said}");
+        }
+    }
+
+    fn small_with(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        Builder::new(3).metadata("general.architecture", 8, &text("llama")).metadata(key, kind, value).build()
     }
 
     #[test]

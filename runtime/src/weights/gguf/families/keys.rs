@@ -43,21 +43,21 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn optional(&self, key: &str) -> Result<Option<u64>> {
-        self.typed(key, "one whole number", Metadata::unsigned)
+        self.typed(key, "one whole number", Value::unsigned)
     }
 
     /// A number rounded to the f32 that the file stores, as the shortest decimal of it: 1e-5, not 9.99999974e-6.
     pub(super) fn float(&self, key: &str) -> Result<Option<f64>> {
         let decimal = |value: f64| (value as f32).to_string().parse().ok();
-        self.typed(key, "one number", |metadata, full| metadata.float(full).and_then(decimal))
+        self.typed(key, "one number", |value| value.float().and_then(decimal))
     }
 
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Metadata::boolean)
+        self.typed(key, "true or false", Value::boolean)
     }
 
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "text", Metadata::text)
+        self.typed(key, "text", Value::text)
     }
 
     pub(super) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
@@ -81,7 +81,8 @@ impl<'a> Keys<'a> {
         let matters = |(full, value): &(&String, &Value)| {
             let Some(key) = full.strip_prefix(&prefix) else { return false };
             // Zero stands for none: no experts, no window.
-            let none = matches!(value, Value::Unsigned(0) | Value::Signed(0));
+            let zero = |value: &Value| matches!(value, Value::Unsigned(0) | Value::Signed(0));
+            let none = zero(value) || matches!(value, Value::List(items) if items.iter().all(zero));
             !none && !read.contains(*full) && !WITHOUT_EFFECT.contains(&key)
         };
         let left: Vec<&str> = self.metadata.values.iter().filter(matters).map(|(full, _)| full.as_str()).collect();
@@ -89,12 +90,18 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    fn typed<T>(&self, key: &str, what: &str, read: impl Fn(&'a Metadata, &str) -> Option<T>) -> Result<Option<T>> {
-        if self.value(key).is_none() {
-            return Ok(None);
-        }
-        let full = self.full(key);
-        let value = read(self.metadata, &full);
-        value.map(Some).with_context(|| format!("the metadata key {full} is not {what}"))
+    /// The value of a key; of a list with the same for each layer, that.
+    fn typed<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let value = match value {
+            Value::List(items) if self.is_per_layer(items) => items.first().unwrap_or(value),
+            one => one,
+        };
+        read(value).map(Some).with_context(|| format!("the metadata key {} is not {what}", self.full(key)))
+    }
+
+    fn is_per_layer(&self, items: &[Value]) -> bool {
+        let layers = self.metadata.unsigned(&self.full("block_count"));
+        layers == Some(items.len() as u64) && items.iter().all(|item| *item == items[0])
     }
 }

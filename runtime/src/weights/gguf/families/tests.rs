@@ -35,6 +35,32 @@ fn floats(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
+fn a_list_of_one_value_for_each_layer_is_that_value() {
+    let with = |items: &[u32]| {
+        let list = [&4u32.to_le_bytes()[..], &(items.len() as u64).to_le_bytes()].concat();
+        let list = items.iter().fold(list, |list, item| [list, item.to_le_bytes().to_vec()].concat());
+        let mut file = Builder::new(3).metadata("general.architecture", 8, &text("llama"));
+        for key in ["embedding_length", "context_length"] {
+            file = file.metadata(&format!("llama.{key}"), 4, &8u32.to_le_bytes());
+        }
+        file = file.metadata("llama.block_count", 4, &2u32.to_le_bytes());
+        for key in ["attention.head_count", "attention.head_count_kv", "feed_forward_length"] {
+            file = file.metadata(&format!("llama.{key}"), 9, &list);
+        }
+        file = file.metadata("llama.attention.layer_norm_rms_epsilon", 6, &1e-5f32.to_le_bytes());
+        opened(file.tensor("token_embd.weight", &[8, 5], 0, &floats(&[0.0; 40]))).map_err(|error| format!("{error:#}"))
+    };
+    let config = with(&[2, 2]).unwrap_or_else(|said| panic!("{said}")).config;
+    for key in ["num_attention_heads", "num_key_value_heads", "intermediate_size"] {
+        assert_eq!(config[key], 2, "{key}");
+    }
+    for items in [&[2, 1][..], &[2], &[]] {
+        let said = with(items).err().expect("not one value for each of two layers");
+        assert!(said.contains("llama.attention.head_count is not one whole number"), "{said}");
+    }
+}
+
+#[test]
 fn config_reads_as_transformers_writes_it() {
     let opened = opened(tiny("llama")).unwrap();
     let expected = json!({

@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::json;
+
 /// What a file should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -172,7 +174,8 @@ pub fn read_json(path: &Path) -> Result<Value> {
     if let Some(what) = mistaken(&bytes, Kind::Text) {
         bail!("{}: {what}", path.display());
     }
-    serde_json::from_slice(&bytes).with_context(|| format!("{}: not valid JSON", path.display()))
+    let text = std::str::from_utf8(&bytes).with_context(|| format!("{}: not valid JSON", path.display()))?;
+    json::parse(text).with_context(|| format!("{}: not valid JSON", path.display()))
 }
 
 /// As [`read_json`]; null where there is no such file.

@@ -11,6 +11,7 @@ pub mod draft;
 pub mod files;
 pub mod folder;
 pub mod ir;
+pub mod json;
 pub mod lower;
 pub mod output;
 pub mod passes;

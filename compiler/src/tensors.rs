@@ -269,12 +269,31 @@ fn words(shape: &[usize]) -> String {
 
 /// What a checkpoint may hold and no operation needs: buffers that older files carry, and what is `spare`.
 pub fn harmless(name: &str, shape: &[usize], spare: &Spare) -> bool {
-    let mask = matches!(shape, [1, 1, rows, columns] if rows == columns)
-        && ["attn.bias", "attention.bias", "attn.causal_mask"].iter().any(|mask| name.ends_with(mask));
-    let rotations = name.ends_with("inv_freq");
-    let layer = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
-    let further = layer.is_some_and(|layer: usize| spare.layers.contains(&layer));
-    mask || rotations || further || name.ends_with(".masked_bias") || (spare.tied_head && name == "lm_head.weight")
+    let mask =
+        matches!(shape, [1, 1, rows, columns] if rows == columns) && MASKS.iter().any(|mask| name.ends_with(mask));
+    let further = layer_of(name).is_some_and(|layer| spare.layers.contains(&layer));
+    mask || further || is_buffer(name) || (spare.tied_head && name == HEAD)
+}
+
+/// Whether files may lack a tensor of this name though their index lists it: a buffer, the copy of a tied head, or a layer after the model's `layers`. If
+/// the model needs it after all, it is missed when its weights are matched.
+pub fn may_be_dropped(name: &str, layers: Option<usize>) -> bool {
+    let further = layer_of(name).zip(layers).is_some_and(|(layer, layers)| layer >= layers);
+    let mask = MASKS.iter().any(|mask| name.ends_with(mask));
+    mask || further || is_buffer(name) || name == HEAD
+}
+
+const HEAD: &str = "lm_head.weight";
+
+/// What the names of causal masks end with, which older files carry.
+const MASKS: &[&str] = &["attn.bias", "attention.bias", "attn.causal_mask"];
+
+fn is_buffer(name: &str) -> bool {
+    name.ends_with("inv_freq") || name.ends_with(".masked_bias")
+}
+
+fn layer_of(name: &str) -> Option<usize> {
+    name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok())
 }
 
 /// Checks that the tensors `found` in `checkpoint` (what messages call it) are the `required` ones, in name and shape, both ways.

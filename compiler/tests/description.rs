@@ -76,7 +76,7 @@ fn every_signature_is_found_by_name() {
 }
 
 fn shown(result: Result<Resolved, Diagnostics>) -> String {
-    match result {
+    match result.and_then(|resolved| resolved.refuse_unread().map(|()| resolved)) {
         Ok(resolved) => summary(&resolved),
         Err(errors) => errors.to_string(),
     }
@@ -85,9 +85,6 @@ fn shown(result: Result<Resolved, Diagnostics>) -> String {
 /// Facts, and the calls outside layers, of the first layer, and of each layer that differs from the one before it.
 fn summary(resolved: &Resolved) -> String {
     let mut text = format!("{}\n{:#?}\n", resolved.name, resolved.facts);
-    if !resolved.unread.is_empty() {
-        writeln!(text, "unread: {}", resolved.unread.join(", ")).expect("writing to a string");
-    }
     let line = |call: &Call| {
         let name = |name: &String| match call.layer {
             Some(layer) => name.replace(&format!(".{layer}."), ".{layer}."),

@@ -370,3 +370,99 @@ fn told(resolved: &Resolved) -> String {
     };
     resolved.calls.iter().map(call).collect()
 }
+
+/// What the shipped description that serves `architecture` makes of a configuration, or what it says.
+fn resolved(architecture: &str, config: Value) -> Result<Resolved, String> {
+    let (file, text) = fusec::description::find_for(&[architecture]).expect("it is served");
+    let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
+    description.resolve(Some(&config)).map_err(|errors| errors.to_string())
+}
+
+#[test]
+fn absent_keys_have_the_values_of_the_configuration_class() {
+    // transformers' own: what `LlamaConfig()` and the others have.
+    for (architecture, kind, layers, heads, key_heads) in [
+        ("LlamaForCausalLM", "llama", 32, 32, 32),
+        ("MistralForCausalLM", "mistral", 32, 32, 8),
+        ("Qwen2ForCausalLM", "qwen2", 32, 32, 32),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", 24, 32, 4),
+        ("Gemma3ForCausalLM", "gemma3_text", 26, 8, 4),
+        ("Starcoder2ForCausalLM", "starcoder2", 30, 24, 2),
+    ] {
+        let bare = json!({"architectures": [architecture], "model_type": kind});
+        let said = resolved(architecture, bare.clone()).map(|_| ()).expect_err("no count of layers");
+        assert!(said.contains("has no key `num_hidden_layers`"), "{said}");
+        let (file, text) = fusec::description::find_for(&[architecture]).expect("it is served");
+        let text = text.replacen(&format!("\"{architecture}\""), &format!("\"{architecture}:{kind}\""), 1);
+        let description = Description::parse(&text, file).unwrap_or_else(|errors| panic!("{errors}"));
+        let part = json!({"architectures": [architecture], "text_config": bare});
+        let model = description.resolve(Some(&part)).unwrap_or_else(|said| panic!("{kind}: {said}"));
+        let counts = |weight: &str| {
+            let call = model.calls.iter().find(|call| call.weights.values().any(|name| name.contains(weight)));
+            call.and_then(|call| call.attributes.get("heads")).map(|heads| format!("{heads:?}"))
+        };
+        assert_eq!(model.facts.num_layers, layers, "{kind}");
+        assert_eq!(counts("q_proj"), Some(format!("Count({heads})")), "{kind}");
+        assert_eq!(counts("k_proj"), Some(format!("Count({key_heads})")), "{kind}");
+    }
+    // A null is no absent key: it is what the class makes of None.
+    let null = json!({"architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_hidden_layers": 1, "num_key_value_heads": null});
+    let model = resolved("MistralForCausalLM", null).unwrap_or_else(|said| panic!("{said}"));
+    assert!(told(&model).contains("Count(32)") && !told(&model).contains("Count(8)"), "as many as heads");
+    // Without a class, nothing stands in.
+    let said = resolved("LlamaForCausalLM", json!({"architectures": ["LlamaForCausalLM"]})).map(|_| ());
+    assert!(said.expect_err("no class").contains("has no key `num_hidden_layers`"));
+}
+
+#[test]
+fn a_list_of_one_value_for_each_layer_is_that_value() {
+    let text = shipped().iter().find(|(file, _)| *file == "llama.toml").expect("it is shipped").1;
+    let with = |key: &str, value: Value| {
+        let mut config = preset(text);
+        config.insert("num_hidden_layers".to_owned(), json!(3));
+        config.insert(key.to_owned(), value);
+        resolved("LlamaForCausalLM", Value::Object(config))
+    };
+    let plain = told(&with("use_cache", json!(true)).unwrap_or_else(|said| panic!("{said}")));
+    for (key, value) in [
+        ("num_key_value_heads", json!([8, 8, 8])),
+        ("intermediate_size", json!([8192, 8192.0, 8192])),
+        ("hidden_act", json!(["silu", "silu", "silu"])),
+        ("attention_bias", json!([false, false, false])),
+        ("head_dim", json!([64, 64, 64])),
+        ("no_rope_layers", json!([1, 1, 1])),
+    ] {
+        let model = with(key, value).unwrap_or_else(|said| panic!("{key}: {said}"));
+        assert_eq!(told(&model), plain, "{key}");
+    }
+    for value in [json!([8, 8]), json!([8, 4, 8]), json!([])] {
+        assert!(with("num_key_value_heads", value.clone()).is_err(), "{value} is not one value for each of 3 layers");
+    }
+    // What is a list for one layer too stays one.
+    let ends = with("eos_token_id", json!([5, 5, 5])).unwrap_or_else(|said| panic!("{said}"));
+    assert_eq!(ends.facts.eos_token_ids, [5, 5, 5]);
+    let no_rope = json!({"no_rope_layers": [1, 1, 1], "num_hidden_layers": 3});
+    assert!(attributes("smollm3.toml", no_rope, "theta").is_ok(), "a description that takes elements gets a list");
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_refused_where_it_is_read() {
+    let text = shipped().iter().find(|(file, _)| *file == "llama.toml").expect("it is shipped").1;
+    let with = |key: &str, number: &str| {
+        let mut config = preset(text);
+        config.remove(key);
+        let config = serde_json::to_string(&config).expect("a preset is JSON");
+        let config = config.replacen('{', &format!("{{\"{key}\": {number}, "), 1);
+        let config = fusec::json::parse(&config).unwrap_or_else(|error| panic!("{config}: {error}"));
+        resolved("LlamaForCausalLM", config).map(|_| ())
+    };
+    for number in ["Infinity", "-Infinity", "NaN"] {
+        assert_eq!(with("attention_dropout", number), Ok(()), "nothing reads it");
+        for key in ["rope_theta", "rms_norm_eps", "max_position_embeddings", "hidden_size"] {
+            let said = with(key, number).expect_err(key);
+            assert!(said.contains("F0404") && said.contains(&format!("`{key}` is {number}")), "{said}");
+        }
+        let said = with("logit_scale", number).expect_err("it changes the logits");
+        assert!(said.contains("F0403") && said.contains(number), "{said}");
+    }
+}

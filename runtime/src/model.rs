@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Model, compile};
-use fusec::description::{Description, Facts, also_served, architectures, find_serving, lacking, user_folder};
+use fusec::description::{Beyond, Description, Facts, Resolved, also_served, architectures, find_serving, lacking, user_folder};
 use fusec::files;
 use fusec::folder::{self, checkpoint_folder};
 use fusec::ir::{DType, Graph, verify};
@@ -159,6 +159,14 @@ impl OpenModel {
         self.overrides.as_deref()
     }
 
+    /// What to tell the user of keys of config.json that nothing knows.
+    ///
+    /// # Errors
+    /// A description that does not fit the configuration.
+    pub fn unread_note(&self) -> Result<Option<String>> {
+        Ok(self.resolved()?.unread_note())
+    }
+
     /// What the user called it.
     pub fn name(&self) -> &str {
         &self.name
@@ -257,7 +265,8 @@ impl OpenModel {
             "a context of {} positions is more than a position's 31 bits hold; give a smaller --max-context",
             options.context
         );
-        if let (Some(limit), true) = (self.facts()?.max_position_embeddings, self.checkpoint.is_some()) {
+        let facts = self.facts()?;
+        if let (Some(limit), Beyond::Refused, Some(_)) = (facts.context_limit, facts.beyond, &self.checkpoint) {
             ensure!(
                 options.context <= limit,
                 "--max-context {} is more than the model's max_position_embeddings, {limit}",
@@ -333,21 +342,55 @@ impl OpenModel {
     /// # Errors
     /// A description that does not fit the configuration.
     pub fn facts(&self) -> Result<Facts> {
-        Ok(self.description.resolve(self.config.as_ref()).map_err(|diagnostics| anyhow!("{diagnostics}"))?.facts)
+        Ok(self.resolved()?.facts)
     }
 
-    /// The context to use where the user names none, in positions: what the artifact was compiled for, else what the model was trained for,
-    /// up to `most`.
+    fn resolved(&self) -> Result<Resolved> {
+        self.description.resolve(self.config.as_ref()).map_err(|diagnostics| anyhow!("{diagnostics}"))
+    }
+
+    /// The context to run `text` with, in positions, and what to tell the user of it. `given` is what the user names; else it is what the artifact was
+    /// compiled for, else what the model is made for, up to `most`.
     ///
     /// # Errors
-    /// As [`OpenModel::facts`].
-    pub fn default_context(&self, most: usize) -> Result<usize> {
+    /// As [`OpenModel::facts`]; a text that RoPE cannot follow.
+    pub fn context(&self, given: Option<usize>, most: usize, text: Text) -> Result<(usize, Option<String>)> {
+        let facts = self.facts()?;
         let compiled = self.artifact.as_ref().and_then(|artifact| artifact.manifest.extra.get("max_context")?.as_u64());
-        match compiled {
-            Some(positions) => Ok(positions as usize),
-            None => Ok(self.facts()?.max_position_embeddings.unwrap_or(most).min(most)),
+        let own = || {
+            let limit = facts.context_limit.unwrap_or(most);
+            if facts.beyond == Beyond::Refused { limit.min(most) } else { limit.max(text.tokens).min(most) }
+        };
+        let positions = given.or(compiled.map(|positions| positions as usize)).unwrap_or_else(own);
+        let Some(limit) = facts.context_limit.filter(|limit| positions > *limit && self.checkpoint.is_some()) else {
+            return Ok((positions, None));
+        };
+        let once = !text.grows && self.artifact.is_none();
+        match facts.beyond {
+            Beyond::OnePass if !once => bail!(
+                "beyond {limit} positions the base of dynamic RoPE changes with every token, and the cache keeps keys of the old one: \
+                 a text of {positions} positions cannot grow; shorten it, or give --max-context {limit}"
+            ),
+            Beyond::Worse => Ok((
+                positions,
+                Some(format!(
+                    "a context of {positions} is beyond the {limit} positions that the model's scaling of RoPE reaches: what is there may be worse"
+                )),
+            )),
+            // The base is that of the text's own length, however long it might have been.
+            Beyond::OnePass => Ok((positions.min(limit.max(text.tokens)), None)),
+            Beyond::Refused => Ok((positions, None)),
         }
     }
+}
+
+/// A text that is to run, as far as it is known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Text {
+    /// Positions that it needs at least.
+    pub tokens: usize,
+    /// Whether tokens join it one by one.
+    pub grows: bool,
 }
 
 /// The tokenizer of what a user names; of a checkpoint nothing else is read, so it needs no weights.

@@ -9,10 +9,10 @@ use fuse_tests::root;
 use fusec::description::{Description, shipped};
 use fusec::passes::PIPELINE;
 
-/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `files.rs`, `folder.rs`,
+/// Each room of the compiler and the rooms that it may use. `compile.rs`, `tensors.rs` and `cli` stand above them all, `text.rs`, `json.rs`, `files.rs`, `folder.rs`,
 /// `output.rs` and `threads.rs` below.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("description", &["text"]),
+    ("description", &["json", "text"]),
     ("ir", &["threads"]),
     ("draft", &["description"]),
     ("lower", &["description", "ir"]),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
@@ -12,6 +12,7 @@ use super::model::{ModelArgs, Opened};
 use super::tell;
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
 use crate::compile::{CompileOptions, Model, artifact};
+use crate::description::Beyond;
 use crate::ir::DType;
 use crate::output;
 use crate::passes;
@@ -87,6 +88,13 @@ pub(super) fn run(args: &CompileArgs) -> Result<()> {
     let opened = args.model.open()?;
     let options = args.options()?;
     let models = args.target.models(&opened, &options)?;
+    if let (Some(context), Some((_, model))) = (options.context, models.first()) {
+        let limit = model.facts.context_limit.filter(|_| model.facts.beyond == Beyond::OnePass).unwrap_or(context);
+        ensure!(
+            context <= limit,
+            "--max-context {context}: beyond {limit} positions the base of dynamic RoPE changes with every token; give at most {limit}"
+        );
+    }
     tell(summaries(&models));
     if let Some(folder) = &args.dump {
         dump(folder, &models, &options)?;

@@ -1,12 +1,13 @@
 //! What the commands that read a description share: which one, for which configuration, with which passes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use super::checkpoint;
+use super::{checkpoint, tell};
 use crate::compile::{CompileOptions, Model, compile};
 use crate::description::{
     Description, also_served, architectures, find_named, find_serving, lacking, shipped, user_folder,
@@ -49,6 +50,8 @@ pub(super) struct Opened {
     pub config: Option<Value>,
     /// The checkpoint's folder.
     checkpoint: Option<PathBuf>,
+    /// Whether the user was told of keys that nothing knows.
+    noted: Once,
 }
 
 impl ModelArgs {
@@ -66,7 +69,7 @@ impl ModelArgs {
             (None, None) => bail!("no description is named"),
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(Opened { file, text, description, config, checkpoint })
+        Ok(Opened { file, text, description, config, checkpoint, noted: Once::new() })
     }
 
     /// The passes that run.
@@ -89,6 +92,7 @@ impl Opened {
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
         let model = compile(&self.description, self.config.as_ref(), options)?;
         self.account(&model)?;
+        self.noted.call_once(|| model.resolved.unread_note().into_iter().for_each(tell));
         Ok(model)
     }
 

@@ -94,6 +94,7 @@ fn checked(
         Some(config),
         &CompileOptions { plan: PlanOptions::none(), ..CompileOptions::default() },
     )?;
+    model.resolved.refuse_unread().map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let found = tensors.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
     tensors::reconcile(checkpoint, &found, &model.resolved, &model.described)
         .map_err(|diagnostics| anyhow!("{diagnostics}"))?;

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 
 use super::compile::{TargetArgs, summaries};
 use super::model::ModelArgs;
-use super::{show, tell};
+use super::show;
 use crate::compile::{CompileOptions, Model, compile};
 use crate::description::{Facts, json_schema};
 use crate::ir::Graph;
@@ -32,9 +32,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<()> {
     let options = CompileOptions { plan: PlanOptions::none(), ..args.model.options()? };
     let model = compile(&opened.description, opened.config.as_ref(), &options)?;
     let accounting = opened.account(&model)?;
-    if !model.resolved.unread.is_empty() {
-        tell(format!("config.json has keys that nothing reads: {}", model.resolved.unread.join(", ")));
-    }
+    model.resolved.refuse_unread().map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let accounting = accounting.map_or(String::new(), |accounting| format!("{}\n", accounted(&accounting)));
     show(format!("{}: {}\n{accounting}", opened.file, summary(&opened.description.name, &model)))
 }

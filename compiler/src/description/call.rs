@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::diagnostics::{Source, Span};
+use super::diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 use super::facts::Facts;
 use super::rope::RopeScaling;
 use super::signature::OpName;
@@ -17,10 +17,43 @@ pub struct Resolved {
     pub facts: Facts,
     /// The operations in order. Names of values may be assigned again and again.
     pub calls: Vec<Call>,
-    /// Keys of config.json that nothing read and that are not known to matter, sorted.
+    /// Keys of config.json that the description does not read and that are not known to be harmless, sorted.
     pub unread: Vec<String>,
+    /// Keys that the description reads, sorted.
+    pub(super) read: Vec<String>,
     /// The description's file, for errors about calls.
     pub source: Arc<Source>,
+}
+
+impl Resolved {
+    /// Errors for the keys of config.json that nothing knows: each may change what the model computes.
+    ///
+    /// # Errors
+    /// One for each key.
+    pub fn refuse_unread(&self) -> Result<(), Diagnostics> {
+        let mut diagnostics = Diagnostics::new(self.source.clone());
+        for key in &self.unread {
+            let message = format!("nothing knows the key `{key}` of config.json");
+            let known = self.read.iter().map(String::as_str);
+            let help = format!(
+                "let the description read `{key}`, list the values that it honours under [expect], or remove the key"
+            );
+            diagnostics.push(Diagnostic::new(Code::UnknownConfigKey, message).suggest(key, known).help(help));
+        }
+        diagnostics.into_result(())
+    }
+
+    /// One line about the keys of config.json that nothing knows, where there are some.
+    pub fn unread_note(&self) -> Option<String> {
+        let keys = match &self.unread[..] {
+            [] => return None,
+            [key] => format!("a key that nothing knows, and that may change what the model computes: {key}"),
+            keys => {
+                format!("keys that nothing knows, and that may change what the model computes: {}", keys.join(", "))
+            }
+        };
+        Some(format!("config.json has {keys}"))
+    }
 }
 
 /// One operation of one layer.

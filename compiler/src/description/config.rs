@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Source};
-use super::text_config::language_model_config;
+use super::text_config::{keys_outside, language_model_config};
 use super::value::Value;
 
 /// Keys and values of a config.json or of a preset; of a model of several parts, those of its language model. Null is kept apart, but for that of
@@ -18,6 +18,10 @@ pub(super) struct Config {
     values: BTreeMap<String, Value>,
     /// Keys that are there, and null.
     nulls: BTreeSet<String>,
+    /// Keys that stand beside the language model's, in the configuration of a model of several parts.
+    outside: BTreeSet<String>,
+    /// Whether it is of a part of a model.
+    part: bool,
 }
 
 /// The keys of a config.json as expressions see them: one spelling for what transformers 4 and 5 write in two.
@@ -44,7 +48,11 @@ impl Config {
             return Err(Diagnostic::new(Code::BadConfig, "config.json is not a JSON object"));
         };
         let older = scaling_of(values.get("rope_scaling").and_then(Value::table));
-        let config = Config::new((*values).clone());
+        let mut config = Config::new((*values).clone());
+        config.part = own.is_some();
+        if config.part {
+            config.outside = keys_outside(json).map(str::to_owned).collect();
+        }
         // transformers takes the older form where there is one, in silence.
         if values.get("rope_parameters").and_then(Value::table).is_some()
             && older != Value::Null
@@ -70,7 +78,35 @@ impl Config {
             }
             kept
         });
-        Config { values, nulls }
+        Config { values, nulls, outside: BTreeSet::new(), part: false }
+    }
+
+    /// Gives each key that is absent its default. A null is not absent; and the file of a whole model that lacks one of `needed` is broken, where that of
+    /// a part may leave out whatever its class has.
+    pub(super) fn complete(&mut self, defaults: &BTreeMap<String, Value>, needed: &BTreeSet<&str>) {
+        let left_out = |key: &str| self.part || !needed.contains(key);
+        let missing = defaults.iter().filter(|(key, _)| !self.nulls.contains(*key) && left_out(key));
+        for (key, value) in missing {
+            self.values.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+
+    /// Takes the one value of a list that has it for each of the model's `layers`.
+    pub(super) fn flatten(&mut self, key: &str, layers: usize) {
+        let Some(Value::List(items)) = self.values.get(key) else { return };
+        let Some(first) = items.first().filter(|first| !matches!(first, Value::List(_) | Value::Table(_))) else {
+            return;
+        };
+        if items.len() != layers || items.iter().any(|item| !item.same(first)) {
+            return;
+        }
+        let first = first.clone();
+        if first == Value::Null {
+            self.values.remove(key);
+            self.nulls.insert(key.to_owned());
+        } else {
+            self.values.insert(key.to_owned(), first);
+        }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
@@ -85,6 +121,11 @@ impl Config {
     /// Keys that are there, and null.
     pub(super) fn nulls(&self) -> impl Iterator<Item = &str> {
         self.nulls.iter().map(String::as_str)
+    }
+
+    /// Keys that stand beside the language model's, in the configuration of a model of several parts.
+    pub(super) fn outside(&self) -> impl Iterator<Item = &str> {
+        self.outside.iter().map(String::as_str)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {

@@ -270,6 +270,8 @@ codes! {
     BadConfig = "F0404";
     /// A key of the preset is never read.
     UnusedPreset = "F0405";
+    /// config.json has a key that neither its description nor the list of harmless keys knows.
+    UnknownConfigKey = "F0406";
     /// Shapes do not fit together.
     ShapeMismatch = "F0501";
     /// The checkpoint lacks a weight that the description names.

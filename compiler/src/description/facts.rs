@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::call::Call;
+use super::call::{AttrValue, Call};
 use super::diagnostics::{Code, Diagnostic};
 use super::expr::{Environment, Failure};
 use super::resolve::Resolver;
+use super::rope::{self, RopeScaling};
 use super::signature::OpName;
 use super::value::Value;
 
@@ -17,8 +18,12 @@ pub struct Facts {
     pub vocab_size: usize,
     /// Layers.
     pub num_layers: usize,
-    /// The longest context, in tokens, where it is given.
+    /// `max_position_embeddings`, where it is given.
     pub max_position_embeddings: Option<usize>,
+    /// The positions that the model is made for, where they are known: `max_position_embeddings`, or as far as a scaling of RoPE reaches.
+    pub context_limit: Option<usize>,
+    /// What holds beyond them.
+    pub beyond: Beyond,
     /// The checkpoint's element type as the configuration names it, such as `bfloat16`.
     pub dtype: Option<String>,
     /// The architecture in the configuration, where it is given.
@@ -31,6 +36,17 @@ pub struct Facts {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
+}
+
+/// What a text may do beyond the positions that a model is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beyond {
+    /// Nothing: its positions are learned, or its RoPE has no scaling.
+    Refused,
+    /// Run, worse than within: its RoPE is scaled.
+    Worse,
+    /// Be read in one piece, but not grow: the base of its RoPE depends on the length of the whole text.
+    OnePass,
 }
 
 impl Facts {
@@ -62,7 +78,8 @@ impl Resolver<'_> {
         let tables: BTreeSet<&String> = tables.filter_map(|call| call.weights.get("weight")).collect();
         let head = calls.iter().filter(|call| call.op == OpName::Linear && call.layer.is_none());
         let tied_head = head.filter_map(|call| call.weights.get("weight")).any(|name| tables.contains(name));
-        let context = self.optional_fact("max_position_embeddings");
+        let context = self.optional_fact("max_position_embeddings").as_ref().and_then(count_of);
+        let (reach, beyond) = self.reach(context, calls);
         let token = |value: &Value| match value {
             Value::Int(id) => u32::try_from(*id).ok(),
             _ => None,
@@ -74,7 +91,9 @@ impl Resolver<'_> {
         Some(Facts {
             vocab_size,
             num_layers,
-            max_position_embeddings: context.as_ref().and_then(count_of),
+            max_position_embeddings: context,
+            context_limit: self.optional_fact("context_limit").as_ref().and_then(count_of).or(reach),
+            beyond,
             dtype: self.optional_fact("dtype").and_then(|value| value.text().map(str::to_owned)),
             architecture,
             tied_head,
@@ -82,6 +101,18 @@ impl Resolver<'_> {
             bos_token_id: self.optional_fact("bos_token_id").as_ref().and_then(token),
             eos_token_ids: ends,
         })
+    }
+
+    /// How far the model's RoPE reaches, and what holds beyond.
+    fn reach(&self, context: Option<usize>, calls: &[Call]) -> (Option<usize>, Beyond) {
+        let scalings = || calls.iter().filter_map(|call| call.attributes.get("scaling"));
+        if scalings().any(|scaling| matches!(scaling, AttrValue::RopeScaling(RopeScaling::Dynamic { .. }))) {
+            return (context, Beyond::OnePass);
+        }
+        let (Some(context), true) = (context, scalings().next().is_some()) else { return (context, Beyond::Refused) };
+        let tables = ["rope_scaling", "rope_local_scaling"].into_iter().filter_map(|key| self.config.get(key)?.table());
+        let least = tables.map(|table| rope::reach(table, context as f64)).reduce(f64::min);
+        (Some(least.map_or(context, |reach| reach.min(MAX_COUNT as f64) as usize)), Beyond::Worse)
     }
 
     /// A key that may be absent; a derived one that cannot be evaluated is an error.

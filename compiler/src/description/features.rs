@@ -1,6 +1,9 @@
 //! Configuration keys that change what a model computes. One that is set and that the description does not read is refused by name: silent
 //! nonsense is worse than an error.
 
+use std::collections::BTreeMap;
+
+use super::inert::INERT;
 use super::quantised;
 use super::value::Value;
 
@@ -8,6 +11,7 @@ use super::value::Value;
 pub(super) const FACTS: &[&str] = &[
     "vocab_size",
     "max_position_embeddings",
+    "context_limit",
     "dtype",
     "bos_token_id",
     "eos_token_id",
@@ -16,77 +20,8 @@ pub(super) const FACTS: &[&str] = &[
     "num_nextn_predict_layers",
 ];
 
-/// Keys that tell nothing about the computation.
-const INERT: &[&str] = &[
-    "activation_dropout",
-    "attention_dropout",
-    "attention_dropout_prob",
-    "attention_probs_dropout_prob",
-    "attention_softmax_in_fp32",
-    "attn_dropout_prob",
-    "attn_implementation",
-    "attn_pdrop",
-    "auto_map",
-    "aux_loss_alpha",
-    "bf16",
-    "cache_implementation",
-    "classifier_dropout",
-    "decoder_start_token_id",
-    "dropout",
-    "emb_dropout_prob",
-    "embd_pdrop",
-    "embed_dropout",
-    "embed_pdrop",
-    "embedding_dropout",
-    "enable_bias",
-    "eod_token_id",
-    "forced_eos_token_id",
-    "fp16",
-    "fp32",
-    "gradient_checkpointing",
-    "hidden_dropout",
-    "hidden_dropout_prob",
-    "init_device",
-    "init_std",
-    "initializer_range",
-    "input_jitter_noise",
-    "is_decoder",
-    "layer_norm_elementwise_affine",
-    "layerdrop",
-    "model_max_length",
-    "n_ctx",
-    "_name_or_path",
-    "original_max_position_embeddings",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "pad_token_id",
-    "prefix",
-    "pretraining_tp",
-    "reorder_and_upcast_attn",
-    "resid_dropout",
-    "resid_pdrop",
-    "residual_dropout",
-    "return_dict",
-    "router_aux_loss_coef",
-    "router_jitter_noise",
-    "sep_token_id",
-    "seq_aux",
-    "slow_but_exact",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "task_specific_params",
-    "tokenizer_class",
-    "topk_group",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-    "use_flash_attention_2",
-    "use_flash_attn",
-];
+/// Keys whose values are lists, also where all elements are alike.
+pub(super) const LISTS: &[&str] = &["architectures", "bos_token_id", "eos_token_id"];
 
 /// A key that changes what a model computes.
 struct Feature {
@@ -103,9 +38,11 @@ enum Harmless {
     /// A list of nothing else.
     All(&'static str),
     Ones,
+    /// A table of nothing.
+    Empty,
 }
 
-use Harmless::{All, Bool, Number, Ones, Text};
+use Harmless::{All, Bool, Empty, Number, Ones, Text};
 
 const FEATURES: &[Feature] = &[
     feature("activation_function", &[], "a choice of the activation"),
@@ -145,6 +82,7 @@ const FEATURES: &[Feature] = &[
     feature("attn_output_gate", &[Bool(false)], "a gate on the attention's output"),
     feature("clip_qkv", &[], "clipping of q, k and v"),
     feature("qk_layernorm", &[Bool(false)], "a norm on q and k"),
+    feature("qk_layer_norms", &[Bool(false)], "a norm on q and k"),
     feature("use_qk_norm", &[Bool(false)], "a norm on q and k"),
     feature("embedding_multiplier", &[Number(1.0)], "a factor on embeddings"),
     feature("mup_enabled", &[Bool(false)], "a factor on embeddings"),
@@ -205,6 +143,8 @@ const FEATURES: &[Feature] = &[
     feature("use_bidirectional_attention", &[Bool(false)], "attention that is not causal"),
     feature("is_encoder_decoder", &[Bool(false)], "an encoder"),
     feature("add_cross_attention", &[Bool(false)], "cross-attention"),
+    feature("pruned_heads", &[Empty], "heads that are left out"),
+    feature("use_resampler", &[Bool(false)], "a resampler"),
     feature("text_config", &[], "a model within a model"),
     feature("vision_config", &[], "a vision tower"),
 ];
@@ -238,6 +178,7 @@ pub(super) fn asked(key: &str, value: &Value) -> Option<&'static str> {
             Text(expected) => value.text() == Some(expected),
             All(expected) => all(&|item| item.text() == Some(expected)),
             Ones => all(&|item| item.number() == Some(1.0)),
+            Empty => value.table().is_some_and(BTreeMap::is_empty),
         });
     (!harmless).then_some(feature.what)
 }
@@ -245,7 +186,7 @@ pub(super) fn asked(key: &str, value: &Value) -> Option<&'static str> {
 /// Whether the key is one that a configuration may have though no expression reads it.
 pub(super) fn is_known(key: &str) -> bool {
     FACTS.contains(&key)
-        || INERT.contains(&key)
+        || INERT.iter().any(|keys| keys.contains(&key))
         || key == "rope_parameters"
         || quantised::KEYS.contains(&key)
         || FEATURES.iter().any(|feature| feature.key == key)

@@ -12,6 +12,7 @@ mod expr;
 mod facts;
 mod features;
 mod flow;
+mod inert;
 mod lacking;
 mod line;
 mod quantised;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 pub use call::{Activation, AttrValue, Call, Resolved};
 pub use config::view as config_view;
 pub use diagnostics::{Code, Diagnostic, Diagnostics, Help, Source, Span};
-pub use facts::{Facts, Spare};
+pub use facts::{Beyond, Facts, Spare};
 pub use lacking::{also_served, lacking, lacking_in_gguf};
 pub use quantised::{QUANTISED_INSTEAD, quantised_tensor};
 pub use reference::operations;
@@ -56,12 +57,16 @@ pub struct Description {
     source: Arc<Source>,
     /// Each value with its key's place.
     preset: Option<BTreeMap<String, (Value, Span)>>,
+    /// What a configuration without the key has, by its `model_type`; of the keys that the description reads.
+    defaults: BTreeMap<String, BTreeMap<String, Value>>,
     derive: BTreeMap<String, Expr>,
     expect: Vec<Expectation>,
     count: Expr,
     sections: Vec<Section>,
     /// Every configuration key that the file names.
     mentioned: BTreeSet<String>,
+    /// Those that it takes for lists.
+    lists: BTreeSet<String>,
 }
 
 impl Description {

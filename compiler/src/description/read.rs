@@ -50,7 +50,7 @@ pub(super) struct Reader {
 
 /// The keys of a file.
 pub(super) const TOP_KEYS: &[&str] =
-    &["schema", "name", "serves", "config", "derive", "expect", "embed", "layer", "head"];
+    &["schema", "name", "serves", "config", "defaults", "derive", "expect", "embed", "layer", "head"];
 
 impl Reader {
     fn description(&mut self, top: &DeTable<'_>) -> Option<Description> {
@@ -61,6 +61,7 @@ impl Reader {
         let name = self.needed(top, "name", 0..0, file).and_then(|value| self.identifier(value, "a name"));
         let serves = self.needed(top, "serves", 0..0, file).and_then(|value| self.architectures(value));
         let preset = top.get("config").and_then(|value| self.table(value)).map(|table| self.preset(table));
+        let defaults = top.get("defaults").and_then(|value| self.table(value)).map(|table| self.defaults(table));
         let derive = top.get("derive").and_then(|value| self.table(value)).map(|table| self.derive(table));
         let expect = top.get("expect").and_then(|value| self.table(value)).map(|table| self.expect(table, &[]));
         let mut count = None;
@@ -82,11 +83,13 @@ impl Reader {
             serves: serves?,
             source: self.source.clone(),
             preset,
+            defaults: BTreeMap::new(),
             derive: BTreeMap::new(),
             expect: expect.unwrap_or_default(),
             count: count?,
             sections,
             mentioned: BTreeSet::new(),
+            lists: BTreeSet::new(),
         };
         let mut spans = BTreeMap::new();
         for (key, span, expr) in derive.unwrap_or_default() {
@@ -94,6 +97,11 @@ impl Reader {
             description.derive.insert(key, expr);
         }
         description.mentioned = mentioned(&description);
+        description.lists = lists(&description);
+        for (class, mut values) in defaults.unwrap_or_default() {
+            values.retain(|key, _| description.mentioned.contains(key));
+            description.defaults.insert(class, values);
+        }
         self.cycles(&description, &spans);
         for (key, span) in spans.iter().filter(|(key, _)| !description.mentioned.contains(*key)) {
             self.push(
@@ -142,6 +150,18 @@ impl Reader {
             }
         }
         preset
+    }
+
+    /// Values by class and key.
+    fn defaults(&mut self, table: &DeTable<'_>) -> BTreeMap<String, BTreeMap<String, Value>> {
+        let mut defaults = BTreeMap::new();
+        for (class, value) in in_file_order(table) {
+            if let (true, Some(table)) = (self.is_identifier(class, "a `model_type`"), self.table(value)) {
+                let values = self.preset(table).into_iter().map(|(key, (value, _))| (key, value));
+                defaults.insert(class.get_ref().to_string(), values.collect());
+            }
+        }
+        defaults
     }
 
     fn derive(&mut self, table: &DeTable<'_>) -> Vec<(String, Span, Expr)> {
@@ -394,30 +414,40 @@ fn find_cycle<'a>(
 fn mentioned(description: &Description) -> BTreeSet<String> {
     let mut keys: BTreeSet<String> = features::FACTS.iter().map(|key| (*key).to_owned()).collect();
     keys.extend(description.expect.iter().map(|expectation| expectation.path[0].clone()));
-    let mut add = |expr: &Expr| {
-        expr.visit_keys(&mut |key| {
-            keys.insert(key.to_owned());
-        });
-    };
-    add(&description.count);
-    description.derive.values().for_each(&mut add);
-    let lines = || description.sections.iter().flat_map(|section| &section.lines);
-    for line in lines() {
-        line.when.iter().for_each(&mut add);
-        for (_, given) in &line.attributes {
-            let mut exprs = Vec::new();
-            let mut conditions = Vec::new();
-            given.visit(&mut |expr| conditions.push(expr), &mut |expr| exprs.push(expr));
-            exprs.into_iter().chain(conditions).for_each(&mut add);
-        }
-        for (_, given) in &line.weights {
-            given.visit(&mut add, &mut |_| {});
-        }
-    }
-    for attribute in lines().flat_map(|line| line.signature.attributes) {
+    let mut add = |key: &str| keys.extend([key.to_owned()]);
+    expressions(description).into_iter().for_each(|expr| expr.visit_keys(&mut add));
+    let lines = description.sections.iter().flat_map(|section| &section.lines);
+    for attribute in lines.flat_map(|line| line.signature.attributes) {
         if let Default::Key(key) | Default::KeyWith(_, key) = attribute.default {
             keys.insert(key.to_owned());
         }
     }
     keys
+}
+
+/// The configuration keys that the description takes for lists.
+fn lists(description: &Description) -> BTreeSet<String> {
+    let mut keys: BTreeSet<String> = features::LISTS.iter().map(|key| (*key).to_owned()).collect();
+    let mut add = |key: &str| keys.extend([key.to_owned()]);
+    expressions(description).into_iter().for_each(|expr| expr.visit_lists(&mut add));
+    keys
+}
+
+/// Every expression of the description.
+fn expressions(description: &Description) -> Vec<&Expr> {
+    let mut all = vec![&description.count];
+    all.extend(description.derive.values());
+    for line in description.sections.iter().flat_map(|section| &section.lines) {
+        all.extend(&line.when);
+        for (_, given) in &line.attributes {
+            let mut found = Vec::new();
+            let mut conditions = Vec::new();
+            given.visit(&mut |expr| conditions.push(expr), &mut |expr| found.push(expr));
+            all.extend(found.into_iter().chain(conditions));
+        }
+        for (_, given) in &line.weights {
+            given.visit(&mut |expr| all.push(expr), &mut |_| {});
+        }
+    }
+    all
 }

@@ -8,6 +8,7 @@ use super::diagnostics::{Code, Diagnostic, Diagnostics, Span};
 use super::expr::{Environment, Expr, Failure};
 use super::facts::count_of;
 use super::features;
+use super::inert::OUTSIDE;
 use super::lacking;
 use super::quantised;
 use super::rope::{Refusal, RopeScaling};
@@ -39,18 +40,25 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
         }
     };
     let mut resolver = Resolver { description, config, origin, diagnostics };
+    let unread = resolver.unread();
+    let class = resolver.config.get("model_type").and_then(Value::text);
+    if let Some(defaults) = class.and_then(|class| description.defaults.get(class)) {
+        let mut needed = BTreeSet::new();
+        description.count.visit_keys(&mut |key| needed.extend([key]));
+        resolver.config.complete(defaults, &needed);
+    }
     let architecture = resolver.architecture();
     if !resolver.diagnostics.is_empty() {
         return Err(resolver.diagnostics);
     }
+    let layers = resolver.layers();
+    resolver.flatten(layers.unwrap_or(0));
     resolver.expectations();
     resolver.unhonoured();
     resolver.nulls();
     resolver.untold();
-    let layers = resolver.layers();
     let calls = layers.map(|layers| resolver.calls(layers)).unwrap_or_default();
     let facts = resolver.facts(layers.unwrap_or(0), architecture, &calls);
-    let unread = resolver.unread();
     // A name misspelt where it is read is a missing key already.
     if json.is_none() && resolver.diagnostics.is_empty() {
         resolver.unused_preset();
@@ -59,13 +67,14 @@ pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value
     diagnostics.sort();
     diagnostics.into_result(())?;
     let facts = facts.expect("facts are absent only where an error says so");
-    Ok(Resolved { name: description.name.clone(), facts, calls, unread, source: description.source.clone() })
+    let read = description.mentioned.iter().cloned().collect();
+    Ok(Resolved { name: description.name.clone(), facts, calls, unread, read, source: description.source.clone() })
 }
 
 /// A description, a configuration, and what is wrong with the two.
 pub(super) struct Resolver<'a> {
     pub(super) description: &'a Description,
-    config: Config,
+    pub(super) config: Config,
     /// What messages call the configuration.
     pub(super) origin: String,
     pub(super) diagnostics: Diagnostics,
@@ -81,6 +90,10 @@ pub(super) struct Names<'a> {
 impl Environment for Names<'_> {
     fn key(&self, name: &str) -> Result<Option<Value>, Failure> {
         match (self.config.get(name), self.derive.get(name)) {
+            (Some(Value::Float(number)), _) if !number.is_finite() => {
+                let message = format!("`{name}` is {} in the configuration", Value::Float(*number));
+                Err(Failure::Wrong(Box::new(Diagnostic::new(Code::BadConfig, message).help("give it a finite number"))))
+            }
             (Some(value), Some(expr)) if *value == Value::Null => expr.evaluate(self).map(Some),
             (Some(value), _) => Ok(Some(value.clone())),
             // Derived keys are free of circles: the reader has made sure.
@@ -222,8 +235,18 @@ impl Resolver<'_> {
     }
 
     fn unread(&self) -> Vec<String> {
-        let read = |key: &str| self.is_mentioned(key) || features::is_known(key);
-        self.config.iter().map(|(key, _)| key).filter(|key| !read(key)).map(str::to_owned).collect()
+        let read = |key: &&str| self.is_mentioned(key) || features::is_known(key);
+        let own = self.config.iter().map(|(key, _)| key).chain(self.config.nulls()).filter(|key| !read(key));
+        let outside = self.config.outside().filter(|key| !read(key) && !OUTSIDE.contains(key));
+        let unread: BTreeSet<&str> = own.chain(outside).collect();
+        unread.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Gives keys whose value is a list of one value for all `layers` that value, where the description does not take them for lists.
+    fn flatten(&mut self, layers: usize) {
+        for key in self.description.mentioned.difference(&self.description.lists) {
+            self.config.flatten(key, layers);
+        }
     }
 
     fn unused_preset(&mut self) {

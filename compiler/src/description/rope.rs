@@ -75,6 +75,7 @@ impl RopeScaling {
             Some(other) => return Err(Refusal::WrongType(format!("`rope_scaling.rope_type` is {}", other.kind()))),
             None => return Err(Refusal::Missing("rope_scaling.rope_type".to_owned())),
         };
+        fields.read.extend(fields.harmless(&kind));
         let scaling = match &*kind {
             "linear" => RopeScaling::Linear { factor: fields.positive("factor")? },
             "llama3" => RopeScaling::Llama3 {
@@ -98,21 +99,64 @@ impl RopeScaling {
     }
 }
 
+/// The positions that a scaling is made for, where `context` is `max_position_embeddings`: the trained ones times the factor. Where `context` counts
+/// the factor already, that.
+pub(super) fn reach(table: &BTreeMap<String, Value>, context: f64) -> f64 {
+    let number = |key: &str| table.get(key).and_then(Value::number).filter(|number| number.is_finite());
+    let original = number("original_max_position_embeddings").unwrap_or(context);
+    context.max(original * number("factor").unwrap_or(1.0))
+}
+
+/// Keys that change nothing where they have one of these values; any value, where there is none.
+const HARMLESS: &[(&str, &[f64])] = &[
+    ("attn_factor", &[1.0]),
+    ("extrapolation_factor", &[1.0]),
+    ("finetuned", &[]),
+    ("mrope_interleaved", &[]),
+    ("mrope_section", &[]),
+];
+
+/// As [`HARMLESS`], where the type has no use for them.
+const HARMLESS_UNUSED: &[(&str, &[f64])] = &[
+    ("attention_factor", &[1.0]),
+    ("beta_fast", &[32.0]),
+    ("beta_slow", &[1.0]),
+    ("mscale", &[0.0, 1.0]),
+    ("mscale_all_dim", &[0.0, 1.0]),
+    ("original_max_position_embeddings", &[]),
+    ("truncate", &[]),
+];
+
 struct Fields<'a> {
     table: &'a BTreeMap<String, Value>,
     read: Vec<&'static str>,
 }
 
 impl Fields<'_> {
+    /// The keys of the table that change nothing.
+    fn harmless(&self, kind: &str) -> Vec<&'static str> {
+        let unused = if kind == "yarn" { &[] } else { HARMLESS_UNUSED };
+        let changes_nothing = |key: &str, values: &[f64]| {
+            let Some(value) = self.table.get(key) else { return false };
+            values.is_empty() || value.number().is_some_and(|number| values.contains(&number))
+        };
+        let all = HARMLESS.iter().chain(unused).filter(|(key, values)| changes_nothing(key, values));
+        all.map(|(key, _)| *key).collect()
+    }
+
     fn yarn(&mut self, context: Option<f64>) -> Result<RopeScaling, Refusal> {
-        let factor = self.positive("factor")?;
         let original = match (self.optional("original_max_position_embeddings")?, context) {
             (Some(original), _) | (None, Some(original)) => original,
             (None, None) => return Err(Refusal::Missing("rope_scaling.original_max_position_embeddings".to_owned())),
         };
+        let factor = match (self.optional("factor")?, context) {
+            (Some(factor), _) => factor,
+            (None, Some(context)) if context > original => context / original,
+            (None, _) => return Err(Refusal::Missing("rope_scaling.factor".to_owned())),
+        };
         let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
         let given = self.optional("attention_factor")?;
-        let (mscale, mscale_all) = (self.optional("mscale")?, self.optional("mscale_all_dim")?);
+        let (mscale, mscale_all) = (self.unless_zero("mscale")?, self.unless_zero("mscale_all_dim")?);
         let attention_factor = match (given, mscale, mscale_all) {
             (Some(given), _, _) => given,
             (None, Some(mscale), Some(all)) => magnitude(mscale) / magnitude(all),
@@ -126,8 +170,8 @@ impl Fields<'_> {
         };
         Ok(RopeScaling::Yarn {
             factor,
-            beta_fast: self.optional("beta_fast")?.unwrap_or(32.0),
-            beta_slow: self.optional("beta_slow")?.unwrap_or(1.0),
+            beta_fast: self.unless_zero("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.unless_zero("beta_slow")?.unwrap_or(1.0),
             original,
             attention_factor,
             truncate,
@@ -167,6 +211,16 @@ impl Fields<'_> {
         self.optional(key)?.ok_or_else(|| Refusal::Missing(format!("rope_scaling.{key}")))
     }
 
+    /// A positive number; a zero is nothing, as in Python.
+    fn unless_zero(&mut self, key: &'static str) -> Result<Option<f64>, Refusal> {
+        let zero = self.table.get(key).and_then(Value::number) == Some(0.0);
+        if zero {
+            self.read.push(key);
+            return Ok(None);
+        }
+        self.optional(key)
+    }
+
     /// A positive number or nothing.
     fn optional(&mut self, key: &'static str) -> Result<Option<f64>, Refusal> {
         self.read.push(key);
@@ -202,6 +256,55 @@ mod tests {
             truncate: true,
         };
         assert_eq!(scaling, Ok(expected));
+    }
+
+    #[test]
+    fn keys_that_change_nothing_are_passed_over() {
+        let linear = json!({"rope_type": "linear", "factor": 2.0});
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        let dynamic = json!({"rope_type": "dynamic", "factor": 2.0});
+        let more = |table: &serde_json::Value, more: serde_json::Value| {
+            let mut table = table.as_object().expect("a table").clone();
+            table.extend(more.as_object().expect("a table").clone());
+            read(serde_json::Value::Object(table))
+        };
+        for harmless in [
+            json!({"finetuned": true}),
+            json!({"finetuned": false, "attn_factor": 1}),
+            json!({"mscale_all_dim": 0}),
+            json!({"mscale": 0.0, "mscale_all_dim": 0.0}),
+            json!({"extrapolation_factor": 1.0, "beta_fast": 32, "beta_slow": 1}),
+            json!({"mrope_section": [16, 24, 24], "mrope_interleaved": true}),
+        ] {
+            for table in [&linear, &yarn, &dynamic] {
+                assert_eq!(more(table, harmless.clone()), read(table.clone()), "{harmless}");
+            }
+        }
+        assert_eq!(more(&linear, json!({"original_max_position_embeddings": 64})), read(linear.clone()));
+        for table in [&linear, &yarn, &dynamic] {
+            for asking in [json!({"attn_factor": 2.0}), json!({"extrapolation_factor": 0.5}), json!({"alpha": 2.0})] {
+                assert!(more(table, asking.clone()).is_err_and(|said| said.contains("Unsupported")), "{asking}");
+            }
+        }
+        assert!(more(&linear, json!({"mscale": 0.7})).is_err(), "a magnitude that nothing applies");
+    }
+
+    #[test]
+    fn a_scaling_reaches_the_trained_positions_times_its_factor() {
+        let reaches =
+            |json: serde_json::Value, context: f64| reach(Value::from(&json).table().expect("a table"), context);
+        assert_eq!(reaches(json!({"rope_type": "linear", "factor": 4.0}), 64.0), 256.0);
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        assert_eq!([reaches(yarn.clone(), 64.0), reaches(yarn, 256.0)], [256.0, 256.0]);
+        let longrope = json!({"rope_type": "longrope", "original_max_position_embeddings": 64});
+        assert_eq!(reaches(longrope, 512.0), 512.0);
+    }
+
+    #[test]
+    fn a_yarn_without_a_factor_has_the_ratio_of_the_contexts() {
+        let table = json!({"rope_type": "yarn", "original_max_position_embeddings": 1024});
+        assert!(matches!(read(table), Ok(RopeScaling::Yarn { factor: 4.0, .. })));
+        assert!(read(json!({"rope_type": "yarn"})).is_err_and(|said| said.contains("rope_scaling.factor")));
     }
 
     #[test]

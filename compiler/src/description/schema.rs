@@ -46,6 +46,14 @@ pub fn json_schema() -> Value {
                 json!({"type": "object", "propertyNames": {"pattern": IDENTIFIER}}),
                 "The preset: keys as config.json has them.",
             ),
+            "defaults" => described(
+                json!({
+                    "type": "object",
+                    "propertyNames": {"pattern": IDENTIFIER},
+                    "additionalProperties": {"type": "object", "propertyNames": {"pattern": IDENTIFIER}},
+                }),
+                "What the configuration class of a `model_type` has where a config.json lacks the key.",
+            ),
             "derive" => described(
                 json!({
                     "type": "object",

@@ -39,6 +39,13 @@ pub fn language_model_config(config: &Value) -> Option<Value> {
     Some(Value::Object(inner))
 }
 
+/// The keys of a model of several parts that are neither its language model's, nor another part's configuration.
+pub(super) fn keys_outside(config: &Value) -> impl Iterator<Item = &str> {
+    let inside = config.get("text_config").and_then(Value::as_object).is_some_and(|table| !table.is_empty());
+    let whole = config.as_object().filter(|_| inside);
+    whole.into_iter().flatten().map(|(key, _)| key.as_str()).filter(|key| !key.ends_with("_config"))
+}
+
 /// The `architectures` of a config.json, of a model of several parts as [`language_model_config`] has them; none where it names none.
 pub fn architectures(config: &Value) -> Vec<String> {
     let inner = language_model_config(config);

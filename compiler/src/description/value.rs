@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::json;
+
 /// A typed value. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -81,8 +83,8 @@ impl From<&str> for Value {
 }
 
 impl From<&serde_json::Value> for Value {
-    fn from(json: &serde_json::Value) -> Self {
-        match json {
+    fn from(value: &serde_json::Value) -> Self {
+        match value {
             serde_json::Value::Null => Value::Null,
             serde_json::Value::Bool(value) => Value::Bool(*value),
             serde_json::Value::Number(number) => match number.as_i64() {
@@ -92,6 +94,9 @@ impl From<&serde_json::Value> for Value {
             serde_json::Value::String(text) => text.as_str().into(),
             serde_json::Value::Array(items) => Value::List(items.iter().map(Value::from).collect()),
             serde_json::Value::Object(items) => {
+                if let Some(number) = json::float(value) {
+                    return Value::Float(number);
+                }
                 Value::Table(Arc::new(items.iter().map(|(key, value)| (key.clone(), value.into())).collect()))
             }
         }
@@ -104,6 +109,10 @@ impl fmt::Display for Value {
             Value::Null => out.write_str("null"),
             Value::Bool(value) => write!(out, "{value}"),
             Value::Int(value) => write!(out, "{value}"),
+            Value::Float(value) if value.is_nan() => out.write_str("NaN"),
+            Value::Float(value) if value.is_infinite() => {
+                write!(out, "{}Infinity", if *value < 0.0 { "-" } else { "" })
+            }
             Value::Float(value) => write!(out, "{value:?}"),
             Value::Str(value) => write!(out, "{value:?}"),
             Value::List(items) => {

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, anyhow};
 
-use crate::description::{Code, Description, architectures, config_view, language_model_config};
+use crate::description::{Code, Description, Diagnostic, architectures, config_view, language_model_config};
 use block::{Attention, Experts, Mlp, Norms, Sizes};
 use keys::Keys;
 use names::{Module, Names};
@@ -71,9 +71,13 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
     }
     let sketch = writer.text(&family, &serves, &names.prefix, &unmatched, &[])?;
     let description = Description::parse(&sketch, "the draft").map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-    if let Err(diagnostics) = description.resolve(Some(config)) {
-        for diagnostic in diagnostics.list().iter().filter(|diagnostic| diagnostic.code == Code::UnsupportedFeature) {
-            writer.todo(diagnostic.message.replace(&description.source().name, "this file"));
+    match description.resolve(Some(config)) {
+        Ok(resolved) => writer.expect_unread(&resolved.unread, config),
+        Err(diagnostics) => {
+            let unhonoured = |diagnostic: &&Diagnostic| diagnostic.code == Code::UnsupportedFeature;
+            for diagnostic in diagnostics.list().iter().filter(unhonoured) {
+                writer.todo(diagnostic.message.replace(&description.source().name, "this file"));
+            }
         }
     }
     let preset: Vec<(&String, &serde_json::Value)> =

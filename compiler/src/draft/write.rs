@@ -94,6 +94,27 @@ impl Writer {
         }
     }
 
+    /// Takes the values of keys that nothing reads for the only ones that are honoured. Null is always honoured.
+    pub fn expect_unread(&mut self, keys: &[String], config: &Json) {
+        for key in keys.iter().filter(|key| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')) {
+            let value = match config.get(key) {
+                None | Some(Json::Null) => Ok(String::new()),
+                // A table there stands for its members.
+                Some(Json::Object(_)) => continue,
+                Some(value) => toml_of(value),
+            };
+            if let Ok(value) = value {
+                self.expect(key, &format!("[{value}]"));
+            }
+        }
+        if !keys.is_empty() {
+            self.todo(format!(
+                "nothing here reads these keys of config.json, which may change what is computed: {}",
+                keys.join(", ")
+            ));
+        }
+    }
+
     /// Adds a value that a key must have.
     pub fn expect(&mut self, key: &str, value: &str) {
         if !self.expect.iter().any(|(known, _)| known == key) {

@@ -15,6 +15,7 @@ use super::ModelArgs;
 use crate::backend::Backend;
 use crate::cpu::{CpuModel, Logits, ReadBandwidth, Row};
 use crate::device::Gpu;
+use crate::model::Text;
 use crate::step::{GpuEngine, median, read_ceiling};
 
 /// Tokens of the check.
@@ -120,7 +121,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let most = deepest.max(longest).min(i32::MAX as usize);
     // Prompts and the check are of one sequence.
     let batches: Vec<usize> = BTreeSet::from_iter(args.batch.iter().copied().chain([1])).into_iter().collect();
-    let mut options = args.model.load_options(&model, &batches, most)?;
+    let mut options = args.model.load_options(&model, &batches, most, Text::default())?;
     options.context = options.context.max(if args.dummy_weights { most } else { 0 });
     let context = options.context;
     let asked = args.depths.is_some();

@@ -16,7 +16,7 @@ use crate::backend::Device;
 use crate::generate::chat::Message;
 use crate::generate::stops::StopTexts;
 use crate::generate::tokenizer::Tokenizer;
-use crate::model::{OpenModel, tokenizer_of};
+use crate::model::{OpenModel, Text, tokenizer_of};
 
 /// Tokens to generate at most, where neither the user nor the model says.
 const MAX_TOKENS: usize = 128;
@@ -78,7 +78,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         Some(limit) => limit.get(),
         None => defaults.limit(tokens.len())?.unwrap_or(MAX_TOKENS),
     };
-    let options = args.model.load_options(&model, &[1], 4096)?;
+    let options = args.model.load_options(&model, &[1], 4096, Text { tokens: tokens.len() + 1, grows: true })?;
     ensure!(
         tokens.len() < options.context,
         "the prompt has {} tokens and the context holds {}; shorten it or raise --max-context",

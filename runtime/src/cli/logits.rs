@@ -11,6 +11,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::ModelArgs;
+use crate::model::Text;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -33,7 +34,8 @@ pub struct LogitsArgs {
 
 pub fn run(args: &LogitsArgs) -> Result<()> {
     let model = args.model.open(false)?;
-    let options = args.model.load_options(&model, &[1], args.tokens.len())?;
+    let text = Text { tokens: args.tokens.len(), grows: args.step };
+    let options = args.model.load_options(&model, &[1], args.tokens.len(), text)?;
     let mut backend = model.load(&args.model.device(&model), &options)?;
     let logits = backend.logits(&args.tokens, args.step)?;
     let shape = vec![args.tokens.len(), logits.len() / args.tokens.len()];

@@ -19,7 +19,7 @@ use fusec::passes::Selection;
 use fusec::plan::TuningSource;
 
 use crate::backend::{Device, LoadOptions};
-use crate::model::{ModelName, OpenModel};
+use crate::model::{ModelName, OpenModel, Text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -111,11 +111,10 @@ impl ModelArgs {
         Ok(opened)
     }
 
-    fn load_options(&self, model: &OpenModel, batches: &[usize], most: usize) -> Result<LoadOptions> {
-        let context = match self.max_context {
-            Some(context) => context.get(),
-            None => model.default_context(most)?,
-        };
+    /// Options for `text` and a context of at most `most` where the user names none; says on stderr what is doubtful about the model.
+    fn load_options(&self, model: &OpenModel, batches: &[usize], most: usize, text: Text) -> Result<LoadOptions> {
+        let (context, doubt) = model.context(self.max_context.map(NonZeroUsize::get), most, text)?;
+        model.unread_note()?.into_iter().chain(doubt).for_each(tell);
         let sequences = batches.iter().copied().max().unwrap_or(1);
         Ok(LoadOptions { context, sequences, batches: batches.to_vec(), threads: self.threads.map(NonZeroUsize::get) })
     }

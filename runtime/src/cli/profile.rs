@@ -12,6 +12,7 @@ use super::sampling::SamplingArgs;
 use super::{ModelArgs, bench};
 use crate::backend::Backend;
 use crate::generate::defaults::GenerationDefaults;
+use crate::model::Text;
 use crate::profile::{Profile, command, kernel_named};
 use crate::step::{GpuEngine, MemoryReader};
 
@@ -55,7 +56,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
     let mut batches = vec![1, args.batch];
     batches.dedup();
     let most = args.depth.saturating_add(args.runs).saturating_add(2).max(bench::CHECK_TOKENS);
-    let mut options = args.model.load_options(&model, &batches, most)?;
+    let mut options = args.model.load_options(&model, &batches, most, Text::default())?;
     options.context = options.context.max(if args.dummy_weights { most } else { 0 });
     ensure!(
         most <= options.context,

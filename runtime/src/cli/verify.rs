@@ -9,6 +9,7 @@ use fusec::plan::PlanOptions;
 
 use super::ModelArgs;
 use crate::backend::Device;
+use crate::model::Text;
 use crate::verify::{self, Expected};
 
 /// In fp32 against fp32 only the order of sums differs.
@@ -51,7 +52,8 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     if exact || expected.logits.is_none() {
         return Ok(());
     }
-    let options = args.model.load_options(&model, &[1], 4096.max(expected.tokens.len()))?;
+    let text = Text { tokens: expected.tokens.len(), grows: true };
+    let options = args.model.load_options(&model, &[1], 4096.max(expected.tokens.len()), text)?;
     let mut backend = model.load(&device, &options)?;
     for (path, by_step) in [("prompt", false), ("decode", true)] {
         let what = format!("{}, {path} path", backend.describe());

@@ -7,9 +7,10 @@ use super::stored::Stored;
 use super::{Checkpoint, Dtype, Source, Tensor};
 use crate::device::host_map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fusec::description::language_model_names;
+use fusec::description::{language_model_config, language_model_names};
 use fusec::files::{Kind, mistaken, read_json};
 use fusec::folder;
+use fusec::tensors::may_be_dropped;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +28,7 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
     let (tensors, sources) = if directory.join("model.safetensors").exists() {
         join(&[directory.join("model.safetensors")])?
     } else if directory.join(INDEX).exists() {
-        join_indexed(directory)?
+        join_indexed(directory, &config)?
     } else {
         let files = files_with(directory, "safetensors")?;
         ensure!(!files.is_empty(), "{}: {}", directory.display(), folder::without_weights(directory));
@@ -73,8 +74,8 @@ fn join(files: &[PathBuf]) -> Result<Joined> {
     Ok((tensors, sources))
 }
 
-/// The tensors of the shards that the index names, each where the index says.
-fn join_indexed(directory: &Path) -> Result<Joined> {
+/// The tensors of the shards that the index names, each where the index says. An index may list what nobody needs and no file has.
+fn join_indexed(directory: &Path, config: &Value) -> Result<Joined> {
     let index_path = directory.join(INDEX);
     let index = read_json(&index_path)?;
     let entries = index
@@ -105,8 +106,16 @@ fn join_indexed(directory: &Path) -> Result<Joined> {
     }
     let files: Vec<_> = shards.iter().map(|shard| directory.join(shard)).collect();
     let joined = join(&files)?;
-    for (name, shard) in entries {
+    let names: Vec<&String> = entries.keys().collect();
+    let own = language_model_names(config, &names);
+    let language = language_model_config(config);
+    let layers = language.as_ref().unwrap_or(config).get("num_hidden_layers").and_then(Value::as_u64);
+    for ((name, shard), own) in entries.iter().zip(own) {
         let found = joined.0.get(name).map(|tensor| &files[tensor.file]);
+        let needless = own.is_none_or(|own| may_be_dropped(&own, layers.map(|layers| layers as usize)));
+        if found.is_none() && needless {
+            continue;
+        }
         if found.is_none_or(|found| found.file_name().and_then(|file| file.to_str()) != shard.as_str()) {
             let shard = shard.as_str().unwrap_or_default();
             bail!(

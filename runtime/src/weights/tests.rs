@@ -102,6 +102,27 @@ fn shards_are_found_with_and_without_an_index() {
         folder.error(),
         "DIR/model.safetensors.index.json: tensor b is not in model-00001-of-00002.safetensors, where the index has it; download both again"
     );
+    // What no model needs may be listed and absent: buffers, the copy of a tied head, layers after the last, parts beside the language model.
+    let listed = |name: &str| json!({ "weight_map": { "a": one, "b": two, name: one } }).to_string();
+    folder.write("config.json", r#"{"num_hidden_layers": 2}"#);
+    for name in [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "lm_head.weight",
+        "model.layers.2.mlp.up_proj.weight",
+        "h.0.attn.masked_bias",
+    ] {
+        folder.write("model.safetensors.index.json", listed(name));
+        assert_eq!(Checkpoint::open(&folder.0).unwrap().names().collect::<Vec<_>>(), ["a", "b"], "{name}");
+    }
+    for name in ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"] {
+        folder.write("model.safetensors.index.json", listed(name));
+        assert!(folder.error().contains(&format!("tensor {name} is not in {one}")), "{name}");
+    }
+    folder.write("config.json", r#"{"text_config": {"num_hidden_layers": 2}, "vision_config": {}}"#);
+    folder.write("model.safetensors.index.json", listed("vision_tower.norm.weight"));
+    assert_eq!(Checkpoint::open(&folder.0).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
+    folder.write("config.json", r#"{"hidden_size": 2, "limit": [0.0, Infinity], "other": NaN}"#);
+
     folder.write("model.safetensors.index.json", index(one, "../b.safetensors"));
     assert!(folder.error().contains("'../b.safetensors', which is not the name of a file beside the index"));
     folder.write("model.safetensors.index.json", index(one, two));

@@ -95,24 +95,30 @@ impl Expr {
 
     /// Calls `visit` with each configuration key that the expression names.
     pub fn visit_keys<'a>(&'a self, visit: &mut dyn FnMut(&'a str)) {
+        if let Kind::Key(name) | Kind::Given(name, _) = &self.kind {
+            visit(name);
+        }
+        self.parts().into_iter().for_each(|part| part.visit_keys(visit));
+    }
+
+    /// Calls `visit` with each configuration key that the expression takes elements from, or counts.
+    pub fn visit_lists<'a>(&'a self, visit: &mut dyn FnMut(&'a str)) {
         match &self.kind {
-            Kind::Key(name) => visit(name),
-            Kind::Given(name, fallback) => {
-                visit(name);
-                fallback.visit_keys(visit);
-            }
-            Kind::Literal(_) | Kind::Layer => {}
-            Kind::List(items) | Kind::Call(_, items) => items.iter().for_each(|item| item.visit_keys(visit)),
-            Kind::Member(a, _) | Kind::Negate(a) | Kind::Not(a) => a.visit_keys(visit),
-            Kind::Index(a, b) | Kind::Binary(_, a, b) | Kind::Default(a, b) => {
-                a.visit_keys(visit);
-                b.visit_keys(visit);
-            }
-            Kind::Choice { condition, then, otherwise } => {
-                condition.visit_keys(visit);
-                then.visit_keys(visit);
-                otherwise.visit_keys(visit);
-            }
+            Kind::Index(list, _) | Kind::Binary(Operator::In | Operator::NotIn, _, list) => list.visit_keys(visit),
+            Kind::Call(Function::Len, lists) => lists.iter().for_each(|list| list.visit_keys(visit)),
+            _ => {}
+        }
+        self.parts().into_iter().for_each(|part| part.visit_lists(visit));
+    }
+
+    /// The expressions that it is made of.
+    fn parts(&self) -> Vec<&Expr> {
+        match &self.kind {
+            Kind::Literal(_) | Kind::Layer | Kind::Key(_) => Vec::new(),
+            Kind::List(items) | Kind::Call(_, items) => items.iter().collect(),
+            Kind::Member(a, _) | Kind::Negate(a) | Kind::Not(a) | Kind::Given(_, a) => vec![a],
+            Kind::Index(a, b) | Kind::Binary(_, a, b) | Kind::Default(a, b) => vec![a, b],
+            Kind::Choice { condition, then, otherwise } => vec![condition, then, otherwise],
         }
     }
 }

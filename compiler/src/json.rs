@@ -1,0 +1,99 @@
+//! JSON as Python writes it: `Infinity`, `-Infinity` and `NaN` stand where numbers do.
+
+use serde_json::Value;
+
+/// The key of the table that holds a number that JSON has no form for, under its name in Python: `{"$float": "Infinity"}`.
+pub const FLOAT: &str = "$float";
+
+/// Reads JSON text. Numbers that are not finite become tables under [`FLOAT`], so that only what reads such a number has to refuse it.
+///
+/// ```
+/// let config = fusec::json::parse(r#"{"limit": Infinity, "text": "NaN"}"#)?;
+/// assert_eq!(config, serde_json::json!({"limit": {"$float": "Infinity"}, "text": "NaN"}));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+///
+/// # Errors
+/// Text that is no JSON otherwise, at its line and column.
+pub fn parse(text: &str) -> serde_json::Result<Value> {
+    serde_json::from_str(text).or_else(|error| serde_json::from_str(&quoted(text)).map_err(|_| error))
+}
+
+/// The number that a table under [`FLOAT`] stands for.
+pub fn float(value: &Value) -> Option<f64> {
+    let table = value.as_object().filter(|table| table.len() == 1)?;
+    match table.get(FLOAT)?.as_str()? {
+        "Infinity" => Some(f64::INFINITY),
+        "-Infinity" => Some(f64::NEG_INFINITY),
+        "NaN" => Some(f64::NAN),
+        _ => None,
+    }
+}
+
+/// The text with each such number outside of strings as a table.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.find(['"', '-', 'I', 'N']) {
+        out.push_str(&rest[..next]);
+        rest = &rest[next..];
+        if rest.starts_with('"') {
+            let (string, after) = rest.split_at(string_length(rest));
+            out.push_str(string);
+            rest = after;
+        } else if let Some(name) = ["-Infinity", "Infinity", "NaN"].into_iter().find(|name| rest.starts_with(name)) {
+            out.push_str(&format!("{{\"{FLOAT}\":\"{name}\"}}"));
+            rest = &rest[name.len()..];
+        } else {
+            out.push_str(&rest[..1]);
+            rest = &rest[1..];
+        }
+    }
+    out + rest
+}
+
+/// The bytes of the string that `text` begins with, its quotes included.
+fn string_length(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            b'"' if !escaped => return at + 1,
+            b'\\' => escaped = !escaped,
+            _ => escaped = false,
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_not_finite_are_read_outside_of_strings() {
+        let text =
+            r#"{"a": [0.0, Infinity], "b": -Infinity, "c": NaN, "d": "\"NaN, \\", "Infinity": -1, "e": "-Infinity"}"#;
+        let value = parse(text).expect("Python reads it");
+        assert_eq!(float(&value["a"][1]), Some(f64::INFINITY));
+        assert_eq!(float(&value["b"]), Some(f64::NEG_INFINITY));
+        assert!(float(&value["c"]).is_some_and(f64::is_nan));
+        assert_eq!(
+            [&value["d"], &value["Infinity"], &value["e"]],
+            [&json!("\"NaN, \\"), &json!(-1), &json!("-Infinity")]
+        );
+        assert_eq!(float(&json!({"$float": "Infinity", "more": 1})), None);
+    }
+
+    #[test]
+    fn broken_text_is_an_error_at_its_own_place() {
+        for text in
+            ["{", "{\"a\": Infinit}", "{\"a\": NaN", "{\"a\": \"NaN}", "Infinity2", "{\"a\": InfinityNaN}", "\u{fc}NaN"]
+        {
+            let error = parse(text).expect_err(text);
+            let direct = serde_json::from_str::<Value>(text).expect_err(text);
+            assert_eq!(error.to_string(), direct.to_string());
+        }
+    }
+}

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde_json::json;
 
 use crate::artifact::{Artifact, Manifest};
 use crate::build::{Arch, Nvrtc, Options, compile_all};
 use crate::description::{Description, Facts, Resolved};
-use crate::ir::{DType, Graph};
+use crate::ir::{Format, Graph};
 use crate::lower::lower;
 use crate::passes::{self, Report, Selection};
 use crate::plan::{Plan, PlanOptions, Tuning, plan};
+use crate::tensors;
 
 /// What to compile for.
 #[derive(Clone, Debug)]
@@ -20,15 +21,31 @@ pub struct CompileOptions {
     pub passes: Selection,
     /// Batches and prompt chunks.
     pub plan: PlanOptions,
-    /// The type of weights and caches.
-    pub dtype: DType,
+    /// How the checkpoint stores its weights.
+    pub formats: Formats,
     /// The longest sequence that is meant to run, in positions; none: what the configuration says. See [`lower`].
     pub context: Option<usize>,
 }
 
+/// How a checkpoint stores its weights, tensor by tensor. Without a checkpoint all are bfloat16.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Formats(pub BTreeMap<String, Format>);
+
+impl Formats {
+    /// The format of a tensor.
+    pub fn of(&self, tensor: &str) -> Format {
+        self.0.get(tensors::locate(tensor, &self.0)).copied().unwrap_or(Format::BF16)
+    }
+}
+
 impl Default for CompileOptions {
     fn default() -> CompileOptions {
-        CompileOptions { passes: Selection::all(), plan: PlanOptions::default(), dtype: DType::BF16, context: None }
+        CompileOptions {
+            passes: Selection::all(),
+            plan: PlanOptions::default(),
+            formats: Formats::default(),
+            context: None,
+        }
     }
 }
 
@@ -62,13 +79,9 @@ pub fn compile(
     config: Option<&serde_json::Value>,
     options: &CompileOptions,
 ) -> Result<Model> {
-    ensure!(
-        options.dtype == DType::BF16,
-        "--dtype {}: kernels take bf16 weights; f16 and f32 checkpoints are rounded to bf16 when they are loaded",
-        options.dtype.name()
-    );
     let resolved = description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-    let described = lower(&resolved, options.dtype, options.context).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let described = lower(&resolved, &|tensor| options.formats.of(tensor), options.context)
+        .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let mut graph = described.clone();
     let report = passes::run(&mut graph, &options.passes, &mut |_, _, _| {})?;
     let tuning = options.plan.tuning.clone();

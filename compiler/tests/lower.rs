@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fusec::description::{Description, Diagnostics, shipped};
-use fusec::ir::{DType, Graph, Op, RopeScaling, verify_all};
+use fusec::ir::{Format, Graph, Op, RopeScaling, verify_all};
 use fusec::lower::lower;
 
 #[test]
@@ -69,7 +69,7 @@ fn rope_follows_the_context() {
     let dynamic = format!("{}{}", &dynamic[..from], dynamic[to..].replacen("factor = 1.0", "factor = 4.0", 1));
     let ropes = |text: &str, context: Option<usize>| {
         let resolved = Description::parse(text, "tiny.toml").and_then(|description| description.resolve(None));
-        let graph = resolved.and_then(|resolved| lower(&resolved, DType::F32, context));
+        let graph = resolved.and_then(|resolved| lower(&resolved, &|_| Format::F32, context));
         let graph = graph.unwrap_or_else(|errors| panic!("{errors}"));
         let rope = graph.ordered().into_iter().find_map(|node| match graph.op(node) {
             Op::Rope(rope) => Some(rope.clone()),
@@ -89,7 +89,7 @@ fn rope_follows_the_context() {
 }
 
 fn graph(text: &str, name: &str) -> Result<Graph, Diagnostics> {
-    lower(&Description::parse(text, name)?.resolve(None)?, DType::F32, None)
+    lower(&Description::parse(text, name)?.resolve(None)?, &|_| Format::F32, None)
 }
 
 fn files() -> Vec<PathBuf> {

@@ -58,7 +58,10 @@ fn model(tuning: Tuning) -> Model {
 fn launches(plan: &Plan, batch: usize) -> Vec<(String, &KernelSpec, u32)> {
     let step = plan.step(StepKind::Decode { batch }).expect("a decode step");
     let spec = |launch: usize| &plan.kernels[launch].spec;
-    step.launches.iter().map(|launch| (spec(launch.kernel).family().stem(), spec(launch.kernel), launch.grid[0])).collect()
+    step.launches
+        .iter()
+        .map(|launch| (spec(launch.kernel).family().stem(), spec(launch.kernel), launch.grid[0]))
+        .collect()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use fusec::ir::{
-    Activation, Attention, DType, Epilogue, Graph, Matmul, Norm, NormKind, Op, Projection, Results, Rope, RopeScaling,
+    Activation, Attention, Epilogue, Format, Graph, Matmul, Norm, NormKind, Op, Projection, Results, Rope, RopeScaling,
     Type, Value,
 };
 use fuserun::cpu::{CpuModel, CpuOptions, Logits, ReadBandwidth, Row, WeightSource};
@@ -102,7 +102,7 @@ fn graph() -> Graph {
         let projections = Matmul { norm: Some(norm.clone()), biases: vec![false; 3], ..Matmul::plain(false) };
         let results = [HEADS, KV_HEADS, KV_HEADS].map(|heads| Type::activation(&[heads, HEAD_DIM]));
         let qkv = graph.add(Op::Matmul(projections), &[x, n1, q, k, v], results.to_vec(), Some(layer));
-        let cache = Type::cache(DType::F32, KV_HEADS, HEAD_DIM);
+        let cache = Type::cache(Format::F32, KV_HEADS, HEAD_DIM);
         let [keys, values] = ["keys", "values"]
             .map(|name| graph.value(Op::State(format!("{name}.{layer}")), &[], cache.clone(), Some(layer)));
         let attention = Attention {
@@ -137,7 +137,7 @@ fn graph() -> Graph {
 }
 
 fn weight(graph: &mut Graph, name: String, sizes: &[usize]) -> Value {
-    graph.value(Op::Weight(name), &[], Type::weight(DType::BF16, sizes), None)
+    graph.value(Op::Weight(name), &[], Type::weight(Format::BF16, sizes), None)
 }
 
 /// Made-up weights: small numbers that depend on their place.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
-use fusec::compile::{CompileOptions, Model, compile};
+use fusec::compile::{CompileOptions, Formats, Model, compile};
 use fusec::description::{Beyond, Description, Facts, Resolved, also_served, architectures, find_serving, lacking, user_folder};
 use fusec::files;
 use fusec::folder::{self, checkpoint_folder};
-use fusec::ir::{DType, Graph, verify};
+use fusec::ir::{Format, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
 use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
@@ -227,7 +227,7 @@ impl OpenModel {
     /// # Errors
     /// As [`OpenModel::compile`].
     pub fn compile_for(&self, plan: PlanOptions, context: Option<usize>) -> Result<Model> {
-        let options = CompileOptions { passes: self.passes.clone(), plan, dtype: DType::BF16, context };
+        let options = CompileOptions { passes: self.passes.clone(), plan, formats: self.formats(), context };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
             let found = checkpoint.shapes();
@@ -236,6 +236,21 @@ impl OpenModel {
             checkpoint.check_tied_head(&tensors::required(&model.described), &model.resolved.facts.spare())?;
         }
         Ok(model)
+    }
+
+    /// What to tell the user of weights that the CPU takes as they are stored and a GPU does not.
+    pub fn rounded(&self) -> Option<String> {
+        let formats = self.formats().0;
+        let first = formats.values().next()?;
+        let (count, name) = (formats.len(), first.name());
+        Some(format!(
+            "{count} weights are stored as {name}: a GPU takes them as bf16, whose values have 8 bits, not 11"
+        ))
+    }
+
+    /// How its checkpoint stores the weights, where kernels read that.
+    fn formats(&self) -> Formats {
+        self.checkpoint.as_ref().map_or_else(Formats::default, |checkpoint| Formats(checkpoint.formats()))
     }
 
     /// Compiles it, or takes it from its artifact, and loads it.
@@ -329,7 +344,7 @@ impl OpenModel {
     /// The text of the graph that the description gives for a configuration; none: its preset.
     fn described(&self, config: Option<&Value>) -> Result<String> {
         let resolved = self.description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(lower(&resolved, DType::BF16, None).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
+        Ok(lower(&resolved, &|_| Format::BF16, None).map_err(|diagnostics| anyhow!("{diagnostics}"))?.to_string())
     }
 
     /// Whether it comes with device code, compiled elsewhere.

@@ -82,6 +82,63 @@ impl Scoring {
     }
 }
 
+/// How a tensor is stored: a closed table, which checkpoints, graph text, recipes and kernels share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Format {
+    /// 32-bit IEEE float.
+    F32,
+    /// 32-bit signed integer: token ids and positions.
+    I32,
+    /// 16-bit IEEE float.
+    F16,
+    /// bfloat16: the upper half of an `f32`.
+    BF16,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Format; 4] = [Format::F32, Format::I32, Format::F16, Format::BF16];
+
+    /// Its row of the table: the name in text, values per block, bytes per block.
+    const fn row(self) -> (&'static str, usize, usize) {
+        match self {
+            Format::F32 => ("f32", 1, 4),
+            Format::I32 => ("i32", 1, 4),
+            Format::F16 => ("f16", 1, 2),
+            Format::BF16 => ("bf16", 1, 2),
+        }
+    }
+
+    /// The name in graph text, recipes and messages.
+    pub const fn name(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The format of that name.
+    pub fn of_name(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|format| format.name() == name)
+    }
+
+    /// Bytes of `values` consecutive values as a checkpoint stores them; `None` where they do not end with a block, or are too many.
+    pub fn bytes(self, values: usize) -> Option<usize> {
+        let (_, per_block, bytes) = self.row();
+        values.is_multiple_of(per_block).then(|| (values / per_block).checked_mul(bytes)).flatten()
+    }
+}
+
+impl Serialize for Format {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Format {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Format, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Format::of_name(&name).ok_or_else(|| serde::de::Error::custom(format!("there is no format {name}")))
+    }
+}
+
 /// How results are stored. Prints as the type in CUDA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -6,13 +6,15 @@ use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use crate::compile::Model;
+use crate::compile::{Formats, Model};
 use crate::description::language_model_names;
 use crate::files::{Kind, mistaken, read_json};
 use crate::folder::{hub_name, other_weights, without_config};
+use crate::ir::Format;
 use crate::tensors::{self, Accounting};
 
 /// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
@@ -36,13 +38,15 @@ pub(super) fn config(folder: &Path) -> Result<Value> {
 pub(super) struct Tensors {
     /// Name and shape of each that is of the language model.
     pub own: BTreeMap<String, Vec<usize>>,
+    /// How each of these is stored, where it is in a format that kernels read.
+    pub formats: Formats,
     /// The names of those of other parts of the model.
     pub others: Vec<String>,
 }
 
 /// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with a config.json alone.
 pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>> {
-    let Tensors { own, others } = tensors(folder)?;
+    let Tensors { own, others, .. } = tensors(folder)?;
     if own.is_empty() {
         return Ok(None);
     }
@@ -56,8 +60,8 @@ pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>
 pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
     let mut found = BTreeMap::new();
     for file in weight_files(folder)? {
-        for (name, shape) in shapes(&file).with_context(|| format!("cannot read {}", file.display()))? {
-            let twice = found.insert(name.clone(), shape).is_some();
+        for (name, shape, stored) in headers(&file).with_context(|| format!("cannot read {}", file.display()))? {
+            let twice = found.insert(name.clone(), (shape, stored)).is_some();
             ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
         }
     }
@@ -66,9 +70,14 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
     let names: Vec<&String> = found.keys().collect();
     let own = language_model_names(&config, &names);
     let mut tensors = Tensors::default();
-    for ((name, shape), own) in found.into_iter().zip(own) {
+    for ((name, (shape, stored)), own) in found.into_iter().zip(own) {
         match own {
-            Some(own) => drop(tensors.own.insert(own, shape)),
+            Some(own) => {
+                if stored == Dtype::F16 {
+                    tensors.formats.0.insert(own.clone(), Format::F16);
+                }
+                tensors.own.insert(own, shape);
+            }
             None => tensors.others.push(name),
         }
     }
@@ -104,8 +113,8 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Name and shape of each tensor in one file, from its header; the file must have the length that the header says.
-fn shapes(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
+/// Name, shape and stored type of each tensor in one file, from its header; the file must have the length that the header says.
+fn headers(path: &Path) -> Result<Vec<(String, Vec<usize>, Dtype)>> {
     const AGAIN: &str = "it is truncated or corrupt, download it again";
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -126,5 +135,5 @@ fn shapes(path: &Path) -> Result<Vec<(String, Vec<usize>)>> {
     let data = tensors.values().map(|info| info.data_offsets.1 as u64).max().unwrap_or(0);
     let told = data.saturating_add(header + 8);
     ensure!(told == length, "it has {length} bytes and its header says {told}: {AGAIN}");
-    Ok(tensors.into_iter().map(|(name, info)| (name, info.shape.clone())).collect())
+    Ok(tensors.into_iter().map(|(name, info)| (name, info.shape.clone(), info.dtype)).collect())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
@@ -13,7 +13,6 @@ use super::tell;
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
 use crate::compile::{CompileOptions, Model, artifact};
 use crate::description::Beyond;
-use crate::ir::DType;
 use crate::output;
 use crate::passes;
 use crate::plan::{PlanOptions, TuningSource};
@@ -35,9 +34,9 @@ pub(super) struct CompileArgs {
     /// Positions a sequence may have where `fuserun` is not told otherwise: kept in the file's manifest.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_context: Option<u32>,
-    /// The type of weights and caches.
-    #[arg(long, env = "FUSE_DTYPE", default_value = "bf16", value_parser = PossibleValuesParser::new(["bf16", "f16", "f32"]))]
-    dtype: String,
+    /// How weights are taken: auto, as the checkpoint stores them, where kernels read that; or bf16.
+    #[arg(long, env = "FUSE_WEIGHTS", default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "bf16"]))]
+    weights: String,
     /// A folder for the graph as described and after each pass, the plan of each architecture, each kernel's source, and the assembler's reports.
     #[arg(long, env = "FUSE_DUMP", value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -85,7 +84,8 @@ pub(super) fn summaries(models: &[(Arch, Model)]) -> String {
 
 /// Compiles and writes the artifact; a line about each plan on stderr, then about the file.
 pub(super) fn run(args: &CompileArgs) -> Result<()> {
-    let opened = args.model.open()?;
+    let mut opened = args.model.open()?;
+    opened.keeps_formats = args.weights == "auto";
     let options = args.options()?;
     let models = args.target.models(&opened, &options)?;
     if let (Some(context), Some((_, model))) = (options.context, models.first()) {
@@ -96,6 +96,9 @@ pub(super) fn run(args: &CompileArgs) -> Result<()> {
         );
     }
     tell(summaries(&models));
+    if let Some(rounding) = models.first().and_then(|(_, model)| model.plan.rounding()) {
+        tell(rounding);
+    }
     if let Some(folder) = &args.dump {
         dump(folder, &models, &options)?;
     }
@@ -126,12 +129,11 @@ impl CompileArgs {
         let mut batches = self.batch.iter().map(|batch| Ok(batch.parse::<usize>()?)).collect::<Result<Vec<usize>>>()?;
         batches.sort();
         batches.dedup();
-        let dtype = DType::parse(&self.dtype).with_context(|| anyhow!("there is no dtype {}", self.dtype))?;
         Ok(CompileOptions {
             passes: self.model.selection()?,
             plan: PlanOptions { batches, ..PlanOptions::default() },
-            dtype,
             context: self.max_context.map(|positions| positions as usize),
+            ..CompileOptions::default()
         })
     }
 }

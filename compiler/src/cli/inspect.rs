@@ -66,6 +66,7 @@ fn as_json(artifact: &Artifact, plans: &[(String, Plan)]) -> Result<Value> {
 fn plan_json(plan: &Plan) -> Value {
     json!({
         "summary": plan.summary(),
+        "rounding": plan.rounding(),
         "layers": plan.layers,
         "vocabulary": plan.vocabulary,
         "kernels_per_layer": plan.kernels_per_layer,
@@ -107,6 +108,9 @@ fn as_text(artifact: &Artifact, plans: &[(String, Plan)]) -> Result<String> {
     }
     for (arch, plan) in plans {
         writeln!(text, "\n{}", plan.summary())?;
+        if let Some(rounding) = plan.rounding() {
+            writeln!(text, "{rounding}")?;
+        }
         kernel_table(&mut text, artifact, plan, arch)?;
     }
     Ok(text)

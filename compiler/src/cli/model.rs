@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{checkpoint, tell};
-use crate::compile::{CompileOptions, Model, compile};
+use crate::compile::{CompileOptions, Formats, Model, compile};
 use crate::description::{
     Description, also_served, architectures, find_named, find_serving, lacking, shipped, user_folder,
 };
@@ -48,6 +48,8 @@ pub(super) struct Opened {
     pub description: Description,
     /// None: the description's preset.
     pub config: Option<Value>,
+    /// Whether weights are taken as the checkpoint stores them, where kernels read that; else as bfloat16.
+    pub keeps_formats: bool,
     /// The checkpoint's folder.
     checkpoint: Option<PathBuf>,
     /// Whether the user was told of keys that nothing knows.
@@ -69,7 +71,7 @@ impl ModelArgs {
             (None, None) => bail!("no description is named"),
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(Opened { file, text, description, config, checkpoint, noted: Once::new() })
+        Ok(Opened { file, text, description, config, keeps_formats: true, checkpoint, noted: Once::new() })
     }
 
     /// The passes that run.
@@ -90,7 +92,11 @@ impl ModelArgs {
 impl Opened {
     /// The model up to the text of its kernels, its tensors found in the checkpoint where one is named.
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
-        let model = compile(&self.description, self.config.as_ref(), options)?;
+        let formats = match &self.checkpoint {
+            Some(folder) if self.keeps_formats => checkpoint::tensors(folder)?.formats,
+            _ => Formats::default(),
+        };
+        let model = compile(&self.description, self.config.as_ref(), &CompileOptions { formats, ..options.clone() })?;
         self.account(&model)?;
         self.noted.call_once(|| model.resolved.unread_note().into_iter().for_each(tell));
         Ok(model)

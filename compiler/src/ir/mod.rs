@@ -11,12 +11,12 @@ mod types;
 mod verify;
 mod weight;
 
-pub use fuse_kernels::{Activation, NormKind, RopeTable, Scoring};
+pub use fuse_kernels::{Activation, Format, NormKind, RopeTable, Scoring};
 pub use graph::{Graph, Node, NodeId, Results, Value};
 pub use interpret::{Interpreter, Tensor, erf, evaluate, nmse, random_run, random_tensor};
 pub use op::{Attention, Epilogue, Experts, Matmul, Norm, Op, Projection, Role, Rope, RopeScaling, Route};
 pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
-pub use types::{DType, Dim, Type};
+pub use types::{Dim, Type};
 pub use verify::{VerifyError, verify, verify_all};
 pub use weight::{Part, WeightName};

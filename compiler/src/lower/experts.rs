@@ -3,9 +3,9 @@
 use super::shapes::words;
 use super::{Lowered, Lowering, count, mismatch, part, positive};
 use crate::description::{Activation as Described, AttrValue, Call};
-use crate::ir::{Activation, DType, Dim, Experts, Op, Results, Route, Scoring, Type, WeightName};
+use crate::ir::{Activation, Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightName};
 
-impl Lowering {
+impl Lowering<'_> {
     pub(super) fn experts(&mut self, call: &Call) -> Lowered {
         let (x, router) = (self.activation(call, "x")?, self.activation(call, "router")?);
         let (inputs, experts) = (self.graph.type_of(x).row_size(), self.graph.type_of(router).row_size());
@@ -19,11 +19,11 @@ impl Lowering {
         if bias {
             let name = WeightName::of(&call.weights["choice_bias"], None, None);
             // The choice hangs on differences that bf16 does not hold.
-            logits.push(self.weight_of_type(call, &name, Type::weight(DType::F32, &[experts]))?);
+            logits.push(self.weight_of_type(call, &name, Type::weight(Format::F32, &[experts]))?);
         }
         let normalise = call.flag("normalise");
         let route = Route { top_k, scoring, bias, normalise, scale: positive(call, "scale")? };
-        let chosen = Type { dtype: DType::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] };
+        let chosen = Type { format: Format::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] };
         let routed = self.graph.add(Op::Route(route), &logits, vec![chosen, Type::activation(&[top_k])], call.layer);
         let mut operands = vec![x, routed.result(0), routed.result(1)];
         let gated = call.weights.contains_key("gate");

@@ -7,14 +7,16 @@ mod shapes;
 use std::collections::BTreeMap;
 
 use crate::description::{Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
-use crate::ir::{Activation, Attention, DType, Graph, Matmul, Norm, NormKind, Op, Part, Rope, Type, Value, WeightName};
+use crate::ir::{
+    Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, Type, Value, WeightName,
+};
 
 use shapes::{Heads, words};
 
 /// Values of a weight, at most: hundreds of times the largest that there is.
 const LARGEST_WEIGHT: usize = 1 << 40;
 
-/// The graph of a model. Weights and caches are of type `dtype`; activations are `f32`.
+/// The graph of a model. A weight has the format that `formats` gives for its tensor, caches are `bf16`, activations `f32`.
 ///
 /// `context` is the longest sequence that is meant to run, in positions; none: what the configuration says. Some scalings of RoPE depend on it.
 /// Inputs are `tokens` and `positions`. Outputs, in order: the logits `f32[T, vocabulary]`, the sampled token `i32[T]`, and each layer's caches after the
@@ -23,8 +25,12 @@ const LARGEST_WEIGHT: usize = 1 << 40;
 ///
 /// # Errors
 /// Shapes that do not fit together, on the lines at fault.
-pub fn lower(resolved: &Resolved, dtype: DType, context: Option<usize>) -> Result<Graph, Diagnostics> {
-    lower_traced(resolved, dtype, context).map(|(graph, _)| graph)
+pub fn lower(
+    resolved: &Resolved,
+    formats: &dyn Fn(&str) -> Format,
+    context: Option<usize>,
+) -> Result<Graph, Diagnostics> {
+    lower_traced(resolved, formats, context).map(|(graph, _)| graph)
 }
 
 /// As [`lower`], with the value in the graph that each of the calls defines, in their order.
@@ -33,13 +39,13 @@ pub fn lower(resolved: &Resolved, dtype: DType, context: Option<usize>) -> Resul
 /// As [`lower`].
 pub fn lower_traced(
     resolved: &Resolved,
-    dtype: DType,
+    formats: &dyn Fn(&str) -> Format,
     context: Option<usize>,
 ) -> Result<(Graph, Vec<Value>), Diagnostics> {
     let mut trace = Vec::with_capacity(resolved.calls.len());
     let mut lowering = Lowering {
         graph: Graph::new(&resolved.name),
-        dtype,
+        formats,
         context: context.or(resolved.facts.max_position_embeddings),
         values: BTreeMap::new(),
         weights: BTreeMap::new(),
@@ -66,9 +72,10 @@ pub fn lower_traced(
     diagnostics.into_result((lowering.graph, trace))
 }
 
-struct Lowering {
+struct Lowering<'f> {
     graph: Graph,
-    dtype: DType,
+    /// Of a tensor.
+    formats: &'f dyn Fn(&str) -> Format,
     context: Option<usize>,
     /// The node that each name stands for at this point.
     values: BTreeMap<String, Value>,
@@ -79,7 +86,7 @@ struct Lowering {
 
 type Lowered = Result<Value, Diagnostic>;
 
-impl Lowering {
+impl Lowering<'_> {
     fn call(&mut self, call: &Call) -> Lowered {
         let value = match call.op {
             OpName::Embedding => self.embedding(call),
@@ -224,7 +231,7 @@ impl Lowering {
             return differ("a layer has one attention: its cache is the layer's".to_owned());
         }
         let positions = self.values["positions"];
-        let cache = Type::cache(self.dtype, k.count, k.size);
+        let cache = Type::cache(Format::BF16, k.count, k.size);
         let caches = [("keys", "k"), ("values", "v")].map(|(state, role)| {
             let before = self.node(call, Op::State(format!("{state}.{layer}")), &[], cache.clone());
             let step = self.operand(call, role);
@@ -319,7 +326,12 @@ impl Lowering {
     }
 
     fn named_weight(&mut self, call: &Call, name: &WeightName, shape: &[usize]) -> Lowered {
-        self.weight_of_type(call, name, Type::weight(self.dtype, shape))
+        let formats: Vec<Format> = name.tensors().iter().map(|tensor| (self.formats)(tensor)).collect();
+        if let Some((tensor, other)) = name.tensors().iter().zip(&formats).find(|(_, format)| **format != formats[0]) {
+            let message = format!("`{name}` is {} and {tensor} {}", formats[0].name(), other.name());
+            return Err(mismatch(call, message).help("the experts of a layer are one weight, which has one format"));
+        }
+        self.weight_of_type(call, name, Type::weight(formats[0], shape))
     }
 
     fn weight_of_type(&mut self, call: &Call, name: &WeightName, ty: Type) -> Lowered {

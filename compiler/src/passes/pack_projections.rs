@@ -1,6 +1,6 @@
 use super::matching::{fuse, guard, operand};
 use super::{Miss, Rewrite};
-use crate::ir::{DType, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
+use crate::ir::{Format, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
 
 /// `(W₀ x, W₁ x, …) = [W₀; W₁; …] x`
 ///
@@ -20,15 +20,15 @@ fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
     if siblings.len() < 2 {
         return Err(Miss::NotThis);
     }
-    let (layer, dtype) = (graph.node(root).layer, weight_type(graph, root)?);
+    let (layer, format) = (graph.node(root).layer, weight_format(graph, root)?);
     siblings.retain(|&node| graph.node(node).layer == layer);
     guard(siblings.len() > 1, "the other products of the same vector belong to other layers")?;
     siblings.retain(|&node| projection(graph, node).is_some_and(|other| other.transposed == first.transposed));
     guard(siblings.len() > 1, "the other weights are stored the other way round")?;
     siblings.retain(|&node| is_activated(graph, node) == is_activated(graph, root));
     guard(siblings.len() > 1, "the other products of the same vector are on the other side of an MLP's edge")?;
-    siblings.retain(|&node| weight_type(graph, node) == Ok(dtype));
-    guard(siblings.len() > 1, "the other weights are of another element type")?;
+    siblings.retain(|&node| weight_format(graph, node) == Ok(format));
+    guard(siblings.len() > 1, "the other weights are of another format")?;
 
     let members: Vec<NodeId> = graph.ordered().into_iter().filter(|node| siblings.contains(node)).collect();
     let biases: Vec<Option<Value>> = members.iter().map(|&node| graph.operand(node, Role::Bias(0))).collect();
@@ -54,6 +54,6 @@ fn is_activated(graph: &Graph, node: NodeId) -> bool {
     graph.users(node.result(0)).iter().any(|&user| matches!(graph.op(user), Op::Activation(_) | Op::Mul))
 }
 
-fn weight_type(graph: &Graph, node: NodeId) -> Result<DType, Miss> {
-    Ok(graph.type_of(operand(graph, node, Role::Weight(0))?).dtype)
+fn weight_format(graph: &Graph, node: NodeId) -> Result<Format, Miss> {
+    Ok(graph.type_of(operand(graph, node, Role::Weight(0))?).format)
 }

@@ -241,6 +241,13 @@ impl Plan {
         Ok(())
     }
 
+    /// How many buffers of weights hold rounded values, and from which format: `113 of 147 weights are rounded: f16 -> bf16`.
+    pub fn rounding(&self) -> Option<String> {
+        let rounded: Vec<String> = self.weights.iter().filter_map(|weight| weight.recipe.rounding()).collect();
+        let first = rounded.first()?;
+        Some(format!("{} of {} weights are rounded: {first}", rounded.len(), self.weights.len()))
+    }
+
     /// Bytes of packed weights that one decode step reads.
     pub fn decode_weight_bytes(&self) -> usize {
         let decode = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. }));

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::WeightName;
+use crate::ir::{Format, WeightName};
 
 /// A buffer of weights on the device, made once at load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -66,6 +66,17 @@ pub struct Part {
     pub tensor: String,
     /// Its rows: results of the product.
     pub rows: usize,
+    /// How the checkpoint stores it. The buffer holds bfloat16: another format is rounded.
+    #[serde(default = "bf16", skip_serializing_if = "is_bf16")]
+    pub from: Format,
+}
+
+fn bf16() -> Format {
+    Format::BF16
+}
+
+fn is_bf16(format: &Format) -> bool {
+    *format == Format::BF16
 }
 
 impl Recipe {
@@ -85,6 +96,13 @@ impl Recipe {
         }
     }
 
+    /// What is rounded on the way into the buffer, as `f16 -> bf16`; `None` where every value is kept.
+    pub fn rounding(&self) -> Option<String> {
+        let (Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. }) = self else { return None };
+        let from = parts.iter().map(|part| part.from).find(|from| !is_bf16(from))?;
+        Some(format!("{} -> {}", from.name(), Format::BF16.name()))
+    }
+
     /// The tensors it reads.
     pub fn tensors(&self) -> Vec<&str> {
         match self {
@@ -100,7 +118,7 @@ impl Recipe {
     pub fn expert(&self, index: usize) -> Option<Recipe> {
         let Recipe::Experts { parts, k, gated, .. } = self else { return None };
         let part =
-            |part: &Part| Part { tensor: WeightName::parse(&part.tensor).matrix(index).to_string(), rows: part.rows };
+            |part: &Part| Part { tensor: WeightName::parse(&part.tensor).matrix(index).to_string(), ..part.clone() };
         Some(Recipe::Tiles { parts: parts.iter().map(part).collect(), k: *k, gated: *gated, transposed: false })
     }
 

@@ -125,6 +125,9 @@ impl ModelArgs {
         if let Some(reason) = reason {
             tell(reason);
         }
+        if let (Device::Cuda(_), Some(note)) = (&device, model.rounded()) {
+            tell(note);
+        }
         device
     }
 }

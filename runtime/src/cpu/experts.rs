@@ -121,7 +121,7 @@ impl Execution<'_> {
         let recipe = self.weights.recipe(matrix);
         let mut sums = [[0.0; PANEL_ROWS]; TILE_TOKENS];
         let bytes = self.weights.panel(matrix, recipe.place(part, panel));
-        tile::multiply(self.isa, recipe.dtype, bytes, &[x], &mut sums);
+        tile::multiply(self.isa, recipe.format, bytes, &[x], &mut sums);
         sums[0]
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::ir::{Attention, DType, Epilogue, Experts, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
+use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
 use fusec::ir::{Value, WeightName};
 
 use super::experts::{HiddenStep, RouteStep, SumStep};
@@ -353,14 +353,14 @@ impl<'a> Lowering<'a> {
         let down = self.operand(node, Role::Down)?;
         let [_, outputs, _] = self.sizes(down)?;
         let each = |this: &mut Self, weights: &[Value], rows: usize, columns: usize| -> Result<Vec<usize>> {
-            let dtype = this.graph.type_of(weights[0]).dtype;
+            let format = this.graph.type_of(weights[0]).format;
             let names = weights.iter().map(|&weight| Ok(WeightName::parse(&this.weight_name(weight)?)));
             let names: Vec<WeightName> = names.collect::<Result<_>>()?;
             let recipe = |expert: usize| Recipe {
                 names: names.iter().map(|name| name.matrix(expert).to_string()).collect(),
                 rows: vec![rows; names.len()],
                 columns,
-                dtype,
+                format,
                 transposed: false,
                 paired: names.len() == 2,
             };
@@ -462,10 +462,10 @@ impl<'a> Lowering<'a> {
         transposed: bool,
         paired: bool,
     ) -> Result<usize> {
-        let dtype = self.graph.type_of(weights[0]).dtype;
-        ensure!(dtype != DType::I32, "a matrix of i32");
+        let format = self.graph.type_of(weights[0]).format;
+        ensure!(format != Format::I32, "a matrix of i32");
         let names = weights.iter().map(|&weight| self.weight_name(weight)).collect::<Result<Vec<_>>>()?;
-        Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, dtype, transposed, paired }))
+        Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, format, transposed, paired }))
     }
 
     /// The number of a matrix; equal ones share one.

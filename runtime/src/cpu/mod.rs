@@ -197,7 +197,7 @@ impl CpuModel {
         });
         let bytes = |(times, matrix): (usize, usize)| {
             let recipe = self.weights.recipe(matrix);
-            times * recipe.rows.iter().sum::<usize>() * recipe.columns * recipe.dtype.bytes()
+            times * recipe.rows.iter().sum::<usize>() * recipe.columns * tile::value_bytes(recipe.format)
         };
         products.map(bytes).sum()
     }

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use fusec::ir::DType;
+use fusec::ir::Format;
 use fusec::threads;
 use memmap2::MmapMut;
 
-use super::tile::{GROUP, PANEL_ROWS, panel_bytes, slot, widen_group};
+use super::tile::{GROUP, PANEL_ROWS, panel_bytes, slot, value_bytes, widen_group};
 
 /// Where weights come from: a checkpoint. Read from several threads at once.
 pub trait WeightSource: Sync {
@@ -39,8 +39,8 @@ pub(crate) struct Recipe {
     pub rows: Vec<usize>,
     /// Columns: the length of the product.
     pub columns: usize,
-    /// Stored as this type.
-    pub dtype: DType,
+    /// How the arena holds it.
+    pub format: Format,
     /// The checkpoint stores `[columns, rows]`.
     pub transposed: bool,
     /// The panels of the two matrices take turns: they are multiplied together.
@@ -68,7 +68,7 @@ impl Recipe {
 
     /// Bytes in the arena.
     pub fn bytes(&self) -> usize {
-        (0..self.names.len()).map(|i| self.panels(i)).sum::<usize>() * panel_bytes(self.dtype, self.columns)
+        (0..self.names.len()).map(|i| self.panels(i)).sum::<usize>() * panel_bytes(self.format, self.columns)
     }
 
     /// The place of panel `panel` of tensor `i` among all panels.
@@ -112,17 +112,17 @@ impl Weights {
     /// A panel by its place in its matrix.
     pub fn panel(&self, matrix: usize, place: usize) -> &[u8] {
         let Matrix { recipe, bytes } = &self.matrices[matrix];
-        let size = panel_bytes(recipe.dtype, recipe.columns);
+        let size = panel_bytes(recipe.format, recipe.columns);
         &self.arena[bytes.clone()][place * size..][..size]
     }
 
     /// One row of a matrix of one tensor, widened.
     pub fn row(&self, matrix: usize, row: usize, out: &mut [f32]) {
-        let dtype = self.recipe(matrix).dtype;
-        let group_bytes = GROUP * dtype.bytes();
+        let format = self.recipe(matrix).format;
+        let group_bytes = GROUP * value_bytes(format);
         let groups = self.panel(matrix, row / PANEL_ROWS).chunks_exact(group_bytes);
         for (group, out) in groups.skip(row % PANEL_ROWS).step_by(PANEL_ROWS).zip(out.chunks_mut(GROUP)) {
-            out.copy_from_slice(&widen_group(dtype, group)[..out.len()]);
+            out.copy_from_slice(&widen_group(format, group)[..out.len()]);
         }
     }
 }
@@ -164,7 +164,7 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
     let (rows, columns) = (recipe.rows[i], recipe.columns);
     let whole = if recipe.transposed { source.read_f32(name)? } else { Vec::new() };
     let mut panels: Vec<Option<&mut [u8]>> =
-        arena.chunks_exact_mut(panel_bytes(recipe.dtype, columns)).map(Some).collect();
+        arena.chunks_exact_mut(panel_bytes(recipe.format, columns)).map(Some).collect();
     let mut own: Vec<(usize, &mut [u8])> = (0..recipe.panels(i))
         .map(|panel| (panel, panels[recipe.place(i, panel)].take().expect("each place is one panel's")))
         .collect();
@@ -179,10 +179,10 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
         for row in first..last {
             let bytes = &mut *few[(row - first) / PANEL_ROWS].1;
             if recipe.transposed {
-                fill_row(bytes, row % PANEL_ROWS, recipe.dtype, (0..columns).map(|column| whole[column * rows + row]));
+                fill_row(bytes, row % PANEL_ROWS, recipe.format, (0..columns).map(|column| whole[column * rows + row]));
             } else {
                 let row_values = &values[(row - first) * columns..][..columns];
-                fill_row(bytes, row % PANEL_ROWS, recipe.dtype, row_values.iter().copied());
+                fill_row(bytes, row % PANEL_ROWS, recipe.format, row_values.iter().copied());
             }
         }
         Ok(())
@@ -191,14 +191,14 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
 }
 
 /// Puts row `row` of a panel into its place.
-fn fill_row(panel: &mut [u8], row: usize, dtype: DType, values: impl Iterator<Item = f32>) {
-    let width = dtype.bytes();
+fn fill_row(panel: &mut [u8], row: usize, format: Format, values: impl Iterator<Item = f32>) {
+    let width = value_bytes(format);
     for (column, value) in values.enumerate() {
-        let place = (column / GROUP * PANEL_ROWS + row) * GROUP + slot(dtype, column % GROUP);
+        let place = (column / GROUP * PANEL_ROWS + row) * GROUP + slot(format, column % GROUP);
         let target = &mut panel[place * width..][..width];
-        match dtype {
-            DType::BF16 => target.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
-            DType::F16 => target.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+        match format {
+            Format::BF16 => target.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+            Format::F16 => target.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
             _ => target.copy_from_slice(&value.to_le_bytes()),
         }
     }

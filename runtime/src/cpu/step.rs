@@ -415,7 +415,7 @@ impl Execution<'_> {
         let group = if count <= TILE_TOKENS {
             GROUP_PANELS
         } else {
-            (GROUP_BYTES / tile::panel_bytes(recipe.dtype, recipe.columns)).clamp(1, GROUP_PANELS)
+            (GROUP_BYTES / tile::panel_bytes(recipe.format, recipe.columns)).clamp(1, GROUP_PANELS)
         };
         let panels = |out: usize| recipe.panels(out);
         let mut before = 0;
@@ -457,13 +457,13 @@ impl Execution<'_> {
                 let from = panel * PANEL_ROWS;
                 let valid = (rows - from).min(PANEL_ROWS);
                 let bytes = self.weights.panel(step.matrix, recipe.place(out, panel));
-                tile::multiply(self.isa, recipe.dtype, bytes, &x[..tokens], &mut sums);
+                tile::multiply(self.isa, recipe.format, bytes, &x[..tokens], &mut sums);
                 for (m, sums) in sums.iter().enumerate().take(tokens) {
                     self.write(step.outs[out], first + m, from, valid).copy_from_slice(&sums[..valid]);
                 }
                 if gated {
                     let bytes = self.weights.panel(step.matrix, recipe.place(1, panel));
-                    tile::multiply(self.isa, recipe.dtype, bytes, &x[..tokens], &mut sums);
+                    tile::multiply(self.isa, recipe.format, bytes, &x[..tokens], &mut sums);
                     for (m, sums) in sums.iter().enumerate().take(tokens) {
                         scratch.gated[(first + m) * stride + from - start..][..valid].copy_from_slice(&sums[..valid]);
                     }

@@ -4,7 +4,7 @@
 //! sums in eight lanes, whatever the number of activation rows: a prompt and a decode step give the same bits.
 #![allow(unsafe_code)]
 
-use fusec::ir::DType;
+use fusec::ir::Format;
 
 use super::math::{Isa, LANES, sum_lanes};
 
@@ -15,16 +15,24 @@ pub(crate) const GROUP: usize = 16;
 /// The most activation rows that one call takes.
 pub(crate) const TILE_TOKENS: usize = 3;
 
+/// Bytes of a value in a panel.
+pub(crate) fn value_bytes(format: Format) -> usize {
+    match format {
+        Format::F16 | Format::BF16 => 2,
+        Format::F32 | Format::I32 => 4,
+    }
+}
+
 /// Bytes of a panel of matrices with `columns` columns.
-pub(crate) fn panel_bytes(dtype: DType, columns: usize) -> usize {
-    columns.div_ceil(GROUP) * GROUP * PANEL_ROWS * dtype.bytes()
+pub(crate) fn panel_bytes(format: Format, columns: usize) -> usize {
+    columns.div_ceil(GROUP) * GROUP * PANEL_ROWS * value_bytes(format)
 }
 
 /// Where in its group of sixteen a column is stored. bf16 pairs column `i` with column `i + 8`, so that widening the lower and the
 /// upper half of each 32-bit word gives eight consecutive columns each.
-pub(crate) fn slot(dtype: DType, column: usize) -> usize {
-    match dtype {
-        DType::BF16 => column % LANES * 2 + column / LANES,
+pub(crate) fn slot(format: Format, column: usize) -> usize {
+    match format {
+        Format::BF16 => column % LANES * 2 + column / LANES,
         _ => column,
     }
 }
@@ -32,20 +40,26 @@ pub(crate) fn slot(dtype: DType, column: usize) -> usize {
 /// `out[m][r] = panel row r · x[m]` for each of `x`, which are one to [`TILE_TOKENS`] rows of equal length.
 ///
 /// `panel` is as long as [`panel_bytes`] says for that length.
-pub(crate) fn multiply(isa: Isa, dtype: DType, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
-    assert_eq!(panel.len(), panel_bytes(dtype, x[0].len()));
+pub(crate) fn multiply(
+    isa: Isa,
+    format: Format,
+    panel: &[u8],
+    x: &[&[f32]],
+    out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS],
+) {
+    assert_eq!(panel.len(), panel_bytes(format, x[0].len()));
     assert!(x.iter().all(|row| row.len() == x[0].len()));
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         // SAFETY: `Isa::detect` found AVX2, FMA and F16C; the panel's length was checked above.
         unsafe {
-            match (dtype, x) {
-                (DType::BF16, &[a]) => avx2::tile::<{ avx2::BF16 }, 1>(panel, [a], out),
-                (DType::BF16, &[a, b]) => avx2::tile::<{ avx2::BF16 }, 2>(panel, [a, b], out),
-                (DType::BF16, &[a, b, c]) => avx2::tile::<{ avx2::BF16 }, 3>(panel, [a, b, c], out),
-                (DType::F16, &[a]) => avx2::tile::<{ avx2::F16 }, 1>(panel, [a], out),
-                (DType::F16, &[a, b]) => avx2::tile::<{ avx2::F16 }, 2>(panel, [a, b], out),
-                (DType::F16, &[a, b, c]) => avx2::tile::<{ avx2::F16 }, 3>(panel, [a, b, c], out),
+            match (format, x) {
+                (Format::BF16, &[a]) => avx2::tile::<{ avx2::BF16 }, 1>(panel, [a], out),
+                (Format::BF16, &[a, b]) => avx2::tile::<{ avx2::BF16 }, 2>(panel, [a, b], out),
+                (Format::BF16, &[a, b, c]) => avx2::tile::<{ avx2::BF16 }, 3>(panel, [a, b, c], out),
+                (Format::F16, &[a]) => avx2::tile::<{ avx2::F16 }, 1>(panel, [a], out),
+                (Format::F16, &[a, b]) => avx2::tile::<{ avx2::F16 }, 2>(panel, [a, b], out),
+                (Format::F16, &[a, b, c]) => avx2::tile::<{ avx2::F16 }, 3>(panel, [a, b, c], out),
                 (_, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
                 (_, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
                 (_, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
@@ -55,25 +69,25 @@ pub(crate) fn multiply(isa: Isa, dtype: DType, panel: &[u8], x: &[&[f32]], out: 
         return;
     }
     let _ = isa;
-    portable(dtype, panel, x, out);
+    portable(format, panel, x, out);
 }
 
 /// The elements of one row's group, in order of their columns. `bytes` is that group.
-pub(crate) fn widen_group(dtype: DType, bytes: &[u8]) -> [f32; GROUP] {
+pub(crate) fn widen_group(format: Format, bytes: &[u8]) -> [f32; GROUP] {
     let half_word = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
-    std::array::from_fn(|column| match dtype {
-        DType::BF16 => f32::from_bits((half_word(slot(dtype, column)) as u32) << 16),
-        DType::F16 => half::f16::from_bits(half_word(column)).to_f32(),
+    std::array::from_fn(|column| match format {
+        Format::BF16 => f32::from_bits((half_word(slot(format, column)) as u32) << 16),
+        Format::F16 => half::f16::from_bits(half_word(column)).to_f32(),
         _ => f32::from_le_bytes(std::array::from_fn(|i| bytes[4 * column + i])),
     })
 }
 
-fn portable(dtype: DType, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
-    let group_bytes = GROUP * dtype.bytes();
+fn portable(format: Format, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
+    let group_bytes = GROUP * value_bytes(format);
     let mut lanes = [[[0.0f32; LANES]; PANEL_ROWS]; TILE_TOKENS];
     for (group, bytes) in panel.chunks_exact(PANEL_ROWS * group_bytes).enumerate() {
         let weights: [[f32; GROUP]; PANEL_ROWS] =
-            std::array::from_fn(|row| widen_group(dtype, &bytes[row * group_bytes..][..group_bytes]));
+            std::array::from_fn(|row| widen_group(format, &bytes[row * group_bytes..][..group_bytes]));
         for (row_of_x, lanes) in x.iter().zip(&mut lanes) {
             let rest = &row_of_x[group * GROUP..];
             let mut columns = [0.0; GROUP];

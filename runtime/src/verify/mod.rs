@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow};
 use fusec::compile::Model;
 use fusec::description::{Code, Diagnostic, Diagnostics};
-use fusec::ir::{DType, Interpreter, Tensor};
+use fusec::ir::{Format, Interpreter, Tensor};
 use fusec::lower::lower_traced;
 
 pub use expected::{Expected, Named};
@@ -89,7 +89,7 @@ pub fn values(model: &Model, checkpoint: &Checkpoint, expected: &Expected, bound
     let resolved = &model.resolved;
     let rows = expected.tokens.len();
     let (mut graph, trace) =
-        lower_traced(resolved, DType::BF16, Some(rows)).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+        lower_traced(resolved, &|_| Format::BF16, Some(rows)).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let index = Index::of(resolved);
     let mut pairs: Vec<Pair<'_>> = Vec::new();
     let mut unmatched = Vec::new();

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fusec::description::Spare;
 use fusec::files::{Kind, mistaken};
 use fusec::folder::{checkpoint_folder, nothing_there, single_file};
-use fusec::ir::WeightName;
+use fusec::ir::{Format, WeightName};
 use fusec::tensors;
 use fusec::text::closest;
 use memmap2::Mmap;
@@ -262,6 +262,12 @@ impl Checkpoint {
     /// Name and shape (slowest dimension first) of every tensor.
     pub fn shapes(&self) -> BTreeMap<&str, &[usize]> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
+    }
+
+    /// The format of each weight that is stored in one that kernels read as it is. Others are rounded to bfloat16.
+    pub fn formats(&self) -> BTreeMap<String, Format> {
+        let half = self.tensors.iter().filter(|(_, tensor)| tensor.dtype == Dtype::F16);
+        half.map(|(name, _)| (name.clone(), Format::F16)).collect()
     }
 
     fn tensor(&self, name: &str) -> Result<&Tensor> {

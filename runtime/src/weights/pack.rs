@@ -147,6 +147,8 @@ pub fn dummy_pattern(bytes: usize) -> Vec<u8> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use fusec::ir::Format;
+
     use super::*;
 
     fn checkpoint(tensors: &[(&str, usize, usize)]) -> Checkpoint {
@@ -175,7 +177,9 @@ mod tests {
     #[test]
     fn every_element_is_where_the_kernels_read_it_and_padding_is_zero() {
         let checkpoint = checkpoint(&[("a", 19, 40), ("b", 5, 40)]);
-        let parts = [("a", 19), ("b", 5)].map(|(tensor, rows)| Part { tensor: tensor.into(), rows }).to_vec();
+        let parts = [("a", 19), ("b", 5)]
+            .map(|(tensor, rows)| Part { tensor: tensor.into(), rows, from: Format::BF16 })
+            .to_vec();
         let recipe = Recipe::Tiles { parts, k: 40, gated: false, transposed: false };
         let packed = pack(&recipe, &checkpoint).expect("packs");
         let (a, b) = (checkpoint.read_f32("a").unwrap(), checkpoint.read_f32("b").unwrap());
@@ -195,7 +199,7 @@ mod tests {
     #[test]
     fn gated_tiles_hold_eight_rows_of_each_part() {
         let checkpoint = checkpoint(&[("gate", 11, 32), ("up", 11, 32)]);
-        let parts = ["gate", "up"].map(|tensor| Part { tensor: tensor.into(), rows: 11 }).to_vec();
+        let parts = ["gate", "up"].map(|tensor| Part { tensor: tensor.into(), rows: 11, from: Format::BF16 }).to_vec();
         let recipe = Recipe::Tiles { parts, k: 32, gated: true, transposed: false };
         let packed = pack(&recipe, &checkpoint).expect("packs");
         let (gate, up) = (checkpoint.read_f32("gate").unwrap(), checkpoint.read_f32("up").unwrap());
@@ -212,7 +216,7 @@ mod tests {
     #[test]
     fn transposed_weights_pack_as_their_transposes() {
         let checkpoint = checkpoint(&[("w", 32, 16)]);
-        let parts = vec![Part { tensor: "w".into(), rows: 16 }];
+        let parts = vec![Part { tensor: "w".into(), rows: 16, from: Format::BF16 }];
         let recipe = Recipe::Tiles { parts, k: 32, gated: false, transposed: true };
         let packed = pack(&recipe, &checkpoint).expect("packs");
         let w = checkpoint.read_f32("w").unwrap();

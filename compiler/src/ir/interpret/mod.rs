@@ -18,7 +18,7 @@ pub use evaluate::evaluate;
 pub use maths::erf;
 pub use random::{nmse, random_run, random_tensor};
 
-use super::{DType, Dim, Graph, NodeId, Op, Results, Role, Type, Value, verify};
+use super::{Dim, Format, Graph, NodeId, Op, Results, Role, Type, Value, verify};
 
 /// Values with their shape, row-major. Token ids and positions are whole numbers below 2^24, so exact in f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,5 +210,5 @@ fn sizes(ty: &Type, tokens: usize, context: usize) -> Vec<usize> {
 
 /// Whether values of this type are whole numbers.
 fn is_int(ty: &Type) -> bool {
-    ty.dtype == DType::I32
+    ty.format == Format::I32
 }

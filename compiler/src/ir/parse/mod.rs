@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use self::scan::Scan;
-use super::{DType, Dim, Graph, NodeId, Results, Type, Value};
+use super::{Dim, Format, Graph, NodeId, Results, Type, Value};
 
 /// What is wrong with a text form, and where. Lines and columns count from one, columns in characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +162,7 @@ fn read_type(scan: &mut Scan) -> Result<Type, ParseError> {
     let column = scan.column();
     let name = scan.word("a type such as `f32[T, 64]`")?;
     let unknown = || scan.error_at(column, format!("unknown element type `{name}`; there are f32, f16, bf16 and i32"));
-    let dtype = DType::parse(&name).ok_or_else(unknown)?;
+    let format = Format::of_name(&name).ok_or_else(unknown)?;
     scan.expect('[')?;
     let mut shape = Vec::new();
     while !scan.eat(']') {
@@ -175,7 +175,7 @@ fn read_type(scan: &mut Scan) -> Result<Type, ParseError> {
             _ => Dim::Fixed(scan.count("a size, `T` or `C`")?),
         });
     }
-    Ok(Type { dtype, shape })
+    Ok(Type { format, shape })
 }
 
 /// `1 value`, `2 values`.

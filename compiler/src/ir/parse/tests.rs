@@ -107,7 +107,7 @@ fn graph_of(op: Op, results: usize) -> Graph {
     let x = graph.value(Op::Input("x".into()), &[], Type::activation(&[4]), None);
     let operands = vec![x; op.roles().len()];
     let types =
-        [Type::activation(&[4]), Type::cache(DType::BF16, 2, 16), Type::tokens(), Type::weight(DType::F16, &[])];
+        [Type::activation(&[4]), Type::cache(Format::BF16, 2, 16), Type::tokens(), Type::weight(Format::F16, &[])];
     let node = graph.add(op, &operands, (0..results).map(|i| types[i % 4].clone()).collect(), Some(3));
     graph.outputs = (0..results).map(|result| node.result(result)).collect();
     graph

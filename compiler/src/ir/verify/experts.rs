@@ -2,7 +2,7 @@
 
 use super::rules::{activation, logits, must, positive, result_count, same};
 use super::{Check, Checked};
-use crate::ir::{DType, Dim, Experts, Role, Route, Type};
+use crate::ir::{Dim, Experts, Format, Role, Route, Type};
 
 pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
     result_count(node, 2)?;
@@ -13,7 +13,7 @@ pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
         return Err(format!("top_k is {}, but x is {x}: {experts} experts", route.top_k));
     }
     if let Some(bias) = node.find(Role::ChoiceBias) {
-        same("the bias of the choice", bias, &Type::weight(DType::F32, &[experts]))?;
+        same("the bias of the choice", bias, &Type::weight(Format::F32, &[experts]))?;
     }
     positive("scale", route.scale)?;
     must(&node.results[0], &chosen(route.top_k), || format!("top_k {}", route.top_k))?;
@@ -55,13 +55,13 @@ pub(super) fn glu(node: &Checked<'_>) -> Check {
 
 /// `i32[T, top_k]`.
 fn chosen(top_k: usize) -> Type {
-    Type { dtype: DType::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] }
+    Type { format: Format::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] }
 }
 
 /// `[experts, rows, columns]` of a weight.
 fn stack(name: &str, ty: &Type) -> Result<[usize; 3], String> {
     match ty.shape[..] {
-        [Dim::Fixed(count), Dim::Fixed(rows), Dim::Fixed(columns)] if ty.dtype != DType::I32 => {
+        [Dim::Fixed(count), Dim::Fixed(rows), Dim::Fixed(columns)] if ty.format != Format::I32 => {
             Ok([count, rows, columns])
         }
         _ => Err(format!("{name} is {ty}, but must be a weight of three axes, [experts, out, in]")),

@@ -93,7 +93,11 @@ fn check(graph: &Graph, id: NodeId) -> Check {
             return Err(format!("result {result} is {ty}: a size of zero"));
         }
         // Products of sizes are taken without further care from here on.
-        if ty.fixed_sizes().try_fold(ty.dtype.bytes(), usize::checked_mul).is_none() {
+        let values = ty.fixed_sizes().try_fold(1, usize::checked_mul);
+        if ty.last_size().is_some_and(|last| ty.format.bytes(last).is_none()) {
+            return Err(format!("result {result} is {ty}: its rows do not end with a block"));
+        }
+        if values.and_then(|values| ty.format.bytes(values)).is_none() {
             return Err(format!("result {result} is {ty}: more bytes than can be counted"));
         }
     }

@@ -2,7 +2,7 @@
 
 use super::fused::{attention, matmul};
 use super::{Check, Checked};
-use crate::ir::{DType, Dim, Norm, Op, Role, Rope, RopeScaling, Type};
+use crate::ir::{Dim, Format, Norm, Op, Role, Rope, RopeScaling, Type};
 
 /// Types and attributes of a node whose operands are complete.
 pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
@@ -184,7 +184,7 @@ pub(super) fn logits(name: &str, ty: &Type) -> Check {
 /// `[heads, head_dim]` of `f32[T, heads, head_dim]`.
 pub(super) fn heads(name: &str, ty: &Type) -> Result<[usize; 2], String> {
     match ty.shape[..] {
-        [Dim::Tokens, Dim::Fixed(heads), Dim::Fixed(head_dim)] if ty.dtype == DType::F32 => Ok([heads, head_dim]),
+        [Dim::Tokens, Dim::Fixed(heads), Dim::Fixed(head_dim)] if ty.format == Format::F32 => Ok([heads, head_dim]),
         _ => Err(format!("{name} is {ty}, but must be f32[T, heads, head_dim]")),
     }
 }
@@ -228,10 +228,10 @@ fn positive64(name: &str, value: f64) -> Check {
 }
 
 fn is_float(ty: &Type) -> bool {
-    ty.dtype != DType::I32
+    ty.format != Format::I32
 }
 
 fn is_activation(ty: &Type) -> bool {
     let tokens_first = ty.shape.first() == Some(&Dim::Tokens);
-    ty.dtype == DType::F32 && tokens_first && ty.shape.len() >= 2 && ty.fixed_sizes().count() == ty.shape.len() - 1
+    ty.format == Format::F32 && tokens_first && ty.shape.len() >= 2 && ty.fixed_sizes().count() == ty.shape.len() - 1
 }

@@ -14,7 +14,7 @@ use crate::plan::kernels::{
     RopeTable, Splits, Storage, Tiles, TuningKey,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Part, Recipe};
+use crate::plan::{Arg, Recipe};
 
 /// The number of positions that a cache holds.
 const CONTEXT: Source = Source::Ready(Arg::Context);
@@ -249,7 +249,7 @@ impl Builder<'_, '_> {
 
     fn proj_weight(&mut self, node: NodeId, attention: &Attention, k: usize) -> Result<ProjWeight> {
         let proj = attention.proj.context("no projection")?;
-        let (tensor, sizes) = self.weight(node, Role::ProjWeight)?;
+        let (_, sizes) = self.weight(node, Role::ProjWeight)?;
         let rows = if proj.transposed { sizes[1] } else { sizes[0] };
         let bias = match proj.bias {
             true => {
@@ -260,7 +260,8 @@ impl Builder<'_, '_> {
             }
             false => NULL,
         };
-        let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: proj.transposed };
+        let parts = vec![self.part(node, Role::ProjWeight, rows)?];
+        let recipe = Recipe::Tiles { parts, k, gated: false, transposed: proj.transposed };
         Ok(ProjWeight { rows, k, packed: Source::Ready(Arg::Weight(self.planner.weight(recipe))), bias })
     }
 

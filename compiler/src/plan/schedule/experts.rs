@@ -12,7 +12,7 @@ use crate::plan::kernels::{
     RouteRows, Storage, Tiles,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Part, Recipe};
+use crate::plan::{Arg, Recipe};
 
 /// Pairs of a router's weight, 1 KB each, that a block of the product in front may have in its shared memory.
 const MOST_PAIRS: usize = 16;
@@ -106,10 +106,9 @@ impl Builder<'_, '_> {
         let graph = self.graph();
         let Op::Matmul(matmul) = graph.op(router) else { bail!("a {} is no router", graph.op(router)) };
         let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
-        let (tensor, _) = self.weight(router, Role::Weight(0))?;
         let (logits, k) = (router.result(0), graph.type_of(value).row_size());
         let rows = graph.type_of(logits).row_size();
-        let parts = vec![Part { tensor, rows }];
+        let parts = vec![self.part(router, Role::Weight(0), rows)?];
         let packed = self.planner.weight(Recipe::Tiles { parts, k, gated: false, transposed: matmul.transposed });
         let norm_weight = self.vector(router, Role::NormWeight, offset)?;
         // The sums of a product whose columns blocks share lie in front of the logits.
@@ -266,7 +265,7 @@ impl Builder<'_, '_> {
                 bail!("the experts {tensor} have {} dimensions, not 3", sizes.len())
             };
             ensure!(*shape.get_or_insert([count, rows, k]) == [count, rows, k], "the experts {tensor} differ in shape");
-            parts.push(Part { tensor, rows });
+            parts.push(self.part(node, role, rows)?);
         }
         let [count, rows, k] = shape.context("experts without weights")?;
         let recipe = Recipe::Experts { parts, k, gated, count };

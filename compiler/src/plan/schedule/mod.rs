@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, Storage};
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
-use super::{Arg, Cache, Io, Kernel, Plan, Recipe, Step, StepKind, WeightBuffer};
+use super::{Arg, Cache, Io, Kernel, Part, Plan, Recipe, Step, StepKind, WeightBuffer};
 use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
@@ -466,6 +466,12 @@ impl<'p, 'g> Builder<'p, 'g> {
             Op::Weight(name) => Ok((name.clone(), self.graph().type_of(value).fixed_sizes().collect())),
             other => bail!("{}: operand {role:?} is a {other}, not a weight", self.graph().op(node)),
         }
+    }
+
+    /// The weight that plays this role as a part of a buffer, `rows` rows of it.
+    fn part(&self, node: NodeId, role: Role, rows: usize) -> Result<Part> {
+        let (tensor, _) = self.weight(node, role)?;
+        Ok(Part { tensor, rows, from: self.graph().type_of(self.operand(node, role)?).format })
     }
 
     /// An fp32 copy of a weight, `offset` added; null where the node has none.

@@ -9,13 +9,14 @@ use crate::plan::kernels::{
     self, Elementwise, Embedding, Expression, KernelSpec, Matvec, SAMPLE_CLUSTER, Sample, Storage, Tiles,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Io, Part, Recipe};
+use crate::plan::{Arg, Io, Recipe};
 
 impl Builder<'_, '_> {
     pub(super) fn embedding(&mut self, node: NodeId) -> Result<()> {
         let (tensor, sizes) = self.weight(node, Role::Table)?;
         let [rows, k] = sizes[..] else { bail!("the embedding table {tensor} has {} dimensions, not 2", sizes.len()) };
-        let recipe = Recipe::Tiles { parts: vec![Part { tensor, rows }], k, gated: false, transposed: false };
+        let parts = vec![self.part(node, Role::Table, rows)?];
+        let recipe = Recipe::Tiles { parts, k, gated: false, transposed: false };
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
         let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
@@ -56,9 +57,9 @@ impl Builder<'_, '_> {
             );
             let mut parts = Vec::new();
             for &weight in &weights {
-                let (tensor, sizes) = self.weight(node, Role::Weight(weight))?;
+                let (_, sizes) = self.weight(node, Role::Weight(weight))?;
                 let rows = if matmul.transposed { sizes[1] } else { sizes[0] };
-                parts.push(Part { tensor, rows });
+                parts.push(self.part(node, Role::Weight(weight), rows)?);
             }
             let biases: Vec<(Option<String>, usize)> = weights
                 .iter()

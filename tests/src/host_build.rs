@@ -422,12 +422,12 @@ impl Compiler {
             .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);
         let folder = target.join("host-kernels");
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let key = hash(&[&identity, &FLAGS.join(" "), fuse_templates::HOST_ENGINE]);
+        let key = hash(&[&identity, &FLAGS.join(" "), fuse_kernels::HOST_ENGINE]);
         let engine = folder.join(format!("engine-{key}.o"));
         let compiler = Compiler { program, identity, folder, engine };
         compiler.once(&compiler.engine, "the engine of the host build", |at| {
             let source = at.join("engine.cc");
-            std::fs::write(&source, fuse_templates::HOST_ENGINE)?;
+            std::fs::write(&source, fuse_kernels::HOST_ENGINE)?;
             compiler.run(&FLAGS, &["-c".as_ref(), source.as_ref(), "-o".as_ref(), at.join("result").as_ref()])
         })?;
         Ok(compiler)
@@ -442,14 +442,14 @@ impl Compiler {
             &FLAGS.join(" "),
             &CHECKS.join(" "),
             TAIL,
-            fuse_templates::HOST_ENGINE,
-            fuse_templates::HOST_VOCABULARY,
+            fuse_kernels::HOST_ENGINE,
+            fuse_kernels::HOST_VOCABULARY,
             name,
             source,
         ]);
         let path = self.folder.join(format!("{}-{key}.so", &name[..name.len().min(80)]));
         self.once(&path, &format!("kernel {name}"), |at| {
-            std::fs::write(at.join("vocabulary.h"), fuse_templates::HOST_VOCABULARY)?;
+            std::fs::write(at.join("vocabulary.h"), fuse_kernels::HOST_VOCABULARY)?;
             let unit = at.join("kernel.cc");
             std::fs::write(&unit, format!("{source}\n{}", TAIL.replace("KERNEL_NAME", name)))?;
             let object = at.join("kernel.o");

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use fuse_tests::{TempFolder, nvrtc, root};
 use fusec::build::{Compiled, Options, compile_all};
-use fusec::emit::read_kernel;
+use fusec::plan::kernels::{Family, Read};
 use fusec::plan::{Plan, PlanOptions, TuningSource};
 use fuserun::backend::{Backend, Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
@@ -29,8 +29,9 @@ fn a_step_is_taken_apart_and_compared() {
     for batch in [1, 2] {
         compiled(&model(), vec![batch], PlanOptions::default().prompts);
     }
-    let measuring = [("read", read_kernel().unwrap()), ("nothing", NOTHING.to_string())];
-    device_code(&measuring.map(|(name, source)| (name.to_string(), source)).into());
+    let measuring =
+        [(Read::CEILING.name(), Read::CEILING.source().unwrap()), ("nothing".to_string(), NOTHING.to_string())];
+    device_code(&measuring.into());
     let mut again = Command::new(std::env::current_exe().unwrap());
     again.args(["--exact", "a_step_is_taken_apart_and_compared"]).env("LD_LIBRARY_PATH", folder.path());
     again.env(TRACE, &trace).env("FAKE_CUDA_FREE", "100000000").env("FUSE_CACHE", root().join(".cache"));
@@ -43,7 +44,7 @@ fn a_step_is_taken_apart_and_compared() {
     assert!(trace.ends_with(end), "everything is given back");
     // One by one, outside a graph and without overlap: the near step's 11 launches in their order, a warm-up and the runs, then as often nothing.
     let lines: Vec<&str> =
-        trace.lines().filter(|line| line.starts_with("run ") && !line.starts_with("run read ")).collect();
+        trace.lines().filter(|line| line.starts_with("run ") && !line.starts_with("run read_")).collect();
     assert_eq!(lines.len(), 2 * 11 * (1 + RUNS + GROWTHS_OF_READS), "{lines:#?}");
     assert!(lines.iter().all(|line| !line.contains("programmatic")));
     assert!(lines[0].starts_with("run embedding_") && lines[10].starts_with("run sample_"), "{lines:#?}");

@@ -4,10 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use fuse_tests::host_build::{HostBuffer, HostKernel, HostStep};
 use fuse_tests::{Golden, goldens, nmse};
-use fusec::emit::emit;
 use fusec::passes::Selection;
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
-use fusec::plan::{AttentionSpec, KernelSpec, Launch, MatvecSpec, Plan, PlanOptions, RING, StepKind, Tuning};
+use fusec::plan::{KernelSpec, Launch, Plan, PlanOptions, RING, StepKind, Tuning};
 use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes, record};
@@ -50,7 +49,7 @@ impl HostEngine {
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
         let sources = plan.kernels.iter().map(|kernel| {
-            let source = emit(kernel)?;
+            let source = kernel.source()?;
             Ok((case.mutation.map_or(source.clone(), |(from, to)| source.replace(from, to)), kernel.name.clone()))
         });
         let sources = sources.collect::<Result<Vec<(String, String)>>>()?;
@@ -249,16 +248,22 @@ fn llama_tied_unfused() -> Result<()> {
 /// Attention over several blocks a key head, which such short sequences do not get otherwise.
 #[test]
 fn llama_tied_in_splits() -> Result<()> {
+    let mut tuning = Tuning::default();
+    for batch in [1, 2] {
+        let (heads, key_heads, head_dim) = (4, 2, 32);
+        let (warps, keys) = (8, 2);
+        let entry = AttentionTuning { heads, key_heads, head_dim, batch, warps, keys, ..AttentionTuning::default() };
+        tuning.set_attention(entry);
+    }
     let change = |plan: &mut Plan| {
-        for kernel in &mut plan.kernels {
-            match &mut kernel.spec {
-                KernelSpec::Attention(AttentionSpec { splits, .. })
-                | KernelSpec::Matvec(MatvecSpec { combine: Some((_, _, splits)), .. }) => splits.keys = 2,
-                _ => {}
-            }
-        }
+        let splits = plan.kernels.iter().filter_map(|kernel| match &kernel.spec {
+            KernelSpec::Attention(spec) if spec.attention.splits.max > 1 => Some(spec.attention.splits.keys),
+            KernelSpec::Matvec(spec) => spec.combine.map(|combine| combine.splits.keys),
+            _ => None,
+        });
+        assert_eq!(splits.collect::<Vec<usize>>(), [2; 3], "an attention, and its projection of one row and of two");
     };
-    check(&Case { change, ..Case::new("llama-tied") })
+    check(&Case { tuning, change, ..Case::new("llama-tied") })
 }
 
 /// Every product and attention of a decode step in a shape of its own.
@@ -309,7 +314,7 @@ fn llama_tied_tuned() -> Result<()> {
         let mut warps =
             decodes.flat_map(|step| &step.launches).filter_map(|launch| match &plan.kernels[launch.kernel].spec {
                 KernelSpec::Matvec(spec) => Some(spec.warps),
-                KernelSpec::Attention(spec) => Some(spec.warps),
+                KernelSpec::Attention(spec) => Some(spec.attention.warps),
                 _ => None,
             });
         assert!(warps.all(|warps| warps != 8), "every entry finds its kernel");
@@ -547,7 +552,10 @@ fn mistakes_among_launches_are_caught() {
         for launch in plan.steps.iter_mut().flat_map(|step| &mut step.launches) {
             let spec = &plan.kernels[launch.kernel].spec;
             if matches!(spec, KernelSpec::Matvec(spec) if spec.norm.is_some()) && launch.grid[0] > 1 {
-                launch.args[6] = launch.args[1];
+                let params = spec.family().params();
+                let [x, out] =
+                    ["x", "out0"].map(|name| params.iter().position(|param| param.name == name).expect(name));
+                launch.args[out] = launch.args[x];
             }
         }
     };

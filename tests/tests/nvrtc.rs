@@ -63,7 +63,7 @@ fn every_plan_fits_its_architecture() {
     for name in SUPPORTED_ARCHS {
         let arch: Arch = name.parse().expect("it is supported");
         let tuning = TuningSource::Shipped.record(name).expect("the shipped record is sound");
-        match targets.iter_mut().find(|(clusters, record, _)| (*clusters, &*record) == (arch.has_clusters(), &tuning)) {
+        match targets.iter_mut().find(|(clusters, record, _)| (*clusters, record) == (arch.has_clusters(), &tuning)) {
             Some((.., alike)) => alike.push(arch),
             None => targets.push((arch.has_clusters(), tuning, vec![arch])),
         }
@@ -77,7 +77,7 @@ fn every_plan_fits_its_architecture() {
                     assert!(bytes <= arch.shared_limit(), "{name} for {arch} asks for {bytes} bytes");
                 }
                 let clustered = matches!(kernel.spec, KernelSpec::AttentionProjection(_))
-                    || matches!(kernel.spec, KernelSpec::Sample { cluster, .. } if cluster > 1);
+                    || matches!(&kernel.spec, KernelSpec::Sample(sample) if sample.cluster > 1);
                 assert!(*clusters || !clustered, "{} for {} works in clusters", kernel.name, archs[0]);
             }
         }

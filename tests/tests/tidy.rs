@@ -18,7 +18,6 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lower", &["description", "ir"]),
     ("passes", &["ir", "text"]),
     ("plan", &["ir"]),
-    ("emit", &["plan", "ir"]),
     ("build", &["text", "output", "threads"]),
     ("artifact", &["build", "files", "output"]),
 ];

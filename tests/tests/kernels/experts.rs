@@ -1,440 +1,470 @@
 //! `experts_hidden.cu`, `experts_sum.cu`, `route.cu` and the gathered `matmul.cu` against sums in f64.
 
-use anyhow::{Context, Result, ensure};
-use askama::Template;
-use fuse_templates::{ExpertsHidden, ExpertsSum, Float, Matmul, Route, RouteRows, Storage, Tiles};
+use std::collections::BTreeSet;
+
+use anyhow::{Result, ensure};
+use fuse_kernels::{
+    Activation, ExpertsHidden, ExpertsSum, Gather, Matmul, ROUTER_COPIES, Route, RouteRows, Scoring, Storage, Tiles,
+};
 use fuse_tests::host_build::HostBuffer;
 
+use crate::matmul;
 use crate::support::*;
 
-/// Routed experts of one layer.
+/// Values of x, inside an expert, and of the result.
+const SIZES: [usize; 3] = [70, 43, 37];
+const EPS: f32 = 1e-5;
+
+/// What is inside the chosen experts of few rows.
 #[derive(Clone, Debug)]
-pub struct Case {
-    pub experts: usize,
-    pub top_k: usize,
-    /// Sizes: x, inside an expert, the result.
-    pub k: usize,
-    pub features: usize,
-    pub outputs: usize,
-    /// Rows of x.
-    pub rows: usize,
-    pub gated: bool,
-    pub activation: usize,
-    pub norm: bool,
+pub struct Hidden {
+    pub kernel: ExpertsHidden,
+    /// The norm has weights.
     pub norm_weight: bool,
-    /// 0 softmax, 1 sigmoid.
-    pub scoring: usize,
-    /// Logits come as so many copies of sums in fixed point, of rows that are not divided by their root mean square.
-    pub copies: usize,
-    pub biased: bool,
-    pub normalise: bool,
-    pub warps: usize,
-    pub depth: usize,
-    /// Blocks that share the columns of a row tile of the sum, and whether its columns go through shared memory.
-    pub split: usize,
-    pub staged: bool,
-    pub late: bool,
-    pub residual: bool,
+    /// Floats that the launch sets to zero.
     pub zeros: usize,
-    pub grid: u32,
 }
 
-const SCALE: f32 = 1.25;
+/// The sum of the chosen experts of few rows.
+#[derive(Clone, Debug)]
+pub struct Sum {
+    pub kernel: ExpertsSum,
+    pub residual: bool,
+}
 
-impl Case {
-    pub fn new(experts: usize, top_k: usize, rows: usize) -> Case {
-        Case {
-            experts,
-            top_k,
-            k: 70,
-            features: 43,
-            outputs: 37,
-            rows,
-            gated: true,
-            activation: 0,
-            norm: true,
-            norm_weight: true,
-            scoring: 0,
-            copies: 0,
-            biased: false,
-            normalise: true,
-            warps: rows.max(4),
-            depth: 2,
-            split: 1,
-            staged: true,
-            late: false,
-            residual: true,
-            zeros: 0,
-            grid: 3,
-        }
-    }
+/// Many rows: the route, then one product of each expert with the rows that go to it.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    pub route: RouteRows,
+    /// It gathers: of what is inside experts, or by pair of their results.
+    pub product: Matmul,
+    pub rows: usize,
+}
 
-    fn route(&self) -> Route {
-        let &Case { experts, top_k, scoring, biased, normalise, .. } = self;
-        Route { experts, top_k, scoring, biased, normalise, scale: Float(SCALE) }
-    }
+pub fn route(experts: usize, top_k: usize) -> Route {
+    Route { experts, top_k, scoring: Scoring::Softmax, biased: false, normalise: true, scale: 1.25 }
+}
 
-    fn most(&self) -> usize {
-        (self.rows * self.top_k).min(self.experts)
-    }
-
-    fn inside(&self) -> Tiles {
-        let rows = [self.features, 0, 0];
-        Tiles { k: self.k, outputs: 1, rows, gated: self.gated, out_type: Storage::BF16 }
-    }
-
-    fn result(&self) -> Tiles {
-        let rows = [self.outputs, 0, 0];
-        Tiles { k: self.features, outputs: 1, rows, gated: false, out_type: Storage::F32 }
-    }
-
-    fn hidden_source(&self) -> Result<String> {
-        let &Case { rows: batch, copies, warps, depth, norm, activation, .. } = self;
-        let (name, tiles, route, eps) = ("kernel".into(), self.inside(), self.route(), Float(1e-5));
-        Ok(ExpertsHidden { name, tiles, route, batch, copies, warps, depth, norm, eps, activation }.render()?)
-    }
-
-    fn sum_source(&self) -> Result<String> {
-        let &Case { rows: batch, copies, warps, depth, split, staged, late, .. } = self;
-        let (name, tiles, route) = ("kernel".into(), self.result(), self.route());
-        Ok(ExpertsSum { name, tiles, route, batch, copies, warps, depth, split, staged, late }.render()?)
+pub fn hidden(experts: usize, top_k: usize, batch: usize) -> ExpertsHidden {
+    ExpertsHidden {
+        tiles: inside(SIZES[0], SIZES[1]),
+        route: route(experts, top_k),
+        batch,
+        summed: false,
+        warps: batch.max(4),
+        depth: 2,
+        blocks: 3,
+        norm: Some(EPS),
+        activation: Activation::Silu,
     }
 }
 
-/// The weights, inputs and routes of a case.
-struct Problem {
-    x: Vec<f32>,
-    norm_weight: Vec<f32>,
+pub fn sum(experts: usize, top_k: usize, batch: usize) -> ExpertsSum {
+    ExpertsSum {
+        tiles: tiles(SIZES[1], &SIZES[2..]),
+        route: route(experts, top_k),
+        batch,
+        summed: false,
+        warps: batch.max(4),
+        depth: 2,
+        split: 1,
+        staged: true,
+        blocks: 3,
+        late: false,
+    }
+}
+
+/// Gate and up of an expert with this many values inside.
+pub fn inside(k: usize, features: usize) -> Tiles {
+    Tiles { gated: true, out: Storage::BF16, ..tiles(k, &[features]) }
+}
+
+impl Hidden {
+    pub fn of(kernel: ExpertsHidden) -> Hidden {
+        Hidden { kernel, norm_weight: true, zeros: 0 }
+    }
+}
+
+impl Sum {
+    pub fn of(kernel: ExpertsSum) -> Sum {
+        Sum { kernel, residual: true }
+    }
+}
+
+impl Rows {
+    /// `share f(gate x) up x` of each expert of a row, by warps with `columns` groups of eight rows.
+    pub fn inside(route: Route, tiles: Tiles, activation: Activation, rows: usize, columns: usize) -> Rows {
+        let activation = Some(activation);
+        Rows::gathering(route, Matmul { paired: true, activation, ..matmul::plain(tiles, [2, columns, 2, 2]) }, rows)
+    }
+
+    /// `down x` of each expert of a row, whose x are its own.
+    pub fn by_pair(route: Route, tiles: Tiles, rows: usize, columns: usize) -> Rows {
+        let mut case = Rows::gathering(route, matmul::plain(tiles, [2, columns, 2, 2]), rows);
+        case.product.gather.iter_mut().for_each(|gather| gather.by_pair = true);
+        case
+    }
+
+    fn gathering(route: Route, product: Matmul, rows: usize) -> Rows {
+        let gather = Some(Gather { experts: route.experts, top_k: route.top_k, by_pair: false });
+        Rows { route: RouteRows { route }, product: Matmul { gather, ..product }, rows }
+    }
+}
+
+/// Logits of rows, and the experts that they stand for.
+struct Chosen {
     logits: Vec<f32>,
     bias: Vec<f32>,
-    /// Of each expert: its gate and up, or its up; and its down.
-    inner: Vec<Vec<Matrix>>,
-    down: Vec<Matrix>,
     /// Of each row: its experts in their order, with their shares.
-    chosen: Vec<Vec<(usize, f64)>>,
+    rows: Vec<Vec<(usize, f64)>>,
     /// The first row's in the order of its choice.
     first: Vec<usize>,
 }
 
-impl Problem {
-    fn new(case: &Case) -> Problem {
-        let mut random = Random((case.experts * 100 + case.rows) as u64);
-        let random = &mut random;
-        let parts = if case.gated { 2 } else { 1 };
-        let inner = (0..case.experts)
-            .map(|_| (0..parts).map(|_| Matrix::random(random, case.features, case.k)).collect())
-            .collect();
-        let down = (0..case.experts).map(|_| Matrix::random(random, case.outputs, case.features)).collect();
+impl Chosen {
+    fn new(route: &Route, rows: usize) -> Chosen {
+        let mut random = Random((route.experts * 100 + rows) as u64);
         // Logits in halves, all below zero: many are equal, and the first of them comes first.
         let logits: Vec<f32> =
-            random.floats(case.rows * case.experts).iter().map(|value| (value * 4.0).round() / 2.0 - 3.0).collect();
-        let bias: Vec<f32> = random.floats(case.experts).iter().map(|value| (value * 4.0).round() / 8.0).collect();
-        let mut chosen: Vec<_> = logits.chunks(case.experts).map(|logits| route(case, logits, &bias)).collect();
-        let first = chosen[0].iter().map(|&(expert, _)| expert).collect();
-        chosen.iter_mut().for_each(|row| row.sort_by_key(|&(expert, _)| expert));
-        let x = random.floats(case.rows * case.k).iter().map(|value| 3.0 * value + 0.5).collect();
-        Problem { x, norm_weight: random.floats(case.k), logits, bias, inner, down, chosen, first }
+            random.floats(rows * route.experts).iter().map(|value| (value * 4.0).round() / 2.0 - 3.0).collect();
+        let bias: Vec<f32> = random.floats(route.experts).iter().map(|value| (value * 4.0).round() / 8.0).collect();
+        let mut rows: Vec<_> = logits.chunks(route.experts).map(|logits| choose(route, logits, &bias)).collect();
+        let first = rows[0].iter().map(|&(expert, _)| expert).collect();
+        rows.iter_mut().for_each(|row| row.sort_by_key(|&(expert, _)| expert));
+        Chosen { logits, bias, rows, first }
     }
 
-    fn packed_inner(&self, case: &Case) -> HostBuffer {
-        HostBuffer::input(&self.inner.iter().flat_map(|parts| pack(parts, case.gated)).collect::<Vec<u16>>())
-    }
-
-    fn packed_down(&self) -> HostBuffer {
-        HostBuffer::input(
-            &self.down.iter().flat_map(|down| pack(std::slice::from_ref(down), false)).collect::<Vec<u16>>(),
-        )
-    }
-
-    /// The logits as the kernels of few rows take them.
-    fn given_logits(&self, case: &Case) -> HostBuffer {
-        if case.copies == 0 {
+    /// The logits as the kernels of few rows take them: as they are, or as copies of sums in fixed point, of rows that are not divided by
+    /// their root mean square.
+    fn given_logits(&self, summed: bool, x: &[f32]) -> HostBuffer {
+        if !summed {
             return HostBuffer::input(&self.logits);
         }
+        let (experts, k) = (self.logits.len() / self.rows.len(), x.len() / self.rows.len());
         // The first copy has what the others take away.
         let other = |copy: usize, at: usize| (copy * 1000 + at) as i64 * (1 << 30);
-        let others = |at| (1..case.copies).map(|copy| other(copy, at)).sum::<i64>();
+        let others = |at| (1..ROUTER_COPIES).map(|copy| other(copy, at)).sum::<i64>();
         let fixed = |(at, &logit): (usize, &f32)| {
-            let x = &self.x[at / case.experts * case.k..][..case.k];
-            let square = x.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / case.k as f64 + 1e-5;
+            let x = &x[at / experts * k..][..k];
+            let square = x.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / k as f64 + f64::from(EPS);
             (f64::from(logit) * square.sqrt() * 2f64.powi(32)).round() as i64 - others(at)
         };
         let first = self.logits.iter().enumerate().map(fixed);
-        let rest = (1..case.copies).flat_map(|copy| (0..self.logits.len()).map(move |at| other(copy, at)));
+        let rest = (1..ROUTER_COPIES).flat_map(|copy| (0..self.logits.len()).map(move |at| other(copy, at)));
         HostBuffer::input(&first.chain(rest).collect::<Vec<i64>>())
     }
 
     /// Experts that any row chose, in their order; one row's in the order of its choice, as far as a warp has a lane for each.
     fn listed(&self) -> Vec<usize> {
-        if self.chosen.len() == 1 && self.first.len() <= 32 {
+        if self.rows.len() == 1 && self.first.len() <= 32 {
             return self.first.clone();
         }
-        let all: std::collections::BTreeSet<usize> = self.chosen.iter().flatten().map(|&(expert, _)| expert).collect();
+        let all: BTreeSet<usize> = self.rows.iter().flatten().map(|&(expert, _)| expert).collect();
         all.into_iter().collect()
-    }
-
-    /// `share f(gate x) up x` of an expert for a row whose values are `x`.
-    fn inside(&self, case: &Case, expert: usize, x: &[f64], share: f64) -> Vec<f64> {
-        let dot = |part: usize, row: usize| -> f64 {
-            self.inner[expert][part].row(row).iter().zip(x).map(|(&w, &x)| f64::from(w) * x).sum()
-        };
-        (0..case.features)
-            .map(|row| {
-                let y = activate(case.activation, dot(0, row));
-                share * if case.gated { y * dot(1, row) } else { y }
-            })
-            .collect()
-    }
-
-    /// Row `b` of x, normed.
-    fn normed(&self, case: &Case, b: usize) -> Vec<f64> {
-        let x: Vec<f64> = self.x[b * case.k..][..case.k].iter().map(|&value| value.into()).collect();
-        if !case.norm {
-            return x;
-        }
-        let scale = 1.0 / (x.iter().map(|value| value * value).sum::<f64>() / case.k as f64 + 1e-5).sqrt();
-        let weight = |i: usize| if case.norm_weight { f64::from(self.norm_weight[i]) } else { 1.0 };
-        x.iter().enumerate().map(|(i, value)| value * weight(i) * scale).collect()
     }
 }
 
 /// The experts of a row in the order of their choice, and their shares.
-fn route(case: &Case, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
-    let mut order: Vec<usize> = (0..case.experts).collect();
+fn choose(route: &Route, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
+    let mut order: Vec<usize> = (0..route.experts).collect();
+    let softmax = route.scoring == Scoring::Softmax;
     let whole: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
-    let rank = |expert: usize| match (case.biased, case.scoring) {
+    let rank = |expert: usize| match (route.biased, route.scoring) {
         (false, _) => logits[expert].into(),
-        (true, 0) => f64::from(logits[expert]).exp() / whole + f64::from(bias[expert]),
-        (true, _) => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()) + f64::from(bias[expert]),
+        (true, Scoring::Softmax) => f64::from(logits[expert]).exp() / whole + f64::from(bias[expert]),
+        (true, Scoring::Sigmoid) => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()) + f64::from(bias[expert]),
     };
     order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
-    let score = |expert: usize| match case.scoring {
-        0 => f64::from(logits[expert]).exp(),
-        _ => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()),
+    let score = |expert: usize| match route.scoring {
+        Scoring::Softmax => f64::from(logits[expert]).exp(),
+        Scoring::Sigmoid => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()),
     };
-    let counted: &[usize] = if case.normalise { &order[..case.top_k] } else { &order };
+    let counted: &[usize] = if route.normalise { &order[..route.top_k] } else { &order };
     let whole: f64 = counted.iter().map(|&expert| score(expert)).sum();
-    let whole = if case.normalise || case.scoring == 0 { whole } else { 1.0 };
-    order[..case.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(SCALE))).collect()
+    let whole = if route.normalise || softmax { whole } else { 1.0 };
+    order[..route.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(route.scale))).collect()
 }
 
-/// What is inside the chosen experts of few rows.
-pub fn check_hidden(case: &Case, mutation: Option<Mutation>) -> Result<()> {
-    let kernel = build(case.hidden_source()?, mutation)?;
-    let problem = Problem::new(case);
-    let listed = problem.listed();
-    let mut expected = Vec::new();
-    for &expert in &listed {
-        for (b, chosen) in problem.chosen.iter().enumerate() {
-            let share = chosen.iter().find(|(of, _)| *of == expert).map_or(0.0, |&(_, share)| share);
-            expected.extend(problem.inside(case, expert, &problem.normed(case, b), share));
-        }
-    }
-    let weights = problem.packed_inner(case);
-    let (x, logits) = (HostBuffer::input(&problem.x), problem.given_logits(case));
-    let norm_weight = HostBuffer::input(&problem.norm_weight);
-    let hidden = HostBuffer::output::<u16>(expected.len());
-    let zeros = HostBuffer::output::<f32>(case.zeros);
-    let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
-    let bias = HostBuffer::input(&problem.bias);
-    let norm_weight = given(case.norm && case.norm_weight, &norm_weight);
-    let mut arguments = vec![weights.address(), x.address(), norm_weight, logits.address(), hidden.address()];
-    arguments.extend(case.biased.then(|| bias.address()));
-    arguments.extend([given(case.zeros > 0, &zeros), case.zeros as u64]);
-    let shared = (2 * case.rows * (case.k.div_ceil(32) * 32 + 32) * 2) as u32;
-    kernel.launch([case.grid, 1, 1], 32 * case.warps as u32, shared, &arguments)?;
-    if case.zeros > 0 {
-        ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
-    }
-    compare("hidden", &expected, &from_bf16(&hidden.written::<u16>()?), Bound::Stored)
+/// A weight of each expert: of the gate and of up, or of one.
+fn weights_of(random: &mut Random, experts: usize, tiles: &Tiles) -> Vec<Vec<Matrix>> {
+    let parts = if tiles.gated { 2 } else { 1 };
+    let matrices = |random: &mut Random| (0..parts).map(|_| Matrix::random(random, tiles.rows[0], tiles.k)).collect();
+    (0..experts).map(|_| matrices(random)).collect()
 }
 
-/// The sum of the chosen experts of few rows.
-pub fn check_sum(case: &Case, mutation: Option<Mutation>) -> Result<()> {
-    let kernel = build(case.sum_source()?, mutation)?;
-    let problem = Problem::new(case);
-    let listed = problem.listed();
-    let mut random = Random(9);
-    let inside = random.rounded(listed.len() * case.rows * case.features);
-    let residual = random.floats(case.rows * case.outputs);
-    let mut expected = Vec::new();
-    for b in 0..case.rows {
-        for row in 0..case.outputs {
-            let mut y = if case.residual { f64::from(residual[b * case.outputs + row]) } else { 0.0 };
-            for (slot, &expert) in listed.iter().enumerate() {
-                let x = &inside[(slot * case.rows + b) * case.features..][..case.features];
-                let terms = problem.down[expert].row(row).iter().zip(x);
-                y += terms.map(|(&w, &x)| f64::from(w) * f64::from(x)).sum::<f64>();
-            }
-            expected.push(y);
-        }
-    }
-    let (weights, hidden) = (problem.packed_down(), HostBuffer::input(&to_bf16(&inside)));
-    let (logits, residual) = (problem.given_logits(case), HostBuffer::input(&residual));
-    let out = match case.split {
-        1 => HostBuffer::output::<f32>(expected.len()),
-        _ => HostBuffer::inout(&vec![0f32; expected.len()]),
-    };
-    let pairs = case.features.div_ceil(32).div_ceil(case.split);
-    let shared = if case.staged { case.rows * (case.most() * pairs * 32 + 32) * 2 } else { 0 };
-    let residual = if case.residual { residual.address() } else { 0 };
-    let bias = HostBuffer::input(&problem.bias);
-    let mut arguments = vec![weights.address(), hidden.address(), logits.address(), residual, out.address()];
-    arguments.extend(case.biased.then(|| bias.address()));
-    kernel.launch([case.grid * case.split as u32, 1, 1], 32 * case.warps as u32, shared as u32, &arguments)?;
-    compare("sum", &expected, &out.written::<f32>()?, Bound::Exact)
+fn packed(weights: &[Vec<Matrix>], tiles: &Tiles) -> HostBuffer {
+    HostBuffer::input(&weights.iter().flat_map(|parts| pack(parts, tiles.gated)).collect::<Vec<u16>>())
 }
 
-/// Many rows: the route, then one product of each expert with the rows that go to it. `mutations`: of the two sources.
-pub fn check_rows(case: &Case, by_pair: bool, columns: usize, mutations: [Option<Mutation>; 2]) -> Result<()> {
-    let &Case { experts, top_k, rows, .. } = case;
-    let route = RouteRows { name: "kernel".into(), route: case.route(), warps: 4 };
-    let route = build(route.render()?, mutations[0])?;
-    let problem = Problem::new(case);
-    let logits = HostBuffer::input(&problem.logits);
-    let (shares, slots) = (HostBuffer::output::<f32>(rows * experts), HostBuffer::output::<i32>(rows * experts));
-    let takers = HostBuffer::output::<u32>(experts * rows.div_ceil(32));
-    let bias = HostBuffer::input(&problem.bias);
-    let mut arguments = vec![logits.address(), shares.address(), slots.address(), takers.address(), rows as u64];
-    arguments.extend(case.biased.then(|| bias.address()));
-    route.launch([rows.div_ceil(32) as u32, 1, 1], 128, 0, &arguments)?;
-    let (left, numbers) = (shares.values::<f32>()?, slots.values::<i32>()?);
-    let mut bits = vec![0u32; experts * rows.div_ceil(32)];
-    for (row, chosen) in problem.chosen.iter().enumerate() {
-        for (slot, &(expert, share)) in chosen.iter().enumerate() {
-            let at = row * experts + expert;
-            ensure!(numbers[at] == slot as i32, "route: row {row}, expert {expert} is slot {}", numbers[at]);
-            ensure!((f64::from(left[at]) - share).abs() < 1e-5, "route: row {row}: share {}, not {share}", left[at]);
-            bits[expert * rows.div_ceil(32) + row / 32] |= 1 << (row % 32);
-        }
-    }
-    ensure!(takers.written::<u32>()? == bits, "route: the rows of experts differ");
+/// `W x`, or `f(gate x) up x`.
+fn product(parts: &[Matrix], activation: Option<Activation>, x: &[f64]) -> Vec<f64> {
+    let dot = |part: &Matrix, row| -> f64 { part.row(row).iter().zip(x).map(|(&w, &x)| f64::from(w) * x).sum() };
+    let gate = |row| activate(activation, dot(&parts[0], row));
+    (0..parts[0].rows).map(|row| gate(row) * parts.get(1).map_or(1.0, |up| dot(up, row))).collect()
+}
 
-    let (tiles, gated) = if by_pair { (case.result(), false) } else { (case.inside(), case.gated) };
-    let (k, size, out_type) = (tiles.k, tiles.rows[0], tiles.out_type);
-    let kernel = Matmul {
-        name: "kernel".into(),
-        tiles,
-        row_tiles: 2,
-        columns,
-        row_warps: 2,
-        split: 2,
-        paired: !by_pair,
-        activation: if by_pair { 5 } else { case.activation },
-        experts,
-        top_k,
-        by_pair,
-    };
-    let kernel = build(kernel.render()?, mutations[1])?;
-    let mut random = Random(11);
-    let given = random.floats(if by_pair { rows * top_k } else { rows } * k);
-    let kept = |value: f32| f64::from(round(value)) + f64::from(round(value - round(value)));
-    let mut expected = Vec::new();
-    for (row, chosen) in problem.chosen.iter().enumerate() {
-        for (slot, &(expert, share)) in chosen.iter().enumerate() {
-            if by_pair {
-                let x = &given[(row * top_k + slot) * k..][..k];
-                expected.extend((0..size).map(|at| {
-                    let terms = problem.down[expert].row(at).iter().zip(x);
-                    terms.map(|(&w, &x)| f64::from(w) * f64::from(round(x))).sum::<f64>()
-                }));
-            } else {
-                let x: Vec<f64> = given[row * k..][..k].iter().map(|&value| kept(value)).collect();
-                expected.extend(problem.inside(case, expert, &x, share));
+impl Hidden {
+    pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
+        let kernel = build(&self.kernel, mutation)?;
+        let ExpertsHidden { tiles, route, batch, summed, norm, activation, .. } = &self.kernel;
+        let chosen = Chosen::new(route, *batch);
+        let mut random = Random(tiles.k as u64);
+        let weights = weights_of(&mut random, route.experts, tiles);
+        let x: Vec<f32> = random.floats(batch * tiles.k).iter().map(|value| 3.0 * value + 0.5).collect();
+        let norm_weight = random.floats(tiles.k);
+        let prepared = |x: &[f32]| -> Vec<f64> {
+            let Some(eps) = norm else { return x.iter().map(|&value| value.into()).collect() };
+            let square = x.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / x.len() as f64;
+            let weight = |i: usize| if self.norm_weight { f64::from(norm_weight[i]) } else { 1.0 };
+            let scale = 1.0 / (square + f64::from(*eps)).sqrt();
+            x.iter().enumerate().map(|(i, &value)| f64::from(value) * weight(i) * scale).collect()
+        };
+        let rows: Vec<Vec<f64>> = x.chunks(tiles.k).map(prepared).collect();
+        let mut expected = Vec::new();
+        for &expert in &chosen.listed() {
+            for (x, experts) in rows.iter().zip(&chosen.rows) {
+                let share = experts.iter().find(|(of, _)| *of == expert).map_or(0.0, |&(_, share)| share);
+                expected.extend(product(&weights[expert], Some(*activation), x).iter().map(|y| share * y));
             }
         }
+
+        let (weights, logits) = (packed(&weights, tiles), chosen.given_logits(*summed, &x));
+        let (x, norm_weight) = (HostBuffer::input(&x), HostBuffer::input(&norm_weight));
+        let (bias, out) = (HostBuffer::input(&chosen.bias), HostBuffer::output::<u16>(expected.len()));
+        let zeros = HostBuffer::output::<f32>(self.zeros);
+        let mut arguments = vec![
+            ("weights", weights.address()),
+            ("x", x.address()),
+            ("norm_weight", given(norm.is_some() && self.norm_weight, &norm_weight)),
+            ("logits", logits.address()),
+            ("hidden", out.address()),
+            ("zeros", given(self.zeros > 0, &zeros)),
+            ("zero_count", self.zeros as u64),
+        ];
+        arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
+        kernel.launch(*batch, &arguments)?;
+        if self.zeros > 0 {
+            ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
+        }
+        compare("hidden", &expected, &from_bf16(&out.written::<u16>()?), Bound::Stored)
     }
-    let x: Vec<f32> = match by_pair {
-        true => given,
-        false => given
-            .chunks(k)
-            .flat_map(|row| {
-                row.iter().copied().chain(row.iter().map(|&value| value - round(value))).collect::<Vec<f32>>()
-            })
-            .collect(),
-    };
-    let weights = if by_pair { problem.packed_down() } else { problem.packed_inner(case) };
-    let x = HostBuffer::input(&to_bf16(&x));
-    let bytes = if out_type == Storage::F32 { 4 } else { 2 };
-    let out = HostBuffer::output::<u8>(expected.len() * bytes);
-    let row_tiles = row_tiles(&vec![size; if gated { 2 } else { 1 }], gated);
-    let grid = [row_tiles.div_ceil(4) as u32, rows.div_ceil(8 * columns) as u32, experts as u32];
-    let (weights, x) = (weights.address(), x.address());
-    let mut arguments = vec![weights, x, 0, 0, out.address(), 0, 0, rows as u64];
-    arguments.extend([shares.address(), slots.address(), takers.address()]);
-    kernel.launch(grid, 128, 0, &arguments)?;
-    match out_type {
-        Storage::F32 => compare("product", &expected, &out.written::<f32>()?, Bound::Exact),
-        Storage::BF16 => compare("product", &expected, &from_bf16(&out.written::<u16>()?), Bound::Stored),
+}
+
+impl Sum {
+    pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
+        let kernel = build(&self.kernel, mutation)?;
+        let ExpertsSum { tiles, route, batch, summed, split, .. } = &self.kernel;
+        let (batch, k, size) = (*batch, tiles.k, tiles.rows[0]);
+        let (chosen, mut random) = (Chosen::new(route, batch), Random(9));
+        let weights = weights_of(&mut random, route.experts, tiles);
+        let listed = chosen.listed();
+        let inside = random.rounded(listed.len() * batch * k);
+        let residual = random.floats(batch * size);
+        let mut expected: Vec<f64> = residual.iter().map(|&value| value.into()).collect();
+        if !self.residual {
+            expected.fill(0.0);
+        }
+        for (at, x) in inside.chunks(k).enumerate() {
+            let x: Vec<f64> = x.iter().map(|&value| value.into()).collect();
+            let added = product(&weights[listed[at / batch]], None, &x);
+            expected[at % batch * size..][..size].iter_mut().zip(added).for_each(|(sum, y)| *sum += y);
+        }
+
+        let (weights, hidden) = (packed(&weights, tiles), HostBuffer::input(&to_bf16(&inside)));
+        // The rows that sums are of are whatever they are: one factor of all logits leaves their order alone.
+        let logits = chosen.given_logits(*summed, &random.floats(batch * SIZES[0]));
+        let (bias, residual) = (HostBuffer::input(&chosen.bias), HostBuffer::input(&residual));
+        let out = match split {
+            1 => HostBuffer::output::<f32>(expected.len()),
+            _ => HostBuffer::inout(&vec![0f32; expected.len()]),
+        };
+        let mut arguments = vec![
+            ("weights", weights.address()),
+            ("hidden", hidden.address()),
+            ("logits", logits.address()),
+            ("residual", given(self.residual, &residual)),
+            ("out", out.address()),
+        ];
+        arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
+        kernel.launch(batch, &arguments)?;
+        compare("sum", &expected, &out.written::<f32>()?, Bound::Exact)
+    }
+}
+
+impl Rows {
+    /// `mutations`: of the route, and of the product.
+    pub fn check(&self, mutations: [Option<Mutation>; 2]) -> Result<()> {
+        let Rows { route: RouteRows { route }, product: kernel, rows } = self;
+        let (rows, experts, words) = (*rows, route.experts, rows.div_ceil(32));
+        let chosen = Chosen::new(route, rows);
+        let (logits, bias) = (HostBuffer::input(&chosen.logits), HostBuffer::input(&chosen.bias));
+        let (shares, slots) = (HostBuffer::output::<f32>(rows * experts), HostBuffer::output::<i32>(rows * experts));
+        let takers = HostBuffer::output::<u32>(experts * words);
+        let mut arguments = vec![
+            ("logits", logits.address()),
+            ("shares", shares.address()),
+            ("slots", slots.address()),
+            ("takers", takers.address()),
+            ("rows", rows as u64),
+        ];
+        arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
+        build(&self.route, mutations[0])?.launch(rows, &arguments)?;
+        let (left, numbers) = (shares.values::<f32>()?, slots.values::<i32>()?);
+        let mut bits = vec![0u32; experts * words];
+        for (row, chosen) in chosen.rows.iter().enumerate() {
+            for (slot, &(expert, share)) in chosen.iter().enumerate() {
+                let at = row * experts + expert;
+                ensure!(numbers[at] == slot as i32, "route: row {row}, expert {expert} is slot {}", numbers[at]);
+                ensure!(
+                    (f64::from(left[at]) - share).abs() < 1e-5,
+                    "route: row {row}: share {}, not {share}",
+                    left[at]
+                );
+                bits[expert * words + row / 32] |= 1 << (row % 32);
+            }
+        }
+        ensure!(takers.written::<u32>()? == bits, "route: the rows of experts differ");
+
+        let Matmul { tiles, activation, gather: Some(gather), .. } = kernel else {
+            panic!("the product gathers");
+        };
+        let (top_k, k, mut random) = (gather.top_k, tiles.k, Random(11));
+        let weights = weights_of(&mut random, experts, tiles);
+        let x = random.floats(if gather.by_pair { rows * top_k } else { rows } * k);
+        let left_of = |value: f32| value - round(value);
+        let split = |value: &f32| f64::from(round(*value)) + f64::from(round(left_of(*value)));
+        let mut expected = Vec::new();
+        for (row, chosen) in chosen.rows.iter().enumerate() {
+            for (slot, &(expert, share)) in chosen.iter().enumerate() {
+                let x = &x[if gather.by_pair { row * top_k + slot } else { row } * k..][..k];
+                let x: Vec<f64> = match gather.by_pair {
+                    true => x.iter().map(|&value| round(value).into()).collect(),
+                    false => x.iter().map(split).collect(),
+                };
+                let share = if gather.by_pair { 1.0 } else { share };
+                expected.extend(product(&weights[expert], *activation, &x).iter().map(|y| share * y));
+            }
+        }
+        let halves = |row: &[f32]| [row.to_vec(), row.iter().copied().map(left_of).collect()].concat();
+        let x: Vec<f32> = if kernel.paired { x.chunks(k).flat_map(halves).collect() } else { x };
+        let (weights, x) = (packed(&weights, tiles), HostBuffer::input(&to_bf16(&x)));
+        let out = room(expected.len(), tiles.out);
+        let arguments = [
+            ("weights", weights.address()),
+            ("x", x.address()),
+            ("out0", out.address()),
+            ("rows", rows as u64),
+            ("shares", shares.address()),
+            ("slots", slots.address()),
+            ("bits", takers.address()),
+        ];
+        build(kernel, mutations[1])?.launch(rows, &arguments)?;
+        let bound = if tiles.out == Storage::F32 { Bound::Exact } else { Bound::Stored };
+        compare("product", &expected, &written(&out, tiles.out)?, bound)
     }
 }
 
 #[test]
 fn insides_of_few_rows() -> Result<()> {
-    let cases = [
-        Case::new(6, 2, 1),
-        Case::new(6, 2, 2),
-        Case::new(40, 3, 4),
-        Case { warps: 8, depth: 1, ..Case::new(8, 8, 8) },
-        // More than a word of experts, sixteen to a row; whole rings; more blocks than row tiles.
-        Case { k: 256, features: 16, depth: 2, zeros: 77, ..Case::new(128, 16, 1) },
-        Case { k: 600, features: 9, depth: 3, grid: 40, ..Case::new(3, 1, 2) },
-        Case { gated: false, norm: false, activation: 2, ..Case::new(7, 2, 2) },
-        Case { norm_weight: false, scoring: 1, ..Case::new(65, 4, 2) },
-        Case { normalise: false, ..Case::new(33, 4, 4) },
-        Case { scoring: 1, normalise: false, k: 33, ..Case::new(5, 5, 1) },
-        // More experts of one row than a warp has lanes.
-        Case::new(70, 40, 1),
-        // Logits that the kernel in front added up: equal ones are equal sums.
-        Case { copies: 4, ..Case::new(128, 8, 1) },
-        Case { copies: 1, normalise: false, ..Case::new(40, 3, 4) },
-        Case { copies: 3, scoring: 1, ..Case::new(9, 2, 2) },
-        // A bias for the choice: of a softmax and of sigmoids.
-        Case { biased: true, scoring: 1, ..Case::new(66, 6, 2) },
-        Case { biased: true, normalise: false, norm: false, ..Case::new(12, 3, 1) },
-    ];
-    let sources: Result<Vec<(String, String)>> =
-        cases.iter().map(|case| Ok((case.hidden_source()?, "kernel".into()))).collect();
-    fuse_tests::host_build::HostKernel::build_all(&sources?)?;
-    cases.iter().try_for_each(|case| check_hidden(case, None).with_context(|| format!("{case:?}")))
+    let sigmoid =
+        |kernel: ExpertsHidden| ExpertsHidden { route: Route { scoring: Scoring::Sigmoid, ..kernel.route }, ..kernel };
+    let unnormalised =
+        |kernel: ExpertsHidden| ExpertsHidden { route: Route { normalise: false, ..kernel.route }, ..kernel };
+    let biased = |kernel: ExpertsHidden| ExpertsHidden { route: Route { biased: true, ..kernel.route }, ..kernel };
+    let summed = |kernel| ExpertsHidden { summed: true, ..kernel };
+    let ungated = ExpertsHidden {
+        tiles: Tiles { gated: false, ..inside(SIZES[0], SIZES[1]) },
+        norm: None,
+        activation: Activation::GeluTanh,
+        ..hidden(7, 2, 2)
+    };
+    let whole = ExpertsHidden { tiles: inside(256, 16), ..hidden(128, 16, 1) };
+    check_each(
+        &[
+            Hidden::of(hidden(6, 2, 1)),
+            Hidden::of(hidden(6, 2, 2)),
+            Hidden::of(hidden(40, 3, 4)),
+            Hidden::of(ExpertsHidden { warps: 8, depth: 1, ..hidden(8, 8, 8) }),
+            // More than a word of experts, sixteen to a row; whole rings; more blocks than row tiles.
+            Hidden { zeros: 77, ..Hidden::of(whole) },
+            Hidden::of(ExpertsHidden { tiles: inside(600, 9), depth: 3, blocks: 40, ..hidden(3, 1, 2) }),
+            Hidden::of(ungated),
+            Hidden { norm_weight: false, ..Hidden::of(sigmoid(hidden(65, 4, 2))) },
+            Hidden::of(unnormalised(hidden(33, 4, 4))),
+            Hidden::of(sigmoid(unnormalised(ExpertsHidden { tiles: inside(33, SIZES[1]), ..hidden(5, 5, 1) }))),
+            // More experts of one row than a warp has lanes.
+            Hidden::of(hidden(70, 40, 1)),
+            // Logits that the kernel in front added up: equal ones are equal sums.
+            Hidden::of(summed(hidden(128, 8, 1))),
+            Hidden::of(summed(unnormalised(hidden(40, 3, 4)))),
+            Hidden::of(summed(sigmoid(hidden(9, 2, 2)))),
+            // A bias for the choice: of a softmax and of sigmoids.
+            Hidden::of(biased(sigmoid(hidden(66, 6, 2)))),
+            Hidden::of(biased(unnormalised(ExpertsHidden { norm: None, ..hidden(12, 3, 1) }))),
+        ],
+        |case| &case.kernel,
+        |case| case.check(None),
+    )
 }
 
 #[test]
 fn sums_of_few_rows() -> Result<()> {
-    let cases = [
-        Case::new(6, 2, 1),
-        Case { split: 2, ..Case::new(6, 2, 2) },
-        Case { split: 2, staged: false, late: true, depth: 3, ..Case::new(40, 3, 4) },
-        Case { warps: 8, staged: false, residual: false, ..Case::new(8, 8, 8) },
-        // Shares of several pairs, in rings that they do and do not fill, over one block and over many.
-        Case { features: 600, depth: 5, grid: 1, ..Case::new(70, 8, 1) },
-        Case { features: 768, warps: 6, depth: 10, split: 2, grid: 3, ..Case::new(32, 8, 1) },
-        Case { features: 300, warps: 6, depth: 4, split: 2, grid: 2, outputs: 70, ..Case::new(12, 4, 2) },
-        Case { features: 20, outputs: 5, grid: 4, ..Case::new(3, 1, 4) },
-        Case { biased: true, scoring: 1, split: 2, ..Case::new(66, 6, 2) },
-        Case { biased: true, ..Case::new(12, 3, 1) },
-        Case { copies: 2, split: 2, ..Case::new(40, 3, 4) },
-        Case::new(70, 40, 1),
-    ];
-    let sources: Result<Vec<(String, String)>> =
-        cases.iter().map(|case| Ok((case.sum_source()?, "kernel".into()))).collect();
-    fuse_tests::host_build::HostKernel::build_all(&sources?)?;
-    cases.iter().try_for_each(|case| check_sum(case, None).with_context(|| format!("{case:?}")))
+    let of = |k, rows, kernel| ExpertsSum { tiles: tiles(k, &[rows]), ..kernel };
+    let split = |kernel: ExpertsSum| ExpertsSum { split: 2, blocks: 2 * kernel.blocks, ..kernel };
+    let biased = |kernel: ExpertsSum| ExpertsSum { route: Route { biased: true, ..kernel.route }, ..kernel };
+    let sigmoid =
+        |kernel: ExpertsSum| ExpertsSum { route: Route { scoring: Scoring::Sigmoid, ..kernel.route }, ..kernel };
+    let unstaged = ExpertsSum { warps: 8, staged: false, ..sum(8, 8, 8) };
+    check_each(
+        &[
+            Sum::of(sum(6, 2, 1)),
+            Sum::of(split(sum(6, 2, 2))),
+            Sum::of(split(ExpertsSum { staged: false, late: true, depth: 3, ..sum(40, 3, 4) })),
+            Sum { residual: false, ..Sum::of(unstaged) },
+            // Shares of several pairs, in rings that they do and do not fill, over one block and over many.
+            Sum::of(of(600, SIZES[2], ExpertsSum { depth: 5, blocks: 1, ..sum(70, 8, 1) })),
+            Sum::of(split(of(768, SIZES[2], ExpertsSum { warps: 6, depth: 10, ..sum(32, 8, 1) }))),
+            Sum::of(split(of(300, 70, ExpertsSum { warps: 6, depth: 4, blocks: 2, ..sum(12, 4, 2) }))),
+            Sum::of(of(20, 5, ExpertsSum { blocks: 4, ..sum(3, 1, 4) })),
+            Sum::of(split(biased(sigmoid(sum(66, 6, 2))))),
+            Sum::of(biased(sum(12, 3, 1))),
+            Sum::of(split(ExpertsSum { summed: true, ..sum(40, 3, 4) })),
+            Sum::of(sum(70, 40, 1)),
+        ],
+        |case| &case.kernel,
+        |case| case.check(None),
+    )
 }
 
 #[test]
 fn many_rows() -> Result<()> {
-    for (case, columns) in [
-        (Case::new(6, 2, 16), 1),
-        (Case::new(40, 3, 70), 1),
-        (Case { scoring: 1, normalise: false, gated: false, activation: 3, ..Case::new(4, 1, 40) }, 2),
-        (Case { biased: true, scoring: 1, ..Case::new(40, 3, 70) }, 1),
-        // Every row goes to every expert; more rows than a warp has bits for in one go.
-        (Case { k: 32, features: 16, outputs: 16, gated: false, activation: 3, ..Case::new(2, 2, 1040) }, 8),
+    let [k, features, outputs] = SIZES;
+    let gated = |route: &Route, rows| Rows::inside(route.clone(), inside(k, features), Activation::Silu, rows, 1);
+    let ungated = |route: &Route, k, features, rows, columns| {
+        let tiles = Tiles { gated: false, ..inside(k, features) };
+        Rows::inside(route.clone(), tiles, Activation::Relu, rows, columns)
+    };
+    let results =
+        |route: &Route, rows, columns| Rows::by_pair(route.clone(), tiles(features, &[outputs]), rows, columns);
+    let plain = route(6, 2);
+    let wide = route(40, 3);
+    let sigmoid = Route { scoring: Scoring::Sigmoid, normalise: false, ..route(4, 1) };
+    let biased = Route { biased: true, scoring: Scoring::Sigmoid, ..route(40, 3) };
+    // Every row goes to every expert; more rows than a warp has bits for in one go.
+    let all = route(2, 2);
+    for case in [
+        gated(&plain, 16),
+        results(&plain, 16, 1),
+        gated(&wide, 70),
+        results(&wide, 70, 1),
+        ungated(&sigmoid, k, features, 40, 2),
+        results(&sigmoid, 40, 2),
+        gated(&biased, 70),
+        results(&biased, 70, 1),
+        ungated(&all, 32, 16, 1040, 8),
+        Rows::by_pair(all.clone(), tiles(16, &[16]), 1040, 8),
     ] {
-        for by_pair in [false, true] {
-            check_rows(&case, by_pair, columns, [None, None]).with_context(|| format!("{by_pair}, {case:?}"))?;
-        }
+        case.check([None, None]).map_err(|error| error.context(format!("{case:?}")))?;
     }
     Ok(())
 }

@@ -1,22 +1,20 @@
 //! The sources that the compiler emits, against the graph's own interpreter: one op a family, with what fuses into it.
 
 use anyhow::{Context, Result, ensure};
-use fuse_tests::host_build::{HostBuffer, HostKernel};
-use fusec::emit::emit;
-use fusec::ir::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Tensor, evaluate};
-use fusec::plan::{
-    AppendSpec, AttentionRowsSpec, AttentionSpec, ElementKind, Kernel, KernelSpec, MatmulSpec, MatvecSpec, NormSpec,
-    RopeSpec, RopeTable, Splits, Storage, Tiles,
+use fuse_kernels::{
+    self as kernels, Append, AttentionRows, Elementwise, Embedding, Expression, Family, Heads, KvAppend, Matvec,
+    RopeRows, Splits, Storage, Tiles,
 };
+use fuse_tests::host_build::HostBuffer;
+use fusec::ir::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Tensor, evaluate};
 
+use crate::attention_rows;
+use crate::matmul;
 use crate::support::*;
 
-/// Emits, builds and runs one kernel.
-fn run(spec: KernelSpec, grid: [usize; 3], arguments: &[u64]) -> Result<()> {
-    let (name, threads, shared_bytes) = (spec.name(), spec.threads() as u32, spec.shared_bytes() as u32);
-    let kernel = Kernel { name: name.clone(), spec, threads, shared_bytes };
-    let built = HostKernel::build(&emit(&kernel)?, &name)?;
-    built.launch(grid.map(|size| size as u32), threads, shared_bytes, arguments)
+/// Builds and runs one kernel.
+fn run(family: &dyn Family, rows: usize, arguments: &[(&str, u64)]) -> Result<()> {
+    build(family, None)?.launch(rows, arguments)
 }
 
 fn tensor(random: &mut Random, shape: &[usize]) -> Tensor {
@@ -31,13 +29,6 @@ fn rounded(random: &mut Random, shape: &[usize]) -> Tensor {
 fn judge(what: &str, expected: &Tensor, got: &[f32], bound: Bound) -> Result<()> {
     let expected: Vec<f64> = expected.data.iter().map(|&value| value.into()).collect();
     compare(what, &expected, got, bound)
-}
-
-fn read(buffer: &HostBuffer, storage: Storage) -> Result<Vec<f32>> {
-    Ok(match storage {
-        Storage::F32 => buffer.written::<f32>()?,
-        Storage::BF16 => from_bf16(&buffer.written::<u16>()?),
-    })
 }
 
 fn norm_of(kind: NormKind) -> Norm {
@@ -82,7 +73,6 @@ fn check_product(
     let zeros_or = |(bias, has): (&Tensor, &bool)| if *has { bias.data.clone() } else { vec![0.0; bias.data.len()] };
     let packed_bias = pack_bias(&biases.iter().zip(&op.biases).map(zeros_or).collect::<Vec<_>>(), gated);
     let tiles = Tiles { k, rows: rows[..results].to_vec(), gated, out };
-    let row_tiles = tiles.count();
     let activation = match op.epilogue {
         Epilogue::None => None,
         Epilogue::Activate(activation) | Epilogue::Gate(activation) => Some(activation),
@@ -91,53 +81,36 @@ fn check_product(
     let x = if op.norm.is_some() { HostBuffer::input(&x.data) } else { HostBuffer::input(&to_bf16(&x.data)) };
     let (norm_weight, norm_bias) = (HostBuffer::input(&norm_weight.data), HostBuffer::input(&norm_bias.data));
     let (bias, residual) = (HostBuffer::input(&packed_bias), HostBuffer::input(&residual.data));
-    let outs: Vec<HostBuffer> =
-        rows[..results].iter().map(|rows| HostBuffer::output::<u8>(tokens * rows * out.bytes())).collect();
-    let at = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
-    let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
-    let bias = given(op.biases.contains(&true), &bias);
-    let residual = given(op.residual, &residual);
+    let outs: Vec<HostBuffer> = rows[..results].iter().map(|rows| room(tokens * rows, out)).collect();
+    let mut arguments = vec![
+        ("weights", weights.address()),
+        ("x", x.address()),
+        ("bias", given(op.biases.contains(&true), &bias)),
+        ("residual", given(op.residual, &residual)),
+    ];
+    arguments.extend(["out0", "out1", "out2"].into_iter().zip(outs.iter().map(HostBuffer::address)));
     match columns {
         None => {
             let norm = op.norm.as_ref();
-            let spec = MatvecSpec {
-                tiles,
-                batch: tokens,
+            let kernel = Matvec {
                 warps: 8,
                 depth: 3,
-                unit: 1,
-                split: 1,
+                blocks: tiles.count().min(3),
                 norm: norm.map(|norm| (norm.kind, norm.eps)),
-                paired: false,
-                combine: None,
+                staged: norm.is_some(),
                 activation,
                 residual: op.residual,
-                argmax: false,
-                late: false,
                 ahead: norm.is_none(),
-                router: None,
+                ..Matvec::plain(tiles, tokens)
             };
-            let norm_weight = given(norm.is_some_and(|norm| norm.weight), &norm_weight);
-            let norm_bias = given(norm.is_some_and(|norm| norm.bias), &norm_bias);
-            let (weights, x) = (weights.address(), x.address());
-            let mut arguments = vec![weights, x, norm_weight, norm_bias, bias, residual, at(0), at(1), at(2)];
-            arguments.extend([0; 5]);
-            run(KernelSpec::Matvec(spec), [row_tiles.min(3), 1, 1], &arguments)?;
+            arguments.push(("norm_weight", given(norm.is_some_and(|norm| norm.weight), &norm_weight)));
+            arguments.push(("norm_bias", given(norm.is_some_and(|norm| norm.bias), &norm_bias)));
+            run(&kernel, tokens, &arguments)?;
         }
         Some(columns) => {
-            let spec = MatmulSpec {
-                tiles,
-                row_tiles: 2,
-                columns,
-                row_warps: 2,
-                split: 2,
-                paired: false,
-                activation,
-                gather: None,
-            };
-            let grid = [row_tiles.div_ceil(4), tokens.div_ceil(8 * columns), 1];
-            let arguments = [weights.address(), x.address(), bias, residual, at(0), at(1), at(2), tokens as u64];
-            run(KernelSpec::Matmul(spec), grid, &arguments)?;
+            let kernel = kernels::Matmul { activation, ..matmul::plain(tiles, [2, columns, 2, 2]) };
+            arguments.push(("rows", tokens as u64));
+            run(&kernel, tokens, &arguments)?;
         }
     }
     let bound = match (op.norm.is_some(), out) {
@@ -146,7 +119,7 @@ fn check_product(
         (false, Storage::F32) => Bound::Exact,
     };
     for (index, (expected, buffer)) in expected.iter().zip(&outs).enumerate() {
-        judge(&format!("result {index}"), expected, &read(buffer, out)?, bound)?;
+        judge(&format!("result {index}"), expected, &written(buffer, out)?, bound)?;
     }
     Ok(())
 }
@@ -199,7 +172,7 @@ fn check_attention(op: &Attention, heads: usize, key_heads: usize, dim: usize, p
     let shapes = [vec![1, heads, dim], cache_shape.clone(), cache_shape];
     let expected = evaluate(&Op::Attention(op.clone()), &operands, &shapes)?;
 
-    let spec = AttentionSpec {
+    let attention = Heads {
         heads,
         key_heads,
         head_dim: dim,
@@ -212,9 +185,8 @@ fn check_attention(op: &Attention, heads: usize, key_heads: usize, dim: usize, p
         softcap: op.softcap,
         append: op.append,
         norm: op.q_norm.as_ref().map(|norm| (norm.eps, norm.eps)),
-        rope: op.rope.as_ref().map(RopeTable::new),
+        rope: op.rope.as_ref().map(Rope::table),
         sinks: op.sinks,
-        out: Storage::F32,
     };
     // [context][heads][dim] to [heads][context][padded].
     let place = |position: usize, head: usize, d: usize| (head * context + position) * padded + d;
@@ -229,25 +201,21 @@ fn check_attention(op: &Attention, heads: usize, key_heads: usize, dim: usize, p
     let (positions, sequences) = (HostBuffer::input(&[position as i32]), HostBuffer::input(&[0i32]));
     let (q_weight, k_weight) = (HostBuffer::input(&q_weight.data), HostBuffer::input(&k_weight.data));
     let (sinks, out) = (HostBuffer::input(&sinks.data), HostBuffer::output::<f32>(heads * dim));
-    let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
     let arguments = [
-        q.address(),
-        given(op.append, &k),
-        given(op.append, &v),
-        kept[0].address(),
-        kept[1].address(),
-        positions.address(),
-        sequences.address(),
-        given(op.q_norm.is_some(), &q_weight),
-        given(op.k_norm.is_some(), &k_weight),
-        given(op.sinks, &sinks),
-        out.address(),
-        0,
-        context as u64,
-        0,
-        0,
+        ("q", q.address()),
+        ("k", given(op.append, &k)),
+        ("v", given(op.append, &v)),
+        ("key_cache", kept[0].address()),
+        ("value_cache", kept[1].address()),
+        ("positions", positions.address()),
+        ("sequences", sequences.address()),
+        ("q_weight", given(op.q_norm.is_some(), &q_weight)),
+        ("k_weight", given(op.k_norm.is_some(), &k_weight)),
+        ("sinks", given(op.sinks, &sinks)),
+        ("out", out.address()),
+        ("context", context as u64),
     ];
-    run(KernelSpec::Attention(spec), [key_heads, 1, 1], &arguments)?;
+    run(&kernels::Attention { attention, out: Storage::F32 }, 1, &arguments)?;
     judge("attention", &expected[0], &out.written::<f32>()?, if op.append { Bound::Rounded } else { Bound::Exact })?;
     for (cache, buffer) in expected.iter().skip(1).zip(&kept) {
         let values = from_bf16(&buffer.values::<u16>()?);
@@ -301,59 +269,50 @@ fn check_attention_rows(op: &Attention, heads: usize, key_heads: usize, dim: usi
         [&q, &k, &v, &q_weight, &k_weight, &sinks].map(|tensor| HostBuffer::input(&tensor.data));
     let (positions, sequences) = (HostBuffer::input(&at), HostBuffer::input(&vec![0i32; rows]));
     let queries = HostBuffer::output::<f32>(rows * heads * dim);
-    let given = |present: bool, buffer: &HostBuffer| if present { buffer.address() } else { 0 };
     let norm = |norm: &Option<Norm>| norm.as_ref().map(|norm| (norm.kind, norm.eps));
-    let spec = AppendSpec {
+    let append = Append {
         heads,
         key_heads,
         head_dim: dim,
         q_norm: norm(&op.q_norm),
         k_norm: norm(&op.k_norm),
-        rope: op.rope.as_ref().map(RopeTable::new),
+        rope: op.rope.as_ref().map(Rope::table),
     };
-    let grid = [rows, spec.blocks(), 1];
     let arguments = [
-        q.address(),
-        k.address(),
-        v.address(),
-        positions.address(),
-        sequences.address(),
-        given(op.q_norm.is_some(), &q_weight),
-        given(op.k_norm.is_some(), &k_weight),
-        queries.address(),
-        kept[0].address(),
-        kept[1].address(),
-        context as u64,
+        ("q", q.address()),
+        ("k", k.address()),
+        ("v", v.address()),
+        ("positions", positions.address()),
+        ("sequences", sequences.address()),
+        ("q_weight", given(op.q_norm.is_some(), &q_weight)),
+        ("k_weight", given(op.k_norm.is_some(), &k_weight)),
+        ("q_out", queries.address()),
+        ("key_cache", kept[0].address()),
+        ("value_cache", kept[1].address()),
+        ("context", context as u64),
     ];
-    run(KernelSpec::Append(spec), grid, &arguments)?;
+    run(&append, rows, &arguments)?;
 
     let out = HostBuffer::output::<f32>(rows * heads * dim);
-    let spec = AttentionRowsSpec {
-        heads,
-        key_heads,
-        head_dim: dim,
+    let attention = AttentionRows {
         window: op.window.unwrap_or(0),
         scale: op.scale,
         softcap: op.softcap,
         sinks: op.sinks,
-        row_warps: 2,
-        parts: 2,
-        keys: 64,
-        out: Storage::F32,
+        ..attention_rows::shaped(2, 2, attention_rows::plain(heads, key_heads, dim))
     };
-    let grid = [key_heads, (rows * heads / key_heads).div_ceil(spec.queries()), 1];
     let arguments = [
-        queries.address(),
-        kept[0].address(),
-        kept[1].address(),
-        positions.address(),
-        sequences.address(),
-        given(op.sinks, &sinks),
-        out.address(),
-        context as u64,
-        rows as u64,
+        ("q", queries.address()),
+        ("key_cache", kept[0].address()),
+        ("value_cache", kept[1].address()),
+        ("positions", positions.address()),
+        ("sequences", sequences.address()),
+        ("sinks", given(op.sinks, &sinks)),
+        ("out", out.address()),
+        ("context", context as u64),
+        ("rows", rows as u64),
     ];
-    run(KernelSpec::AttentionRows(spec), grid, &arguments)?;
+    run(&attention, rows, &arguments)?;
     judge("attention", &expected[0], &out.written::<f32>()?, Bound::Rounded)
 }
 
@@ -374,8 +333,8 @@ fn rows_of_a_table() -> Result<()> {
     let expected = evaluate(&Op::Embedding, &[&Tensor::ints(&ids), &table], &[vec![3, k]])?;
     let weights = HostBuffer::input(&pack(&[Matrix { rows: vocabulary, columns: k, values: table.data }], false));
     let (ids, out) = (HostBuffer::input(&ids), HostBuffer::output::<f32>(3 * k));
-    let tiles = Tiles { k, rows: vec![vocabulary], gated: false, out: Storage::F32 };
-    run(KernelSpec::Embedding(tiles), [3, 1, 1], &[weights.address(), ids.address(), out.address()])?;
+    let arguments = [("weights", weights.address()), ("tokens", ids.address()), ("out", out.address())];
+    run(&Embedding { tiles: tiles(k, &[vocabulary]) }, 3, &arguments)?;
     judge("embedding", &expected[0], &out.written::<f32>()?, Bound::Exact)
 }
 
@@ -391,10 +350,14 @@ fn norms() -> Result<()> {
         let expected = evaluate(&Op::Norm(norm.clone()), &operands[..count], &[vec![3, size]])?;
         let buffers = operands.map(|tensor| HostBuffer::input(&tensor.data));
         let out = HostBuffer::output::<f32>(3 * size);
-        let spec = NormSpec { kind, size, eps: norm.eps, paired: false, out: Storage::F32 };
-        let bias = if norm.bias { buffers[2].address() } else { 0 };
-        let arguments = [buffers[0].address(), buffers[1].address(), bias, out.address()];
-        run(KernelSpec::Norm(spec), [3, 1, 1], &arguments)?;
+        let family = kernels::Norm { kind, size, eps: norm.eps, paired: false, out: Storage::F32 };
+        let arguments = [
+            ("x", buffers[0].address()),
+            ("weight", buffers[1].address()),
+            ("bias", given(norm.bias, &buffers[2])),
+            ("out", out.address()),
+        ];
+        run(&family, 3, &arguments)?;
         judge("norm", &expected[0], &out.written::<f32>()?, Bound::Exact)?;
     }
     Ok(())
@@ -408,19 +371,25 @@ fn rotations_and_appends() -> Result<()> {
     let rope = Rope { interleaved: true, ..rope_of(12) };
     let positions = Tensor::ints(&at);
     let expected = evaluate(&Op::Rope(rope.clone()), &[&x, &positions], std::slice::from_ref(&x.shape))?;
-    let given = HostBuffer::input(&x.data);
+    let given_x = HostBuffer::input(&x.data);
     let (places, sequences) = (HostBuffer::input(&at), HostBuffer::input(&[0i32; 4]));
     let out = HostBuffer::output::<f32>(x.data.len());
-    let spec = RopeSpec { table: RopeTable::new(&rope), heads, head_dim };
-    run(KernelSpec::Rope(spec), [4, 1, 1], &[given.address(), places.address(), out.address()])?;
+    let arguments = [("x", given_x.address()), ("positions", places.address()), ("out", out.address())];
+    run(&RopeRows { table: rope.table(), heads, head_dim }, 4, &arguments)?;
     judge("rope", &expected[0], &out.written::<f32>()?, Bound::Exact)?;
 
     let (context, padded) = (10, 24);
     let zeros = Tensor::zeros([context, heads, head_dim]);
     let expected = evaluate(&Op::KvAppend, &[&zeros, &x, &positions], std::slice::from_ref(&zeros.shape))?;
     let cache = HostBuffer::inout(&vec![0u16; heads * context * padded]);
-    let arguments = [given.address(), places.address(), sequences.address(), cache.address(), context as u64];
-    run(KernelSpec::KvAppend { key_heads: heads, head_dim }, [4, 1, 1], &arguments)?;
+    let arguments = [
+        ("x", given_x.address()),
+        ("positions", places.address()),
+        ("sequences", sequences.address()),
+        ("cache", cache.address()),
+        ("context", context as u64),
+    ];
+    run(&KvAppend { key_heads: heads, head_dim }, 4, &arguments)?;
     let values = from_bf16(&cache.values::<u16>()?);
     let got: Vec<f32> = (0..expected[0].data.len())
         .map(|at| values[(at / head_dim % heads * context + at / head_dim / heads) * padded + at % head_dim])
@@ -434,26 +403,25 @@ fn elements() -> Result<()> {
     let mut random = Random(8);
     let (a, b) = (tensor(&mut random, &[2, size]), tensor(&mut random, &[2, size]));
     let mut kinds = vec![
-        (ElementKind::Add, Op::Add),
-        (ElementKind::Mul, Op::Mul),
-        (ElementKind::Scale(0.375), Op::Scale(0.375)),
-        (ElementKind::Softcap(0.75), Op::Softcap(0.75)),
-        (ElementKind::Clamp(0.5), Op::Clamp(0.5)),
-        (ElementKind::Glu { per_row: false }, Op::Glu),
-        (ElementKind::Glu { per_row: true }, Op::Glu),
+        (Expression::Add, Op::Add),
+        (Expression::Mul, Op::Mul),
+        (Expression::Scale(0.375), Op::Scale(0.375)),
+        (Expression::Softcap(0.75), Op::Softcap(0.75)),
+        (Expression::Clamp(0.5), Op::Clamp(0.5)),
+        (Expression::Glu { per_row: false }, Op::Glu),
+        (Expression::Glu { per_row: true }, Op::Glu),
     ];
-    kinds.extend(Activation::ALL.map(|activation| (ElementKind::Activate(activation), Op::Activation(activation))));
+    kinds.extend(Activation::ALL.map(|activation| (Expression::Activate(activation), Op::Activation(activation))));
     for (kind, op) in kinds {
         let count = op.roles().len();
         let b = match kind {
-            ElementKind::Glu { per_row: true } => Tensor::new([2, 1], &b.data[..2]),
+            Expression::Glu { per_row: true } => Tensor::new([2, 1], &b.data[..2]),
             _ => b.clone(),
         };
         let expected = evaluate(&op, &[&a, &b][..count], &[vec![2, size]])?;
         let (a, b, out) = (HostBuffer::input(&a.data), HostBuffer::input(&b.data), HostBuffer::output::<f32>(2 * size));
-        let second = if count == 2 { b.address() } else { 0 };
-        let spec = KernelSpec::Elementwise { kind, size, out: Storage::F32 };
-        run(spec, [2, 1, 1], &[a.address(), second, out.address()])?;
+        let family = Elementwise { kind, size, out: Storage::F32 };
+        run(&family, 2, &[("a", a.address()), ("b", given(count == 2, &b)), ("out", out.address())])?;
         judge("elementwise", &expected[0], &out.written::<f32>()?, Bound::Exact)
             .with_context(|| format!("{kind:?}"))?;
     }

@@ -6,6 +6,7 @@ mod attention_projection;
 mod attention_rows;
 mod experts;
 mod interpreter;
+mod matmul;
 mod matvec;
 mod mutations;
 mod mutations_of_prompts;

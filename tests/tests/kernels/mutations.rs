@@ -1,9 +1,13 @@
 //! Planted mistakes: each must be caught, by the comparison or by a check of the host build.
 
 use anyhow::Result;
+use fuse_kernels::{Activation, ExpertsHidden, ExpertsSum, Heads, Matvec, Route, Scoring, Splits};
 
-use crate::support::Mutation;
-use crate::{attention, attention_projection, experts, matvec};
+use crate::attention::{appending, plain as heads};
+use crate::experts::{Rows, hidden, inside, route, sum};
+use crate::matvec::{combining, plain, rms};
+use crate::support::{Mutation, tiles};
+use crate::{attention, attention_projection, experts, matmul, matvec};
 
 /// Runs a case with and without each mistake. The word that the error must hold says how the mistake shows.
 pub fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
@@ -21,7 +25,7 @@ pub fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'sta
 
 #[test]
 fn in_a_matvec() {
-    let case = matvec::Case { norm: 1, zeros: 99, ..matvec::Case::new(70, &[37], 4) };
+    let case = matvec::Case { zeros: 99, ..matvec::Case::of(rms(plain(70, &[37], 4))) };
     caught(
         |mutation| case.check(mutation),
         &[
@@ -72,7 +76,7 @@ fn in_a_matvec() {
 
 #[test]
 fn in_the_rows_side_by_side_of_a_matvec() {
-    let case = matvec::Case { norm: 1, warps: 8, ..matvec::Case::new(150, &[18], 8) };
+    let case = matvec::Case::of(rms(Matvec { warps: 8, ..plain(150, &[18], 8) }));
     caught(
         |mutation| case.check(mutation),
         &[
@@ -89,7 +93,7 @@ fn in_the_rows_side_by_side_of_a_matvec() {
 #[test]
 fn in_the_ring_of_a_matvec() {
     // Ten pairs over four warps: three each, two of which have two, in rings of two. Five row tiles over two blocks.
-    let case = matvec::Case { staged: true, ..matvec::Case::new(300, &[70], 2) };
+    let case = matvec::Case::of(Matvec { staged: true, ..plain(300, &[70], 2) });
     caught(
         |mutation| case.check(mutation),
         &[
@@ -108,7 +112,7 @@ fn in_the_ring_of_a_matvec() {
             ("unit < UNITS; unit += teams", "unit < UNITS; unit += teams + 1", "not written"),
         ],
     );
-    let case = matvec::Case { unit: 2, depth: 4, ..matvec::Case::new(256, &[150], 2) };
+    let case = matvec::Case::of(Matvec { unit: 2, depth: 4, ..plain(256, &[150], 2) });
     caught(
         |mutation| case.check(mutation),
         &[
@@ -123,7 +127,8 @@ fn in_the_ring_of_a_matvec() {
 
 #[test]
 fn in_a_split_matvec() {
-    let case = matvec::Case { split: 2, bias: true, residual: true, staged: true, ..matvec::Case::new(270, &[37], 2) };
+    let kernel = Matvec { split: 2, blocks: 4, residual: true, staged: true, ..plain(270, &[37], 2) };
+    let case = matvec::Case { bias: true, ..matvec::Case::of(kernel) };
     caught(
         |mutation| case.check(mutation),
         &[
@@ -140,7 +145,7 @@ fn in_a_split_matvec() {
 
 #[test]
 fn in_a_matvec_without_norm() {
-    let case = matvec::Case { bias: true, residual: true, ..matvec::Case::new(50, &[37], 2) };
+    let case = matvec::Case { bias: true, ..matvec::Case::of(Matvec { residual: true, ..plain(50, &[37], 2) }) };
     caught(
         |mutation| case.check(mutation),
         &[
@@ -156,8 +161,8 @@ fn in_a_matvec_without_norm() {
 
 #[test]
 fn in_a_combination() {
-    let splits = fuse_templates::Splits { max: 7, keys: 2, window: 0 };
-    let case = matvec::Case { combine: Some((2, splits)), ..matvec::Case::new(22, &[18], 4) };
+    let splits = Splits { max: 7, keys: 2, window: 0 };
+    let case = matvec::Case::of(combining(2, splits, plain(22, &[18], 4)));
     caught(
         |mutation| case.check(mutation),
         &[
@@ -170,10 +175,7 @@ fn in_a_combination() {
             ("load_early(positions + threadIdx.x)", "positions[threadIdx.x]", "before wait_for_dependencies"),
         ],
     );
-    let case = matvec::Case {
-        combine: Some((2, fuse_templates::Splits { max: 7, keys: 2, window: 0 })),
-        ..matvec::Case::new(96, &[18], 8)
-    };
+    let case = matvec::Case::of(combining(2, splits, plain(96, &[18], 8)));
     caught(
         |mutation| case.check(mutation),
         &[
@@ -185,10 +187,10 @@ fn in_a_combination() {
 
 #[test]
 fn in_a_matmul() {
-    let case = matvec::Case { bias: true, ..matvec::Case::new(90, &[37], 1) };
-    let block = matvec::Block { row_tiles: 2, columns: 1, row_warps: 2, split: 2 };
+    let kernel = matmul::plain(tiles(90, &[37]), [2, 1, 2, 2]);
+    let case = matmul::Case { bias: true, ..matmul::Case::of(kernel, 11) };
     caught(
-        |mutation| matvec::check_matmul(&case, 11, block, mutation),
+        |mutation| case.check(mutation),
         &[
             ("now.rows[c].x, now.rows[c].y", "now.rows[c].y, now.rows[c].x", "output"),
             ("bias[tile * 16 + group + 8]", "bias[tile * 16 + group]", "output"),
@@ -220,17 +222,17 @@ fn in_a_matmul() {
 #[test]
 fn in_a_route() {
     // Many logits are equal.
-    let case = experts::Case::new(120, 16, 4);
+    let case = experts::Hidden::of(hidden(120, 16, 4));
     caught(
-        |mutation| experts::check_hidden(&case, mutation),
+        |mutation| case.check(mutation),
         &[
             ("if (lanes & (lanes - 1))", "if (false)", "bounds"),
             ("own = 32 * which[0] + lane", "own = 31 - lane", "buffer of"),
             ("order[i] > order[i - 1]", "order[i] >= order[i - 1]", "buffer of"),
             ("swap(order[i], order[i - 1]), ", "", "not written"),
             (", which[w - 1] = which[w];", ";", "not written"),
-            ("slot < TOP_K; slot++", "slot < TOP_K - 1; slot++", "hidden"),
-            ("bits >> 31 & 0x7fffffff); }\nDEVICE float logit_of", "0); }\nDEVICE float logit_of", "buffer of"),
+            ("slot < TOP_K; slot++", "slot < TOP_K - 1; slot++", "not written"),
+            ("bits >> 31 & 0x7fffffff); }\nDEVICE float logit_of", "0); }\nDEVICE float logit_of", "hidden"),
             ("chosen >> w & 1 : 32 * w + lane < EXPERTS) whole", "true : 32 * w + lane < EXPERTS) whole", "hidden"),
             ("SHARE_SCALE / warp_sum", "1.0f / warp_sum", "hidden"),
             ("NORMALISE || SCORING == SOFTMAX ? SHARE_SCALE", "false ? SHARE_SCALE", "hidden"),
@@ -238,26 +240,29 @@ fn in_a_route() {
         ],
     );
     // A bias for the choice.
-    let case = experts::Case { biased: true, scoring: 1, ..case };
+    let biased = Route { biased: true, scoring: Scoring::Sigmoid, ..route(120, 16) };
+    let case = experts::Hidden::of(ExpertsHidden { route: biased.clone(), ..hidden(120, 16, 4) });
     caught(
-        |mutation| experts::check_hidden(&case, mutation),
+        |mutation| case.check(mutation),
         &[
             ("expf(-logit[w])), bias[w])", "expf(-logit[w])), 0.0f)", "buffer of"),
             ("BIASED ? ranks[w] : logit[w]", "logit[w]", "buffer of"),
         ],
     );
-    let case = experts::Case { scoring: 0, normalise: false, ..case };
+    let unnormalised = Route { scoring: Scoring::Softmax, normalise: false, ..biased };
+    let case = experts::Hidden::of(ExpertsHidden { route: unnormalised, ..hidden(120, 16, 4) });
     caught(
-        |mutation| experts::check_hidden(&case, mutation),
+        |mutation| case.check(mutation),
         &[("EXPERTS) whole = plain_sum", "EXPERTS && w == 0) whole = plain_sum", "buffer of")],
     );
 }
 
 #[test]
 fn in_the_insides_of_experts() {
-    let case = experts::Case { zeros: 99, k: 300, ..experts::Case::new(70, 4, 2) };
+    let kernel = ExpertsHidden { tiles: inside(300, 43), ..hidden(70, 4, 2) };
+    let case = experts::Hidden { zeros: 99, ..experts::Hidden::of(kernel) };
     caught(
-        |mutation| experts::check_hidden(&case, mutation),
+        |mutation| case.check(mutation),
         &[
             // The experts of both rows.
             ("word |= sets[row][w]", "word = sets[row][w]", "not written"),
@@ -303,19 +308,17 @@ fn in_the_insides_of_experts() {
             ("  launch_dependents();\n", "", "launch_dependents"),
         ],
     );
-    let case = experts::Case { warps: 8, ..experts::Case::new(8, 4, 8) };
-    caught(
-        |mutation| experts::check_hidden(&case, mutation),
-        &[("round < ROUNDS; round++", "round < 1; round++", "hidden")],
-    );
+    let case = experts::Hidden::of(ExpertsHidden { warps: 8, ..hidden(8, 4, 8) });
+    caught(|mutation| case.check(mutation), &[("round < ROUNDS; round++", "round < 1; round++", "hidden")]);
 }
 
 #[test]
 fn in_a_sum_of_experts() {
-    let case =
-        experts::Case { features: 300, outputs: 40, depth: 3, split: 2, grid: 2, ..experts::Case::new(70, 4, 2) };
+    let kernel =
+        |k, experts| ExpertsSum { tiles: tiles(k, &[40]), depth: 3, split: 2, blocks: 4, ..sum(experts, 4, 2) };
+    let case = experts::Sum::of(kernel(300, 70));
     caught(
-        |mutation| experts::check_sum(&case, mutation),
+        |mutation| case.check(mutation),
         &[
             ("list[turn / SHARE] + offset", "list[0] + offset", "sum"),
             ("offset = (first_tile * PAIRS", "offset = (0 * PAIRS", "sum"),
@@ -347,18 +350,15 @@ fn in_a_sum_of_experts() {
         ],
     );
     // The columns are no multiple of the blocks that share them, and every expert is chosen.
-    let case = experts::Case { features: 270, ..experts::Case { experts: 4, ..case } };
-    caught(
-        |mutation| experts::check_sum(&case, mutation),
-        &[("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of")],
-    );
+    let case = experts::Sum::of(kernel(270, 4));
+    caught(|mutation| case.check(mutation), &[("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of")]);
 }
 
 #[test]
 fn in_experts_of_many_rows() {
-    let case = experts::Case::new(40, 3, 70);
+    let case = Rows::inside(route(40, 3), inside(70, 43), Activation::Silu, 70, 1);
     caught(
-        |mutation| experts::check_rows(&case, false, 1, [mutation, None]),
+        |mutation| case.check([mutation, None]),
         &[
             ("slot + count_bits(word", "count_bits(word", "slot"),
             ("slot += count_bits(word);", "", "slot"),
@@ -370,7 +370,7 @@ fn in_experts_of_many_rows() {
         ],
     );
     caught(
-        |mutation| experts::check_rows(&case, false, 1, [None, mutation]),
+        |mutation| case.check([None, mutation]),
         &[
             ("y *= takers[row - first_row].share;", "", "product"),
             ("row * TOP_K + slots[of]", "row * TOP_K", "not written"),
@@ -384,20 +384,14 @@ fn in_experts_of_many_rows() {
             ("warp_min(lane == 31 ? -at : 0)", "warp_min(0)", "not written"),
         ],
     );
-    caught(
-        |mutation| experts::check_rows(&case, true, 1, [None, mutation]),
-        &[("BY_PAIR ? taker.pair : taker.row", "taker.row", "product")],
-    );
+    let case = Rows::by_pair(route(40, 3), tiles(43, &[37]), 70, 1);
+    caught(|mutation| case.check([None, mutation]), &[("BY_PAIR ? taker.pair : taker.row", "taker.row", "product")]);
 }
 
 #[test]
 fn in_an_attention() {
-    let case = attention::Case {
-        append: true,
-        rope: Some((20, false, 1.0)),
-        splits: fuse_templates::Splits { max: 3, keys: 4, window: 0 },
-        ..attention::Case::new(6, 2, 20)
-    };
+    let (rope, splits) = (Some(attention::rotation(20, false, 1.0)), Splits { max: 3, keys: 4, window: 0 });
+    let case = attention::Case::of(Heads { rope, splits, ..appending(6, 2, 20) });
     caught(
         |mutation| case.check(mutation),
         &[
@@ -462,8 +456,8 @@ fn in_an_attention() {
 
 #[test]
 fn in_an_attention_of_many_heads() {
-    let splits = fuse_templates::Splits { max: 2, keys: 4, window: 0 };
-    let case = attention::Case { sinks: true, splits, ..attention::Case::new(7, 1, 20) };
+    let splits = Splits { max: 2, keys: 4, window: 0 };
+    let case = attention::Case::of(Heads { sinks: true, splits, ..heads(7, 1, 20) });
     caught(
         |mutation| case.check(mutation),
         &[
@@ -476,8 +470,8 @@ fn in_an_attention_of_many_heads() {
 #[test]
 fn in_a_split_without_keys() {
     // Five keys over four blocks, two each.
-    let splits = fuse_templates::Splits { max: 4, keys: 1, window: 0 };
-    let case = attention::Case { append: true, splits, rows: vec![(4, 0)], ..attention::Case::new(2, 1, 16) };
+    let splits = Splits { max: 4, keys: 1, window: 0 };
+    let case = attention::Case { rows: vec![(4, 0)], ..attention::Case::of(Heads { splits, ..appending(2, 1, 16) }) };
     caught(
         |mutation| case.check(mutation),
         &[("parts[i].peaks[head] == NEGATIVE_INFINITY ? 0.0f : ", "", "attention")],

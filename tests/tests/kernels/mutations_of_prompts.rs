@@ -1,19 +1,17 @@
 //! Planted mistakes in the kernels that only prompts have.
 
+use fuse_kernels::{Append, AttentionRows, NormKind};
+
+use crate::attention::rotation;
 use crate::mutations::caught;
 use crate::{append, attention_rows};
 
 #[test]
 fn in_an_attention_of_many_rows() {
     // Two tiles of keys and a bit; 72 queries a key head over blocks of 32, the first of which has idle rows; warps in pairs.
-    let case = attention_rows::Case {
-        shape: (2, 2, 64),
-        window: 100,
-        sinks: true,
-        first: 110,
-        idle: 3,
-        ..attention_rows::Case::new(6, 2, 24, 24)
-    };
+    let kernel = attention_rows::shaped(2, 2, attention_rows::plain(6, 2, 24));
+    let kernel = AttentionRows { window: 100, sinks: true, ..kernel };
+    let case = attention_rows::Case { first: 110, idle: 3, ..attention_rows::Case::of(kernel, 24) };
     caught(
         |mutation| case.check(mutation),
         &[
@@ -104,7 +102,7 @@ fn in_an_attention_of_many_rows() {
 #[test]
 fn in_an_attention_of_wide_heads() {
     // Idle rows only in the first block; a value's last 16 bytes are not whole.
-    let case = attention_rows::Case { shape: (1, 4, 64), idle: 16, ..attention_rows::Case::new(1, 1, 140, 32) };
+    let case = attention_rows::Case { idle: 16, ..attention_rows::Case::of(attention_rows::plain(1, 1, 140), 32) };
     caught(
         |mutation| case.check(mutation),
         &[
@@ -120,7 +118,10 @@ fn in_an_attention_of_wide_heads() {
 
 #[test]
 fn in_an_append() {
-    let case = append::Case { rope: Some((12, false, 1.0)), norms: [2, 1], warps: 2, ..append::Case::new(3, 2, 20) };
+    // Ten heads over two blocks of eight warps.
+    let [q_norm, k_norm] = append::norms(NormKind::Layer, NormKind::Rms);
+    let rope = Some(rotation(12, false, 1.0));
+    let case = append::Case::of(Append { rope, q_norm, k_norm, ..append::plain(6, 2, 20) });
     caught(
         |mutation| case.check(mutation),
         &[

@@ -1,16 +1,13 @@
 //! `router.cuh`: what a product adds to the logits of the router that reads its result, against sums in f64.
 
 use anyhow::Result;
-use fuse_templates::Splits;
+use fuse_kernels::{ExpertsHidden, ExpertsSum, Matvec, ROUTER_COPIES, Splits};
 use fuse_tests::host_build::HostBuffer;
 
-use crate::experts;
-use crate::matvec::{Case, check_all};
+use crate::experts::{self, hidden, sum};
+use crate::matvec::{self, Case, check_all, combining};
 use crate::mutations::caught;
 use crate::support::*;
-
-/// Of the sums.
-pub const COPIES: usize = 3;
 
 /// The router that reads the result of a case.
 pub struct Router {
@@ -23,15 +20,21 @@ pub struct Router {
 
 impl Router {
     pub fn new(case: &Case, random: &mut Random) -> Option<Router> {
-        let (weight, norm_weight) = (Matrix::random(random, case.router, case.rows[0]), random.floats(case.rows[0]));
+        let Matvec { router, tiles, batch, .. } = &case.kernel;
+        let (experts, rows) = ((*router)?, tiles.rows[0]);
+        let (weight, norm_weight) = (Matrix::random(random, experts, rows), random.floats(rows));
         let packed = HostBuffer::input(&pack(std::slice::from_ref(&weight), false));
         let (norm, logits) =
-            (HostBuffer::input(&norm_weight), HostBuffer::inout(&vec![0u64; COPIES * case.batch * case.router]));
-        (case.router > 0).then_some(Router { weight, norm_weight, packed, norm, logits })
+            (HostBuffer::input(&norm_weight), HostBuffer::inout(&vec![0u64; ROUTER_COPIES * batch * experts]));
+        Some(Router { weight, norm_weight, packed, norm, logits })
     }
 
-    pub fn arguments(&self, case: &Case) -> [u64; 3] {
-        [self.packed.address(), if case.norm_weight { self.norm.address() } else { 0 }, self.logits.address()]
+    pub fn arguments(&self, case: &Case) -> [(&'static str, u64); 3] {
+        [
+            ("router", self.packed.address()),
+            ("router_norm", given(case.norm_weight, &self.norm)),
+            ("logits", self.logits.address()),
+        ]
     }
 
     /// `results`: what the case makes.
@@ -42,38 +45,41 @@ impl Router {
             terms.map(|(i, (&w, y))| f64::from(w) * y * weight(i)).sum()
         };
         let expected: Vec<f64> = results
-            .chunks(case.rows[0])
-            .flat_map(|row| (0..case.router).map(|expert| logit(row, expert)).collect::<Vec<f64>>())
+            .chunks(self.weight.columns)
+            .flat_map(|row| (0..self.weight.rows).map(|expert| logit(row, expert)).collect::<Vec<f64>>())
             .collect();
         let sums = self.logits.values::<i64>()?;
         let sum_of = |at: usize| sums[at..].iter().step_by(expected.len()).sum::<i64>();
         let got: Vec<f32> = (0..expected.len()).map(|at| (sum_of(at) as f64 / 2f64.powi(32)) as f32).collect();
-        compare("logits", &expected, &got, if case.combine.is_some() { Bound::Rounded } else { Bound::Exact })
+        compare("logits", &expected, &got, if case.kernel.combine.is_some() { Bound::Rounded } else { Bound::Exact })
     }
 }
 
-fn case(k: usize, rows: usize, batch: usize) -> Case {
-    Case { residual: true, ..Case::new(k, &[rows], batch) }
+/// A product whose result a router of `experts` logits reads.
+fn routed(experts: usize, k: usize, rows: usize, batch: usize) -> Matvec {
+    Matvec { router: Some(experts), residual: true, ..matvec::plain(k, &[rows], batch) }
 }
 
 #[test]
 fn logits_of_routers() -> Result<()> {
+    let splits = Splits { max: 7, keys: 2, window: 0 };
     check_all(&[
-        Case { router: 8, ..case(64, 48, 1) },
+        Case::of(routed(8, 64, 48, 1)),
         // Row tiles of the router that are not whole, more of them than warps; a result that is no whole number of pairs; no weights in the norm.
-        Case { router: 70, ..case(100, 80, 2) },
-        Case { router: 128, norm_weight: false, warps: 4, grid: 9, ..case(256, 144, 1) },
+        Case::of(routed(70, 100, 80, 2)),
+        Case { norm_weight: false, ..Case::of(Matvec { warps: 4, blocks: 9, ..routed(128, 256, 144, 1) }) },
         // Both halves of a sum, row tiles that are finished together, eight rows, the parts of a split attention.
-        Case { router: 40, split: 2, ahead: true, ..case(256, 48, 4) },
-        Case { router: 20, unit: 3, depth: 3, bias: true, ..case(100, 112, 2) },
-        Case { router: 6, ..case(32, 64, 8) },
-        Case { router: 33, late: true, combine: Some((4, Splits { max: 7, keys: 2, window: 0 })), ..case(40, 32, 2) },
+        Case::of(Matvec { split: 2, blocks: 4, ahead: true, ..routed(40, 256, 48, 4) }),
+        Case { bias: true, ..Case::of(Matvec { unit: 3, depth: 3, ..routed(20, 100, 112, 2) }) },
+        Case::of(routed(6, 32, 64, 8)),
+        Case::of(combining(4, splits, Matvec { late: true, ..routed(33, 40, 32, 2) })),
     ])
 }
 
 #[test]
 fn in_a_router() {
-    let case = Case { router: 24, unit: 2, depth: 2, grid: 3, ..case(100, 112, 2) };
+    // Six units over four blocks, so that every copy of the sums is added to.
+    let case = Case::of(Matvec { unit: 2, depth: 2, blocks: ROUTER_COPIES, ..routed(24, 100, 176, 2) });
     caught(
         |mutation| case.check(mutation),
         &[
@@ -98,9 +104,9 @@ fn in_a_router() {
 
 #[test]
 fn in_the_choice_of_one_row() {
-    let case = experts::Case { copies: 3, grid: 40, ..experts::Case::new(70, 4, 1) };
+    let case = experts::Hidden::of(ExpertsHidden { summed: true, blocks: 40, ..hidden(70, 4, 1) });
     caught(
-        |mutation| experts::check_hidden(&case, mutation),
+        |mutation| case.check(mutation),
         &[
             ("copy < COPIES; copy++", "copy < COPIES - 1; copy++", "hidden"),
             ("copy * BATCH * EXPERTS", "copy * EXPERTS / 2", "hidden"),
@@ -110,8 +116,9 @@ fn in_the_choice_of_one_row() {
             ("lists[warp][slot] = expert", "lists[0][slot] = expert", "shared memory"),
         ],
     );
+    let case = experts::Sum::of(ExpertsSum { summed: true, blocks: 40, ..sum(70, 4, 1) });
     caught(
-        |mutation| experts::check_sum(&case, mutation),
+        |mutation| case.check(mutation),
         &[
             ("if (lane == slot) own = expert", "if (lane == TOP_K - 1 - slot) own = expert", "sum"),
             ("    warp_barrier();\n  } else", "  } else", "shared memory"),

@@ -1,14 +1,11 @@
 //! `sample.cu` against the rule written down plainly: sort, add up, draw.
 
 use anyhow::{Result, ensure};
-use askama::Template;
-use fuse_templates::Sample;
+use fuse_kernels::{RING, Sample};
 use fuse_tests::host_build::HostBuffer;
 
 use crate::mutations::caught;
 use crate::support::*;
-
-const RING: usize = 8;
 
 /// `Parameters` of sample.cu.
 #[repr(C)]
@@ -34,7 +31,7 @@ pub const GREEDY: Parameters = Parameters {
     top_p: 1.0,
     min_p: 0.0,
     seed: [7, 9],
-    limit: 1000,
+    limit: 100_000,
     stops: 0,
     stop: [-5; 8],
     marks: 0,
@@ -108,24 +105,33 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
     unreachable!("the target is below the sum")
 }
 
-/// Runs rows of logits; row r is of sequence `sequences[r]` with its own parameters, and with marks where these have a penalty.
-pub fn check(
-    vocabulary: usize,
-    [warps, cluster]: [usize; 2],
-    maxima: usize,
+/// What the host sees in a ring slot in the place of a token.
+const NOT_FINITE: u32 = u32::MAX - 1;
+
+/// What a launch leaves.
+struct Left {
+    tokens: Vec<i32>,
+    positions: Vec<i32>,
+    ring: Vec<u32>,
+    marks: Vec<Vec<u16>>,
+}
+
+/// Runs rows of logits; row r is at position `rows[r].0` of sequence `rows[r].1`, which has its own parameters, and its marks where these have a penalty.
+fn run(
+    sample: &Sample,
+    logits: &[f32],
     rows: &[(i32, i32)],
     parameters: &[Parameters],
+    marks: &[&[u16]],
     mutation: Option<Mutation>,
-) -> Result<()> {
-    let kernel = Sample { name: "kernel".into(), vocabulary, maxima, warps, cluster, ring: RING };
-    let kernel = build(kernel.render()?, mutation)?;
-    let mut random = Random(vocabulary as u64);
-    // Coarse values: ties happen.
-    let logits: Vec<f32> = (0..rows.len() * vocabulary).map(|_| (random.value() * 40.0).round() / 8.0).collect();
+) -> Result<Left> {
+    let kernel = build(sample, mutation)?;
+    let &Sample { vocabulary, maxima, .. } = sample;
     // The maxima of parts of each row, as a head's blocks leave them.
     let part = |row: usize, part: usize| {
         let mine = (part..vocabulary).step_by(maxima).map(|token| (logits[row * vocabulary + token], token as u32));
-        mine.reduce(|best, other| if other.0 > best.0 { other } else { best }).unwrap_or((f32::NEG_INFINITY, 0))
+        let wins = |best: f32, other: f32| other.is_nan() || other > best;
+        mine.reduce(|best, other| if wins(best.0, other.0) { other } else { best }).unwrap_or((f32::NEG_INFINITY, 0))
     };
     let tops: Vec<u32> = (0..rows.len() * maxima)
         .map(|i| part(i / maxima, i % maxima))
@@ -134,36 +140,64 @@ pub fn check(
     let tops = HostBuffer::input(&tops);
     let positions = HostBuffer::input(&rows.iter().map(|row| row.0).collect::<Vec<i32>>());
     let sequences = HostBuffer::input(&rows.iter().map(|row| row.1).collect::<Vec<i32>>());
-    let kinds = [0, 0, SUPPRESSED, IN_PROMPT, 3, IN_PROMPT | 1, MOST, IN_PROMPT | MOST];
-    let marks: Vec<u16> =
-        (0..parameters.len() * vocabulary).map(|_| kinds[random.bits() as usize % kinds.len()]).collect();
-    let marks: Vec<&[u16]> = marks.chunks(vocabulary).collect();
-    let marks_buffers: Vec<HostBuffer> = marks.iter().map(|marks| HostBuffer::inout(marks)).collect();
+    let marks: Vec<HostBuffer> = marks.iter().map(|marks| HostBuffer::inout(marks)).collect();
     let with_marks = |(p, marks): (&Parameters, &HostBuffer)| Parameters {
         marks: if p.repetition == 1.0 { 0 } else { marks.address() },
         ..*p
     };
-    let parameters: &[Parameters] = &parameters.iter().zip(&marks_buffers).map(with_marks).collect::<Vec<_>>();
-    let logits_buffer = HostBuffer::inout(&logits);
-    let parameters_buffer = HostBuffer::input(parameters);
+    let with_marks: Vec<Parameters> = parameters.iter().zip(&marks).map(with_marks).collect();
+    let logits = HostBuffer::inout(logits);
+    let records = HostBuffer::input(&with_marks);
     let next_tokens = HostBuffer::inout(&vec![-7i32; parameters.len()]);
     let next_positions = HostBuffer::inout(&vec![-7i32; parameters.len()]);
     let ring = HostBuffer::inout(&vec![777u32; parameters.len() * RING]);
-    kernel.launch(
-        [cluster as u32, rows.len() as u32, 1],
-        32 * warps as u32,
-        0,
-        &[
-            logits_buffer.address(),
-            if maxima > 0 { tops.address() } else { 0 },
-            positions.address(),
-            sequences.address(),
-            parameters_buffer.address(),
-            next_tokens.address(),
-            next_positions.address(),
-            ring.address(),
-        ],
-    )?;
+    let arguments = [
+        ("logits", logits.address()),
+        ("maxima", given(maxima > 0, &tops)),
+        ("positions", positions.address()),
+        ("sequences", sequences.address()),
+        ("parameters", records.address()),
+        ("next_tokens", next_tokens.address()),
+        ("next_positions", next_positions.address()),
+        ("ring", ring.address()),
+    ];
+    kernel.launch(rows.len(), &arguments)?;
+    Ok(Left {
+        tokens: next_tokens.values()?,
+        positions: next_positions.values()?,
+        ring: ring.values()?,
+        marks: marks.iter().map(|marks| marks.values()).collect::<Result<_>>()?,
+    })
+}
+
+/// Runs rows of random logits and compares with the rule.
+pub fn check(
+    sample: &Sample,
+    rows: &[(i32, i32)],
+    parameters: &[Parameters],
+    mutation: Option<Mutation>,
+) -> Result<()> {
+    let mut random = Random(sample.vocabulary as u64);
+    // Coarse values: ties happen.
+    let logits: Vec<f32> =
+        (0..rows.len() * sample.vocabulary).map(|_| (random.value() * 40.0).round() / 8.0).collect();
+    compare_with_the_rule(sample, &logits, rows, parameters, mutation, &mut random)
+}
+
+fn compare_with_the_rule(
+    sample: &Sample,
+    logits: &[f32],
+    rows: &[(i32, i32)],
+    parameters: &[Parameters],
+    mutation: Option<Mutation>,
+    random: &mut Random,
+) -> Result<()> {
+    let vocabulary = sample.vocabulary;
+    let kinds = [0, 0, SUPPRESSED, IN_PROMPT, 3, IN_PROMPT | 1, MOST, IN_PROMPT | MOST];
+    let marks: Vec<u16> =
+        (0..parameters.len() * vocabulary).map(|_| kinds[random.bits() as usize % kinds.len()]).collect();
+    let marks: Vec<&[u16]> = marks.chunks(vocabulary).collect();
+    let left = run(sample, logits, rows, parameters, &marks, mutation)?;
     let (mut tokens, mut places) = (vec![-7i32; parameters.len()], vec![-7i32; parameters.len()]);
     let mut slots = vec![777u32; parameters.len() * RING];
     let mut marked: Vec<Vec<u16>> = marks.iter().map(|marks| marks.to_vec()).collect();
@@ -171,11 +205,11 @@ pub fn check(
         let p = &parameters[sequence as usize];
         let own = &mut marked[sequence as usize];
         let mut logits = logits[row * vocabulary..][..vocabulary].to_vec();
-        if p.marks != 0 {
+        if p.repetition != 1.0 {
             logits = changed(&logits, own, p.repetition);
         }
         let token = expected(&logits, p, position as u32, sequence as u32);
-        if p.marks != 0 && own[token] & MOST < MOST {
+        if p.repetition != 1.0 && own[token] & MOST < MOST {
             own[token] += 1;
         }
         let stop = position as u32 + 1 >= p.limit || p.stop[..p.stops as usize].contains(&(token as i32));
@@ -183,24 +217,77 @@ pub fn check(
         places[sequence as usize] = if stop { -1 } else { position + 1 };
         slots[sequence as usize * RING + (position as usize + 1) % RING] = token as u32;
     }
-    ensure!(next_tokens.values::<i32>()? == tokens, "tokens {:?}, expected {tokens:?}", next_tokens.values::<i32>()?);
-    ensure!(
-        next_positions.values::<i32>()? == places,
-        "positions {:?}, expected {places:?}",
-        next_positions.values::<i32>()?
-    );
-    for (sequence, (buffer, marks)) in marks_buffers.iter().zip(&marked).enumerate() {
-        ensure!(buffer.values::<u16>()? == *marks, "the marks of sequence {sequence} are not those of its token");
+    ensure!(left.tokens == tokens, "tokens {:?}, expected {tokens:?}", left.tokens);
+    ensure!(left.positions == places, "positions {:?}, expected {places:?}", left.positions);
+    for (sequence, (marks, expected)) in left.marks.iter().zip(&marked).enumerate() {
+        ensure!(marks == expected, "the marks of sequence {sequence} are not those of its token");
     }
-    ensure!(ring.values::<u32>()? == slots, "ring {:?}, expected {slots:?}", ring.values::<u32>()?);
+    ensure!(left.ring == slots, "the ring is not {tokens:?} in its slots");
     Ok(())
+}
+
+/// Greedy, and each way to draw.
+fn ways() -> [Parameters; 4] {
+    let warm = Parameters { temperature: 1.3, ..GREEDY };
+    [GREEDY, warm, Parameters { top_k: 5, ..warm }, Parameters { top_k: 40, top_p: 0.9, min_p: 0.01, ..warm }]
+}
+
+/// A position for each of the ways.
+const WAYS: [(i32, i32); 4] = [(3, 0), (4, 1), (5, 2), (6, 3)];
+
+/// One such logit, wherever it is, ends its sequence, and no other.
+#[test]
+fn the_host_is_told_of_logits_that_are_not_finite() -> Result<()> {
+    let (vocabulary, parameters) = (2333, ways());
+    for (cluster, maxima) in [(1, 0), (3, 0), (1, 9), (2, 9), (2, 40)] {
+        for (broken, value) in [(0, f32::NAN), (2332, f32::NAN), (2100, -f32::NAN), (17, f32::INFINITY)] {
+            let mut random = Random(7);
+            let mut logits: Vec<f32> = (0..4 * vocabulary).map(|_| random.value()).collect();
+            let sound = logits.clone();
+            for row in [0, 2, 3] {
+                logits[row * vocabulary + broken] = value;
+            }
+            if value == f32::INFINITY {
+                // Nothing to choose from is no better.
+                logits[3 * vocabulary..].fill(f32::NEG_INFINITY);
+            }
+            let sample = Sample { vocabulary, maxima, cluster };
+            let left = run(&sample, &logits, &WAYS, &parameters, &[&[]; 4], None)?;
+            let token = expected(&sound[vocabulary..2 * vocabulary], &parameters[1], 4, 1) as u32;
+            let slots: Vec<u32> = (0..4).map(|sequence| left.ring[sequence * RING + 4 + sequence]).collect();
+            ensure!(slots == [NOT_FINITE, token, NOT_FINITE, NOT_FINITE], "{cluster}, {maxima}, {value}: {slots:?}");
+            ensure!(left.positions == [-1, 5, -1, -1], "{:?}", left.positions);
+        }
+    }
+    Ok(())
+}
+
+/// Tokens that are never to be drawn have -inf.
+#[test]
+fn some_logits_may_be_without_weight() -> Result<()> {
+    let vocabulary = 2333;
+    let mut logits = vec![f32::NEG_INFINITY; 4 * vocabulary];
+    for (at, logit) in logits.iter_mut().enumerate().filter(|(at, _)| at % 111 == 5) {
+        *logit = (at / 111 % 3) as f32;
+    }
+    for (cluster, maxima) in [(1, 0), (3, 0), (2, 9)] {
+        let sample = Sample { vocabulary, maxima, cluster };
+        compare_with_the_rule(&sample, &logits, &WAYS, &ways(), None, &mut Random(1))?;
+    }
+    Ok(())
+}
+
+/// A sampler that is given no maxima. A round of a block is 2,048 logits.
+fn sample(vocabulary: usize, cluster: usize) -> Sample {
+    Sample { vocabulary, maxima: 0, cluster }
 }
 
 #[test]
 fn greedy_takes_the_first_largest() -> Result<()> {
-    for (vocabulary, blocks) in [(5, [1, 1]), (257, [4, 1]), (1000, [2, 2]), (1002, [1, 4])] {
-        let parameters = [GREEDY, Parameters { limit: 13, ..GREEDY }, Parameters { limit: 14, ..GREEDY }, GREEDY];
-        check(vocabulary, blocks, 0, &[(3, 0), (12, 1), (-1, 3), (12, 2)], &parameters, None)?;
+    for sample in [sample(5, 1), sample(2500, 1), sample(10_001, 2), sample(1002, 4)] {
+        let parameters = [GREEDY, Parameters { limit: 1024, ..GREEDY }, Parameters { limit: 1025, ..GREEDY }, GREEDY];
+        // The last two are at the end of the ring.
+        check(&sample, &[(3, 0), (1023, 1), (-1, 3), (1023, 2)], &parameters, None)?;
     }
     Ok(())
 }
@@ -209,7 +296,7 @@ fn greedy_takes_the_first_largest() -> Result<()> {
 fn stops_at_a_stop_token() -> Result<()> {
     // Every token stops.
     let parameters = Parameters { stops: 5, stop: [0, 1, 2, 3, 4, -5, -5, -5], ..GREEDY };
-    check(5, [1, 1], 0, &[(3, 0)], &[parameters], None)
+    check(&sample(5, 1), &[(3, 0)], &[parameters], None)
 }
 
 /// Block maxima that have all bits in common.
@@ -217,7 +304,7 @@ fn stops_at_a_stop_token() -> Result<()> {
 fn draws_where_all_maxima_are_equal() -> Result<()> {
     let parameters = Parameters { temperature: 0.7, top_k: 1, ..GREEDY };
     for cluster in [1, 2] {
-        check(50, [2, cluster], 1, &[(3, 0)], &[parameters], None)?;
+        check(&Sample { maxima: 1, ..sample(50, cluster) }, &[(3, 0)], &[parameters], None)?;
     }
     Ok(())
 }
@@ -234,14 +321,14 @@ fn draws_as_the_rule_says() -> Result<()> {
         Parameters { top_p: 0.0, ..warm },
         Parameters { min_p: 0.2, ..warm },
         Parameters { top_k: 40, top_p: 0.9, min_p: 0.05, ..warm },
-        Parameters { top_k: 5000, top_p: 0.95, ..warm },
+        Parameters { top_k: 50_000, top_p: 0.95, ..warm },
     ];
-    for (vocabulary, blocks) in [(61, [2, 1]), (333, [4, 1]), (333, [1, 3]), (2500, [2, 2])] {
+    for shape in [sample(61, 1), sample(333, 1), sample(333, 3), sample(10_000, 2)] {
         for seed in 0..4 {
             let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
-            let rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
+            let rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 340 * seed as i32, s)).collect();
             for maxima in [0, 9] {
-                check(vocabulary, blocks, maxima, &rows, &parameters, None)?;
+                check(&Sample { maxima, ..shape.clone() }, &rows, &parameters, None)?;
             }
         }
     }
@@ -277,8 +364,8 @@ fn marks_change_what_is_chosen() -> Result<()> {
 
 #[test]
 fn greedy_from_the_maxima_of_a_head() -> Result<()> {
-    let kernel = Sample { name: "kernel".into(), vocabulary: 100, maxima: 5, warps: 2, cluster: 2, ring: RING };
-    let kernel = build(kernel.render()?, None)?;
+    let family = Sample { maxima: 5, ..sample(100, 2) };
+    let kernel = build(&family, None)?;
     let maxima = [
         (1.0f32, 9),
         (2.5, 80),
@@ -298,8 +385,17 @@ fn greedy_from_the_maxima_of_a_head() -> Result<()> {
     let parameters = HostBuffer::input(&[GREEDY; 2]);
     let (tokens, places, ring) =
         (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u32>(2 * RING));
-    let arguments = [&logits, &maxima, &positions, &sequences, &parameters, &tokens, &places, &ring];
-    kernel.launch([2, 2, 1], 64, 0, &arguments.map(HostBuffer::address))?;
+    let arguments = [
+        ("logits", logits.address()),
+        ("maxima", maxima.address()),
+        ("positions", positions.address()),
+        ("sequences", sequences.address()),
+        ("parameters", parameters.address()),
+        ("next_tokens", tokens.address()),
+        ("next_positions", places.address()),
+        ("ring", ring.address()),
+    ];
+    kernel.launch(2, &arguments)?;
     ensure!(tokens.written::<i32>()? == [98, 33], "tokens {:?}", tokens.written::<i32>()?);
     ensure!(places.written::<i32>()? == [5, 5]);
     Ok(())
@@ -308,15 +404,15 @@ fn greedy_from_the_maxima_of_a_head() -> Result<()> {
 /// Planted mistakes, as those of the other kernels.
 #[test]
 fn mistakes_are_caught() {
-    let warm = Parameters { temperature: 1.1, limit: 31, ..GREEDY };
-    let of_two = |vocabulary, parameters: Parameters, mutation| {
+    let warm = Parameters { temperature: 1.1, limit: 1025, ..GREEDY };
+    let of_two = |vocabulary, maxima, parameters: Parameters, mutation| {
         let parameters: Vec<_> = (0..12).map(|seed| Parameters { seed: [seed, 1], ..parameters }).collect();
-        let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (20 + sequence, sequence)).collect();
-        check(vocabulary, [2, 2], 40, &rows, &parameters, mutation)
+        let rows: Vec<(i32, i32)> = (0..12).map(|sequence| (1014 + sequence, sequence)).collect();
+        check(&Sample { maxima, ..sample(vocabulary, 2) }, &rows, &parameters, mutation)
     };
-    // From a list of what top-k keeps.
+    // From a list of what top-k keeps, to which both blocks add.
     caught(
-        |mutation| of_two(400, Parameters { top_k: 20, top_p: 0.8, ..warm }, mutation),
+        |mutation| of_two(3000, 160, Parameters { top_k: 100, top_p: 0.5, ..warm }, mutation),
         &[
             ("shared.found = 0, ", "", "shared memory"),
             ("  cluster_barrier();\n  const int of_lane", "  block_barrier();\n  const int of_lane", "shared memory"),
@@ -349,7 +445,7 @@ fn mistakes_are_caught() {
     );
     // From all logits.
     caught(
-        |mutation| of_two(2000, Parameters { top_p: 0.8, ..warm }, mutation),
+        |mutation| of_two(10_000, 40, Parameters { top_p: 0.8, ..warm }, mutation),
         &[
             ("before += in_front_of_block", "before = in_front_of_block", "race"),
             ("if (target >= before) found = round", "found = round", "tokens"),

@@ -1,7 +1,10 @@
-//! Random values, the tile packer, and how results are compared.
+//! Random values, the tile packer, how results are compared, and how kernels are built and launched.
 
-use anyhow::{Result, ensure};
-use fuse_tests::host_build::HostKernel;
+use std::fmt::Debug;
+
+use anyhow::{Context, Result, bail, ensure};
+use fuse_kernels::{Activation, Family, Kind, Storage, Tiles};
+use fuse_tests::host_build::{HostBuffer, HostKernel};
 use half::bf16;
 
 /// SplitMix64.
@@ -77,7 +80,7 @@ fn source(rows: &[usize], gated: bool, tile: usize, row: usize) -> Option<(usize
     None
 }
 
-pub fn row_tiles(rows: &[usize], gated: bool) -> usize {
+fn row_tiles(rows: &[usize], gated: bool) -> usize {
     if gated { rows[0].div_ceil(8) } else { rows.iter().map(|rows| rows.div_ceil(16)).sum() }
 }
 
@@ -116,14 +119,16 @@ pub fn pack_bias(biases: &[Vec<f32>], gated: bool) -> Vec<f32> {
         .collect()
 }
 
-pub fn activate(kind: usize, x: f64) -> f64 {
-    match kind {
-        0 => x / (1.0 + (-x).exp()),
-        1 => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
-        2 => 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()),
-        3 => x.max(0.0),
-        4 => x.max(0.0) * x.max(0.0),
-        _ => x,
+pub fn activate(activation: Option<Activation>, x: f64) -> f64 {
+    match activation {
+        Some(Activation::Silu) => x / (1.0 + (-x).exp()),
+        Some(Activation::Gelu) => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
+        Some(Activation::GeluTanh) => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+        Some(Activation::Relu) => x.max(0.0),
+        Some(Activation::Relu2) => x.max(0.0) * x.max(0.0),
+        None => x,
     }
 }
 
@@ -185,15 +190,92 @@ pub struct Mutation {
     pub to: &'static str,
 }
 
-/// Builds a source of one kernel called `kernel`, with the mistake planted if there is one.
-pub fn build(source: String, mutation: Option<Mutation>) -> Result<HostKernel> {
-    let source = match mutation {
-        None => source,
-        Some(Mutation { from, to }) => {
+/// A packed weight of these rows, or of the rows of several weights; results in fp32.
+pub fn tiles(k: usize, rows: &[usize]) -> Tiles {
+    Tiles { k, rows: rows.to_vec(), gated: false, out: Storage::F32 }
+}
+
+/// Room for results.
+pub fn room(values: usize, storage: Storage) -> HostBuffer {
+    HostBuffer::output::<u8>(values * storage.bytes())
+}
+
+/// Results, each of which was written.
+pub fn written(buffer: &HostBuffer, storage: Storage) -> Result<Vec<f32>> {
+    Ok(match storage {
+        Storage::F32 => buffer.written::<f32>()?,
+        Storage::BF16 => from_bf16(&buffer.written::<u16>()?),
+    })
+}
+
+/// A buffer as an argument; null unless `present`.
+pub fn given(present: bool, buffer: &HostBuffer) -> u64 {
+    if present { buffer.address() } else { 0 }
+}
+
+/// A kernel of a family, as code of this machine.
+pub struct Built<'a> {
+    family: &'a dyn Family,
+    code: HostKernel,
+}
+
+/// Builds a kernel, with the mistake planted if there is one.
+pub fn build(family: &dyn Family, mutation: Option<Mutation>) -> Result<Built<'_>> {
+    let source = match (family.source()?, mutation) {
+        (source, None) => source,
+        (source, Some(Mutation { from, to })) => {
             let mutated = source.replace(from, to);
             assert!(mutated != source, "the source has no `{from}` to mutate");
             mutated
         }
     };
-    HostKernel::build(&source, "kernel")
+    Ok(Built { family, code: HostKernel::build(&source, &family.name())? })
+}
+
+impl Built<'_> {
+    /// Runs a launch for this many rows, as the family has it. See [`bind`] for its arguments.
+    pub fn launch(&self, rows: usize, given: &[(&str, u64)]) -> Result<()> {
+        let grid = self.family.grid(rows).map(|size| size as u32);
+        let (threads, shared_bytes) = (self.family.threads() as u32, self.family.shared_bytes() as u32);
+        self.code.launch(grid, threads, shared_bytes, &bind(self.family, given)?)
+    }
+}
+
+/// The arguments of a kernel in the order of its parameters, from addresses and numbers by name. Optional ones may be left out or null.
+pub fn bind(family: &dyn Family, given: &[(&str, u64)]) -> Result<Vec<u64>> {
+    let params = family.params();
+    for (index, (name, _)) in given.iter().enumerate() {
+        ensure!(params.iter().any(|param| param.name == *name), "{} has no parameter `{name}`", family.name());
+        ensure!(given[..index].iter().all(|(other, _)| other != name), "`{name}` is given twice");
+    }
+    let argument = |param: &fuse_kernels::Param| match given.iter().find(|(name, _)| *name == param.name) {
+        Some((_, 0)) if !param.optional && param.kind != Kind::Number => bail!("`{}` may not be null", param.name),
+        Some((_, value)) => Ok(*value),
+        None if param.optional => Ok(0),
+        None => bail!("{} is not given its `{}`", family.name(), param.name),
+    };
+    params.iter().map(argument).collect()
+}
+
+/// Builds the kernels of all cases side by side, then checks each.
+pub fn check_each<C: Debug>(
+    cases: &[C],
+    kernel: impl Fn(&C) -> &dyn Family,
+    check: impl Fn(&C) -> Result<()>,
+) -> Result<()> {
+    let sources = cases.iter().map(|case| Ok((kernel(case).source()?, kernel(case).name())));
+    HostKernel::build_all(&sources.collect::<Result<Vec<(String, String)>>>()?)?;
+    cases.iter().try_for_each(|case| check(case).with_context(|| format!("{case:?}")))
+}
+
+#[test]
+fn arguments_are_bound_by_name() {
+    let norm =
+        fuse_kernels::Norm { kind: fuse_kernels::NormKind::Rms, size: 8, eps: 1e-5, paired: false, out: Storage::F32 };
+    assert_eq!(bind(&norm, &[("out", 3), ("bias", 0), ("x", 1)]).unwrap(), [1, 0, 0, 3]);
+    let error = |given: &[(&str, u64)]| bind(&norm, given).unwrap_err().to_string();
+    assert!(error(&[("x", 1), ("out", 3), ("y", 2)]).ends_with("has no parameter `y`"));
+    assert!(error(&[("x", 1)]).ends_with("is not given its `out`"));
+    assert_eq!(error(&[("x", 0), ("out", 3)]), "`x` may not be null");
+    assert_eq!(error(&[("x", 1), ("x", 1), ("out", 3)]), "`x` is given twice");
 }

@@ -7,7 +7,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Formats, Model, compile};
-use fusec::description::{Beyond, Description, Facts, Resolved, also_served, architectures, find_serving, lacking, user_folder};
+use fusec::description::{
+    Beyond, Description, Facts, Resolved, also_served, architectures, find_serving, lacking, user_folder,
+};
 use fusec::files;
 use fusec::folder::{self, checkpoint_folder};
 use fusec::ir::{Format, Graph, verify};

@@ -130,7 +130,8 @@ impl ChatTemplate {
     fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {
         let config = read_tokenizer_config(directory)?;
         let Some(Sources { default, tool_use }) = Sources::of_directory(directory, &config)? else { return Ok(None) };
-        let template = ChatTemplate::new(&default, template_names(&config)).with_context(|| directory.display().to_string())?;
+        let template =
+            ChatTemplate::new(&default, template_names(&config)).with_context(|| directory.display().to_string())?;
         Ok(Some(ChatTemplate { tool_use, ..template }))
     }
 }

@@ -179,8 +179,7 @@ pub fn check(
 ) -> Result<()> {
     let mut random = Random(sample.vocabulary as u64);
     // Coarse values: ties happen.
-    let logits: Vec<f32> =
-        (0..rows.len() * sample.vocabulary).map(|_| (random.value() * 40.0).round() / 8.0).collect();
+    let logits: Vec<f32> = (0..rows.len() * sample.vocabulary).map(|_| (random.value() * 40.0).round() / 8.0).collect();
     compare_with_the_rule(sample, &logits, rows, parameters, mutation, &mut random)
 }
 
@@ -232,6 +231,8 @@ fn ways() -> [Parameters; 4] {
     [GREEDY, warm, Parameters { top_k: 5, ..warm }, Parameters { top_k: 40, top_p: 0.9, min_p: 0.01, ..warm }]
 }
 
+const NO_MARKS: [&[u16]; 4] = [&[]; 4];
+
 /// A position for each of the ways.
 const WAYS: [(i32, i32); 4] = [(3, 0), (4, 1), (5, 2), (6, 3)];
 
@@ -252,7 +253,7 @@ fn the_host_is_told_of_logits_that_are_not_finite() -> Result<()> {
                 logits[3 * vocabulary..].fill(f32::NEG_INFINITY);
             }
             let sample = Sample { vocabulary, maxima, cluster };
-            let left = run(&sample, &logits, &WAYS, &parameters, &[&[]; 4], None)?;
+            let left = run(&sample, &logits, &WAYS, &parameters, &NO_MARKS, None)?;
             let token = expected(&sound[vocabulary..2 * vocabulary], &parameters[1], 4, 1) as u32;
             let slots: Vec<u32> = (0..4).map(|sequence| left.ring[sequence * RING + 4 + sequence]).collect();
             ensure!(slots == [NOT_FINITE, token, NOT_FINITE, NOT_FINITE], "{cluster}, {maxima}, {value}: {slots:?}");
@@ -348,14 +349,14 @@ fn marks_change_what_is_chosen() -> Result<()> {
         Parameters { repetition: 1.1, temperature: 1.5, top_p: 0.8, ..GREEDY },
         Parameters { temperature: 1.3, top_k: 7, ..GREEDY },
     ];
-    for (vocabulary, blocks) in [(61, [2, 1]), (333, [1, 3]), (1002, [1, 4]), (2500, [2, 2])] {
+    for shape in [sample(61, 1), sample(333, 3), sample(5002, 4), sample(10_000, 2)] {
         for seed in 0..2 {
             let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
             let mut rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
             // One that is idle: its token is not counted.
             rows[2].0 = -1;
             for maxima in [0, 1, 9, 300] {
-                check(vocabulary, blocks, maxima, &rows, &parameters, None)?;
+                check(&Sample { maxima, ..shape.clone() }, &rows, &parameters, None)?;
             }
         }
     }
@@ -432,7 +433,7 @@ fn mistakes_are_caught() {
     );
     // By marks.
     caught(
-        |mutation| of_two(400, Parameters { repetition: 0.5, ..GREEDY }, mutation),
+        |mutation| of_two(3000, 9, Parameters { repetition: 0.5, ..GREEDY }, mutation),
         &[
             ("logit > 0.0f ? logit / p.repetition", "logit < 0.0f ? logit / p.repetition", "tokens"),
             ("mark & SUPPRESSED ?", "mark & IN_PROMPT ?", "tokens"),

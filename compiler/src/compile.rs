@@ -15,7 +15,7 @@ use crate::plan::{Plan, PlanOptions, Tuning, plan};
 use crate::tensors;
 
 /// What to compile for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
     /// Which passes run.
     pub passes: Selection,
@@ -35,17 +35,6 @@ impl Formats {
     /// The format of a tensor.
     pub fn of(&self, tensor: &str) -> Format {
         self.0.get(tensors::locate(tensor, &self.0)).copied().unwrap_or(Format::BF16)
-    }
-}
-
-impl Default for CompileOptions {
-    fn default() -> CompileOptions {
-        CompileOptions {
-            passes: Selection::all(),
-            plan: PlanOptions::default(),
-            formats: Formats::default(),
-            context: None,
-        }
     }
 }
 

@@ -51,14 +51,27 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 namespace {
 
 constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
-constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8, MAX_COPIES = 64;
+constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8, MAX_COPIES = 64, MAX_RINGS = 32, MAX_FILLS = 256, MAX_PRODUCTS = 128, MAX_STORES = 32;
+constexpr unsigned char RING = 255;   // what a Shadow says of bytes that a barrier of a ring tells of
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
-enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, DONE };
-enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA };
-const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma_bf16"};
+enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, AT_RING, AT_GROUP, DONE };
+enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA, PRODUCTS };
+const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma_bf16", "await_products"};
 
 // What copy_async brings: 16 bytes, and where to.
 struct Copy { char* to; char bytes[16]; };
+
+// A product of a warpgroup on its way: what it adds to and reads when it is waited for, and the stage it is of.
+struct Product { float* d; const u32* a; const char* b; int columns; u32 stage; };
+
+// What store_bulk sends: read when it is waited for.
+struct Store { char* to; const char* from; u64 bytes; };
+
+// A barrier of a ring: the phases that are over, and of the one that runs who has yet to arrive and what has yet to come.
+struct Ring { const u64* at; u32 arrivals, pending; u64 expected, copied, phases; };
+
+// Bytes that come when a ring's phase is over. Until then garbage is there.
+struct Fill { u32 ring; char* to; const char* from; u64 bytes; };
 
 struct Thread {
   jmp_buf jump;
@@ -76,6 +89,13 @@ struct Thread {
   u32 a[4], b[2];
   u32 copy_count;        // on their way
   Copy copies[MAX_COPIES];
+  u32 ring, ring_phase;  // AT_RING: what it waits for
+  u64 seen[MAX_RINGS];   // phases of each ring that it knows to be over
+  int group;             // AT_GROUP: threads of the barrier
+  u64 fenced;            // epoch of its last shared_before_copies
+  u32 product_count, stages, store_count;
+  Product products[MAX_PRODUCTS];
+  Store stores[MAX_STORES];
 };
 
 // What is known of two bytes of shared memory. Epochs only grow, so nothing has to be cleared.
@@ -86,7 +106,9 @@ struct Shadow {
   u16 writer, reader;            // thread
   bool atomic;                   // written by an atomic
   bool lanes, warps;             // several threads, several warps read in that epoch
-  unsigned char copy;            // 1 + the arrival that tells of these bytes; 0: a thread wrote them
+  unsigned char copy;            // 1 + the arrival that tells of these bytes, or RING; 0: a thread wrote them
+  u16 ring;                      // RING: which
+  u64 phase;                     // RING: there when so many phases of it are over
 };
 
 // What `expect` began: copies into shared memory.
@@ -97,6 +119,9 @@ struct Block {
   Thread threads[MAX_THREADS];
   Arrival arrivals[MAX_ARRIVALS];
   u32 arrival_count;
+  Ring rings[MAX_RINGS];
+  Fill fills[MAX_FILLS];
+  u32 ring_count, fill_count;
   u64 peer_read, peer_written;   // block epoch in which another block of the cluster read from it, or wrote
   u64 epoch;                     // in which it came to a cluster barrier
   Shadow dynamic_shadow[MAX_SHARED / 2], fixed_shadow[MAX_FIXED_SHARED / 2];
@@ -115,7 +140,7 @@ bool failed;
 bool any_waited;       // some thread of the launch: enough for its end to imply the end of all before it
 // Each barrier of a block begins an epoch, which no other block shares.
 u64 epoch, last_epoch, block_begin, cluster_epoch, warp_epoch[MAX_THREADS / 32];   // cluster_epoch: began at the last cluster barrier
-alignas(128) char dynamic[MAX_SHARED];
+alignas(1024) char dynamic[MAX_SHARED];
 const FuseRange* last_range;
 
 u32 number(const Thread* thread) { return (u32)(thread - threads); }
@@ -146,6 +171,8 @@ void fiber() {
     if (current->arrived) fail("it ends between cluster_arrive and cluster_wait");
     if (current->beginning) fail("it ends between cluster_begin and cluster_join");
     if (current->copy_count > 0) fail("it ends without await_copies");
+    if (current->product_count > 0) fail("it ends without await_products");
+    if (current->store_count > 0) fail("it ends without await_stores");
     current->state = DONE;
     yield();
   }
@@ -196,6 +223,46 @@ void multiply(Thread* lanes) {
   }
 }
 
+void check_shared(const void* p, u64 bytes);
+
+// The products of a warp's row tile, all stages but the latest: as wgmma has them, with B in rows of 128 bytes under the 128-byte swizzle.
+void finish_products(Thread* lanes, u32 latest) {
+  current = lanes;
+  u32 done = 0;
+  for (; done < lanes->product_count && lanes->products[done].stage + latest < lanes->stages; done++) {
+    const Product& first = lanes->products[done];
+    for (u32 i = 1; i < 32; i++) {
+      const Product& other = lanes[i].products[done];
+      if (lanes[i].product_count != lanes->product_count || other.b != first.b || other.columns != first.columns || other.stage != first.stage) {
+        snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the warp diverged: thread %u and thread %u multiply differently", launch->name,
+                 block.x, block.y, block.z, number(lanes), number(lanes + i));
+        failed = true;
+        return;
+      }
+    }
+    for (int n = 0; n < first.columns; n++) {
+      float b[16];
+      for (u32 k = 0; k < 16; k++) {
+        const u64 line = (u64)first.b + n / 8 * 1024 + n % 8 * 128 + 2 * k, at = line ^ (line >> 7 & 7) << 4;
+        if (k % 8 == 0) check_shared((const void*)at, 16);
+        u16 bits;
+        memcpy(&bits, (const void*)at, 2);
+        b[k] = bf16(bits);
+      }
+      for (u32 row = 0; row < 16; row++) {
+        float& d = lanes[row % 8 * 4 + n % 8 / 2].products[done].d[n / 8 * 4 + row / 8 * 2 + n % 2];
+        double sum = d;
+        for (u32 k = 0; k < 16; k++) sum += (double)half_of(lanes[row % 8 * 4 + k % 8 / 2].products[done].a[row / 8 + 2 * (k / 8)], k % 2) * b[k];
+        d = (float)sum;
+      }
+    }
+  }
+  for (u32 i = 0; i < 32; i++) {
+    lanes[i].product_count -= done;
+    memmove(lanes[i].products, lanes[i].products + done, lanes[i].product_count * sizeof(Product));
+  }
+}
+
 // All 32 lanes wait: exchange, if they wait for the same.
 void exchange(u32 warp) {
   Thread* lanes = threads + 32 * warp;
@@ -218,12 +285,16 @@ void exchange(u32 warp) {
     case SHUFFLE_UP: for (int i = 0; i < 32; i++) lanes[i].value = values[i >= by ? i - by : i]; break;
     case SHUFFLE_FROM: for (int i = 0; i < 32; i++) lanes[i].value = values[lanes[i].parameter & 31]; break;
     case MMA: multiply(lanes); break;
+    case PRODUCTS:   // which may fail where no thread runs
+      if (!_setjmp(scheduler)) finish_products(lanes, (u32)by);
+      if (failed) return;
+      break;
   }
   for (u32 i = 0; i < 32; i++) lanes[i].state = RUNNING;
 }
 
 const char* name_of(const Thread& thread) {
-  return thread.state == DONE ? "has ended" : thread.state == AT_BLOCK_BARRIER ? "is at block_barrier" :
+  return thread.state == DONE ? "has ended" : thread.state == AT_RING ? "is at barrier_wait" : thread.state == AT_GROUP ? "is at group_barrier" : thread.state == AT_BLOCK_BARRIER ? "is at block_barrier" :
          thread.state == AT_CLUSTER_BARRIER ? (thread.beginning ? "is at cluster_join" : "is at cluster_wait") : KIND_NAMES[thread.kind];
 }
 
@@ -234,24 +305,61 @@ void diverged(const char* whom, u32 a, u32 b) {
   failed = true;
 }
 
-// Runs a warp until every lane waits for the block or has ended.
-void run_warp(u32 first, u32 last) {
-  for (;;) {
-    u32 waiting = 0;
+// Whether the phase that a thread waits for is over.
+bool is_over(const Thread& thread) { return own->rings[thread.ring].phases % 2 != thread.ring_phase; }
+
+// Runs a warp until every lane waits for the block, for a group or for a ring, or has ended. Returns whether it went on at all.
+bool run_warp(u32 first, u32 last) {
+  for (bool went_on = false;; went_on = true) {
+    u32 waiting = 0, held = 0;
+    bool ran = false;
     for (u32 i = first; i < last; i++) {
-      if (threads[i].state == RUNNING) resume(threads + i);
-      if (failed) return;
+      if (threads[i].state == AT_RING && is_over(threads[i])) threads[i].state = RUNNING;
+      if (threads[i].state == RUNNING) ran = true, resume(threads + i);
+      if (failed) return true;
       if (threads[i].state == AT_WARP) waiting++;
+      if (threads[i].state == AT_RING || threads[i].state == AT_GROUP) held++;
     }
-    if (waiting == 0) return;
+    if (waiting == 0 || held > 0) return went_on || ran;
     if (waiting < last - first || last - first < 32) {
       u32 one = first, other = first;
       while (threads[one].state != AT_WARP) one++;
       while (other < last - 1 && threads[other].state == AT_WARP) other++;
-      return diverged(last - first < 32 ? "warp is not whole and has" : "warp", one, other);
+      diverged(last - first < 32 ? "warp is not whole and has" : "warp", one, other);
+      return true;
     }
     exchange(first / 32);
-    if (failed) return;
+    if (failed) return true;
+  }
+}
+
+// Lets the first threads of the block go on that wait for each other, if all of them do. What each of them did is before what any does next.
+bool release_group() {
+  if (threads[0].state != AT_GROUP) return false;
+  const u32 count = (u32)threads[0].group;
+  for (u32 i = 0; i < count; i++)
+    if (threads[i].state != AT_GROUP || threads[i].group != threads[0].group) return false;
+  for (u32 i = 0; i < count; i++) threads[i].state = RUNNING;
+  epoch = ++last_epoch;
+  return true;
+}
+
+// Runs the warps of a block in turns until each waits for the block or has ended.
+void run_warps() {
+  for (;;) {
+    bool went_on = false;
+    for (u32 first = 0; first < launch->threads; first += 32) {
+      went_on |= run_warp(first, first + 32 < launch->threads ? first + 32 : launch->threads);
+      if (failed) return;
+    }
+    if (release_group()) continue;
+    u32 held = launch->threads, other = 0;
+    for (u32 i = launch->threads; i-- > 0;)
+      if (threads[i].state == AT_RING || threads[i].state == AT_GROUP) held = i;
+    if (held == launch->threads) return;
+    if (went_on) continue;
+    while (other < launch->threads - 1 && (threads[other].state == AT_RING || threads[other].state == AT_GROUP)) other++;
+    return diverged("block waits for what does not come: it", held, other);
   }
 }
 
@@ -261,10 +369,8 @@ void run_block() {
   for (bool joins = threads[0].state == AT_CLUSTER_BARRIER && threads[0].beginning;; joins = false) {
     epoch = joins ? own->epoch : ++last_epoch;
     for (u32 i = 0; i < launch->threads; i++) threads[i].state = RUNNING;
-    for (u32 first = 0; first < launch->threads; first += 32) {
-      run_warp(first, first + 32 < launch->threads ? first + 32 : launch->threads);
-      if (failed) return;
-    }
+    run_warps();
+    if (failed) return;
     for (u32 i = 1; i < launch->threads; i++)
       if (threads[i].state != threads[0].state || threads[i].beginning != threads[0].beginning) return diverged("block", 0, i);
     if (threads[0].state == DONE) break;
@@ -277,6 +383,7 @@ void run_block() {
                      : own->peer_written >= cluster_epoch ? "it ends while another block of the cluster may still write its shared memory" : nullptr;
   for (u32 i = 0; i < own->arrival_count; i++)
     if (!own->arrivals[i].awaited) what = "it ends without an await of what copy_bulk brings";
+  if (own->fill_count > 0) what = "it ends while copy_bulk brings something";
   if (!what) return;
   snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): %s", launch->name, block.x, block.y, block.z, what);
   failed = true;
@@ -291,8 +398,8 @@ void run_cluster() {
     for (u32 rank = 0; rank < cluster; rank++) {
       own = blocks + rank, threads = own->threads, block.x = first + rank;
       if (!begun) {
-        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = threads[i].beginning = threads[i].joined = false, threads[i].awaited = threads[i].copy_count = 0;
-        own->arrival_count = 0, own->peer_read = own->peer_written = 0;
+        for (u32 i = 0; i < launch->threads; i++) threads[i].waited = threads[i].launched = threads[i].arrived = threads[i].beginning = threads[i].joined = false, threads[i].awaited = threads[i].copy_count = threads[i].product_count = threads[i].stages = threads[i].store_count = 0, threads[i].fenced = 0, memset(threads[i].seen, 0, sizeof threads[i].seen);
+        own->arrival_count = own->ring_count = own->fill_count = 0, own->peer_read = own->peer_written = 0;
         for (char* p = __start_fuse_shared; p + 4 <= __stop_fuse_shared; p += 4) memcpy(p, &POISON, 4);
         for (char* p = dynamic; p < dynamic + launch->shared_bytes; p += 4) memcpy(p, &POISON, 4);
       } else if (cluster > 1) {
@@ -337,9 +444,10 @@ void shared_access(Shadow* shadow, u64 offset, u64 bytes, bool write, bool atomi
     Shadow& s = shadow[i];
     const bool known = s.written >= block_begin;
     if (known && s.peer_written >= cluster_epoch) fail("race: touches shared memory that another block wrote, with no cluster barrier between");
-    if (known && s.copy && !(current->awaited >> (s.copy - 1) & 1)) fail("touches shared memory that copy_bulk fills, without an await");
+    if (known && s.copy == RING && current->seen[s.ring] < s.phase) fail("touches shared memory that copy_bulk fills, without a barrier_wait");
+    if (known && s.copy && s.copy != RING && !(current->awaited >> (s.copy - 1) & 1)) fail("touches shared memory that copy_bulk fills, without an await");
     if ((!write || atomic) && !known) fail("reads shared memory that no thread of the block wrote");
-    if (known && !(atomic && s.atomic) && unordered(s.writer, s.written, s.written_warp))
+    if (known && s.copy != RING && !(atomic && s.atomic) && unordered(s.writer, s.written, s.written_warp))
       fail("race: %s shared memory that thread %u wrote, with no barrier between", write ? "writes" : "reads", s.writer);
     if (write) {
       if (s.read >= block_begin && s.read == epoch && (s.warps || unordered(s.reader, s.read, s.read_warp) ||
@@ -547,6 +655,97 @@ void copy(char* to, const char* from, u64 bytes, const u64* at) {
   memcpy(to, from, bytes);
 }
 
+// A barrier of a ring, or null.
+Ring* ring_at(const u64* at) {
+  for (u32 i = 0; i < own->ring_count; i++)
+    if (own->rings[i].at == at) return own->rings + i;
+  return nullptr;
+}
+Ring& ring_of(const u64* at, const char* what) {
+  Ring* ring = ring_at(at);
+  if (!ring) fail("%s of what no barrier_begin began", what);
+  access(at, 8, READ);
+  return *ring;
+}
+
+void begin_ring(u64* at, u32 arrivals) {
+  if (!shared_place(*own, at, 8, nullptr) || (u64)at % 8) fail("barrier_begin of what is no 64-bit word of shared memory");
+  if (ring_at(at)) fail("barrier_begin of what another one began");
+  if (own->ring_count == MAX_RINGS) fail("a block has more than %u barriers of rings", MAX_RINGS);
+  access(at, 8, WRITE);
+  own->rings[own->ring_count++] = {at, arrivals, arrivals, 0, 0, 0};
+}
+
+// Ends the phase if nothing is missing: what it brings is there at this moment.
+void end_phase(Ring& ring) {
+  if (ring.pending > 0 || ring.expected != ring.copied) return;
+  const u32 index = &ring - own->rings;
+  u32 left = 0;
+  for (u32 i = 0; i < own->fill_count; i++) {
+    const Fill fill = own->fills[i];
+    if (fill.ring == index) memcpy(fill.to, fill.from, fill.bytes);
+    else own->fills[left++] = fill;
+  }
+  own->fill_count = left;
+  ring.phases++, ring.pending = ring.arrivals, ring.expected = ring.copied = 0;
+}
+
+void arrive(u64* at, u64 bytes) {
+  Ring& ring = ring_of(at, bytes ? "barrier_expect" : "barrier_arrive");
+  if (ring.pending == 0) fail("more threads arrive at a barrier than barrier_begin said");
+  ring.pending--, ring.expected += bytes;
+  end_phase(ring);
+}
+
+// Garbage comes at once, as the bytes may at any time, and what they are when the phase is over.
+void fill(char* to, const char* from, u64 bytes, Ring& ring) {
+  access(ring.at, 8, READ);
+  if (bytes == 0 || bytes % 16 || (u64)to % 16 || (u64)from % 16) fail("copy_bulk of %llu bytes: it and both addresses are to be multiples of 16", bytes);
+  Shadow* shadow = shared_place(*own, to, bytes, nullptr);
+  if (!shadow) fail("copy_bulk of %llu bytes to what is not shared memory", bytes);
+  if (shared_place(*own, from, 1, nullptr)) fail("copy_bulk from what is not global memory");
+  if (own->fill_count == MAX_FILLS) fail("more than %u copies on their way", MAX_FILLS);
+  // Before the wait it brings what load_stream may read.
+  access(from, bytes, current->waited ? READ : STREAM);
+  for (Shadow* s = shadow; s < shadow + bytes / 2; s++) {
+    if (s->written >= block_begin && s->copy != RING) fail("race: copy_bulk over shared memory that was written before");
+    s->written = epoch, s->written_warp = warp_epoch[number(current) / 32], s->writer = number(current), s->atomic = false;
+    s->copy = RING, s->ring = &ring - own->rings, s->phase = ring.phases + 1;
+  }
+  for (u64 i = 0; i < bytes; i += 4) memcpy(to + i, &POISON, 4);
+  own->fills[own->fill_count++] = {(u32)(&ring - own->rings), to, from, bytes};
+  ring.copied += bytes;
+  end_phase(ring);
+}
+
+void wait_for_phase(u64* at, u32 phase) {
+  Ring& ring = ring_of(at, "barrier_wait");
+  current->ring = &ring - own->rings, current->ring_phase = phase;
+  if (!is_over(*current)) {
+    current->state = AT_RING;
+    yield();
+  }
+  current->seen[current->ring] = ring.phases;
+}
+
+// Of bytes that nobody wrote a product may make garbage, which nobody reads: those of rows beyond the last.
+void check_shared(const void* p, u64 bytes) {
+  Shadow* shadow = shared_place(*own, p, bytes, nullptr);
+  if (!shadow) fail("multiplies by what is not shared memory");
+  if (shadow->written >= block_begin) access(p, bytes, READ);
+}
+
+void send_stores() {
+  for (const Store* store = current->stores; store < current->stores + current->store_count; store++) {
+    Shadow* shadow = shared_place(*own, store->from, store->bytes, nullptr);
+    for (Shadow* s = shadow; s < shadow + store->bytes / 2; s++)
+      if (threads[s->writer].fenced < s->written) fail("store_bulk of what thread %u wrote, with no shared_before_copies behind it", s->writer);
+    access(store->from, store->bytes, READ), access(store->to, store->bytes, WRITE);
+    memcpy(store->to, store->from, store->bytes);
+  }
+  current->store_count = 0;
+}
+
 void wait_for(const u64* at) {
   Arrival& arrival = arrival_of(at, "await");
   access(at, 8, READ);
@@ -588,7 +787,34 @@ void fuse_cluster_wait() {
 void fuse_store_peer(const void* p, const void* value, u32 bytes, int rank) { write_peer((const char*)p, (const char*)value, bytes, (u32)rank); }
 u64 fuse_load_peer(const void* p, u32 bytes, int rank) { return read_peer((const char*)p, bytes, (u32)rank); }
 void fuse_expect(u64* arrived, u32 bytes) { begin_arrival(arrived, bytes); }
-void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) { copy((char*)to, (const char*)from, bytes, arrived); }
+void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived) {
+  Ring* ring = ring_at(arrived);
+  if (ring) fill((char*)to, (const char*)from, bytes, *ring);
+  else copy((char*)to, (const char*)from, bytes, arrived);
+}
+void fuse_barrier_begin(u64* barrier, u32 arrivals) { begin_ring(barrier, arrivals); }
+void fuse_barrier_expect(u64* barrier, u32 bytes) { arrive(barrier, bytes); }
+void fuse_barrier_arrive(u64* barrier) { arrive(barrier, 0); }
+void fuse_barrier_wait(u64* barrier, u32 phase) { wait_for_phase(barrier, phase); }
+void fuse_group_barrier(int count) {
+  if (count <= 0 || count % 32 || (u32)count > launch->threads || number(current) >= (u32)count) fail("group_barrier of %d threads", count);
+  current->group = count, current->state = AT_GROUP;
+  yield();
+}
+void fuse_shared_before_copies() { current->fenced = epoch; }
+void fuse_store_bulk(void* to, const void* from, u32 bytes) {
+  if (bytes == 0 || bytes % 16 || (u64)to % 16 || (u64)from % 16) fail("store_bulk of %u bytes: it and both addresses are to be multiples of 16", bytes);
+  if (!shared_place(*own, from, bytes, nullptr)) fail("store_bulk from what is not shared memory");
+  if (current->store_count == MAX_STORES) fail("more than %u stores on their way", MAX_STORES);
+  current->stores[current->store_count++] = {(char*)to, (const char*)from, bytes};
+}
+void fuse_await_stores() { send_stores(); }
+void fuse_multiply(float* d, const u32* a, const char* b, int columns) {
+  if (current->product_count == MAX_PRODUCTS) fail("more than %u products on their way", MAX_PRODUCTS);
+  current->products[current->product_count++] = {d, a, b, columns, current->stages};
+}
+void fuse_products_end() { current->stages++; }
+void fuse_await_products(int latest) { exchange_with(PRODUCTS, latest, 0); }
 void fuse_await(const u64* arrived) { wait_for(arrived); }
 void fuse_copy_async(void* to, const void* from) { begin_copy((char*)to, (const char*)from); }
 void fuse_await_copies() { await_copies(); }

@@ -40,6 +40,17 @@ u64 fuse_load_peer(const void* p, u32 bytes, int rank);
 void fuse_expect(u64* arrived, u32 bytes);
 void fuse_copy_bulk(void* to, const void* from, u32 bytes, u64* arrived);
 void fuse_await(const u64* arrived);
+void fuse_barrier_begin(u64* barrier, u32 arrivals);
+void fuse_barrier_expect(u64* barrier, u32 bytes);
+void fuse_barrier_arrive(u64* barrier);
+void fuse_barrier_wait(u64* barrier, u32 phase);
+void fuse_group_barrier(int count);
+void fuse_shared_before_copies();
+void fuse_store_bulk(void* to, const void* from, u32 bytes);
+void fuse_await_stores();
+void fuse_multiply(float* d, const u32* a, const char* b, int columns);
+void fuse_products_end();
+void fuse_await_products(int latest);
 void fuse_copy_async(void* to, const void* from);
 void fuse_await_copies();
 void fuse_warp_barrier();
@@ -78,6 +89,29 @@ DEVICE int load_peer(const int* p, int rank) { return (int)load_peer((const u32*
 DEVICE void expect(u64* arrived, u32 bytes) { fuse_expect(arrived, bytes); }
 DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) { fuse_copy_bulk(to, from, bytes, arrived); }
 DEVICE void await(const u64* arrived) { fuse_await(arrived); }
+DEVICE u32 shared_offset(const void* p) { return (u32)(u64)p; }
+DEVICE void barrier_begin(u64* barrier, u32 arrivals) { fuse_barrier_begin(barrier, arrivals); }
+DEVICE void barriers_begun() {}
+DEVICE void barrier_expect(u64* barrier, u32 bytes) { fuse_barrier_expect(barrier, bytes); }
+DEVICE void barrier_arrive(u64* barrier) { fuse_barrier_arrive(barrier); }
+DEVICE void barrier_wait(u64* barrier, u32 phase) { fuse_barrier_wait(barrier, phase); }
+DEVICE void group_barrier(int count) { fuse_group_barrier(count); }
+DEVICE void shared_before_copies() { fuse_shared_before_copies(); }
+DEVICE void store_bulk(void* to, const void* from, u32 bytes) { fuse_store_bulk(to, from, bytes); }
+DEVICE void stores_end() {}
+DEVICE void await_stores_read() { fuse_await_stores(); }
+DEVICE void await_stores() { fuse_await_stores(); }
+DEVICE void take_registers() {}
+DEVICE void give_registers() {}
+// The products of a warpgroup are made when they are waited for.
+DEVICE void products_begin() {}
+DEVICE void products_end() { fuse_products_end(); }
+template <int LATEST> DEVICE void await_products() { fuse_await_products(LATEST); }
+template <int N> DEVICE void multiply(float (&d)[N], const Vec4& a, const char* b) { fuse_multiply(d, &a.x, b, 2 * N); }
+DEVICE Vec4 load_peer(const Vec4* p, int rank) {
+  const u64 *low = (const u64*)p, first = fuse_load_peer(low, 8, rank), second = fuse_load_peer(low + 1, 8, rank);
+  return {(u32)first, (u32)(first >> 32), (u32)second, (u32)(second >> 32)};
+}
 DEVICE void launch_dependents() { fuse_launch_dependents(); }
 DEVICE void wait_for_dependencies() { fuse_wait_for_dependencies(); }
 
@@ -160,6 +194,7 @@ DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delt
 
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }
 DEVICE float power_of_two(float exponent) { return exp2f(exponent); }
+DEVICE float reciprocal(float value) { return 1.0f / value; }
 DEVICE float plain_sum(float a, float b) { return a + b; }
 DEVICE float sine_of(float angle) { return sinf(angle); }
 DEVICE float cosine_of(float angle) { return cosf(angle); }

@@ -86,7 +86,10 @@ pub fn compile(
 impl CompileOptions {
     /// The same, planned for `arch` with its launch shapes.
     pub fn on(self, arch: Arch, tuning: Tuning) -> CompileOptions {
-        CompileOptions { plan: PlanOptions { tuning, clusters: arch.has_clusters(), ..self.plan }, ..self }
+        CompileOptions {
+            plan: PlanOptions { tuning, clusters: arch.has_clusters(), wgmma: arch.has_wgmma(), ..self.plan },
+            ..self
+        }
     }
 }
 

@@ -47,7 +47,7 @@ fn the_ledger_with_clusters_is_the_committed_one() {
 #[test]
 fn the_ledger_with_the_record_is_the_committed_one() {
     let tuning = TuningSource::Shipped.record("sm_90a").expect("the shipped record is sound");
-    check_ledger("record", &PlanOptions { clusters: true, tuning, ..PlanOptions::default() });
+    check_ledger("record", &PlanOptions { clusters: true, wgmma: true, tuning, ..PlanOptions::default() });
 }
 
 /// Compares a line for each description, fused and not, with `plan/ledger-TARGET.txt`.

@@ -50,7 +50,7 @@ fn record(matvec: Option<MatvecTuning>, attention: Option<AttentionTuning>) -> T
 fn model(tuning: Tuning) -> Model {
     let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");
-    let plan = PlanOptions { batches: vec![1, 2], prompts: vec![32], tuning, clusters: true };
+    let plan = PlanOptions { batches: vec![1, 2], prompts: vec![32], tuning, clusters: true, ..PlanOptions::default() };
     compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles")
 }
 
@@ -194,7 +194,8 @@ fn entries_shape_what_experts_have_inside_and_their_sum() {
     let (file, text) = find_for(&["Qwen3MoeForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");
     let shapes = |tuning: Tuning| -> Vec<([usize; 3], u32)> {
-        let plan = PlanOptions { batches: vec![1], prompts: Vec::new(), tuning, clusters: true };
+        let plan =
+            PlanOptions { batches: vec![1], prompts: Vec::new(), tuning, clusters: true, ..PlanOptions::default() };
         let model = compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() });
         let plan = model.expect("it compiles").plan;
         let of = |spec: &KernelSpec| match spec {

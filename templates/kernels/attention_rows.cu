@@ -12,7 +12,8 @@ constexpr int ROW_WARPS = {{ row_warps }};          // warps with 16 queries eac
 constexpr int PARTS = {{ parts }};                  // warps with the same queries: each has its part of the keys of a tile
 constexpr int KEYS = {{ keys }};                    // keys a tile
 typedef {{ out }} Out;
-constexpr int SHARE = HEADS / KEY_HEADS;            // queries a row
+{% if out.is_tiled() %}{% include "activations.cuh" %}
+{% endif %}constexpr int SHARE = HEADS / KEY_HEADS;            // queries a row
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;      // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int CHUNKS = PADDED / 8;                  // of 16 bytes
 constexpr int STRIDE = CHUNKS | 1;                  // chunks from a key to the next: odd, so that eight keys are in different banks
@@ -259,6 +260,11 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
     // Without a key the whole is no number.
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = whole > 0.0f ? v[j] / whole : 0.0f;
-    store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);
-  }
+{% if out.is_tiled() %}#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      const int column = head * HEAD_DIM + 8 * chunk + j;
+      if (8 * chunk + j < HEAD_DIM) *(u32*)(out + activation_at(row, column, rows, 1, 0)) = pack_bf16(v[j], v[j + 1]);
+    }
+{% else %}    store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);
+{% endif %}  }
 }

@@ -8,8 +8,10 @@ constexpr int COUNT = {{ kind.count() }};                // rows of a that SUM a
 constexpr int SIZE = {{ size }};                // values a row
 constexpr int THREADS = {{ self.threads() }};
 typedef {{ out }} Out;
-
-// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]; a of SUM [rows][COUNT][SIZE], b or null. Grid: rows.
+{% if out.is_tiled() %}{% include "activations.cuh" %}
+{% endif %}
+{% if out.is_tiled() %}// Results are in the order of activations.cuh.
+{% endif %}// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]; a of SUM [rows][COUNT][SIZE], b or null. Grid: rows.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   launch_dependents();
   wait_for_dependencies();
@@ -26,6 +28,6 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
     if (KIND == GLU) y /= 1.0f + expf(-b[at]);
     if (KIND == GLU_ROW) y /= 1.0f + expf(-b[blockIdx.x]);
     if (KIND == ACTIVATE) y = activate<ACTIVATION>(y);
-    store(out + at, y);
+    store(out + {% if out.is_tiled() %}activation_at(blockIdx.x, i, gridDim.x, 1, 0){% else %}at{% endif %}, y);
   }
 }

@@ -8,7 +8,8 @@ constexpr int ROW_WARPS = {{ row_warps }};      // warps side by side over the r
 constexpr int SPLIT = {{ split }};              // warps that take the pairs of the same row tiles in turn
 constexpr bool PAIRED = {{ paired }};           // a row of x is K rounded values, then K times what rounding left
 constexpr int ACTIVATION = {{ self.activation_code() }};
-constexpr int WARPS = ROW_WARPS * SPLIT;
+{% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
+{% endif %}constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
 {% if let Some(gather) = gather %}constexpr int EXPERTS = {{ gather.experts }};           // weights one behind the other: a block multiplies one, by the rows that go to it
@@ -153,7 +154,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
       if (GATED) y *= high;
       {% if gather.is_some() %}if (!BY_PAIR) y *= takers[row - first_row].share;
       {% endif %}      if (residual) y += residual[at];
-      store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
+      {% if tiles.out.is_tiled() %}store(out0 + activation_at(row, place.row, rows, 1, 0), y);{% else %}store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);{% endif %}
     }
   }
 }

@@ -1,16 +1,16 @@
 {% include "device.cuh" %}
-// {{ name }}: y = W x for many rows of x by wgmma, from the same packed weights as a matvec. Two warpgroups multiply, the warps of a third keep a ring of
+// {{ self.name() }}: y = W x for many rows of x by wgmma, from the same packed weights as a matvec. Two warpgroups multiply, the warps of a third keep a ring of
 // stages full. A stage is 64 columns of the block's row tiles and of its rows of x.
 {% include "tiles.cuh" %}
 {% include "activations.cuh" %}
-{% include "wgmma.cuh" %}
+{% let registers = self.registers() %}{% include "wgmma.cuh" %}
 constexpr int PIECES = {{ pieces }};            // 64 rows of W a warpgroup
 constexpr int COLUMNS = {{ columns }};          // rows of x a block
-constexpr int PARTS = {{ parts }};              // 2: x is a hi/lo split
-constexpr int STAGES = {{ stages }};
+constexpr int PARTS = {{ self.parts() }};              // 2: x is a hi/lo split
+constexpr int STAGES = {{ self.stages() }};
 constexpr int SPLIT = {{ split }};              // blocks of a cluster that share the columns of W, and add in the order of their ranks
-constexpr int ACTIVATION = {{ activation }};
-constexpr bool TILED = {{ tiled }};             // results are in the order of activations.cuh
+constexpr int ACTIVATION = {{ self.activation_code() }};
+constexpr bool TILED = {{ tiles.out.is_tiled() }};             // results are in the order of activations.cuh
 constexpr int BLOCK_TILES = 8 * PIECES;         // row tiles a block
 constexpr int BLOCK_RESULTS = BLOCK_TILES * TILE_ROWS;
 constexpr int GROUPS = (TILES + BLOCK_TILES - 1) / BLOCK_TILES;
@@ -49,8 +49,7 @@ DEVICE Job job_of(int unit, int rows) {
 // weights: packed tiles. x: bfloat16 in the order of activations.cuh, PARTS parts of [rows][K]. bias in packed row order, residual fp32
 // [rows][ROWS]: null where absent. Grid: as many clusters as there are jobs, which are row tiles / BLOCK_TILES times rows / COLUMNS, both rounded
 // up; or fewer without a split, which take them in turn.
-KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WORKERS + 32 * COPIERS, 1) {{ name }}(const Vec4* weights,
-    const u16* x, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, u64 row_count) {
+KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WORKERS + 32 * COPIERS, 1) {{ self.name() }}({{ self.signature() }}) {
   SHARED u64 full[STAGES], empty[STAGES];
   char* const stages = shared_memory() + (0u - shared_offset(shared_memory())) % 1024;
   u16* const staged = (u16*)(stages + STAGES * STAGE_BYTES);   // STAGED: [BLOCK_RESULTS / 64][COLUMNS][64]

@@ -1,11 +1,11 @@
 {% include "device.cuh" %}
-// {{ name }}: {% if layer %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block a row, whose values it reads once.
+// {{ self.name() }}: {% if self.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block a row, whose values it reads once.
 {% include "activations.cuh" %}
 constexpr int SIZE = {{ size }};                // values a row
-constexpr bool LAYER = {{ layer }};             // subtract the mean
-constexpr float EPS = {{ eps }};
-constexpr int WARPS = {{ warps }};
-constexpr int PARTS = {{ parts }};              // bfloat16 a result: 2 is a hi/lo split
+constexpr bool LAYER = {{ self.layer() }};             // subtract the mean
+constexpr float EPS = {{ self.epsilon() }};
+constexpr int WARPS = {{ self.warps() }};
+constexpr int PARTS = {{ self.parts() }};              // bfloat16 a result: 2 is a hi/lo split
 constexpr int THREADS = 32 * WARPS, FOURS = SIZE / 4, TURNS = (FOURS + THREADS - 1) / THREADS;
 static_assert(SIZE % 64 == 0, "results are 64 columns and 64 columns");
 
@@ -26,7 +26,7 @@ DEVICE void load_four(float (&v)[4], const float* from) {
 }
 
 // x fp32 [rows][SIZE], out bfloat16 in the order of activations.cuh; weight, bias [SIZE], null where absent. Grid: rows.
-KERNEL void __launch_bounds__(THREADS) {{ name }}(const float* x, const float* weight, const float* bias, u16* out) {
+KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float scratch[WARPS];
   launch_dependents();
   wait_for_dependencies();

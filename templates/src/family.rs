@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Append, Attention, AttentionProjection, AttentionRows, Elementwise, Embedding, ExpertsHidden, ExpertsSum, KvAppend,
-    Matmul, Matvec, Norm, RopeRows, RouteRows, Sample,
+    Matmul, MatmulWgmma, Matvec, Norm, NormRows, RopeRows, RouteRows, Sample,
 };
 
 /// What specialises a kernel, one variant per family.
@@ -15,6 +15,7 @@ use crate::{
 pub enum KernelSpec {
     Matvec(Matvec),
     Matmul(Matmul),
+    MatmulWgmma(MatmulWgmma),
     Attention(Attention),
     AttentionRows(AttentionRows),
     AttentionProjection(AttentionProjection),
@@ -23,6 +24,7 @@ pub enum KernelSpec {
     ExpertsSum(ExpertsSum),
     Embedding(Embedding),
     Norm(Norm),
+    NormRows(NormRows),
     Rope(RopeRows),
     Append(Append),
     KvAppend(KvAppend),
@@ -36,6 +38,7 @@ impl KernelSpec {
         match self {
             KernelSpec::Matvec(kernel) => kernel,
             KernelSpec::Matmul(kernel) => kernel,
+            KernelSpec::MatmulWgmma(kernel) => kernel,
             KernelSpec::Attention(kernel) => kernel,
             KernelSpec::AttentionRows(kernel) => kernel,
             KernelSpec::AttentionProjection(kernel) => kernel,
@@ -44,6 +47,7 @@ impl KernelSpec {
             KernelSpec::ExpertsSum(kernel) => kernel,
             KernelSpec::Embedding(kernel) => kernel,
             KernelSpec::Norm(kernel) => kernel,
+            KernelSpec::NormRows(kernel) => kernel,
             KernelSpec::Rope(kernel) => kernel,
             KernelSpec::Append(kernel) => kernel,
             KernelSpec::KvAppend(kernel) => kernel,

@@ -147,6 +147,8 @@ pub enum Storage {
     F32,
     /// bfloat16 in a `u16`.
     BF16,
+    /// bfloat16 in the order in which [`crate::MatmulWgmma`] reads rows: `activations.cuh`.
+    Tiled,
 }
 
 impl Storage {
@@ -154,16 +156,23 @@ impl Storage {
     pub fn bytes(self) -> usize {
         match self {
             Storage::F32 => 4,
-            Storage::BF16 => 2,
+            Storage::BF16 | Storage::Tiled => 2,
         }
     }
 
-    /// `f32` or `bf16`.
+    /// `f32`, `bf16` or, in tiles, `bf16t`.
     pub fn name(self) -> &'static str {
         match self {
             Storage::F32 => "f32",
             Storage::BF16 => "bf16",
+            Storage::Tiled => "bf16t",
         }
+    }
+}
+
+impl Storage {
+    pub(crate) fn is_tiled(self) -> bool {
+        self == Storage::Tiled
     }
 }
 
@@ -171,7 +180,7 @@ impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Storage::F32 => "float",
-            Storage::BF16 => "u16",
+            Storage::BF16 | Storage::Tiled => "u16",
         })
     }
 }

@@ -71,7 +71,8 @@ fn model() -> OpenModel {
 
 /// The plan for these batches and prompts with its device code, which is kept.
 fn compiled(model: &OpenModel, batches: Vec<usize>, prompts: Vec<usize>) -> (Plan, BTreeMap<String, Compiled>) {
-    let model = model.compile(PlanOptions { batches, prompts, clusters: true, ..PlanOptions::default() }).unwrap();
+    let model =
+        model.compile(PlanOptions { batches, prompts, clusters: true, wgmma: true, ..PlanOptions::default() }).unwrap();
     let code = device_code(&model.sources);
     (model.plan, code)
 }

@@ -44,7 +44,7 @@ impl HostEngine {
         };
         let open = OpenModel::open(&name)?;
         let tuning = case.tuning.clone();
-        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning, clusters: true };
+        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning, clusters: true, wgmma: true };
         let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;

@@ -24,7 +24,7 @@ fn every_kernel_compiles() {
         let batches = [&[1, 2][..], &[1], &[1, 4], &[1]][turn % 4].to_vec();
         let prompts = [&[32][..], &[], &[], &[], &[128], &[], &[], &[]][turn % 8].to_vec();
         let tuning = TuningSource::Shipped.record("sm_90a").expect("the shipped record is sound");
-        let plan = PlanOptions { batches, prompts, tuning, clusters: true };
+        let plan = PlanOptions { batches, prompts, tuning, clusters: true, wgmma: true };
         let whole = model(file, text, &CompileOptions { plan, ..CompileOptions::default() });
         wrong.extend(faults(&whole, "sm_90a", |_| true));
     }

@@ -32,6 +32,11 @@ impl Arch {
         self.number >= 90
     }
 
+    /// Whether warpgroups may multiply: wgmma, which one chip has.
+    pub fn has_wgmma(self) -> bool {
+        self.number == 90 && self.specific
+    }
+
     /// Bytes of shared memory that a block may ask for at most (CUDA programming guide, technical specifications per compute capability).
     pub fn shared_limit(self) -> usize {
         match self.number {

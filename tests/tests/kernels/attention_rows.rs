@@ -4,6 +4,7 @@ use anyhow::Result;
 use fuse_kernels::{AttentionRows, Storage};
 use fuse_tests::host_build::HostBuffer;
 
+use crate::matmul_wgmma::untiled;
 use crate::support::*;
 
 /// One attention, as the compiler may emit it.
@@ -100,8 +101,11 @@ impl Case {
             ("rows", rows as u64),
         ];
         kernel.launch(rows, &arguments)?;
-        let bound = if storage == Storage::BF16 { Bound::Stored } else { self.bound };
-        compare("attention", &expected, &written(&out, storage)?, bound)
+        match storage {
+            Storage::Tiled => compare("attention", &expected, &untiled(&out.written()?, rows, 1, 0), Bound::Stored),
+            Storage::BF16 => compare("attention", &expected, &written(&out, storage)?, Bound::Stored),
+            Storage::F32 => compare("attention", &expected, &written(&out, storage)?, self.bound),
+        }
     }
 
     /// What a query makes of the keys and values of its key head: nothing at position -1.
@@ -143,6 +147,9 @@ fn head_sizes_and_shapes() -> Result<()> {
         Case::of(shaped(4, 1, plain(7, 1, 128)), 16),
         Case::of(AttentionRows { keys: 32, ..shaped(2, 2, plain(2, 1, 256)) }, 24),
         Case { first: 70, ..Case::of(plain(1, 1, 136), 16) },
+        // In the order that products of many rows read.
+        Case::of(AttentionRows { out: Storage::Tiled, ..shaped(4, 1, plain(4, 1, 64)) }, 40),
+        Case::of(AttentionRows { out: Storage::Tiled, ..plain(16, 4, 20) }, 16),
         // Sizes that no 16 bytes of a query have.
         Case::of(plain(2, 1, 9), 16),
     ])

@@ -115,7 +115,7 @@ fn check_product(
     }
     let bound = match (op.norm.is_some(), out) {
         (true, _) => Bound::Unrounded,
-        (false, Storage::BF16) => Bound::Rounded,
+        (false, Storage::BF16 | Storage::Tiled) => Bound::Rounded,
         (false, Storage::F32) => Bound::Exact,
     };
     for (index, (expected, buffer)) in expected.iter().zip(&outs).enumerate() {

@@ -7,6 +7,7 @@ mod attention_rows;
 mod experts;
 mod interpreter;
 mod matmul;
+mod matmul_wgmma;
 mod matvec;
 mod mutations;
 mod mutations_of_prompts;

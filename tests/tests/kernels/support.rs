@@ -204,7 +204,7 @@ pub fn room(values: usize, storage: Storage) -> HostBuffer {
 pub fn written(buffer: &HostBuffer, storage: Storage) -> Result<Vec<f32>> {
     Ok(match storage {
         Storage::F32 => buffer.written::<f32>()?,
-        Storage::BF16 => from_bf16(&buffer.written::<u16>()?),
+        Storage::BF16 | Storage::Tiled => from_bf16(&buffer.written::<u16>()?),
     })
 }
 

@@ -4,8 +4,7 @@ use anyhow::{Context, Result, bail};
 
 use super::products::Operands;
 use super::shapes::{
-    ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, matmul_shape, near_group,
-    query_group,
+    ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, near_group, query_group,
 };
 use super::{Builder, MULTIPROCESSORS};
 use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role, Rope};
@@ -171,7 +170,7 @@ impl Builder<'_, '_> {
         let (row_warps, parts, tile) = attention_rows_shape(heads, key_heads, head_dim, rows);
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
         let (out, storage) = if attention.proj.is_some() {
-            (Source::Buffer(self.buffer(rows * heads * head_dim * 2), 0), Storage::BF16)
+            (Source::Buffer(self.buffer(rows * heads * head_dim * 2), 0), self.x_storage(heads * head_dim))
         } else {
             self.result(node.result(0))
         };
@@ -296,10 +295,8 @@ impl Builder<'_, '_> {
         } else {
             let (out, storage) = self.result(node.result(0));
             let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
-            let spec = matmul_shape(tiles, false, None, self.rows.count);
-            let mut operands = vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual)];
-            operands.extend([("out0", out), ("rows", self.count())]);
-            self.launch(KernelSpec::Matmul(spec), self.rows.count, &operands)
+            let operands = vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual), ("out0", out)];
+            self.product_of_rows(tiles, false, None, self.x_storage(k), operands)
         }
     }
 }

@@ -225,7 +225,7 @@ impl Builder<'_, '_> {
                 self.norm_rows(given, norm.offset, spec, from, out, rows)?;
                 (out, true)
             }
-            _ => (self.rounded(self.place(node, Role::X)?, inputs)?, false),
+            _ => (self.rounded(self.place(node, Role::X)?, inputs, Storage::BF16)?.arg, false),
         };
         let [shares, slots] = [(); 2].map(|()| Source::Buffer(self.buffer(rows * count * 4), 0));
         let takers = Source::Buffer(self.buffer(count * rows.div_ceil(32) * 4), 0);

@@ -4,12 +4,13 @@ mod attention;
 mod experts;
 mod products;
 mod shapes;
+mod wgmma;
 
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, Storage};
+use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, NormRows, Storage};
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
 use super::{Arg, Cache, Io, Kernel, Part, Plan, Recipe, Step, StepKind, WeightBuffer};
@@ -32,11 +33,19 @@ pub struct PlanOptions {
     pub tuning: Tuning,
     /// Whether blocks may work in clusters: compute capability 9.0 and later.
     pub clusters: bool,
+    /// Whether warpgroups may multiply: sm_90a.
+    pub wgmma: bool,
 }
 
 impl Default for PlanOptions {
     fn default() -> PlanOptions {
-        PlanOptions { batches: vec![1, 2, 4], prompts: vec![32, 128, 512], tuning: Tuning::default(), clusters: false }
+        PlanOptions {
+            batches: vec![1, 2, 4],
+            prompts: vec![32, 128, 512],
+            tuning: Tuning::default(),
+            clusters: false,
+            wgmma: false,
+        }
     }
 }
 
@@ -87,6 +96,7 @@ struct Planner<'g> {
     graph: &'g Graph,
     tuning: &'g Tuning,
     clusters: bool,
+    wgmma: bool,
     /// Of the nodes, in the graph's text form.
     numbers: HashMap<NodeId, usize>,
     /// Nodes up to the last layer, in order.
@@ -113,6 +123,7 @@ impl<'g> Planner<'g> {
             graph,
             tuning: &options.tuning,
             clusters: options.clusters,
+            wgmma: options.wgmma,
             numbers: graph.numbers(),
             body: body.to_vec(),
             head: head.to_vec(),
@@ -210,7 +221,7 @@ struct Builder<'p, 'g> {
     /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel in front of the router makes.
     summed: HashSet<Value>,
     /// Of many rows, results of norms as products take them: a row of what rounding to bfloat16 keeps, and one of what it leaves.
-    paired: HashMap<Value, Source>,
+    paired: HashMap<Value, Place>,
     /// Whether a launch is of a form that only near steps have.
     has_near_form: bool,
 }
@@ -408,7 +419,20 @@ impl<'p, 'g> Builder<'p, 'g> {
                 && graph.operand(user, Role::Residual) != Some(value)
         };
         let rounded = !users.is_empty() && !graph.outputs.contains(&value) && users.iter().all(matmul_input);
-        if rounded { Storage::BF16 } else { Storage::F32 }
+        // The head of a prompt step may run with one row only.
+        let in_head = |node: NodeId| self.planner.head.contains(&node);
+        let together = users.iter().all(|&user| in_head(user) == in_head(value.node));
+        let tiles = !matches!(graph.op(value.node), Op::Embedding) && together;
+        match rounded {
+            true if tiles => self.x_storage(graph.type_of(value).row_size()),
+            true => Storage::BF16,
+            false => Storage::F32,
+        }
+    }
+
+    /// How products read rows of `k` values that are rounded for them.
+    fn x_storage(&self, k: usize) -> Storage {
+        if self.planner.wgmma && !self.few() && k.is_multiple_of(64) { Storage::Tiled } else { Storage::BF16 }
     }
 
     /// Room for a result, stored as its users read it.
@@ -524,7 +548,13 @@ impl<'p, 'g> Builder<'p, 'g> {
     ) -> Result<()> {
         let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
-        self.launch(KernelSpec::Norm(spec), rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])
+        let spec = match spec {
+            kernels::Norm { kind, size, eps, paired, out: Storage::Tiled } => {
+                KernelSpec::NormRows(NormRows { kind, size, eps, paired })
+            }
+            _ => KernelSpec::Norm(spec),
+        };
+        self.launch(spec, rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])
     }
 
     /// Room for a result that its kernel stores as fp32.

@@ -1,8 +1,9 @@
 //! Products and what stands at their ends: the embedding, the projections, the head, the sampled token.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::shapes::{matmul_shape, shape_matvec};
+use super::wgmma::wgmma_shape;
 use super::{Builder, Place};
 use crate::ir::{Activation, Epilogue, Matmul, NodeId, Norm, Op, Results, Role, Value};
 use crate::plan::kernels::{
@@ -28,16 +29,16 @@ impl Builder<'_, '_> {
         self.launch(KernelSpec::Embedding(Embedding { tiles }), self.rows.count, &operands)
     }
 
-    /// A copy of an activation in bfloat16, for a product.
-    pub(super) fn rounded(&mut self, from: Place, size: usize) -> Result<Source> {
-        if from.storage == Storage::BF16 {
-            return Ok(from.arg);
+    /// A copy of an activation that is rounded for a product, unless it is already.
+    pub(super) fn rounded(&mut self, from: Place, size: usize, to: Storage) -> Result<Place> {
+        if from.storage != Storage::F32 {
+            return Ok(from);
         }
-        let buffer = self.buffer(self.rows.count * size * 2);
-        let spec = Elementwise { kind: Expression::Scale(1.0), size, out: Storage::BF16 };
+        let buffer = self.buffer(self.rows.count * size * to.bytes());
+        let spec = Elementwise { kind: Expression::Scale(1.0), size, out: to };
         let out = Source::Buffer(buffer, 0);
         self.launch(KernelSpec::Elementwise(spec), self.rows.count, &[("a", from.arg), ("out", out)])?;
-        Ok(out)
+        Ok(Place { arg: out, storage: to })
     }
 
     pub(super) fn matmul(&mut self, node: NodeId, matmul: &Matmul, sample: bool) -> Result<()> {
@@ -110,7 +111,7 @@ impl Builder<'_, '_> {
             residual,
             norm_weight: self.vector(node, Role::NormWeight, offset)?,
             norm_bias: self.vector(node, Role::NormBias, 0.0)?,
-            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k)? },
+            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k, Storage::BF16)?.arg },
             ..Operands::default()
         };
         let argmax = matmul.sample && sample;
@@ -181,18 +182,38 @@ impl Builder<'_, '_> {
                 self.paired.insert(of.result(0), out);
                 (out, true)
             }
-            (None, None) => (self.rounded(x, k)?, false),
+            (None, None) => (self.rounded(x, k, self.x_storage(k))?, false),
         };
         let (outs, storage) = self.outputs(node, outputs);
         let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
-        let spec = matmul_shape(tiles, paired, activation_of(matmul.epilogue), self.rows.count);
         let [out0, out1, out2] = outs;
-        let mut operands =
-            vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual), ("rows", self.count())];
+        let mut operands = vec![("weights", packed), ("x", x.arg), ("bias", bias), ("residual", residual)];
         operands.extend([("out0", out0), ("out1", out1), ("out2", out2)]);
-        self.launch(KernelSpec::Matmul(spec), self.rows.count, &operands)?;
+        self.product_of_rows(tiles, paired, activation_of(matmul.epilogue), x.storage, operands)?;
         self.note_logits(node);
         Ok(())
+    }
+
+    /// A product of many rows, by the kernel that reads x as it is stored. `operands`: all but the number of rows.
+    pub(super) fn product_of_rows(
+        &mut self,
+        tiles: Tiles,
+        paired: bool,
+        activation: Option<Activation>,
+        x: Storage,
+        mut operands: Vec<(&str, Source)>,
+    ) -> Result<()> {
+        let rows = self.rows.count;
+        let spec = if x == Storage::Tiled {
+            operands.push(("row_count", self.count()));
+            let shape = wgmma_shape(&tiles, paired, activation, rows);
+            let spec = shape.with_context(|| format!("no tile serves a product of {rows} rows with {tiles:?}"))?;
+            KernelSpec::MatmulWgmma(spec)
+        } else {
+            operands.push(("rows", self.count()));
+            KernelSpec::Matmul(matmul_shape(tiles, paired, activation, rows))
+        };
+        self.launch(spec, rows, &operands)
     }
 
     /// The norm of whole rows that makes the x of a product and is no part of it.
@@ -206,11 +227,12 @@ impl Builder<'_, '_> {
     }
 
     /// Rows of `x` under the norm that `node` has or is, two bfloat16 a value.
-    fn paired_norm(&mut self, node: NodeId, norm: &Norm, x: Source, k: usize) -> Result<Source> {
+    fn paired_norm(&mut self, node: NodeId, norm: &Norm, x: Source, k: usize) -> Result<Place> {
         let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
-        let spec = kernels::Norm { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: Storage::BF16 };
+        let storage = self.x_storage(k);
+        let spec = kernels::Norm { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: storage };
         self.norm_rows(node, norm.offset, spec, x, out, self.rows.count)?;
-        Ok(out)
+        Ok(Place { arg: out, storage })
     }
 
     /// Places for these results of a product, the rest null. One storage for all.
@@ -220,7 +242,7 @@ impl Builder<'_, '_> {
         for (slot, &output) in outputs.iter().enumerate() {
             (places[slot], storage) = self.result(node.result(output));
         }
-        if outputs.len() > 1 && storage == Storage::BF16 {
+        if outputs.len() > 1 && storage != Storage::F32 {
             // Results that are stored alike only by chance are stored as fp32, and rounded by whoever needs it.
             for (slot, &output) in outputs.iter().enumerate() {
                 let Source::Buffer(buffer, _) = places[slot] else { continue };

@@ -1,6 +1,6 @@
 //! `fusec`: a declarative model description becomes CUDA made for that model.
 //!
-//! One direction only: description → lower → ir ← passes → plan → emit → build → artifact.
+//! One direction only: description → lower → ir ← passes → plan → build → artifact.
 
 pub mod artifact;
 pub mod build;

@@ -6,6 +6,9 @@ use fuse_tests::{Golden, TempFolder, argmax_disagreement, fusec, goldens, gpu, n
 use fusec::passes::Selection;
 use fuserun::backend::{Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
+use half::{bf16, f16};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 /// In fp32 throughout: what is left is the order of sums.
 const INTERPRETER_BOUND: f64 = 1e-8;
@@ -71,6 +74,46 @@ fn an_artifact_gives_the_same_logits() {
     let more = LoadOptions { batches: vec![8], sequences: 8, ..options };
     let refused = OpenModel::open(&name).unwrap().load(&Device::Cpu, &more).err().expect("batch 8 was not compiled");
     assert!(refused.to_string().ends_with("was not compiled for batch 8: compile it with --batch 8"), "{refused:#}");
+}
+
+/// Values that bfloat16 does not hold: rounded to it, these logits would be off by 1e-5.
+#[test]
+fn f16_weights_run_unrounded_on_the_cpu() {
+    let folder = TempFolder::copy_of(&root().join("tests/goldens/llama-odd"));
+    let file = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).expect("the golden has weights");
+    let tensors = SafeTensors::deserialize(&bytes).expect("they are safetensors");
+    let halves = tensors.tensors().into_iter().map(|(name, tensor)| {
+        let values: Vec<u8> = match tensor.dtype() {
+            Dtype::F32 => tensor
+                .data()
+                .chunks_exact(4)
+                .flat_map(|value| {
+                    f16::from_f32(f32::from_le_bytes([value[0], value[1], value[2], value[3]]) * 1.01).to_le_bytes()
+                })
+                .collect(),
+            Dtype::BF16 => tensor
+                .data()
+                .chunks_exact(2)
+                .flat_map(|value| {
+                    f16::from_f32(bf16::from_le_bytes([value[0], value[1]]).to_f32() * 1.01).to_le_bytes()
+                })
+                .collect(),
+            other => panic!("{name} is {other:?}"),
+        };
+        (name, tensor.shape().to_vec(), values)
+    });
+    let halves: Vec<(String, Vec<usize>, Vec<u8>)> = halves.collect();
+    let views = halves.iter().map(|(name, shape, values)| {
+        (name.as_str(), TensorView::new(Dtype::F16, shape.clone(), values).expect("as many values"))
+    });
+    std::fs::write(&file, safetensors::serialize(views, None).expect("a file")).expect("it is written");
+    let golden = goldens().into_iter().find(|golden| golden.name == "llama-odd").expect("the golden is there");
+    let model = Some(folder.path().to_path_buf());
+    let of = |device| logits(&device, &Selection::all(), model.clone(), &golden.tokens, false).expect("it runs");
+    let (cpu, exact) = (of(Device::Cpu), of(Device::Interpreter));
+    let error = nmse(&cpu, &exact);
+    assert!(error <= 1e-9, "NMSE {error:.2e}");
 }
 
 /// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not the first alone.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use fuse_tests::{Finished, fusec, fuserun, goldens, root};
 use fusec::compile::{CompileOptions, compile};
 use fusec::description::{Description, architectures, shipped};
-use fusec::plan::{PlanOptions, TuningSource};
+use fusec::plan::TuningSource;
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -40,9 +40,8 @@ fn the_readme_shows_the_plan_of_llama() {
     let (file, text) = shipped().iter().find(|(file, _)| *file == "llama.toml").expect("llama is shipped");
     let description = Description::parse(text, file).unwrap_or_else(|errors| panic!("{errors}"));
     let tuning = TuningSource::Shipped.record("sm_90a").expect("a sound record");
-    let plan = PlanOptions { tuning, clusters: true, ..PlanOptions::default() };
-    let model =
-        compile(&description, None, &CompileOptions { plan, ..CompileOptions::default() }).expect("it compiles");
+    let arch = "sm_90a".parse().expect("it is supported");
+    let model = compile(&description, None, &CompileOptions::default().on(arch, tuning)).expect("it compiles");
     let (summary, kernels) = (model.plan.summary(), model.plan.kernels.len());
     let shown = format!("\n{summary}\nwrote llama.fuse: {kernels} kernels, sm_90a\n");
     assert!(read("README.md").contains(&shown), "the README shows other than:{shown}");

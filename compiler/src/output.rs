@@ -25,10 +25,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     written.with_context(|| format!("cannot write {}", name(path)))
 }
 
-/// As [`write`], but a regular file that is there is left alone.
+/// As [`write()`], but a regular file that is there is left alone.
 ///
 /// # Errors
-/// As [`write`], and where there is a file.
+/// As [`write()`], and where there is a file.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let written = target(path).and_then(|target| match target {
         Target::File(file) => {

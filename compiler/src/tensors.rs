@@ -7,15 +7,14 @@ use std::ops::Bound;
 use anyhow::{Result, bail};
 
 use crate::description::{Code, Diagnostic, Diagnostics, QUANTISED_INSTEAD, Resolved, Span, Spare, quantised_tensor};
-use crate::ir::{Graph, Op, Part, Results, WeightName};
+use crate::ir::{Graph, Op, Part, Results, WeightRef};
 use crate::text::closest;
 
 /// Problems listed before "and N more".
 const LISTED: usize = 8;
 
-/// Name and shape (slowest dimension first) of each weight that a graph reads, in the graph's order. A name is a [`WeightName`]: a tensor of the
-/// checkpoint, a part of one, or several as one.
-pub fn required(graph: &Graph) -> Vec<(String, Vec<usize>)> {
+/// Each weight that a graph reads and its shape (slowest dimension first), in the graph's order.
+pub fn required(graph: &Graph) -> Vec<(WeightRef, Vec<usize>)> {
     let weight = |node: &_| match graph.op(*node) {
         Op::Weight(name) => Some((name.clone(), graph.type_of(node.result(0)).fixed_sizes().collect())),
         _ => None,
@@ -24,8 +23,8 @@ pub fn required(graph: &Graph) -> Vec<(String, Vec<usize>)> {
 }
 
 /// The names of the checkpoint's tensors that weights are read from, sorted.
-pub fn names(required: &[(String, Vec<usize>)]) -> BTreeSet<String> {
-    required.iter().flat_map(|(name, _)| WeightName::parse(name).tensors()).collect()
+pub fn names(required: &[(WeightRef, Vec<usize>)]) -> BTreeSet<String> {
+    required.iter().flat_map(|(weight, _)| weight.tensors()).collect()
 }
 
 /// What a whole checkpoint holds for a description: each weight found, each tensor accounted for.
@@ -307,7 +306,7 @@ fn layer_of(name: &str) -> Option<usize> {
 pub fn account(
     checkpoint: &str,
     found: &BTreeMap<&str, &[usize]>,
-    required: &[(String, Vec<usize>)],
+    required: &[(WeightRef, Vec<usize>)],
     spare: &Spare,
 ) -> Result<()> {
     let Needed { tensors, unread } = needed(found, required);
@@ -367,22 +366,17 @@ struct Needed {
     unread: Vec<(String, String)>,
 }
 
-fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(String, Vec<usize>)]) -> Needed {
+fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(WeightRef, Vec<usize>)]) -> Needed {
     let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
     let mut parts: BTreeMap<String, Vec<Part>> = BTreeMap::new();
-    for (name, shape) in required {
-        // What is found under its whole name is a tensor, however it is written.
-        let weight = match found.contains_key(name.as_str()) {
-            true => WeightName::of(name, None, None),
-            false => WeightName::parse(name),
-        };
+    for (weight, shape) in required {
         for tensor in weight.tensors() {
             let tensor = locate(&tensor, found).to_owned();
             let shape = weight.tensor_shape(shape).unwrap_or_else(|| shape.clone());
             if !parts.contains_key(&tensor) {
                 tensors.push((tensor.clone(), shape));
             }
-            parts.entry(tensor).or_default().extend(weight.part());
+            parts.entry(tensor).or_default().extend(weight.part);
         }
     }
     let unread = parts.into_iter().filter_map(|(tensor, mut parts)| {
@@ -409,7 +403,7 @@ mod tests {
     use super::*;
 
     fn message(found: &[(&str, &[usize])], needed: &[(&str, &[usize])], tied: bool) -> Option<String> {
-        let needed: Vec<_> = needed.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())).collect();
+        let needed: Vec<_> = needed.iter().map(|(name, shape)| ((*name).into(), shape.to_vec())).collect();
         let spare = Spare { tied_head: tied, layers: 2..3 };
         account("here", &found.iter().copied().collect(), &needed, &spare).err().map(|error| error.to_string())
     }

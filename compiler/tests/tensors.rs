@@ -19,7 +19,8 @@ fn reconciled(change: (&str, &str), edit: impl Fn(&mut Tensors)) -> String {
         let description = Description::parse(text, "tiny.toml").unwrap_or_else(|errors| panic!("{errors}"));
         compile(&description, None, &options).unwrap_or_else(|error| panic!("{error:#}"))
     };
-    let mut tensors: Tensors = required(&model(&good).described).into_iter().collect();
+    let mut tensors: Tensors =
+        required(&model(&good).described).into_iter().map(|(weight, shape)| (weight.to_string(), shape)).collect();
     edit(&mut tensors);
     assert!(good.contains(change.0));
     let model = model(&good.replacen(change.0, change.1, 1));

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use fusec::ir::{
     Activation, Attention, Epilogue, Format, Graph, Matmul, Norm, NormKind, Op, Projection, Results, Rope, RopeScaling,
-    Type, Value,
+    Type, Value, WeightRef,
 };
 use fuserun::cpu::{CpuModel, CpuOptions, Logits, ReadBandwidth, Row, WeightSource};
 
@@ -137,29 +137,29 @@ fn graph() -> Graph {
 }
 
 fn weight(graph: &mut Graph, name: String, sizes: &[usize]) -> Value {
-    graph.value(Op::Weight(name), &[], Type::weight(Format::BF16, sizes), None)
+    graph.value(Op::Weight(name.into()), &[], Type::weight(Format::BF16, sizes), None)
 }
 
 /// Made-up weights: small numbers that depend on their place.
 struct Noise;
 
 impl WeightSource for Noise {
-    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+    fn shape(&self, name: &WeightRef) -> Result<Vec<usize>> {
         let graph = graph();
         let is_wanted = |op: &Op| matches!(op, Op::Weight(weight) if weight == name);
         let node = graph.node_ids().into_iter().find(|&node| is_wanted(graph.op(node))).context("no such weight")?;
         Ok(graph.type_of(node.result(0)).fixed_sizes().collect())
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+    fn read_f32(&self, name: &WeightRef) -> Result<Vec<f32>> {
         let mut values = Vec::new();
         let shape = self.shape(name)?;
         noise(0, shape.iter().product(), &mut values);
         Ok(values)
     }
 
-    fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        let columns = if name.ends_with("down") { FFN } else { HIDDEN };
+    fn read_rows_f32(&self, name: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let columns = if name.to_string().ends_with("down") { FFN } else { HIDDEN };
         noise(rows.start * columns, rows.len() * columns, out);
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::build::{Arch, Nvrtc, Options, compile_all};
-use fusec::ir::{Graph, Interpreter, Tensor};
+use fusec::ir::{Graph, Interpreter, Tensor, WeightRef};
 use fusec::plan::{Plan, PlanOptions};
 use fusec::tensors;
 
@@ -160,7 +160,8 @@ impl Backend {
             }
             Device::Interpreter => {
                 let Weights::Checkpoint(checkpoint) = weights else { bail!("the interpreter needs a checkpoint") };
-                let tensor = |name: &str| Ok(Tensor::new(checkpoint.shape(name)?, checkpoint.read_f32(name)?));
+                let tensor =
+                    |weight: &WeightRef| Ok(Tensor::new(checkpoint.shape(weight)?, checkpoint.read_f32(weight)?));
                 let vocabulary =
                     program.graph.outputs.first().and_then(|logits| program.graph.type_of(*logits).last_size());
                 Ok(Backend::Interpreter(Box::new(Interpreted {
@@ -319,15 +320,15 @@ fn device_code(gpu: &Gpu, program: &Program) -> Result<BTreeMap<String, Vec<u8>>
 }
 
 impl crate::cpu::WeightSource for Checkpoint {
-    fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        Checkpoint::shape(self, name)
+    fn shape(&self, weight: &WeightRef) -> Result<Vec<usize>> {
+        Checkpoint::shape(self, weight)
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        Checkpoint::read_f32(self, name)
+    fn read_f32(&self, weight: &WeightRef) -> Result<Vec<f32>> {
+        Checkpoint::read_f32(self, weight)
     }
 
-    fn read_rows_f32(&self, name: &str, rows: std::ops::Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        Checkpoint::read_rows_f32(self, name, rows, out)
+    fn read_rows_f32(&self, weight: &WeightRef, rows: std::ops::Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        Checkpoint::read_rows_f32(self, weight, rows, out)
     }
 }

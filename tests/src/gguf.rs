@@ -5,6 +5,7 @@ mod names;
 
 use std::path::Path;
 
+use fusec::ir::WeightRef;
 use fuserun::weights::Checkpoint;
 use serde_json::Value;
 
@@ -27,9 +28,10 @@ pub fn gguf_of(folder: &Path, more: &[(&str, Meta)]) -> Vec<u8> {
 
     let mut stacks: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
     for name in names::in_order(&checkpoint) {
+        let weight = WeightRef::whole(&name);
         let tensor = Tensor {
-            shape: checkpoint.shape(&name).expect("a tensor has a shape"),
-            values: checkpoint.read_f32(&name).expect("a tensor is read"),
+            shape: checkpoint.shape(&weight).expect("a tensor has a shape"),
+            values: checkpoint.read_f32(&weight).expect("a tensor is read"),
         };
         let Tensor { shape, values } = tensor.modified(model, &name, &config);
         let renamed = names::rename(model, &name).unwrap_or_else(|| panic!("{model} has no name for {name}"));

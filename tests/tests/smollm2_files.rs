@@ -5,6 +5,7 @@
 
 use fuse_tests::smollm2_gguf;
 use fusec::description::Spare;
+use fusec::ir::WeightRef;
 use fuserun::generate::chat::{ChatTemplate, Message};
 use fuserun::generate::tokenizer::Tokenizer;
 use fuserun::weights::{Checkpoint, Dtype};
@@ -51,8 +52,10 @@ fn configuration_is_transformers() {
 #[test]
 fn every_tensor_reads_to_the_bit() {
     let checkpoint = Checkpoint::open(&smollm2_gguf()).unwrap();
-    let mut required =
-        vec![("model.embed_tokens.weight".to_owned(), vec![49152, 576]), ("model.norm.weight".to_owned(), vec![576])];
+    let mut required = vec![
+        (WeightRef::whole("model.embed_tokens.weight"), vec![49152, 576]),
+        (WeightRef::whole("model.norm.weight"), vec![576]),
+    ];
     for layer in 0..30 {
         let shapes: [(&str, &[usize]); 9] = [
             ("input_layernorm", &[576]),
@@ -65,12 +68,15 @@ fn every_tensor_reads_to_the_bit() {
             ("mlp.up_proj", &[1536, 576]),
             ("mlp.down_proj", &[576, 1536]),
         ];
-        required.extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.to_vec())));
+        required
+            .extend(shapes.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight").into(), shape.to_vec())));
     }
     checkpoint.account(&required, &Spare { tied_head: true, ..Spare::default() }).unwrap();
 
-    let sums: Vec<(String, u64)> =
-        required.iter().map(|(name, _)| (name.clone(), checksum(&checkpoint.read_f32(name).unwrap()))).collect();
+    let sums: Vec<(String, u64)> = required
+        .iter()
+        .map(|(weight, _)| (weight.to_string(), checksum(&checkpoint.read_f32(weight).unwrap())))
+        .collect();
     let sum_of = |wanted: &str| sums.iter().find(|(name, _)| name == wanted).map(|(_, sum)| *sum);
     assert_eq!(sum_of("model.embed_tokens.weight"), Some(0x779fe7cb39c5bf80));
     assert_eq!(sum_of("model.layers.0.self_attn.q_proj.weight"), Some(0x498bfdc8aef21a00));
@@ -84,12 +90,12 @@ fn every_tensor_reads_to_the_bit() {
         "the sum over all tensors"
     );
 
-    let q = "model.layers.3.self_attn.q_proj.weight";
-    let (whole, mut rows) = (checkpoint.read_f32(q).unwrap(), Vec::new());
-    checkpoint.read_rows_f32(q, 33..97, &mut rows).unwrap();
+    let q = WeightRef::whole("model.layers.3.self_attn.q_proj.weight");
+    let (whole, mut rows) = (checkpoint.read_f32(&q).unwrap(), Vec::new());
+    checkpoint.read_rows_f32(&q, 33..97, &mut rows).unwrap();
     assert_eq!(rows, whole[33 * 576..97 * 576]);
     assert_eq!(
-        (checkpoint.dtype(q).unwrap(), checkpoint.dtype("model.embed_tokens.weight").unwrap()),
+        (checkpoint.dtype(&q.to_string()).unwrap(), checkpoint.dtype("model.embed_tokens.weight").unwrap()),
         (Dtype::Q4_1, Dtype::Q8_0)
     );
 }

@@ -56,7 +56,7 @@ impl Graph {
 fn label(graph: &Graph, names: &Names, id: NodeId) -> String {
     let node = graph.node(id);
     let mut lines = vec![node.op.name()];
-    if let Op::Input(name) | Op::Weight(name) | Op::State(name) = &node.op {
+    if let Some(name) = node.op.leaf() {
         lines.push(name.clone());
     }
     let attributes = attributes(&node.op, node.results.len());

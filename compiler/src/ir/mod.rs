@@ -19,4 +19,4 @@ pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
 pub use types::{Dim, Type};
 pub use verify::{VerifyError, verify, verify_all};
-pub use weight::{Part, WeightName};
+pub use weight::{Part, TensorName, WeightRef};

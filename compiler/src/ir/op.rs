@@ -4,13 +4,15 @@ use std::fmt;
 
 use fuse_kernels::{Activation, NormKind, RopeTable, Scoring};
 
+use super::WeightRef;
+
 /// What a node computes. Operands are ordered as [`Op::roles`] lists them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// A value the step is given: `tokens` and `positions`, both `i32[T]`.
     Input(String),
-    /// A tensor of the checkpoint, by its name there.
-    Weight(String),
+    /// Tensors of the checkpoint, or a part of one.
+    Weight(WeightRef),
     /// What outlives a step: `keys.N` and `values.N`, the cache of layer N.
     State(String),
     /// `table[ids]`.
@@ -302,6 +304,15 @@ impl Op {
             Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) | Op::Reshape | Op::Sample => {
                 vec![Role::X]
             }
+        }
+    }
+
+    /// What an op without operands stands for, as its text form names it.
+    pub(super) fn leaf(&self) -> Option<String> {
+        match self {
+            Op::Input(name) | Op::State(name) => Some(name.clone()),
+            Op::Weight(weight) => Some(weight.to_string()),
+            _ => None,
         }
     }
 

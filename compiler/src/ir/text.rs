@@ -81,8 +81,8 @@ impl Names {
         let node = graph.node(id);
         let results: Vec<String> = (0..node.results.len()).map(|result| self.name(id.result(result))).collect();
         let mut line = format!("{} = {}", results.join(", "), node.op.name());
-        if let Op::Input(name) | Op::Weight(name) | Op::State(name) = &node.op {
-            write!(line, " {}", quoted(name)).expect("writing to a string");
+        if let Some(name) = node.op.leaf() {
+            write!(line, " {}", quoted(&name)).expect("writing to a string");
         }
         for operand in graph.operands(id) {
             write!(line, " {}", self.name(operand)).expect("writing to a string");

@@ -1,22 +1,43 @@
-//! The name of a graph's weight: a tensor of the checkpoint, a part of one, or those of all experts as one.
+//! What a graph's weight is read from: a tensor of the checkpoint, a part of one, or those of all experts as one.
 
-use std::fmt;
+use std::fmt::{self, Write};
+
+use serde::{Deserialize, Serialize};
 
 /// What a weight is read from.
 ///
-/// `name` is a tensor. `name[16..24 of 48]` is rows 16 to 23 of every 48, `name[:, 16..24 of 48]` columns, and so on inwards. `name[3]` is one
-/// matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one behind the other, as one with an axis more in front.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WeightName {
-    head: String,
-    /// How many tensors, and what follows the number in their names.
-    stack: Option<(usize, String)>,
-    index: Option<usize>,
-    part: Option<Part>,
+/// In text, `name` is a tensor. `name[16..24 of 48]` is rows 16 to 23 of every 48, `name[:, 16..24 of 48]` columns, and so on inwards. `name[3]` is
+/// one matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one after the other, as one with an axis more in front. A
+/// bracket, brace or backslash of a tensor's own name has a backslash before it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", from = "String")]
+pub struct WeightRef {
+    /// The tensor or tensors.
+    pub tensor: TensorName,
+    /// The matrix that is taken of a tensor of several.
+    pub matrix: Option<usize>,
+    /// The part that is taken of each tensor.
+    pub part: Option<Part>,
+}
+
+/// One tensor of the checkpoint, or several of one shape.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TensorName {
+    /// By its whole name.
+    One(String),
+    /// `head`, a number below `count`, `tail`: in that order, as one with an axis more in front.
+    Stack {
+        /// Before the number.
+        head: String,
+        /// How many.
+        count: usize,
+        /// After the number.
+        tail: String,
+    },
 }
 
 /// `size` of every `step` places along an axis, from `first` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Part {
     /// The axis of each tensor, 0 the slowest.
     pub axis: usize,
@@ -28,93 +49,57 @@ pub struct Part {
     pub step: usize,
 }
 
-impl WeightName {
-    /// The tensor of that name, whole. `{expert}` in it stands for the indices of `experts` tensors.
-    pub fn of(name: &str, experts: Option<usize>, part: Option<Part>) -> WeightName {
-        match (name.split_once("{expert}"), experts) {
-            (Some((head, tail)), Some(count)) => {
-                WeightName { head: head.into(), stack: Some((count, tail.into())), index: None, part }
-            }
-            _ => WeightName { head: name.into(), stack: None, index: None, part },
-        }
+impl WeightRef {
+    /// The tensor of that name, whole.
+    pub fn whole(name: &str) -> WeightRef {
+        WeightRef { tensor: TensorName::One(name.into()), matrix: None, part: None }
     }
 
-    /// Reads a name; anything that is not of the forms above is the name of a whole tensor.
-    pub fn parse(text: &str) -> WeightName {
-        let plain = || WeightName { head: text.into(), stack: None, index: None, part: None };
-        let (name, (index, part)) = match text.strip_suffix(']').and_then(|text| text.rsplit_once('[')) {
-            None => (text, (None, None)),
-            Some((name, inside)) => match selection(inside) {
-                Some(selected) => (name, selected),
-                None => return plain(),
-            },
+    /// The tensor of that name, or the part of it. `{expert}` in it stands for the indices of `experts` tensors.
+    pub fn of(name: &str, experts: Option<usize>, part: Option<Part>) -> WeightRef {
+        let tensor = match (name.split_once("{expert}"), experts) {
+            (Some((head, tail)), Some(count)) => TensorName::Stack { head: head.into(), count, tail: tail.into() },
+            _ => TensorName::One(name.into()),
         };
-        let stack = name.split_once("{0..").and_then(|(head, rest)| {
-            let (count, tail) = rest.split_once('}')?;
-            Some((head, count.parse::<usize>().ok()?, tail))
-        });
-        match stack {
-            Some((head, count, tail)) => {
-                WeightName { head: head.into(), stack: Some((count, tail.into())), index, part }
-            }
-            None => WeightName { head: name.into(), stack: None, index, part },
-        }
-    }
-
-    /// Whether it is one tensor, whole.
-    pub fn is_plain(&self) -> bool {
-        self.stack.is_none() && self.index.is_none() && self.part.is_none()
+        WeightRef { tensor, matrix: None, part }
     }
 
     /// The tensors, in order.
     pub fn tensors(&self) -> Vec<String> {
-        match &self.stack {
-            None => vec![self.head.clone()],
-            Some((count, tail)) => (0..*count).map(|index| format!("{}{index}{tail}", self.head)).collect(),
-        }
-    }
-
-    /// Matrix `index` of a weight of several, as a name of its own.
-    pub fn matrix(&self, index: usize) -> WeightName {
-        match &self.stack {
-            None => WeightName { index: Some(index), ..self.clone() },
-            Some((_, tail)) => {
-                WeightName { head: format!("{}{index}{tail}", self.head), stack: None, index: None, part: self.part }
+        match &self.tensor {
+            TensorName::One(name) => vec![name.clone()],
+            TensorName::Stack { head, count, tail } => {
+                (0..*count).map(|index| format!("{head}{index}{tail}")).collect()
             }
         }
     }
 
-    /// The tensors that are one behind the other, if it is several as one.
-    pub fn stacked(&self) -> Option<usize> {
-        self.stack.as_ref().map(|(count, _)| *count)
-    }
-
-    /// The matrix that is taken of a tensor of several.
-    pub fn index(&self) -> Option<usize> {
-        self.index
-    }
-
-    /// The part that is taken of each tensor.
-    pub fn part(&self) -> Option<Part> {
-        self.part
+    /// Matrix `index` of a weight of several, as a weight of its own.
+    pub fn matrix(&self, index: usize) -> WeightRef {
+        match &self.tensor {
+            TensorName::One(_) => WeightRef { matrix: Some(index), ..self.clone() },
+            TensorName::Stack { head, tail, .. } => {
+                WeightRef { tensor: TensorName::One(format!("{head}{index}{tail}")), ..self.clone() }
+            }
+        }
     }
 
     /// The shape of each tensor where the weight has `shape`; `None` where it cannot have it, or where a tensor of several does not tell how many.
     pub fn tensor_shape(&self, shape: &[usize]) -> Option<Vec<usize>> {
-        let mut shape = match &self.stack {
-            Some((count, _)) if shape.first() != Some(count) => return None,
-            Some(_) => shape[1..].to_vec(),
-            None => shape.to_vec(),
+        let mut shape = match &self.tensor {
+            TensorName::Stack { count, .. } if shape.first() != Some(count) => return None,
+            TensorName::Stack { .. } => shape[1..].to_vec(),
+            TensorName::One(_) => shape.to_vec(),
         };
         if let Some(part) = self.part {
-            let axis = part.axis.checked_sub(usize::from(self.index.is_some()))?;
+            let axis = part.axis.checked_sub(usize::from(self.matrix.is_some()))?;
             let size = shape.get_mut(axis)?;
             if !size.is_multiple_of(part.size) {
                 return None;
             }
             *size = *size / part.size * part.step;
         }
-        if self.index.is_some() { None } else { Some(shape) }
+        if self.matrix.is_some() { None } else { Some(shape) }
     }
 
     /// The weight's shape where each tensor has `shape`; `None` where that has no such part or matrix.
@@ -127,14 +112,14 @@ impl WeightName {
             }
             *size = *size / part.step * part.size;
         }
-        if let Some(index) = self.index {
+        if let Some(index) = self.matrix {
             if index >= *shape.first()? {
                 return None;
             }
             shape.remove(0);
         }
-        if let Some((count, _)) = &self.stack {
-            shape.insert(0, *count);
+        if let TensorName::Stack { count, .. } = self.tensor {
+            shape.insert(0, count);
         }
         Some(shape)
     }
@@ -145,6 +130,90 @@ impl Part {
     pub fn place(&self, at: usize) -> usize {
         at / self.size * self.step + self.first + at % self.size
     }
+}
+
+impl From<&str> for WeightRef {
+    /// Reads what [`Display`](fmt::Display) writes. A text of none of its forms is the name of a whole tensor.
+    fn from(text: &str) -> WeightRef {
+        let (name, (matrix, part)) = match text.strip_suffix(']').and_then(|text| text.rsplit_once('[')) {
+            Some((name, inside)) if !ends_in_escape(name) => match selection(inside) {
+                Some(selected) => (name, selected),
+                None => (text, (None, None)),
+            },
+            _ => (text, (None, None)),
+        };
+        let stack = name.split_once("{0..").filter(|(head, _)| !ends_in_escape(head)).and_then(|(head, rest)| {
+            let (count, tail) = rest.split_once('}')?;
+            Some((head, count.parse::<usize>().ok()?, tail))
+        });
+        let tensor = match stack {
+            Some((head, count, tail)) => TensorName::Stack { head: plain(head), count, tail: plain(tail) },
+            None => TensorName::One(plain(name)),
+        };
+        WeightRef { tensor, matrix, part }
+    }
+}
+
+impl From<String> for WeightRef {
+    fn from(text: String) -> WeightRef {
+        text.as_str().into()
+    }
+}
+
+impl From<WeightRef> for String {
+    fn from(weight: WeightRef) -> String {
+        weight.to_string()
+    }
+}
+
+impl fmt::Display for WeightRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tensor {
+            TensorName::One(name) => escaped(f, name)?,
+            TensorName::Stack { head, count, tail } => {
+                escaped(f, head)?;
+                write!(f, "{{0..{count}}}")?;
+                escaped(f, tail)?;
+            }
+        }
+        let Some(Part { axis, first, size, step }) = self.part else {
+            return self.matrix.map_or(Ok(()), |index| write!(f, "[{index}]"));
+        };
+        f.write_str("[")?;
+        for axis in 0..axis {
+            match self.matrix {
+                Some(index) if axis == 0 => write!(f, "{index}, ")?,
+                _ => f.write_str(":, ")?,
+            }
+        }
+        write!(f, "{first}..{} of {step}]", first + size)
+    }
+}
+
+/// A tensor's own name, with a backslash before what would read as something else.
+fn escaped(f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
+    for c in name.chars() {
+        if matches!(c, '[' | '{' | '\\') {
+            f.write_char('\\')?;
+        }
+        f.write_char(c)?;
+    }
+    Ok(())
+}
+
+/// Whether what follows is a part of the tensor's own name.
+fn ends_in_escape(text: &str) -> bool {
+    (text.len() - text.trim_end_matches('\\').len()) % 2 == 1
+}
+
+/// What [`escaped`] was given.
+fn plain(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut name = String::with_capacity(text.len());
+    while let Some(c) = chars.next() {
+        name.push(if c == '\\' { chars.next().unwrap_or(c) } else { c });
+    }
+    name
 }
 
 /// `3`, `:, 0..8 of 24`, `3, :, 0..8 of 24`: an index and a part, at least one of them.
@@ -164,34 +233,21 @@ fn selection(text: &str) -> Option<(Option<usize>, Option<Part>)> {
     fits.then(|| (index, Some(Part { axis, first, size: end - first, step })))
 }
 
-impl fmt::Display for WeightName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.head)?;
-        if let Some((count, tail)) = &self.stack {
-            write!(f, "{{0..{count}}}{tail}")?;
-        }
-        let Some(Part { axis, first, size, step }) = self.part else {
-            return self.index.map_or(Ok(()), |index| write!(f, "[{index}]"));
-        };
-        f.write_str("[")?;
-        for axis in 0..axis {
-            match self.index {
-                Some(index) if axis == 0 => write!(f, "{index}, ")?,
-                _ => f.write_str(":, ")?,
-            }
-        }
-        write!(f, "{first}..{} of {step}]", first + size)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn weight(text: &str) -> WeightRef {
+        text.into()
+    }
 
     #[test]
     fn a_name_reads_back() {
         for text in [
             "w",
+            "w\\[3]",
+            "a.\\{0..4}.b",
+            "a\\\\[2]",
             "w[0..8 of 24]",
             "w[:, 8..16 of 24]",
             "a.{0..4}.b",
@@ -199,39 +255,40 @@ mod tests {
             "w[3]",
             "w[3, 0..2 of 4]",
         ] {
-            let name = WeightName::parse(text);
-            assert_eq!(name.to_string(), text);
-            assert_eq!(name.is_plain(), text == "w");
+            assert_eq!(weight(text).to_string(), text);
         }
+        assert_eq!(weight("w\\[3]"), WeightRef::whole("w[3]"));
+        assert_eq!(weight("w"), WeightRef::whole("w"));
         for odd in ["w[]", "w[8..4 of 9]", "w[0..8 of 4]", "w[:]", "w[0..1 of 2, 3]", "w[x]"] {
-            assert!(WeightName::parse(odd).is_plain(), "{odd}");
+            assert_eq!(weight(odd), WeightRef::whole(odd));
+            assert_eq!(weight(&weight(odd).to_string()), WeightRef::whole(odd));
         }
     }
 
     #[test]
     fn shapes_follow_both_ways() {
-        for (text, weight, tensor) in [
+        for (text, sizes, tensor) in [
             ("w[8..16 of 24]", vec![16, 5], vec![48, 5]),
             ("w[:, 8..16 of 24]", vec![5, 8], vec![5, 24]),
             ("a.{0..4}.b[:, 0..2 of 4]", vec![4, 5, 6], vec![5, 12]),
         ] {
-            let name = WeightName::parse(text);
-            assert_eq!(name.tensor_shape(&weight), Some(tensor.clone()), "{text}");
-            assert_eq!(name.shape(&tensor), Some(weight), "{text}");
+            let name = weight(text);
+            assert_eq!(name.tensor_shape(&sizes), Some(tensor.clone()), "{text}");
+            assert_eq!(name.shape(&tensor), Some(sizes), "{text}");
         }
-        assert_eq!(WeightName::parse("w[1, 0..2 of 4]").shape(&[3, 8, 5]), Some(vec![4, 5]));
-        assert_eq!(WeightName::parse("w[1, :, 0..2 of 5]").shape(&[3, 8, 5]), Some(vec![8, 2]));
-        assert_eq!(WeightName::parse("w[1, 0..2 of 4]").index(), Some(1));
-        assert_eq!(WeightName::parse("w[3]").shape(&[3, 8]), None);
-        assert_eq!(WeightName::parse("w[0..8 of 24]").shape(&[25, 5]), None);
+        assert_eq!(weight("w[1, 0..2 of 4]").shape(&[3, 8, 5]), Some(vec![4, 5]));
+        assert_eq!(weight("w[1, :, 0..2 of 5]").shape(&[3, 8, 5]), Some(vec![8, 2]));
+        assert_eq!(weight("w[1, 0..2 of 4]").matrix, Some(1));
+        assert_eq!(weight("w[3]").shape(&[3, 8]), None);
+        assert_eq!(weight("w[0..8 of 24]").shape(&[25, 5]), None);
     }
 
     #[test]
     fn a_matrix_of_several_has_a_name_of_its_own() {
-        let tensors = WeightName::parse("a.{0..4}.b[0..2 of 4]");
+        let tensors = weight("a.{0..4}.b[0..2 of 4]");
         assert_eq!(tensors.matrix(2).to_string(), "a.2.b[0..2 of 4]");
         assert_eq!(tensors.tensors(), ["a.0.b", "a.1.b", "a.2.b", "a.3.b"]);
-        assert_eq!(WeightName::parse("w[:, 0..2 of 4]").matrix(2).to_string(), "w[2, 0..2 of 4]");
+        assert_eq!(weight("w[:, 0..2 of 4]").matrix(2).to_string(), "w[2, 0..2 of 4]");
         let part = Part { axis: 0, first: 8, size: 8, step: 24 };
         assert_eq!([0, 7, 8].map(|at| part.place(at)), [8, 15, 32]);
     }

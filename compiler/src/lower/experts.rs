@@ -3,7 +3,7 @@
 use super::shapes::words;
 use super::{Lowered, Lowering, count, mismatch, part, positive};
 use crate::description::{Activation as Described, AttrValue, Call};
-use crate::ir::{Activation, Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightName};
+use crate::ir::{Activation, Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightRef};
 
 impl Lowering<'_> {
     pub(super) fn experts(&mut self, call: &Call) -> Lowered {
@@ -17,7 +17,7 @@ impl Lowering<'_> {
         let bias = call.weights.contains_key("choice_bias");
         let mut logits = vec![router];
         if bias {
-            let name = WeightName::of(&call.weights["choice_bias"], None, None);
+            let name = WeightRef::whole(&call.weights["choice_bias"]);
             // The choice hangs on differences that bf16 does not hold.
             logits.push(self.weight_of_type(call, &name, Type::weight(Format::F32, &[experts]))?);
         }
@@ -31,7 +31,7 @@ impl Lowering<'_> {
         for (role, rows, columns) in roles.into_iter().skip(usize::from(!gated)) {
             let stacked = call.weights[role].contains("{expert}");
             let part = part(call, &format!("{role}_part"), usize::from(!stacked), rows)?;
-            let name = WeightName::of(&call.weights[role], Some(experts), part);
+            let name = WeightRef::of(&call.weights[role], Some(experts), part);
             operands.push(self.named_weight(call, &name, &[experts, rows, columns])?);
         }
         let activation = match call.attributes.get("kind") {

@@ -7,9 +7,7 @@ mod shapes;
 use std::collections::BTreeMap;
 
 use crate::description::{Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
-use crate::ir::{
-    Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, Type, Value, WeightName,
-};
+use crate::ir::{Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, Type, Value, WeightRef};
 
 use shapes::{Heads, words};
 
@@ -79,7 +77,7 @@ struct Lowering<'f> {
     context: Option<usize>,
     /// The node that each name stands for at this point.
     values: BTreeMap<String, Value>,
-    weights: BTreeMap<String, Value>,
+    weights: BTreeMap<WeightRef, Value>,
     /// Keys and values of each layer after the step.
     caches: BTreeMap<usize, [Value; 2]>,
 }
@@ -128,7 +126,7 @@ impl Lowering<'_> {
         }
         let (rows, features) = (count(call, "rows"), count(call, "features"));
         let part = call.count("offset").map(|first| Part { axis: 0, first, size: rows, step: first + rows });
-        let table = self.named_weight(call, &WeightName::of(&call.weights["weight"], None, part), &[rows, features])?;
+        let table = self.named_weight(call, &WeightRef::of(&call.weights["weight"], None, part), &[rows, features])?;
         Ok(self.node(call, Op::Embedding, &[ids, table], Type::activation(&[features])))
     }
 
@@ -142,8 +140,8 @@ impl Lowering<'_> {
         let outputs = sizes.iter().product();
         let transposed = call.flag("transposed");
         let shape = if transposed { [inputs, outputs] } else { [outputs, inputs] };
-        let name = |role: &str, axis: usize| -> Result<WeightName, Diagnostic> {
-            Ok(WeightName::of(&call.weights[role], None, part(call, "part", axis, outputs)?))
+        let name = |role: &str, axis: usize| -> Result<WeightRef, Diagnostic> {
+            Ok(WeightRef::of(&call.weights[role], None, part(call, "part", axis, outputs)?))
         };
         let mut operands = vec![x, self.named_weight(call, &name("weight", usize::from(transposed))?, &shape)?];
         let bias = call.weights.contains_key("bias");
@@ -322,10 +320,10 @@ impl Lowering<'_> {
     }
 
     fn weight(&mut self, call: &Call, role: &str, shape: &[usize]) -> Lowered {
-        self.named_weight(call, &WeightName::of(&call.weights[role], None, None), shape)
+        self.named_weight(call, &WeightRef::whole(&call.weights[role]), shape)
     }
 
-    fn named_weight(&mut self, call: &Call, name: &WeightName, shape: &[usize]) -> Lowered {
+    fn named_weight(&mut self, call: &Call, name: &WeightRef, shape: &[usize]) -> Lowered {
         let formats: Vec<Format> = name.tensors().iter().map(|tensor| (self.formats)(tensor)).collect();
         if let Some((tensor, other)) = name.tensors().iter().zip(&formats).find(|(_, format)| **format != formats[0]) {
             let message = format!("`{name}` is {} and {tensor} {}", formats[0].name(), other.name());
@@ -334,9 +332,8 @@ impl Lowering<'_> {
         self.weight_of_type(call, name, Type::weight(formats[0], shape))
     }
 
-    fn weight_of_type(&mut self, call: &Call, name: &WeightName, ty: Type) -> Lowered {
-        let name = name.to_string();
-        if let Some(known) = self.weights.get(&name) {
+    fn weight_of_type(&mut self, call: &Call, name: &WeightRef, ty: Type) -> Lowered {
+        if let Some(known) = self.weights.get(name) {
             let before = self.graph.type_of(*known);
             if *before == ty {
                 return Ok(*known);
@@ -350,7 +347,7 @@ impl Lowering<'_> {
             return Err(mismatch(call, message).help("look for a size in the configuration that is far too large"));
         }
         let value = self.graph.value(Op::Weight(name.clone()), &[], ty, call.layer);
-        self.weights.insert(name, value);
+        self.weights.insert(name.clone(), value);
         Ok(value)
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ir::{Format, WeightName};
+use crate::ir::{Format, WeightRef};
 
 /// A buffer of weights on the device, made once at load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,14 +44,14 @@ pub enum Recipe {
     /// fp32 biases in the row order of a [`Recipe::Tiles`] of the same parts; zeros where a part has none.
     Biases {
         /// The biases; `None` where a weight has none.
-        parts: Vec<(Option<String>, usize)>,
+        parts: Vec<(Option<WeightRef>, usize)>,
         /// As in the tiles.
         gated: bool,
     },
     /// fp32 values, `offset` added.
     Vector {
-        /// The tensor.
-        tensor: String,
+        /// The weight.
+        tensor: WeightRef,
         /// Values.
         size: usize,
         /// The bits of the fp32 number to add.
@@ -62,8 +62,8 @@ pub enum Recipe {
 /// One weight of a [`Recipe::Tiles`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Part {
-    /// The tensor.
-    pub tensor: String,
+    /// The weight.
+    pub tensor: WeightRef,
     /// Its rows: results of the product.
     pub rows: usize,
     /// How the checkpoint stores it. The buffer holds bfloat16: another format is rounded.
@@ -103,13 +103,13 @@ impl Recipe {
         Some(format!("{} -> {}", from.name(), Format::BF16.name()))
     }
 
-    /// The tensors it reads.
-    pub fn tensors(&self) -> Vec<&str> {
+    /// The weights it reads.
+    pub fn tensors(&self) -> Vec<&WeightRef> {
         match self {
             Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. } => {
-                parts.iter().map(|part| part.tensor.as_str()).collect()
+                parts.iter().map(|part| &part.tensor).collect()
             }
-            Recipe::Biases { parts, .. } => parts.iter().filter_map(|(tensor, _)| tensor.as_deref()).collect(),
+            Recipe::Biases { parts, .. } => parts.iter().filter_map(|(tensor, _)| tensor.as_ref()).collect(),
             Recipe::Vector { tensor, .. } => vec![tensor],
         }
     }
@@ -117,8 +117,7 @@ impl Recipe {
     /// The recipe of one expert's part of the buffer; `None` for what is not of experts.
     pub fn expert(&self, index: usize) -> Option<Recipe> {
         let Recipe::Experts { parts, k, gated, .. } = self else { return None };
-        let part =
-            |part: &Part| Part { tensor: WeightName::parse(&part.tensor).matrix(index).to_string(), ..part.clone() };
+        let part = |part: &Part| Part { tensor: part.tensor.matrix(index), ..part.clone() };
         Some(Recipe::Tiles { parts: parts.iter().map(part).collect(), k: *k, gated: *gated, transposed: false })
     }
 

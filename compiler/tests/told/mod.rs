@@ -82,7 +82,7 @@ fn title(step: &Step) -> String {
 fn buffers(plan: &Plan) -> String {
     let mut text = String::new();
     for (index, weight) in plan.weights.iter().enumerate() {
-        let tensors = weight.recipe.tensors().join("+");
+        let tensors = &weight.name;
         let how = match &weight.recipe {
             Recipe::Tiles { parts, k, gated, transposed } => {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
@@ -92,7 +92,11 @@ fn buffers(plan: &Plan) -> String {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
                 format!("experts {count} k {k} rows {rows:?} gated {gated}")
             }
-            Recipe::Biases { parts, gated } => format!("biases {parts:?} gated {gated}"),
+            Recipe::Biases { parts, gated } => {
+                let parts: Vec<(Option<String>, usize)> =
+                    parts.iter().map(|(bias, rows)| (bias.as_ref().map(ToString::to_string), *rows)).collect();
+                format!("biases {parts:?} gated {gated}")
+            }
             Recipe::Vector { size, offset_bits, .. } => format!("vector {size} plus {}", f32::from_bits(*offset_bits)),
         };
         writeln!(text, "weight {index}: {tensors}, {how}, {} bytes", weight.bytes).expect("writing to a string");

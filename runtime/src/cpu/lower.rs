@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
-use fusec::ir::{Value, WeightName};
+use fusec::ir::{Value, WeightRef};
 
 use super::experts::{HiddenStep, RouteStep, SumStep};
 use super::pack::{Recipe, WeightSource, vector};
@@ -354,10 +354,10 @@ impl<'a> Lowering<'a> {
         let [_, outputs, _] = self.sizes(down)?;
         let each = |this: &mut Self, weights: &[Value], rows: usize, columns: usize| -> Result<Vec<usize>> {
             let format = this.graph.type_of(weights[0]).format;
-            let names = weights.iter().map(|&weight| Ok(WeightName::parse(&this.weight_name(weight)?)));
-            let names: Vec<WeightName> = names.collect::<Result<_>>()?;
+            let names = weights.iter().map(|&weight| this.weight_ref(weight));
+            let names: Vec<WeightRef> = names.collect::<Result<_>>()?;
             let recipe = |expert: usize| Recipe {
-                names: names.iter().map(|name| name.matrix(expert).to_string()).collect(),
+                names: names.iter().map(|name| name.matrix(expert)).collect(),
                 rows: vec![rows; names.len()],
                 columns,
                 format,
@@ -464,7 +464,7 @@ impl<'a> Lowering<'a> {
     ) -> Result<usize> {
         let format = self.graph.type_of(weights[0]).format;
         ensure!(format != Format::I32, "a matrix of i32");
-        let names = weights.iter().map(|&weight| self.weight_name(weight)).collect::<Result<Vec<_>>>()?;
+        let names = weights.iter().map(|&weight| self.weight_ref(weight)).collect::<Result<Vec<_>>>()?;
         Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, format, transposed, paired }))
     }
 
@@ -479,13 +479,13 @@ impl<'a> Lowering<'a> {
     }
 
     fn constant(&self, value: Value, size: usize) -> Result<Box<[f32]>> {
-        let name = self.weight_name(value)?;
+        let name = self.weight_ref(value)?;
         let shape: Vec<usize> = self.graph.type_of(value).fixed_sizes().collect();
-        ensure!(shape.iter().product::<usize>() == size, "weight {name:?} is {shape:?} where {size} values are needed");
+        ensure!(shape.iter().product::<usize>() == size, "weight {name} is {shape:?} where {size} values are needed");
         vector(&name, &shape, self.source)
     }
 
-    fn weight_name(&self, value: Value) -> Result<String> {
+    fn weight_ref(&self, value: Value) -> Result<WeightRef> {
         match self.graph.op(value.node) {
             Op::Weight(name) => Ok(name.clone()),
             other => bail!("{other} stands where only a weight of the checkpoint can"),

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use fusec::ir::Format;
+use fusec::ir::{Format, WeightRef};
 use fusec::threads;
 use memmap2::MmapMut;
 
@@ -15,26 +15,26 @@ pub trait WeightSource: Sync {
     ///
     /// # Errors
     /// There is no such tensor.
-    fn shape(&self, name: &str) -> Result<Vec<usize>>;
+    fn shape(&self, weight: &WeightRef) -> Result<Vec<usize>>;
 
     /// A whole tensor, row-major, widened exactly.
     ///
     /// # Errors
     /// There is no such tensor, or it cannot be read.
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>>;
+    fn read_f32(&self, weight: &WeightRef) -> Result<Vec<f32>>;
 
     /// Some rows of a matrix, widened exactly, in the place of what `out` held.
     ///
     /// # Errors
     /// There is no such tensor, it has fewer rows, or it cannot be read.
-    fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
+    fn read_rows_f32(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
 }
 
 /// What a packed matrix is made of. Equal recipes share one copy: a tied head is its embedding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Recipe {
     /// Names in the checkpoint. All have as many columns as the first.
-    pub names: Vec<String>,
+    pub names: Vec<WeightRef>,
     /// Rows of each.
     pub rows: Vec<usize>,
     /// Columns: the length of the product.
@@ -98,7 +98,7 @@ impl Weights {
                 let shape = if recipe.transposed { [recipe.columns, rows] } else { [rows, recipe.columns] };
                 check(name, &source.shape(name)?, &shape)?;
                 fill(&mut arena[bytes.clone()], recipe, i, source, threads)
-                    .with_context(|| format!("cannot read weight {name:?}"))?;
+                    .with_context(|| format!("cannot read weight {name}"))?;
             }
         }
         Ok(Weights { arena, matrices })
@@ -131,11 +131,11 @@ impl Weights {
 ///
 /// # Errors
 /// The tensor is missing or of another shape.
-pub(crate) fn vector(name: &str, shape: &[usize], source: &dyn WeightSource) -> Result<Box<[f32]>> {
+pub(crate) fn vector(name: &WeightRef, shape: &[usize], source: &dyn WeightSource) -> Result<Box<[f32]>> {
     check(name, &source.shape(name)?, shape)?;
     let values = source.read_f32(name)?;
     let length: usize = shape.iter().product();
-    ensure!(values.len() == length, "weight {name:?} gave {} values of {length}", values.len());
+    ensure!(values.len() == length, "weight {name} gave {} values of {length}", values.len());
     Ok(values.into())
 }
 
@@ -150,8 +150,8 @@ pub(crate) fn huge_pages(bytes: usize) -> std::io::Result<MmapMut> {
     Ok(map)
 }
 
-fn check(name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
-    ensure!(found == wanted, "weight {name:?} is {found:?} in the checkpoint, {wanted:?} in the graph");
+fn check(name: &WeightRef, found: &[usize], wanted: &[usize]) -> Result<()> {
+    ensure!(found == wanted, "weight {name} is {found:?} in the checkpoint, {wanted:?} in the graph");
     Ok(())
 }
 

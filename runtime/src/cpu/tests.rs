@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use fusec::ir::{Graph, Interpreter, Op, Results, Tensor, WeightName, nmse, random_tensor, verify};
+use fusec::ir::{Graph, Interpreter, Op, Results, Tensor, WeightRef, nmse, random_tensor, verify};
 
 use super::{CpuModel, CpuOptions, Logits, Row, WeightSource};
 
@@ -11,34 +11,34 @@ use super::{CpuModel, CpuOptions, Logits, Row, WeightSource};
 struct Random<'a>(&'a Graph);
 
 impl Random<'_> {
-    fn tensor(&self, name: &str) -> Result<Tensor> {
-        let shape = self.shape(name)?;
-        let Some(index) = WeightName::parse(name).index() else { return Ok(random_tensor(name, &shape, 11)) };
-        let whole = self.tensor(name.split('[').next().context("a name")?)?;
+    fn tensor(&self, weight: &WeightRef) -> Result<Tensor> {
+        let shape = self.shape(weight)?;
+        let Some(index) = weight.matrix else { return Ok(random_tensor(&weight.to_string(), &shape, 11)) };
+        let whole = self.tensor(&WeightRef { matrix: None, ..weight.clone() })?;
         Ok(Tensor::new(shape, whole.row(index)))
     }
 }
 
 impl WeightSource for Random<'_> {
-    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+    fn shape(&self, wanted: &WeightRef) -> Result<Vec<usize>> {
         let graph = self.0;
-        let is_wanted = |op: &Op| matches!(op, Op::Weight(weight) if weight == name);
+        let is_wanted = |op: &Op| matches!(op, Op::Weight(weight) if weight == wanted);
         let node = graph.ordered().into_iter().find(|&node| is_wanted(graph.op(node)));
-        if let (None, Some(index)) = (node, WeightName::parse(name).index()) {
+        if let (None, Some(index)) = (node, wanted.matrix) {
             // One matrix of several.
-            let whole = self.shape(name.split('[').next().context("a name")?)?;
-            anyhow::ensure!(index < whole[0], "{name} of {whole:?}");
+            let whole = self.shape(&WeightRef { matrix: None, ..wanted.clone() })?;
+            anyhow::ensure!(index < whole[0], "{wanted} of {whole:?}");
             return Ok(whole[1..].to_vec());
         }
-        Ok(graph.type_of(node.with_context(|| format!("no weight {name}"))?.result(0)).fixed_sizes().collect())
+        Ok(graph.type_of(node.with_context(|| format!("no weight {wanted}"))?.result(0)).fixed_sizes().collect())
     }
 
-    fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        Ok(self.tensor(name)?.data)
+    fn read_f32(&self, weight: &WeightRef) -> Result<Vec<f32>> {
+        Ok(self.tensor(weight)?.data)
     }
 
-    fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        let tensor = self.tensor(name)?;
+    fn read_rows_f32(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let tensor = self.tensor(weight)?;
         rows.for_each(|row| out.extend(tensor.row(row)));
         Ok(())
     }
@@ -367,19 +367,19 @@ fn bad_rows_and_weights_are_refused() {
 
     struct Wrong;
     impl WeightSource for Wrong {
-        fn shape(&self, _: &str) -> Result<Vec<usize>> {
+        fn shape(&self, _: &WeightRef) -> Result<Vec<usize>> {
             Ok(vec![3, 72])
         }
-        fn read_f32(&self, _: &str) -> Result<Vec<f32>> {
+        fn read_f32(&self, _: &WeightRef) -> Result<Vec<f32>> {
             Ok(vec![0.0; 216])
         }
-        fn read_rows_f32(&self, _: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        fn read_rows_f32(&self, _: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
             out.resize(rows.len() * 72, 0.0);
             Ok(())
         }
     }
     let error = CpuModel::load(&graph, &Wrong, CpuOptions { context: 300, ..options }).err().expect("refused");
-    assert_eq!(error.root_cause().to_string(), "weight \"0.n1\" is [3, 72] in the checkpoint, [72] in the graph");
+    assert_eq!(error.root_cause().to_string(), "weight 0.n1 is [3, 72] in the checkpoint, [72] in the graph");
     let huge = CpuOptions { context: 1 << 40, ..options };
     let error = CpuModel::load(&graph, &Random(&graph), huge).err().expect("refused").to_string();
     assert!(error.contains("ask for a smaller context or batch"), "{error}");

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow};
 use fusec::compile::Model;
 use fusec::description::{Code, Diagnostic, Diagnostics};
-use fusec::ir::{Format, Interpreter, Tensor};
+use fusec::ir::{Format, Interpreter, Tensor, WeightRef};
 use fusec::lower::lower_traced;
 
 pub use expected::{Expected, Named};
@@ -105,7 +105,7 @@ pub fn values(model: &Model, checkpoint: &Checkpoint, expected: &Expected, bound
     let calls = pairs.iter().flat_map(|pair| [Some(pair.target.call), pair.target.or]).flatten();
     let wanted: Vec<usize> = calls.collect::<BTreeSet<_>>().into_iter().collect();
     graph.outputs.extend(wanted.iter().map(|call| trace[*call]));
-    let weight = |name: &str| Ok(Tensor::new(checkpoint.shape(name)?, checkpoint.read_f32(name)?));
+    let weight = |weight: &WeightRef| Ok(Tensor::new(checkpoint.shape(weight)?, checkpoint.read_f32(weight)?));
     let mut interpreter = Interpreter::new(&graph, weight, rows)?;
     let tokens: Vec<i32> = expected.tokens.iter().map(|&token| token as i32).collect();
     let positions: Vec<i32> = (0..rows as i32).collect();

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fusec::description::Spare;
 use fusec::files::{Kind, mistaken};
 use fusec::folder::{checkpoint_folder, nothing_there, single_file};
-use fusec::ir::{Format, WeightName};
+use fusec::ir::{Format, WeightRef};
 use fusec::tensors;
 use fusec::text::closest;
 use memmap2::Mmap;
@@ -115,11 +115,10 @@ impl Checkpoint {
     /// A checkpoint of made-up weights that takes no memory: the same values for the same seed, name and shape, made as they are read.
     ///
     /// A weight of one dimension with "norm" in its name is all ones; every other tensor is uniform noise of standard deviation 0.02.
-    pub fn dummy(config: Value, tensors: &[(String, Vec<usize>)], seed: u64) -> Checkpoint {
+    pub fn dummy(config: Value, tensors: &[(WeightRef, Vec<usize>)], seed: u64) -> Checkpoint {
         let mut checkpoint = Checkpoint::empty("the made-up checkpoint", config);
         // Parts and stacks are read from the tensors that a real checkpoint would have.
-        let whole = tensors.iter().flat_map(|(name, shape)| {
-            let weight = WeightName::parse(name);
+        let whole = tensors.iter().flat_map(|(weight, shape)| {
             let tensor = weight.tensor_shape(shape).unwrap_or_else(|| shape.clone());
             weight.tensors().into_iter().map(move |name| (name, tensor.clone()))
         });
@@ -165,25 +164,16 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// The dimensions of a weight, slowest first: `[out_features, in_features]` of a linear layer. `name` is a [`WeightName`]: a tensor, a part of
-    /// one, or several as one. Fails where there is no such tensor or it has no such part.
-    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        match self.tensors.get(name) {
-            Some(tensor) => Ok(tensor.shape.clone()),
-            None => self.selected_shape(&WeightName::parse(name)),
-        }
-    }
-
     /// How a tensor is stored. Fails where there is no such tensor.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.tensor(name)?.dtype)
     }
 
     /// A whole weight in row-major order, each value widened exactly. Fails where there is no such weight or its type is not read.
-    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let rows = self.shape(name)?.first().copied().unwrap_or(1);
+    pub fn read_f32(&self, weight: &WeightRef) -> Result<Vec<f32>> {
+        let rows = self.shape(weight)?.first().copied().unwrap_or(1);
         let mut values = Vec::new();
-        self.read_rows_f32(name, 0..rows, &mut values)?;
+        self.read_rows_f32(weight, 0..rows, &mut values)?;
         Ok(values)
     }
 
@@ -191,12 +181,9 @@ impl Checkpoint {
     /// dimension has rows of one value.
     ///
     /// Fails where there is no such weight, its type is not read, or it has fewer rows.
-    pub fn read_rows_f32(&self, name: &str, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+    pub fn read_rows_f32(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         out.clear();
-        match self.tensors.get(name) {
-            Some(tensor) => self.append_rows(name, tensor, rows, out),
-            None => self.append_selected(&WeightName::parse(name), rows, out),
-        }
+        self.append_selected(weight, rows, out)
     }
 
     /// Appends some rows of a tensor.
@@ -221,7 +208,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// All that is wrong, in one message.
-    pub fn account(&self, required: &[(String, Vec<usize>)], spare: &Spare) -> Result<()> {
+    pub fn account(&self, required: &[(WeightRef, Vec<usize>)], spare: &Spare) -> Result<()> {
         tensors::account(&self.origin, &self.shapes(), required, spare)
     }
 
@@ -229,7 +216,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `lm_head.weight` differs from each embedding of its shape among the `required` tensors.
-    pub fn check_tied_head(&self, required: &[(String, Vec<usize>)], spare: &Spare) -> Result<()> {
+    pub fn check_tied_head(&self, required: &[(WeightRef, Vec<usize>)], spare: &Spare) -> Result<()> {
         const HEAD: &str = "lm_head.weight";
         let needed = tensors::names(required);
         let (Some(head), true) = (self.tensors.get(HEAD), spare.tied_head && !needed.contains(HEAD)) else {

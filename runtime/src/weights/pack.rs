@@ -1,6 +1,7 @@
 //! Checkpoint tensors into the buffers that kernels read, by the plan's recipes.
 
 use anyhow::{Context, Result, ensure};
+use fusec::ir::WeightRef;
 use fusec::plan::{Part, Recipe};
 use fusec::threads;
 use half::bf16;
@@ -117,7 +118,7 @@ fn tiles(recipe: &Recipe, parts: &[Part], k: usize, transposed: bool, checkpoint
     Ok(out)
 }
 
-fn vector(tensor: &str, size: usize, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+fn vector(tensor: &WeightRef, size: usize, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
     let values = checkpoint.read_f32(tensor)?;
     ensure!(values.len() == size, "tensor {tensor} has {} values, not {size}", values.len());
     Ok(values)
@@ -182,7 +183,7 @@ mod tests {
             .to_vec();
         let recipe = Recipe::Tiles { parts, k: 40, gated: false, transposed: false };
         let packed = pack(&recipe, &checkpoint).expect("packs");
-        let (a, b) = (checkpoint.read_f32("a").unwrap(), checkpoint.read_f32("b").unwrap());
+        let (a, b) = (checkpoint.read_f32(&"a".into()).unwrap(), checkpoint.read_f32(&"b".into()).unwrap());
         for row in 0..48 {
             for column in 0..64 {
                 let expected = match row {
@@ -202,7 +203,7 @@ mod tests {
         let parts = ["gate", "up"].map(|tensor| Part { tensor: tensor.into(), rows: 11, from: Format::BF16 }).to_vec();
         let recipe = Recipe::Tiles { parts, k: 32, gated: true, transposed: false };
         let packed = pack(&recipe, &checkpoint).expect("packs");
-        let (gate, up) = (checkpoint.read_f32("gate").unwrap(), checkpoint.read_f32("up").unwrap());
+        let (gate, up) = (checkpoint.read_f32(&"gate".into()).unwrap(), checkpoint.read_f32(&"up".into()).unwrap());
         for row in 0..16 {
             for column in 0..32 {
                 let (at, within) = (row / 8 * 16 + row % 8, column);
@@ -219,7 +220,7 @@ mod tests {
         let parts = vec![Part { tensor: "w".into(), rows: 16, from: Format::BF16 }];
         let recipe = Recipe::Tiles { parts, k: 32, gated: false, transposed: true };
         let packed = pack(&recipe, &checkpoint).expect("packs");
-        let w = checkpoint.read_f32("w").unwrap();
+        let w = checkpoint.read_f32(&"w".into()).unwrap();
         for row in 0..16 {
             for column in 0..32 {
                 assert_eq!(element(&packed, 1, row, column), w[column * 16 + row]);

@@ -3,13 +3,16 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use fusec::ir::{Part, WeightName};
+use fusec::ir::{Part, TensorName, WeightRef};
 
 use super::{Checkpoint, Tensor};
 
 impl Checkpoint {
-    /// The shape of a weight, from that of its first tensor; all are of one shape.
-    pub(super) fn selected_shape(&self, weight: &WeightName) -> Result<Vec<usize>> {
+    /// The dimensions of a weight, slowest first: `[out_features, in_features]` of a linear layer.
+    ///
+    /// # Errors
+    /// A tensor that is not there or has another shape than the first, or one that has no such part.
+    pub fn shape(&self, weight: &WeightRef) -> Result<Vec<usize>> {
         let names = weight.tensors();
         let first = names.first().with_context(|| format!("{weight} is made of no tensor"))?;
         let shape = &self.tensor(first)?.shape;
@@ -21,20 +24,20 @@ impl Checkpoint {
     }
 
     /// Appends some rows of a weight.
-    pub(super) fn append_selected(&self, weight: &WeightName, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        let count = self.selected_shape(weight)?.first().copied().unwrap_or(1);
-        ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of {weight}, which has {count}");
-        if weight.stacked().is_some() {
+    pub(super) fn append_selected(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let count = self.shape(weight)?.first().copied().unwrap_or(1);
+        ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of weight {weight}, which has {count}");
+        if matches!(weight.tensor, TensorName::Stack { .. }) {
             for row in rows {
                 let matrix = weight.matrix(row);
-                let inner = self.selected_shape(&matrix)?.first().copied().unwrap_or(1);
+                let inner = self.shape(&matrix)?.first().copied().unwrap_or(1);
                 self.append_selected(&matrix, 0..inner, out)?;
             }
             return Ok(());
         }
         let name = &weight.tensors()[0];
         let tensor = self.tensor(name)?;
-        match (weight.index(), weight.part()) {
+        match (weight.matrix, weight.part) {
             (None, None) => self.append_rows(name, tensor, rows, out),
             (None, Some(part)) => self.append_part(name, tensor, part, rows, out),
             (Some(index), part) => {
@@ -105,7 +108,7 @@ mod tests {
             ("all".to_owned(), tensor(&[2, 4, 2], 300)),
         ]);
         let checkpoint = Checkpoint::from_memory(serde_json::Value::Null, tensors).expect("shapes fit");
-        let read = |name: &str| (checkpoint.shape(name).unwrap(), checkpoint.read_f32(name).unwrap());
+        let read = |name: &str| (checkpoint.shape(&name.into()).unwrap(), checkpoint.read_f32(&name.into()).unwrap());
         assert_eq!(read("fused[1..2 of 3]"), (vec![2, 2], vec![2.0, 3.0, 8.0, 9.0]));
         assert_eq!(read("fused[:, 1..2 of 2]"), (vec![6, 1], vec![1.0, 3.0, 5.0, 7.0, 9.0, 11.0]));
         assert_eq!(read("e.{0..2}.w[1..2 of 2]"), (vec![2, 1, 3], vec![103.0, 104.0, 105.0, 203.0, 204.0, 205.0]));
@@ -113,7 +116,7 @@ mod tests {
         assert_eq!(read("all[1, 1..2 of 4]"), (vec![1, 2], vec![310.0, 311.0]));
         assert_eq!(read("all[:, 1..2 of 4]"), (vec![2, 1, 2], vec![302.0, 303.0, 310.0, 311.0]));
         let mut rows = Vec::new();
-        checkpoint.read_rows_f32("fused[1..3 of 3]", 1..3, &mut rows).unwrap();
+        checkpoint.read_rows_f32(&"fused[1..3 of 3]".into(), 1..3, &mut rows).unwrap();
         assert_eq!(rows, [4.0, 5.0, 8.0, 9.0]);
         // A checkpoint that lacks the first component of every name.
         assert_eq!(read("model.e.0.w[0..1 of 2]"), (vec![1, 3], vec![100.0, 101.0, 102.0]));
@@ -121,7 +124,7 @@ mod tests {
             ("fused[0..2 of 4]", "the checkpoint in memory: fused is [6, 2]: it has no fused[0..2 of 4]"),
             ("e.{0..3}.w", "the checkpoint in memory: there is no tensor e.2.w; did you mean e.0.w?"),
         ] {
-            assert_eq!(checkpoint.shape(name).unwrap_err().to_string(), said);
+            assert_eq!(checkpoint.shape(&name.into()).unwrap_err().to_string(), said);
         }
     }
 
@@ -129,14 +132,14 @@ mod tests {
     fn made_up_checkpoints_have_the_tensors_of_real_ones() {
         let required =
             [("e.{0..2}.w", vec![2, 3, 4]), ("qkv[0..2 of 6]", vec![2, 4]), ("all[:, 0..2 of 4]", vec![3, 2, 5])];
-        let required = required.map(|(name, shape)| (name.to_owned(), shape));
+        let required = required.map(|(name, shape)| (WeightRef::from(name), shape));
         let checkpoint = Checkpoint::dummy(serde_json::Value::Null, &required, 1);
         assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["all", "e.0.w", "e.1.w", "qkv"]);
         for (name, shape) in &required {
             assert_eq!(checkpoint.shape(name).unwrap(), *shape, "{name}");
         }
-        let values = checkpoint.read_f32("e.{0..2}.w").unwrap();
-        assert_eq!(values[12..], checkpoint.read_f32("e.1.w").unwrap());
+        let values = checkpoint.read_f32(&"e.{0..2}.w".into()).unwrap();
+        assert_eq!(values[12..], checkpoint.read_f32(&"e.1.w".into()).unwrap());
         assert_ne!(values[..12], values[12..]);
     }
 }

@@ -64,23 +64,30 @@ fn a_directory_reads_every_plain_type() {
     let checkpoint = Checkpoint::open(&folder.0).unwrap();
     assert_eq!(checkpoint.config()["hidden_size"], 2);
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["bf16", "f16", "f32", "ids"]);
-    assert_eq!((checkpoint.shape("f32").unwrap(), checkpoint.dtype("bf16").unwrap()), (vec![3, 2], Dtype::Bf16));
-    assert_eq!(checkpoint.read_f32("f16").unwrap(), [1.5, -2.0]);
-    assert_eq!(checkpoint.read_f32("bf16").unwrap(), [3.0, -0.25]);
+    assert_eq!(
+        (checkpoint.shape(&"f32".into()).unwrap(), checkpoint.dtype("bf16").unwrap()),
+        (vec![3, 2], Dtype::Bf16)
+    );
+    assert_eq!(checkpoint.read_f32(&"f16".into()).unwrap(), [1.5, -2.0]);
+    assert_eq!(checkpoint.read_f32(&"bf16".into()).unwrap(), [3.0, -0.25]);
     let mut rows = vec![9.0; 5];
-    checkpoint.read_rows_f32("f32", 1..3, &mut rows).unwrap();
+    checkpoint.read_rows_f32(&"f32".into(), 1..3, &mut rows).unwrap();
     assert_eq!(rows, [2.0, 3.0, 4.0, 5.0]);
     assert_eq!(
-        checkpoint.read_rows_f32("f32", 2..4, &mut rows).unwrap_err().to_string(),
-        "rows 2..4 of tensor f32, which has 3"
+        checkpoint.read_rows_f32(&"f32".into(), 2..4, &mut rows).unwrap_err().to_string(),
+        "rows 2..4 of weight f32, which has 3"
     );
-    let unread = format!("{:#}", checkpoint.read_f32("ids").unwrap_err());
+    let unread = format!("{:#}", checkpoint.read_f32(&"ids".into()).unwrap_err());
     assert!(
         unread.contains("tensor ids [1]: I64 is not read; convert the checkpoint to one of: F32, F16, BF16"),
         "{unread}"
     );
     assert!(
-        checkpoint.read_f32("bf15").unwrap_err().to_string().ends_with("there is no tensor bf15; did you mean bf16?")
+        checkpoint
+            .read_f32(&"bf15".into())
+            .unwrap_err()
+            .to_string()
+            .ends_with("there is no tensor bf15; did you mean bf16?")
     );
 }
 
@@ -95,7 +102,7 @@ fn shards_are_found_with_and_without_an_index() {
     let index = |a: &str, b: &str| json!({ "weight_map": { "a": a, "b": b } }).to_string();
     let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
     folder.write("model.safetensors.index.json", index(one, two));
-    assert_eq!(Checkpoint::open(&folder.0).unwrap().read_f32("b").unwrap(), [1.0]);
+    assert_eq!(Checkpoint::open(&folder.0).unwrap().read_f32(&"b".into()).unwrap(), [1.0]);
 
     folder.write("model.safetensors.index.json", index(one, one));
     assert_eq!(
@@ -254,17 +261,17 @@ fn llamas_rotation_pairs_become_half_split_rows() {
     let rows = |range: Range<usize>| -> Vec<f32> {
         range.flat_map(|row| [0.0, 1.0, 2.0].map(|column| 10.0 * row as f32 + column)).collect()
     };
-    assert_eq!(checkpoint.shape(q).unwrap(), [12, 3]);
-    assert_eq!(checkpoint.read_f32(q).unwrap(), rows(0..12));
-    assert_eq!(checkpoint.read_f32(k).unwrap(), rows(0..6));
-    assert_eq!(checkpoint.read_f32(bias).unwrap(), (0..12).map(|row| row as f32).collect::<Vec<_>>());
+    assert_eq!(checkpoint.shape(&q.into()).unwrap(), [12, 3]);
+    assert_eq!(checkpoint.read_f32(&q.into()).unwrap(), rows(0..12));
+    assert_eq!(checkpoint.read_f32(&k.into()).unwrap(), rows(0..6));
+    assert_eq!(checkpoint.read_f32(&bias.into()).unwrap(), (0..12).map(|row| row as f32).collect::<Vec<_>>());
     let mut some = Vec::new();
-    checkpoint.read_rows_f32(q, 4..9, &mut some).unwrap();
+    checkpoint.read_rows_f32(&q.into(), 4..9, &mut some).unwrap();
     assert_eq!(some, rows(4..9));
 
     let other = Checkpoint::open(&folder.write("b.gguf", llama_with_heads("qwen2"))).unwrap();
     assert_eq!(
-        other.read_f32(bias).unwrap(),
+        other.read_f32(&bias.into()).unwrap(),
         [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0],
         "qwen2 is stored as it is"
     );
@@ -313,7 +320,7 @@ fn a_model_in_several_gguf_files_is_read_from_any_of_them() {
     for name in names {
         let checkpoint = Checkpoint::open(&folder.0.join(name)).unwrap();
         assert_eq!(checkpoint.config()["hidden_size"], 3);
-        let read = |name: &str| checkpoint.read_f32(name).unwrap();
+        let read = |name: &str| checkpoint.read_f32(&name.into()).unwrap();
         assert_eq!(read("model.embed_tokens.weight"), [100.0, 101.0, 102.0, 103.0, 104.0, 105.0]);
         assert_eq!(read("model.norm.weight"), [400.0, 401.0, 402.0]);
         assert_eq!(read("model.layers.0.self_attn.v_proj.weight")[..4], [300.0, 301.0, 302.0, 303.0]);
@@ -352,7 +359,7 @@ fn a_tied_head_has_no_other_values_of_its_own() {
         let named = [("model.embed_tokens.weight", table(1.0)), ("lm_head.weight", table(head))];
         let tensors = named.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect();
         let checkpoint = Checkpoint::from_memory(json!({}), tensors).unwrap();
-        let required = [("model.embed_tokens.weight".to_owned(), vec![300, 2])];
+        let required = [(WeightRef::whole("model.embed_tokens.weight"), vec![300, 2])];
         let spare = Spare { tied_head, ..Spare::default() };
         checkpoint.check_tied_head(&required, &spare).map_err(|error| error.to_string())
     };
@@ -370,7 +377,7 @@ fn tensors_in_memory_read_like_others() {
     let tensors = BTreeMap::from([("w".to_owned(), (vec![2, 2, 2], (0..8).map(|value| value as f32).collect()))]);
     let checkpoint = Checkpoint::from_memory(json!({}), tensors).unwrap();
     let mut rows = Vec::new();
-    checkpoint.read_rows_f32("w", 1..2, &mut rows).unwrap();
+    checkpoint.read_rows_f32(&"w".into(), 1..2, &mut rows).unwrap();
     assert_eq!(rows, [4.0, 5.0, 6.0, 7.0]);
     let short = BTreeMap::from([("w".to_owned(), (vec![2, 3], vec![0.0; 5]))]);
     assert_eq!(
@@ -381,17 +388,16 @@ fn tensors_in_memory_read_like_others() {
 
 #[test]
 fn made_up_weights_are_the_same_each_time_and_by_row() {
-    let shapes =
-        [("w".to_owned(), vec![100, 50]), ("norm.weight".to_owned(), vec![3]), ("b".to_owned(), vec![100, 50])];
+    let shapes = [("w".into(), vec![100, 50]), ("norm.weight".into(), vec![3]), ("b".into(), vec![100, 50])];
     let checkpoint = Checkpoint::dummy(json!({}), &shapes, 7);
-    let values = checkpoint.read_f32("w").unwrap();
-    assert_eq!(values, Checkpoint::dummy(json!({}), &shapes, 7).read_f32("w").unwrap());
-    assert_ne!(values, Checkpoint::dummy(json!({}), &shapes, 8).read_f32("w").unwrap());
-    assert_ne!(values, checkpoint.read_f32("b").unwrap());
+    let values = checkpoint.read_f32(&"w".into()).unwrap();
+    assert_eq!(values, Checkpoint::dummy(json!({}), &shapes, 7).read_f32(&"w".into()).unwrap());
+    assert_ne!(values, Checkpoint::dummy(json!({}), &shapes, 8).read_f32(&"w".into()).unwrap());
+    assert_ne!(values, checkpoint.read_f32(&"b".into()).unwrap());
     let mut rows = Vec::new();
-    checkpoint.read_rows_f32("w", 10..12, &mut rows).unwrap();
+    checkpoint.read_rows_f32(&"w".into(), 10..12, &mut rows).unwrap();
     assert_eq!(rows, values[500..600]);
-    assert_eq!(checkpoint.read_f32("norm.weight").unwrap(), [1.0; 3]);
+    assert_eq!(checkpoint.read_f32(&"norm.weight".into()).unwrap(), [1.0; 3]);
     let mean = values.iter().sum::<f32>() / 5000.0;
     let deviation = (values.iter().map(|value| value * value).sum::<f32>() / 5000.0).sqrt();
     assert!(mean.abs() < 0.001 && (deviation - 0.02).abs() < 0.001, "mean {mean}, deviation {deviation}");

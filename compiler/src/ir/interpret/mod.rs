@@ -18,7 +18,7 @@ pub use evaluate::evaluate;
 pub use maths::erf;
 pub use random::{nmse, random_run, random_tensor};
 
-use super::{Dim, Format, Graph, NodeId, Op, Results, Role, Type, Value, verify};
+use super::{Dim, Format, Graph, NodeId, Op, Results, Role, Type, Value, WeightRef, verify};
 
 /// Values with their shape, row-major. Token ids and positions are whole numbers below 2^24, so exact in f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,18 +70,18 @@ impl Tensor {
 pub struct Interpreter {
     graph: Graph,
     order: Vec<NodeId>,
-    weights: BTreeMap<String, Arc<Tensor>>,
+    weights: BTreeMap<WeightRef, Arc<Tensor>>,
     states: BTreeMap<String, Arc<Tensor>>,
     context: usize,
 }
 
 impl Interpreter {
-    /// Verifies the graph and fetches each weight once, by its name in the checkpoint. `context` is the number of cache
+    /// Verifies the graph and fetches each weight once. `context` is the number of cache
     /// positions; caches start as zeros.
     ///
     /// # Errors
     /// A graph that does not verify, a weight that cannot be fetched or has another shape than the graph says.
-    pub fn new(graph: &Graph, weights: impl Fn(&str) -> Result<Tensor>, context: usize) -> Result<Interpreter> {
+    pub fn new(graph: &Graph, weights: impl Fn(&WeightRef) -> Result<Tensor>, context: usize) -> Result<Interpreter> {
         verify(graph)?;
         let order = graph.ordered();
         let mut interpreter =

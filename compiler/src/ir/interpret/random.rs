@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::{Interpreter, Tensor, is_int, sizes};
-use crate::ir::{Graph, Op, Role, Type};
+use crate::ir::{Graph, Op, Role, Type, WeightRef};
 
 /// Runs a graph on random weights, caches and inputs, which depend on their names and the seed alone: graphs that
 /// compute the same from the same leaves return the same. A first step of `tokens` tokens is followed by a step of
@@ -17,10 +17,10 @@ pub fn random_run(graph: &Graph, seed: u64, tokens: usize, context: usize) -> Re
     crate::ir::verify(graph)?;
     let leaves: Vec<(&Op, &Type)> =
         graph.ordered().into_iter().map(|node| (graph.op(node), &graph.node(node).results[0])).collect();
-    let weight = |wanted: &str| {
+    let weight = |wanted: &WeightRef| {
         let is_wanted = |op: &Op| matches!(op, Op::Weight(name) if name == wanted);
         let (_, ty) = leaves.iter().find(|(op, _)| is_wanted(op)).context("only weights of the graph are asked for")?;
-        Ok(random_tensor(wanted, &sizes(ty, 0, context), seed))
+        Ok(random_tensor(&wanted.to_string(), &sizes(ty, 0, context), seed))
     };
     let mut interpreter = Interpreter::new(graph, weight, context)?;
     for (op, ty) in &leaves {

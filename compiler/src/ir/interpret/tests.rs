@@ -271,7 +271,7 @@ fn caches_persist_from_run_to_run() {
 %a = attention %x %k %v %p {scale=0.5} : f32[T, 1, 2]
 return %a, %k"#;
     let graph = Graph::parse(text).expect("it is a graph");
-    let weight = |name: &str| Ok(random_tensor(name, &[3, 2], 7));
+    let weight = |weight: &WeightRef| Ok(random_tensor(&weight.to_string(), &[3, 2], 7));
     let mut whole = Interpreter::new(&graph, weight, 4).expect("it verifies");
     let at_once = whole.run(&[0, 1, 2, 1], &[0, 1, 2, 3]).expect("it runs");
     let mut steps = Interpreter::new(&graph, weight, 4).expect("it verifies");

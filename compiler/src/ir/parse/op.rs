@@ -21,7 +21,7 @@ pub(super) fn build(
     let (named, leaf) = (leaf.is_some(), leaf.unwrap_or_default());
     let op = match name {
         "input" => Op::Input(leaf),
-        "weight" => Op::Weight(leaf),
+        "weight" => Op::Weight(leaf.into()),
         "state" => Op::State(leaf),
         "embedding" => Op::Embedding,
         "rms_norm" => Op::Norm(norm(&mut attributes, NormKind::Rms)?),

@@ -13,7 +13,7 @@ fn every_op() -> Vec<Op> {
     let mut ops = vec![
         Op::Input("tokens".into()),
         Op::Weight("odd \"name\" \\ ; % \n\u{7} ü {layer}".into()),
-        Op::Weight(String::new()),
+        Op::Weight("".into()),
         Op::State("keys.0".into()),
         Op::Embedding,
         Op::KvAppend,

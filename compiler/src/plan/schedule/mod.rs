@@ -14,7 +14,7 @@ use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, NormRows, 
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
 use super::{Arg, Cache, Io, Kernel, Part, Plan, Recipe, Step, StepKind, WeightBuffer};
-use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value};
+use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value, WeightRef};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
 pub(crate) const MULTIPROCESSORS: usize = 132;
@@ -140,7 +140,8 @@ impl<'g> Planner<'g> {
         if let Some(&known) = self.recipes.get(&recipe) {
             return known;
         }
-        let (name, bytes) = (recipe.tensors().join("+"), recipe.bytes());
+        let tensors: Vec<String> = recipe.tensors().iter().map(ToString::to_string).collect();
+        let (name, bytes) = (tensors.join("+"), recipe.bytes());
         self.weights.push(WeightBuffer { name, bytes, recipe: recipe.clone() });
         self.recipes.insert(recipe, self.weights.len() - 1);
         self.weights.len() - 1
@@ -484,7 +485,7 @@ impl<'p, 'g> Builder<'p, 'g> {
     }
 
     /// The name and the sizes of the weight that plays this role.
-    fn weight(&self, node: NodeId, role: Role) -> Result<(String, Vec<usize>)> {
+    fn weight(&self, node: NodeId, role: Role) -> Result<(WeightRef, Vec<usize>)> {
         let value = self.operand(node, role)?;
         match self.graph().op(value.node) {
             Op::Weight(name) => Ok((name.clone(), self.graph().type_of(value).fixed_sizes().collect())),

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::shapes::{matmul_shape, shape_matvec};
 use super::wgmma::wgmma_shape;
 use super::{Builder, Place};
-use crate::ir::{Activation, Epilogue, Matmul, NodeId, Norm, Op, Results, Role, Value};
+use crate::ir::{Activation, Epilogue, Matmul, NodeId, Norm, Op, Results, Role, Value, WeightRef};
 use crate::plan::kernels::{
     self, Elementwise, Embedding, Expression, KernelSpec, Matvec, SAMPLE_CLUSTER, Sample, Storage, Tiles,
 };
@@ -62,7 +62,7 @@ impl Builder<'_, '_> {
                 let rows = if matmul.transposed { sizes[1] } else { sizes[0] };
                 parts.push(self.part(node, Role::Weight(weight), rows)?);
             }
-            let biases: Vec<(Option<String>, usize)> = weights
+            let biases: Vec<(Option<WeightRef>, usize)> = weights
                 .iter()
                 .zip(&parts)
                 .map(|(&weight, part)| {

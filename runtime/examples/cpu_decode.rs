@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use fusec::ir::{
     Activation, Attention, Epilogue, Format, Graph, Matmul, Norm, NormKind, Op, Projection, Results, Rope, RopeScaling,
-    Type, Value, WeightRef,
+    State, Type, Value, WeightRef,
 };
 use fuserun::cpu::{CpuModel, CpuOptions, Logits, ReadBandwidth, Row, WeightSource};
 
@@ -103,8 +103,9 @@ fn graph() -> Graph {
         let results = [HEADS, KV_HEADS, KV_HEADS].map(|heads| Type::activation(&[heads, HEAD_DIM]));
         let qkv = graph.add(Op::Matmul(projections), &[x, n1, q, k, v], results.to_vec(), Some(layer));
         let cache = Type::cache(Format::F32, KV_HEADS, HEAD_DIM);
-        let [keys, values] = ["keys", "values"]
-            .map(|name| graph.value(Op::State(format!("{name}.{layer}")), &[], cache.clone(), Some(layer)));
+        let [keys, values] = ["keys", "values"].map(|name| {
+            graph.value(Op::State(State::cache(format!("{name}.{layer}"))), &[], cache.clone(), Some(layer))
+        });
         let attention = Attention {
             append: true,
             rope: Some(Rope { theta: 100000.0, dim: HEAD_DIM, interleaved: false, scaling: RopeScaling::None }),

@@ -28,6 +28,9 @@ fn the_device_room_makes_the_calls_it_should() {
     assert_eq!(
         std::fs::read_to_string(trace).unwrap(),
         "\
+fill 16 bytes with 0
+fill 16 bytes with 0
+fill 1 bytes with 255
 k3: attribute 8 = 100000
 k1: attribute 8 = 300000
 run k3 grid 4,2,1 block 256,1,1 shared 100000 args 1 2 18446744073709551615

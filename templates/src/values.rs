@@ -73,6 +73,9 @@ pub enum Scoring {
 }
 
 impl Scoring {
+    /// All of them.
+    pub const ALL: [Scoring; 2] = [Scoring::Softmax, Scoring::Sigmoid];
+
     /// `softmax` or `sigmoid`.
     pub fn name(self) -> &'static str {
         match self {

@@ -8,11 +8,12 @@ use std::process::Command;
 use fuse_tests::{TempFolder, nvrtc, root};
 use fusec::build::{Compiled, Options, compile_all};
 use fusec::plan::kernels::{Family, Read};
-use fusec::plan::{Plan, PlanOptions, TuningSource};
+use fusec::plan::{Plan, PlanOptions, Replay, Start, TuningSource};
 use fuserun::backend::{Backend, Device, LoadOptions};
+use fuserun::device::Gpu;
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::profile::Profile;
-use fuserun::step::{GpuEngine, MemoryReader, NOTHING};
+use fuserun::step::{EngineOptions, GpuEngine, MemoryReader, NOTHING, WeightSource};
 
 const TRACE: &str = "FAKE_CUDA_TRACE";
 const RUNS: usize = 2;
@@ -22,9 +23,6 @@ fn a_step_is_taken_apart_and_compared() {
     if std::env::var_os(TRACE).is_some() {
         return on_the_fake();
     }
-    let folder = TempFolder::new();
-    let trace = folder.path().join("trace.txt");
-    build_driver(folder.path());
     // NVRTC asks the driver library for more than the fake has: beside it, device code comes from what is kept.
     for batch in [1, 2] {
         compiled(&model(), vec![batch], PlanOptions::default().prompts);
@@ -32,16 +30,7 @@ fn a_step_is_taken_apart_and_compared() {
     let measuring =
         [(Read::CEILING.name(), Read::CEILING.source().unwrap()), ("nothing".to_string(), NOTHING.to_string())];
     device_code(&measuring.into());
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", "a_step_is_taken_apart_and_compared"]).env("LD_LIBRARY_PATH", folder.path());
-    again.env(TRACE, &trace).env("FAKE_CUDA_FREE", "100000000").env("FUSE_CACHE", root().join(".cache"));
-    let done = again.env("FUSE_NVRTC", nvrtc().path()).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr));
-
-    let trace = std::fs::read_to_string(trace).unwrap();
-    assert!(!trace.contains("MISUSE"), "{trace}");
-    let end = "context released, alive: 0 streams, 0 events, 0 modules, 0 graphs, 0 buffers, 0 pinned\n";
-    assert!(trace.ends_with(end), "everything is given back");
+    let trace = trace_of("a_step_is_taken_apart_and_compared");
     // One by one, outside a graph and without overlap: the near step's 11 launches in their order, a warm-up and the runs, then as often nothing.
     let lines: Vec<&str> =
         trace.lines().filter(|line| line.starts_with("run ") && !line.starts_with("run read_")).collect();
@@ -59,6 +48,48 @@ fn a_step_is_taken_apart_and_compared() {
     assert_eq!(firsts, 11 * (1 + RUNS) + compared);
     let lasts = trace.lines().filter(|line| line.starts_with("replay sample_")).count();
     assert_eq!(lasts, 1 + RUNS + compared);
+}
+
+/// Where the first state is one that each step changes for good, whatever goes back gives its sequence zeros first.
+#[test]
+fn states_begin_anew() {
+    // No other buffer has as many bytes.
+    let options = EngineOptions { context: 40, sequences: 2 };
+    let open = model();
+    let (mut plan, compiled) = compiled(&open, vec![1], PlanOptions::default().prompts);
+    let state = plan.states[0].bytes(options.context);
+    if std::env::var_os(TRACE).is_none() {
+        let trace = trace_of("states_begin_anew");
+        let begun = trace.lines().filter(|line| *line == format!("fill {state} bytes with 0")).count();
+        assert_eq!(begun, 3 + 3 + 1, "three times logits, three prompts, one run of decode steps: {trace}");
+        return;
+    }
+    (plan.states[0].start, plan.states[0].replay) = (Start::Zeros, Replay::Once);
+    let cubins = compiled.iter().map(|(name, kernel)| (name.as_str(), kernel.cubin.as_slice())).collect();
+    let gpu = Gpu::open(0).unwrap();
+    let mut engine = GpuEngine::load(gpu, plan, &cubins, WeightSource::Dummy, options).unwrap();
+    engine.logits(&[1, 2, 3], false).unwrap();
+    engine.logits(&[1, 2, 3], true).unwrap();
+    engine.uncaptured_logits(&[1, 2, 3]).unwrap();
+    engine.time_prompt(5, 3).unwrap();
+    engine.time_decode(1, 8, 4).unwrap();
+}
+
+/// What the driver notes while this program runs `test` on the fake.
+fn trace_of(test: &str) -> String {
+    let folder = TempFolder::new();
+    let trace = folder.path().join("trace.txt");
+    build_driver(folder.path());
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", test]).env("LD_LIBRARY_PATH", folder.path());
+    again.env(TRACE, &trace).env("FAKE_CUDA_FREE", "100000000").env("FUSE_CACHE", root().join(".cache"));
+    let done = again.env("FUSE_NVRTC", nvrtc().path()).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr));
+    let trace = std::fs::read_to_string(trace).unwrap();
+    assert!(!trace.contains("MISUSE"), "{trace}");
+    let end = "context released, alive: 0 streams, 0 events, 0 modules, 0 graphs, 0 buffers, 0 pinned\n";
+    assert!(trace.ends_with(end), "everything is given back");
+    trace
 }
 
 /// The fake driver is always done, as if launches did not lay ready: the reads ahead grow as far as they may.

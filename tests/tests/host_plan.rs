@@ -9,7 +9,7 @@ use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
 use fusec::plan::{KernelSpec, Launch, Plan, PlanOptions, RING, StepKind, Tuning};
 use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
-use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes, record};
+use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, record};
 use fuserun::weights::pack;
 
 /// With bf16 weights and activations, as on a GPU.
@@ -65,10 +65,10 @@ impl HostEngine {
         });
         let mut kept = packed.collect::<Result<Vec<HostBuffer>>>()?;
         let weights = kept.iter().map(HostBuffer::address).collect();
-        let sizes = (0..plan.caches.len()).map(|index| cache_bytes(&plan, index, CONTEXT, SEQUENCES));
-        let cache_buffers: Vec<HostBuffer> = sizes.map(HostBuffer::output::<u8>).collect();
-        let caches = cache_buffers.iter().map(HostBuffer::address).collect();
-        kept.extend(cache_buffers);
+        let sizes = plan.states.iter().map(|state| SEQUENCES * state.bytes(CONTEXT));
+        let state_buffers: Vec<HostBuffer> = sizes.map(HostBuffer::output::<u8>).collect();
+        let states = state_buffers.iter().map(HostBuffer::address).collect();
+        kept.extend(state_buffers);
 
         let arena = HostBuffer::output::<u8>(plan.arena_bytes);
         let idle = [-1i32; SEQUENCES];
@@ -90,7 +90,7 @@ impl HostEngine {
             ring: ring.address(),
         };
         kept.extend([sequences, parameters]);
-        let addresses = Addresses { weights, caches, arena: arena.address(), context: CONTEXT, io };
+        let addresses = Addresses { weights, states, arena: arena.address(), context: CONTEXT, io };
         Ok(HostEngine { plan, kernels, addresses, arena, tokens, positions, prompt, ring, _kept: kept })
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::{Arch, ResourceReport};
 
 /// The version of the file's layout. A reader takes its own alone.
-pub const FORMAT_VERSION: u32 = 9;
+pub const FORMAT_VERSION: u32 = 10;
 
 /// A compiled model without its weights.
 #[derive(Clone, Debug, Default, PartialEq)]

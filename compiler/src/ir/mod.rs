@@ -6,6 +6,7 @@ mod interpret;
 mod op;
 mod parse;
 mod patch;
+mod state;
 mod text;
 mod types;
 mod verify;
@@ -17,6 +18,7 @@ pub use interpret::{Interpreter, Tensor, erf, evaluate, nmse, random_run, random
 pub use op::{Attention, Epilogue, Experts, Matmul, Norm, Op, Projection, Role, Rope, RopeScaling, Route};
 pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
+pub use state::{Replay, Start, State};
 pub use types::{Dim, Type};
 pub use verify::{VerifyError, verify, verify_all};
 pub use weight::{Part, TensorName, WeightRef};

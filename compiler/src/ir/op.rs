@@ -4,7 +4,7 @@ use std::fmt;
 
 use fuse_kernels::{Activation, NormKind, RopeTable, Scoring};
 
-use super::WeightRef;
+use super::{State, WeightRef};
 
 /// What a node computes. Operands are ordered as [`Op::roles`] lists them.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,8 +13,8 @@ pub enum Op {
     Input(String),
     /// Tensors of the checkpoint, or a part of one.
     Weight(WeightRef),
-    /// What outlives a step: `keys.N` and `values.N`, the cache of layer N.
-    State(String),
+    /// What outlives a step, as it is before the step.
+    State(State),
     /// `table[ids]`.
     Embedding,
     /// `norm? → W x + b → activation or gate? → + residual? → sample?`
@@ -307,10 +307,38 @@ impl Op {
         }
     }
 
+    /// The states that the op changes: the role of each before the step, and the result that is it after the step.
+    pub fn next_states(&self) -> &'static [(Role, usize)] {
+        match self {
+            Op::KvAppend => &[(Role::Cache, 0)],
+            Op::Attention(attention) if attention.append => &[(Role::KeyCache, 1), (Role::ValueCache, 2)],
+            Op::Input(_)
+            | Op::Weight(_)
+            | Op::State(_)
+            | Op::Embedding
+            | Op::Matmul(_)
+            | Op::Norm(_)
+            | Op::Rope(_)
+            | Op::Attention(_)
+            | Op::Add
+            | Op::Mul
+            | Op::Glu
+            | Op::Activation(_)
+            | Op::Scale(_)
+            | Op::Softcap(_)
+            | Op::Clamp(_)
+            | Op::Reshape
+            | Op::Route(_)
+            | Op::Experts(_)
+            | Op::Sample => &[],
+        }
+    }
+
     /// What an op without operands stands for, as its text form names it.
     pub(super) fn leaf(&self) -> Option<String> {
         match self {
-            Op::Input(name) | Op::State(name) => Some(name.clone()),
+            Op::Input(name) => Some(name.clone()),
+            Op::State(state) => Some(state.name.clone()),
             Op::Weight(weight) => Some(weight.to_string()),
             _ => None,
         }

@@ -15,7 +15,9 @@
 use std::collections::HashMap;
 use std::fmt::{self, Write};
 
-use super::{Epilogue, Graph, Matmul, NodeId, Norm, NormKind, Op, Projection, Results, Rope, RopeScaling, Value};
+use super::{
+    Epilogue, Graph, Matmul, NodeId, Norm, NormKind, Op, Projection, Replay, Results, Rope, RopeScaling, Start, Value,
+};
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,7 +152,15 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
                 list.flag("proj_transposed", transposed);
             }
         }
-        Op::Input(_) | Op::Weight(_) | Op::State(_) | Op::Embedding | Op::KvAppend => {}
+        Op::State(state) => {
+            if state.start != Start::default() {
+                list.add("start", state.start.name().into());
+            }
+            if state.replay != Replay::default() {
+                list.add("replay", state.replay.name().into());
+            }
+        }
+        Op::Input(_) | Op::Weight(_) | Op::Embedding | Op::KvAppend => {}
         Op::Add | Op::Mul | Op::Glu | Op::Activation(_) | Op::Reshape | Op::Sample => {}
     }
     list.text

@@ -7,7 +7,9 @@ mod shapes;
 use std::collections::BTreeMap;
 
 use crate::description::{Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
-use crate::ir::{Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, Type, Value, WeightRef};
+use crate::ir::{
+    Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, State, Type, Value, WeightRef,
+};
 
 use shapes::{Heads, words};
 
@@ -231,7 +233,7 @@ impl Lowering<'_> {
         let positions = self.values["positions"];
         let cache = Type::cache(Format::BF16, k.count, k.size);
         let caches = [("keys", "k"), ("values", "v")].map(|(state, role)| {
-            let before = self.node(call, Op::State(format!("{state}.{layer}")), &[], cache.clone());
+            let before = self.node(call, Op::State(State::cache(format!("{state}.{layer}"))), &[], cache.clone());
             let step = self.operand(call, role);
             self.node(call, Op::KvAppend, &[before, step, positions], cache.clone())
         });

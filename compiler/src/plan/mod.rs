@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 pub use fuse_kernels as kernels;
 pub use fuse_kernels::{KernelSpec, RING, Reads};
+
+pub use crate::ir::{Replay, Start};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use tuning::{Tuning, TuningSource};
@@ -33,23 +35,61 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// Packed weights, in order of first use.
     pub weights: Vec<WeightBuffer>,
-    /// Key and value caches.
-    pub caches: Vec<Cache>,
+    /// What outlives a step, in order of first use.
+    pub states: Vec<StateBuffer>,
     /// Distinct kernels, in order of first use.
     pub kernels: Vec<Kernel>,
     /// The steps the runtime can take.
     pub steps: Vec<Step>,
 }
 
-/// The keys or the values of one layer: bfloat16 `[sequence][heads][context][padded]`.
+/// A state of the graph on the device, for each sequence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Cache {
+pub struct StateBuffer {
     /// The state's name in the graph.
     pub name: String,
-    /// Key heads.
-    pub heads: usize,
-    /// Values a head, rounded up to 8.
-    pub padded: usize,
+    /// What a sequence begins with.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub start: Start,
+    /// What running a step again does.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub replay: Replay,
+    /// How it lies there.
+    pub layout: StateLayout,
+}
+
+/// How a state lies on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateLayout {
+    /// The keys or the values of one layer: bfloat16 `[sequence][heads][context][padded]`.
+    Positions {
+        /// Key heads.
+        heads: usize,
+        /// Values per head, rounded up to 8.
+        padded: usize,
+    },
+    /// `[sequence][bytes]`.
+    Whole {
+        /// Bytes per sequence.
+        bytes: usize,
+    },
+}
+
+impl StateBuffer {
+    /// Bytes of one sequence with a context of that many positions; the most that a number holds, which no memory does, where it would be more.
+    pub fn bytes(&self, context: usize) -> usize {
+        match self.layout {
+            StateLayout::Positions { heads, padded } => {
+                [heads, context, padded, 2].into_iter().fold(1, usize::saturating_mul)
+            }
+            StateLayout::Whole { bytes } => bytes,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A kernel, and what a launch of it needs to know.
@@ -155,12 +195,12 @@ pub enum Arg {
     Null,
     /// A number.
     Number(u64),
-    /// The number of positions a cache holds a sequence.
+    /// The number of positions of each sequence's caches.
     Context,
     /// A packed weight, by index.
     Weight(usize),
-    /// A cache, by index.
-    Cache(usize),
+    /// A state, by index.
+    State(usize),
     /// A byte offset into the arena.
     Arena(usize),
     /// A buffer shared with the host, from row `.1` on.
@@ -227,7 +267,7 @@ impl Plan {
             for (index, launch) in step.launches.iter().enumerate() {
                 let inside = |arg: &Arg| match arg {
                     Arg::Weight(weight) => *weight < self.weights.len(),
-                    Arg::Cache(cache) => *cache < self.caches.len(),
+                    Arg::State(state) => *state < self.states.len(),
                     Arg::Arena(offset) => *offset < self.arena_bytes,
                     Arg::Io(_, row) => *row < rows.min(MOST_ROWS),
                     Arg::Null | Arg::Number(_) | Arg::Context => true,
@@ -311,7 +351,7 @@ mod tests {
             edges_per_layer: 1,
             arena_bytes: 64,
             weights: Vec::new(),
-            caches: Vec::new(),
+            states: Vec::new(),
             kernels: vec![Kernel::new(spec)],
             steps: vec![Step {
                 kind: StepKind::Decode { batch: 1 },
@@ -324,7 +364,7 @@ mod tests {
         for break_it in [
             |plan: &mut Plan| plan.steps[0].launches[0].kernel = 1,
             |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::Weight(0)),
-            |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::Cache(7)),
+            |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::State(7)),
             |plan: &mut Plan| plan.steps[0].launches[0].args.push(Arg::Arena(64)),
             |plan: &mut Plan| plan.steps[0].logits = Some(usize::MAX),
         ] {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use fusec::compile::Model;
-use fusec::plan::{Arg, Launch, Plan, Recipe, Step, StepKind};
+use fusec::plan::{Arg, Launch, Plan, Recipe, StateLayout, Step, StepKind};
 use sha2::{Digest, Sha256};
 
 /// The sources of a model's kernels in the order of the plan, without names and parameters.
@@ -44,7 +44,7 @@ pub fn whole(plan: &Plan) -> String {
 pub fn summary(plan: &Plan) -> String {
     let mut text = format!("{}\n", plan.summary());
     let bytes: usize = plan.weights.iter().map(|weight| weight.bytes).sum();
-    writeln!(text, "{} weights, {bytes} bytes; {} caches", plan.weights.len(), plan.caches.len())
+    writeln!(text, "{} weights, {bytes} bytes; {} caches", plan.weights.len(), plan.states.len())
         .expect("writing to a string");
     let name = |kernel: usize| plan.kernels[kernel].spec.family().stem();
     let near = Some(plan.decode_at(1, 0)).filter(|kind| matches!(kind, StepKind::Near { .. }));
@@ -101,9 +101,9 @@ fn buffers(plan: &Plan) -> String {
         };
         writeln!(text, "weight {index}: {tensors}, {how}, {} bytes", weight.bytes).expect("writing to a string");
     }
-    for (index, cache) in plan.caches.iter().enumerate() {
-        writeln!(text, "cache {index}: {}, {} heads of {}", cache.name, cache.heads, cache.padded)
-            .expect("writing to a string");
+    for (index, state) in plan.states.iter().enumerate() {
+        let StateLayout::Positions { heads, padded } = state.layout else { panic!("no shipped model has {state:?}") };
+        writeln!(text, "cache {index}: {}, {heads} heads of {padded}", state.name).expect("writing to a string");
     }
     text
 }
@@ -112,7 +112,7 @@ fn buffers(plan: &Plan) -> String {
 fn firsts(launches: &[Launch]) -> [usize; 2] {
     let args = || launches.iter().flat_map(|launch| &launch.args);
     let weight = args().filter_map(|arg| if let Arg::Weight(index) = arg { Some(*index) } else { None }).min();
-    let cache = args().filter_map(|arg| if let Arg::Cache(index) = arg { Some(*index) } else { None }).min();
+    let cache = args().filter_map(|arg| if let Arg::State(index) = arg { Some(*index) } else { None }).min();
     [weight.unwrap_or(0), cache.unwrap_or(0)]
 }
 
@@ -127,7 +127,7 @@ fn line(plan: &Plan, launch: &Launch, name: &dyn Fn(usize) -> String, [weight, c
             Arg::Number(number) => number.to_string(),
             Arg::Context => "context".into(),
             Arg::Weight(index) => format!("w{}", index - weight),
-            Arg::Cache(index) => format!("c{}", index - cache),
+            Arg::State(index) => format!("c{}", index - cache),
             Arg::Arena(offset) => format!("a{offset}"),
             Arg::Io(io, 0) => format!("{io:?}"),
             Arg::Io(io, row) => format!("{io:?}+{row}"),

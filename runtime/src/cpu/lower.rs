@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
-use fusec::ir::{Value, WeightRef};
+use fusec::ir::{State, Value, WeightRef};
 
 use super::experts::{HiddenStep, RouteStep, SumStep};
 use super::pack::{Recipe, WeightSource, vector};
@@ -97,15 +97,12 @@ impl<'a> Lowering<'a> {
             Op::Weight(_) => {}
             // The logits' user samples.
             Op::Sample => {}
-            Op::State(name) => {
+            Op::State(state) => {
+                ensure!(*state == State::cache(&state.name), "the state {state} is no cache by position");
                 let [heads, dim] = self.sizes(node.result(0))?;
                 let value = node.result(0);
-                ensure!(
-                    graph.use_count(value) == 1,
-                    "cache {name:?} is used as it was before the step, and appended to"
-                );
                 self.homes.insert(value, Home::Cache(self.caches.len()));
-                self.caches.push(CacheShape { name: name.clone(), heads, dim });
+                self.caches.push(CacheShape { name: state.name.clone(), heads, dim });
             }
             Op::Reshape => {
                 let x = self.operand(node, Role::X)?;

@@ -1,14 +1,14 @@
 //! Where the buffers of a plan are, and what a launch's arguments become.
 
-use fusec::plan::{Arg, Io, Plan, RING};
+use fusec::plan::{Arg, Io, RING};
 
 /// Device (or host) addresses of every buffer that a plan names.
 #[derive(Clone, Debug, Default)]
 pub struct Addresses {
     /// One a packed weight.
     pub weights: Vec<u64>,
-    /// One a cache.
-    pub caches: Vec<u64>,
+    /// One per state.
+    pub states: Vec<u64>,
     /// Activations.
     pub arena: u64,
     /// Positions a cache holds a sequence.
@@ -39,7 +39,7 @@ impl Addresses {
             Arg::Number(number) => number,
             Arg::Context => self.context as u64,
             Arg::Weight(index) => self.weights[index],
-            Arg::Cache(index) => self.caches[index],
+            Arg::State(index) => self.states[index],
             Arg::Arena(offset) => self.arena + offset as u64,
             Arg::Io(io, row) => {
                 let (address, bytes) = match io {
@@ -60,9 +60,3 @@ impl Addresses {
 
 /// Bytes of one record of sampling parameters (`struct Parameters` in sample.cu).
 pub const PARAMETER_BYTES: usize = 80;
-
-/// Bytes of a cache of a plan; the most that a number holds, which no memory does, where it would be more.
-pub fn cache_bytes(plan: &Plan, index: usize, context: usize, sequences: usize) -> usize {
-    let cache = &plan.caches[index];
-    [sequences, cache.heads, context, cache.padded, 2].into_iter().fold(1, usize::saturating_mul)
-}

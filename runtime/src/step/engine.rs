@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::plan::{Launch, Plan, RING, Recipe, Step, StepKind};
+use fusec::plan::{Launch, Plan, RING, Recipe, Start, StateBuffer, Step, StepKind};
 
-use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
+use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES};
 use super::chunks::chunks;
 use super::parameters::record;
 use crate::device::{
@@ -60,7 +60,7 @@ pub struct GpuEngine {
     pub(super) timed_sampling: SamplingParameters,
     io: IoBuffers,
     _weights: Vec<DeviceBuffer>,
-    _caches: Vec<DeviceBuffer>,
+    states: Vec<DeviceBuffer>,
     pub(super) gpu: Gpu,
 }
 
@@ -101,11 +101,11 @@ impl GpuEngine {
         let kernels = due
             .map(|step| Ok((step.kind, load_kernels(&gpu, &plan, cubins, step)?)))
             .collect::<Result<BTreeMap<_, _>>>()?;
-        let cache_sizes: Vec<usize> =
-            (0..plan.caches.len()).map(|index| cache_bytes(&plan, index, options.context, options.sequences)).collect();
-        check_fit(&gpu, &plan, &cache_sizes, options)?;
+        let state_bytes = |state: &StateBuffer| state.bytes(options.context).saturating_mul(options.sequences);
+        let state_sizes: Vec<usize> = plan.states.iter().map(state_bytes).collect();
+        check_fit(&gpu, &plan, &state_sizes, options)?;
         let weights = load_weights(&gpu, &plan, weights)?;
-        let caches = cache_sizes
+        let states = state_sizes
             .iter()
             .map(|&bytes| gpu.alloc_zeroed(bytes, "the KV cache"))
             .collect::<Result<Vec<DeviceBuffer>>>()?;
@@ -113,7 +113,7 @@ impl GpuEngine {
         let io = IoBuffers::new(&gpu, &plan, options.sequences)?;
         let addresses = Addresses {
             weights: weights.iter().map(DeviceBuffer::pointer).collect(),
-            caches: caches.iter().map(DeviceBuffer::pointer).collect(),
+            states: states.iter().map(DeviceBuffer::pointer).collect(),
             arena: arena.pointer(),
             context: options.context,
             io: io.addresses(),
@@ -129,7 +129,7 @@ impl GpuEngine {
             timed_sampling: SamplingParameters::default(),
             io,
             _weights: weights,
-            _caches: caches,
+            states,
             gpu,
         };
         for &kind in engine.kernels.keys() {
@@ -210,6 +210,7 @@ impl GpuEngine {
         let vocabulary = self.plan.vocabulary;
         let mut logits = vec![0f32; tokens.len() * vocabulary];
         self.set_parameters(0, &[], &SamplingParameters::default(), usize::MAX, &[])?;
+        self.begin(0)?;
         if by_step {
             for (position, (&token, row)) in tokens.iter().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
                 let kind = self.plan.decode_at(1, position);
@@ -261,6 +262,7 @@ impl GpuEngine {
 
     /// Puts a prompt into the cache of `sequence` and samples its next token.
     pub fn run_prompt(&mut self, sequence: usize, prompt: &[u32]) -> Result<()> {
+        self.begin(sequence)?;
         for chunk in chunks(prompt.len(), &self.prompt_sizes()) {
             self.upload_chunk(sequence, prompt, &chunk)?;
             self.replay(StepKind::Prompt { rows: chunk.rows })?;
@@ -271,19 +273,37 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// The logits of a step that is run launch by launch, without its graph and without overlap: the judge of capture.
-    pub fn uncaptured_logits(&self, kind: StepKind) -> Result<Vec<f32>> {
-        let step = self.step(kind)?;
-        let offset = step.logits.with_context(|| format!("a {kind:?} step has no logits"))?;
-        self.enqueue(&self.stream, kind, &step.launches, false)?;
-        self.stream.synchronize()?;
-        let rows = match kind {
-            StepKind::Decode { batch: rows } | StepKind::Near { batch: rows, .. } | StepKind::Score { rows } => rows,
-            StepKind::Prompt { .. } | StepKind::Last { .. } => 1,
-        };
-        let mut logits = vec![0f32; rows * self.plan.vocabulary];
-        self.arena.download(offset, bytemuck::cast_slice_mut(&mut logits))?;
+    /// The logits of the last of these tokens of one sequence, through decode steps that are run launch by launch, without their graphs and without
+    /// overlap: the judge of capture.
+    ///
+    /// # Errors
+    /// As [`GpuEngine::logits`].
+    pub fn uncaptured_logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.check_prompt(tokens)?;
+        self.begin(0)?;
+        let mut logits = vec![0f32; self.plan.vocabulary];
+        for (position, &token) in tokens.iter().enumerate() {
+            let kind = self.plan.decode_at(1, position);
+            let step = self.step(kind)?;
+            self.set_rows(&[(token, Some(position))])?;
+            self.enqueue(&self.stream, kind, &step.launches, false)?;
+            self.stream.synchronize()?;
+            let offset = step.logits.context("a decode step has logits")?;
+            self.arena.download(offset, bytemuck::cast_slice_mut(&mut logits))?;
+        }
         Ok(logits)
+    }
+
+    /// Gives the states of a sequence what they begin with, in stream order. What a step changes for good ([`fusec::plan::Replay::Once`]) is so right
+    /// wherever a sequence goes back: it always goes back to its beginning.
+    pub(super) fn begin(&self, sequence: usize) -> Result<()> {
+        for (state, buffer) in self.plan.states.iter().zip(&self.states) {
+            if state.start == Start::Zeros {
+                let bytes = state.bytes(self.options.context);
+                self.stream.fill(buffer, sequence * bytes, bytes, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets the next token and position of the first sequences; those without a position are idle.
@@ -494,10 +514,10 @@ impl IoBuffers {
 }
 
 /// One clear error before anything is loaded, rather than a late one.
-fn check_fit(gpu: &Gpu, plan: &Plan, caches: &[usize], options: EngineOptions) -> Result<()> {
+fn check_fit(gpu: &Gpu, plan: &Plan, states: &[usize], options: EngineOptions) -> Result<()> {
     let weights = plan.weights.iter().map(|weight| weight.bytes).fold(0, usize::saturating_add);
-    let caches = caches.iter().copied().fold(0, usize::saturating_add);
-    let wanted = [weights, caches, plan.arena_bytes].into_iter().fold(0, usize::saturating_add);
+    let states = states.iter().copied().fold(0, usize::saturating_add);
+    let wanted = [weights, states, plan.arena_bytes].into_iter().fold(0, usize::saturating_add);
     let (free, _) = gpu.memory()?;
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
     ensure!(
@@ -506,7 +526,7 @@ fn check_fit(gpu: &Gpu, plan: &Plan, caches: &[usize], options: EngineOptions) -
          {:.2} GiB free on {}; lower --max-context",
         plan.name,
         gib(weights),
-        gib(caches),
+        gib(states),
         options.sequences,
         options.context,
         gib(plan.arena_bytes),

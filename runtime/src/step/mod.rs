@@ -9,7 +9,7 @@ mod shape;
 mod timing;
 mod variant;
 
-pub use addresses::{Addresses, IoAddresses, PARAMETER_BYTES, cache_bytes};
+pub use addresses::{Addresses, IoAddresses, PARAMETER_BYTES};
 pub use ceiling::{MemoryReader, read_ceiling};
 pub use chunks::{Chunk, chunks};
 pub use engine::{EngineOptions, GpuEngine, WeightSource};

@@ -175,6 +175,7 @@ impl GpuEngine {
             self.options.context
         );
         for sequence in 0..batch {
+            self.begin(sequence)?;
             self.set_parameters(sequence, &[], &self.timed_sampling, usize::MAX, &[])?;
         }
         let rows: Vec<(u32, Option<usize>)> = (0..batch).map(|row| (row as u32 + 1, Some(depth))).collect();

@@ -33,11 +33,11 @@ impl GpuEngine {
     /// Captures the decode step of `batch`, for positions up to `reach`, of another plan, with the device code of its kernels by name. The engine must outlive its use.
     ///
     /// # Errors
-    /// A plan with other weights or caches, or without this step; device code that is missing.
+    /// A plan with other weights or states, or without this step; device code that is missing.
     pub fn variant(&self, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, batch: usize, reach: usize) -> Result<Variant> {
         ensure!(
-            plan.weights == self.plan.weights && plan.caches == self.plan.caches,
-            "the weights or caches of the two plans differ: they are not of one model"
+            plan.weights == self.plan.weights && plan.states == self.plan.states,
+            "the weights or states of the two plans differ: they are not of one model"
         );
         let kind = plan.decode_at(batch, reach);
         let step = plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))?;

@@ -98,7 +98,7 @@ static Result on_stream(Stream* stream, const char* call) {
 Result cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, Stream* s) { return memcpy((void*)to, from, size), on_stream(s, "cuMemcpyHtoDAsync"); }
 Result cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, Stream* s) { return memcpy(to, (void*)from, size), on_stream(s, "cuMemcpyDtoHAsync"); }
 Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream* s) { return memcpy((void*)to, (void*)from, size), on_stream(s, "cuMemcpyDtoDAsync"); }
-Result cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Stream* s) { return memset((void*)to, value, size), on_stream(s, "cuMemsetD8Async"); }
+Result cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Stream* s) { return trace("fill %zu bytes with %d", size, value), memset((void*)to, value, size), on_stream(s, "cuMemsetD8Async"); }
 
 // ---- modules and kernels
 

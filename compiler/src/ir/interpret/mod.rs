@@ -18,7 +18,7 @@ pub use evaluate::evaluate;
 pub use maths::erf;
 pub use random::{nmse, random_run, random_tensor};
 
-use super::{Dim, Format, Graph, NodeId, Op, Results, Role, Type, Value, WeightRef, verify};
+use super::{Dim, Format, Graph, NodeId, Op, Results, Type, Value, WeightRef, verify};
 
 /// Values with their shape, row-major. Token ids and positions are whole numbers below 2^24, so exact in f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,8 +99,8 @@ impl Interpreter {
                     );
                     interpreter.weights.insert(name.clone(), Arc::new(tensor));
                 }
-                Op::State(name) => {
-                    interpreter.states.entry(name.clone()).or_insert_with(|| Arc::new(Tensor::zeros(shape)));
+                Op::State(state) => {
+                    interpreter.states.entry(state.name.clone()).or_insert_with(|| Arc::new(Tensor::zeros(shape)));
                 }
                 _ => {}
             }
@@ -144,7 +144,7 @@ impl Interpreter {
                     vec![Arc::new(tensor)]
                 }
                 Op::Weight(name) => vec![self.weights[name].clone()],
-                Op::State(name) => vec![self.states[name].clone()],
+                Op::State(state) => vec![self.states[&state.name].clone()],
                 op => {
                     let operands = self.graph.operands(id);
                     let tensors: Vec<&Tensor> = operands.iter().map(|value| &*values[value]).collect();
@@ -184,15 +184,11 @@ impl Interpreter {
 
     /// The state that this value is the next version of, if it is the result of an append.
     fn appended_state(&self, value: Value) -> Option<String> {
-        let role = match (self.graph.op(value.node), value.result) {
-            (Op::KvAppend, 0) => Role::Cache,
-            (Op::Attention(attention), 1) if attention.append => Role::KeyCache,
-            (Op::Attention(attention), 2) if attention.append => Role::ValueCache,
-            _ => return None,
-        };
-        let before = self.graph.operand(value.node, role)?;
+        let next = self.graph.op(value.node).next_states();
+        let (role, _) = next.iter().find(|(_, result)| *result == value.result)?;
+        let before = self.graph.operand(value.node, *role)?;
         match self.graph.op(before.node) {
-            Op::State(name) => Some(name.clone()),
+            Op::State(state) => Some(state.name.clone()),
             _ => self.appended_state(before),
         }
     }

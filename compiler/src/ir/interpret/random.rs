@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::{Interpreter, Tensor, is_int, sizes};
-use crate::ir::{Graph, Op, Role, Type, WeightRef};
+use crate::ir::{Graph, Op, Role, Start, Type, WeightRef};
 
 /// Runs a graph on random weights, caches and inputs, which depend on their names and the seed alone: graphs that
 /// compute the same from the same leaves return the same. A first step of `tokens` tokens is followed by a step of
@@ -24,8 +24,10 @@ pub fn random_run(graph: &Graph, seed: u64, tokens: usize, context: usize) -> Re
     };
     let mut interpreter = Interpreter::new(graph, weight, context)?;
     for (op, ty) in &leaves {
-        if let Op::State(name) = op {
-            interpreter.set_state(name, random_tensor(name, &sizes(ty, 0, context), seed))?;
+        if let Op::State(state) = op
+            && state.start == Start::Any
+        {
+            interpreter.set_state(&state.name, random_tensor(&state.name, &sizes(ty, 0, context), seed))?;
         }
     }
     let ids_below = smallest_table(graph);

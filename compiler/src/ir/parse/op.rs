@@ -6,7 +6,7 @@ use super::ParseError;
 use super::scan::{Attribute, AttributeValue, Form, Scan};
 use crate::ir::text::weights_implied;
 use crate::ir::{Activation, Attention, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling};
-use crate::ir::{Route, Scoring};
+use crate::ir::{Replay, Route, Scoring, Start, State};
 
 /// The op of that name. `leaf` is the text in quotes after it, `results` how many types follow.
 pub(super) fn build(
@@ -18,11 +18,15 @@ pub(super) fn build(
     results: usize,
 ) -> Result<Op, ParseError> {
     let mut attributes = Attributes::new(scan, name, column, attributes);
-    let (named, leaf) = (leaf.is_some(), leaf.unwrap_or_default());
+    let (has_leaf, leaf) = (leaf.is_some(), leaf.unwrap_or_default());
     let op = match name {
         "input" => Op::Input(leaf),
         "weight" => Op::Weight(leaf.into()),
-        "state" => Op::State(leaf),
+        "state" => Op::State(State {
+            name: leaf,
+            start: named(&mut attributes, "start", &Start::ALL, Start::name)?.unwrap_or_default(),
+            replay: named(&mut attributes, "replay", &Replay::ALL, Replay::name)?.unwrap_or_default(),
+        }),
         "embedding" => Op::Embedding,
         "rms_norm" => Op::Norm(norm(&mut attributes, NormKind::Rms)?),
         "layer_norm" => Op::Norm(norm(&mut attributes, NormKind::Layer)?),
@@ -33,7 +37,8 @@ pub(super) fn build(
         "glu" => Op::Glu,
         "route" => Op::Route(Route {
             top_k: attributes.number("top_k")?,
-            scoring: scoring(&mut attributes)?,
+            scoring: named(&mut attributes, "scoring", &Scoring::ALL, Scoring::name)?
+                .ok_or_else(|| attributes.missing("scoring"))?,
             bias: attributes.flag("bias", false)?,
             normalise: attributes.flag("normalise", false)?,
             scale: attributes.optional_number("scale")?.unwrap_or(1.0),
@@ -56,7 +61,7 @@ pub(super) fn build(
     };
     attributes.finish()?;
     let is_leaf = matches!(op, Op::Input(_) | Op::Weight(_) | Op::State(_));
-    if named != is_leaf {
+    if has_leaf != is_leaf {
         let says = if is_leaf { "needs a name in double quotes" } else { "takes no name in quotes" };
         return Err(scan.error_at(column, format!("{name} {says}")));
     }
@@ -99,13 +104,19 @@ fn activation(attributes: &mut Attributes<'_>) -> Result<Option<Activation>, Par
     Activation::parse(word).ok_or_else(unknown).map(Some)
 }
 
-fn scoring(attributes: &mut Attributes<'_>) -> Result<Scoring, ParseError> {
-    let value = attributes.take("scoring").ok_or_else(|| attributes.missing("scoring"))?;
-    match attributes.word(&value, "`softmax` or `sigmoid`")? {
-        "softmax" => Ok(Scoring::Softmax),
-        "sigmoid" => Ok(Scoring::Sigmoid),
-        word => Err(attributes.error(&value, format!("expected `softmax` or `sigmoid`, found `{word}`"))),
-    }
+/// `attribute=word`, where the word is the name of one of `all`.
+fn named<V: Copy>(
+    attributes: &mut Attributes<'_>,
+    attribute: &str,
+    all: &[V],
+    name: impl Fn(V) -> &'static str,
+) -> Result<Option<V>, ParseError> {
+    let Some(value) = attributes.take(attribute) else { return Ok(None) };
+    let words: Vec<String> = all.iter().map(|&one| format!("`{}`", name(one))).collect();
+    let words = words.join(" or ");
+    let word = attributes.word(&value, &words)?;
+    let found = all.iter().copied().find(|&one| name(one) == word);
+    found.map(Some).ok_or_else(|| attributes.error(&value, format!("expected {words}, found `{word}`")))
 }
 
 fn attention(attributes: &mut Attributes<'_>, name: &str) -> Result<Attention, ParseError> {

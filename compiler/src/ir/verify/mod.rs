@@ -6,11 +6,11 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::text::Names;
-use super::{Graph, NodeId, Role, Type};
+use super::{Graph, NodeId, Op, Role, Type, Value};
 
 /// What is wrong with a graph, and at which node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,9 @@ pub fn verify_all(graph: &Graph) -> Vec<VerifyError> {
     let mut order = graph.ordered();
     let live: HashSet<NodeId> = order.iter().copied().collect();
     order.extend(graph.node_ids().into_iter().filter(|node| !live.contains(node)));
-    let failed = order.into_iter().filter_map(|node| Some((node, check(graph, node).err()?)));
+    let states = states(graph, &order);
+    let failed =
+        order.into_iter().filter_map(|node| Some((node, check(graph, node).err().or(states.get(&node).cloned())?)));
     let failed: Vec<(NodeId, String)> = failed.collect();
     if failed.is_empty() {
         return Vec::new();
@@ -62,6 +64,32 @@ pub fn verify_all(graph: &Graph) -> Vec<VerifyError> {
     let names = Names::of(graph);
     let error = |(node, message)| VerifyError { node: Some(node), line: names.line(graph, node), message };
     failed.into_iter().map(error).collect()
+}
+
+/// What is wrong with states: each has one node, and what reads it beside the op that changes it could see either value.
+fn states(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, String> {
+    let mut wrong = HashMap::new();
+    let mut known = HashSet::new();
+    let mut changed: HashMap<Value, NodeId> = HashMap::new();
+    for &node in order {
+        if let Op::State(state) = graph.op(node)
+            && !known.insert(&state.name)
+        {
+            wrong.insert(node, format!("the state {state} has another node: what changes one of them changes both"));
+        }
+        for before in graph.op(node).next_states().iter().filter_map(|&(role, _)| graph.operand(node, role)) {
+            changed.insert(before, node);
+        }
+    }
+    for &node in order {
+        for value in graph.operands(node) {
+            if let Some(&changer) = changed.get(&value).filter(|&&changer| changer != node) {
+                let message = format!("it reads a state as it is before {} changes it", graph.op(changer));
+                wrong.entry(node).or_insert(message);
+            }
+        }
+    }
+    wrong
 }
 
 /// A node's operands by role, and its results.

@@ -2,7 +2,7 @@
 
 use super::fused::{attention, matmul};
 use super::{Check, Checked};
-use crate::ir::{Dim, Format, Norm, Op, Role, Rope, RopeScaling, Type};
+use crate::ir::{Dim, Format, Norm, Op, Replay, Role, Rope, RopeScaling, Start, State, Type};
 
 /// Types and attributes of a node whose operands are complete.
 pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
@@ -26,7 +26,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             ty if is_float(ty) && !ty.shape.is_empty() && ty.fixed_sizes().count() == ty.shape.len() => Ok(()),
             ty => Err(format!("a weight is f32, f16 or bf16 of known sizes, not {ty}")),
         },
-        Op::State(_) => cache("result", result),
+        Op::State(state) => kept(state, result),
         Op::Embedding => {
             same("ids", node.get(Role::Ids), &Type::tokens())?;
             let table = node.get(Role::Table);
@@ -209,6 +209,20 @@ pub(super) fn cache(name: &str, ty: &Type) -> Check {
     match ty.shape[..] {
         [Dim::Context, Dim::Fixed(_), Dim::Fixed(_)] if is_float(ty) => Ok(()),
         _ => Err(format!("{name} is {ty}, but must be a cache f32, f16 or bf16[C, kv_heads, head_dim]")),
+    }
+}
+
+/// A state is a cache by position, or values that each step changes.
+fn kept(state: &State, ty: &Type) -> Check {
+    match state.replay {
+        Replay::Same => cache("result", ty),
+        Replay::Once if !is_float(ty) || ty.shape.is_empty() || ty.fixed_sizes().count() != ty.shape.len() => {
+            Err(format!("a state that each step changes is f32, f16 or bf16 of known sizes, not {ty}"))
+        }
+        Replay::Once if state.start == Start::Any => {
+            Err("a state that each step changes must begin with something: start=zeros".into())
+        }
+        Replay::Once => Ok(()),
     }
 }
 

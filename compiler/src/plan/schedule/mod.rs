@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, NormRows, Storage};
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
-use super::{Arg, Cache, Io, Kernel, Part, Plan, Recipe, Step, StepKind, WeightBuffer};
-use crate::ir::{Graph, NodeId, Norm, Op, Results, Role, Type, Value, WeightRef};
+use super::{Arg, Io, Kernel, Part, Plan, Recipe, StateBuffer, StateLayout, Step, StepKind, WeightBuffer};
+use crate::ir::{Dim, Graph, NodeId, Norm, Op, Results, Role, State, Type, Value, WeightRef};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
 pub(crate) const MULTIPROCESSORS: usize = 132;
@@ -105,7 +105,7 @@ struct Planner<'g> {
     head: Vec<NodeId>,
     weights: Vec<WeightBuffer>,
     recipes: HashMap<Recipe, usize>,
-    caches: Vec<Cache>,
+    states: Vec<StateBuffer>,
     kernels: Vec<Kernel>,
     steps: Vec<Step>,
     arena_bytes: usize,
@@ -129,7 +129,7 @@ impl<'g> Planner<'g> {
             head: head.to_vec(),
             weights: Vec::new(),
             recipes: HashMap::new(),
-            caches: Vec::new(),
+            states: Vec::new(),
             kernels: Vec::new(),
             steps: Vec::new(),
             arena_bytes: 0,
@@ -147,14 +147,19 @@ impl<'g> Planner<'g> {
         self.weights.len() - 1
     }
 
-    fn cache(&mut self, name: &str, ty: &Type) -> Result<usize> {
-        if let Some(known) = self.caches.iter().position(|cache| cache.name == name) {
+    fn state(&mut self, state: &State, ty: &Type) -> Result<usize> {
+        if let Some(known) = self.states.iter().position(|known| known.name == state.name) {
             return Ok(known);
         }
-        let sizes: Vec<usize> = ty.fixed_sizes().collect();
-        let [heads, head_dim] = sizes[..] else { bail!("cache {name} is {ty}, not [C, heads, head_dim]") };
-        self.caches.push(Cache { name: name.into(), heads, padded: head_dim.div_ceil(8) * 8 });
-        Ok(self.caches.len() - 1)
+        let layout = match ty.shape[..] {
+            [Dim::Context, Dim::Fixed(heads), Dim::Fixed(head_dim)] => {
+                StateLayout::Positions { heads, padded: head_dim.next_multiple_of(8) }
+            }
+            [Dim::Context, ..] => bail!("the state {state} is {ty}, not [C, heads, head_dim]"),
+            _ => StateLayout::Whole { bytes: ty.format.bytes(ty.row_size()).context("a state ends with a block")? },
+        };
+        self.states.push(StateBuffer { name: state.name.clone(), start: state.start, replay: state.replay, layout });
+        Ok(self.states.len() - 1)
     }
 
     fn kernel(&mut self, spec: KernelSpec) -> usize {
@@ -180,7 +185,7 @@ impl<'g> Planner<'g> {
             edges_per_layer: kernels_per_layer,
             arena_bytes: self.arena_bytes,
             weights: self.weights,
-            caches: self.caches,
+            states: self.states,
             kernels: self.kernels,
             steps: self.steps,
         }
@@ -278,9 +283,9 @@ impl<'p, 'g> Builder<'p, 'g> {
             self.covered = vec![node];
             match &op {
                 Op::Input(_) | Op::Weight(_) => {}
-                Op::State(name) => {
-                    let cache = self.planner.cache(name, self.graph().type_of(node.result(0)))?;
-                    self.set(node.result(0), Source::Ready(Arg::Cache(cache)), Storage::BF16);
+                Op::State(state) => {
+                    let state = self.planner.state(state, self.graph().type_of(node.result(0)))?;
+                    self.set(node.result(0), Source::Ready(Arg::State(state)), Storage::BF16);
                 }
                 Op::Embedding => self.embedding(node)?,
                 Op::Matmul(matmul) => self.matmul(node, matmul, sample)?,

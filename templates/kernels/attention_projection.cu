@@ -12,18 +12,18 @@ constexpr int GROUPS = BLOCK_HEADS / GROUP;               // of a row of x in a 
 constexpr int JOBS = BATCH * GROUPS;                      // of attention in a block
 constexpr int PARTS = JOBS < WARPS ? WARPS / JOBS : 1;    // warps that share a job
 constexpr int COLUMNS = BLOCK_HEADS * HEAD_DIM;           // of W in a block
-constexpr int BLOCK_PAIRS = COLUMNS / 32;
+constexpr int BLOCK_STEPS = COLUMNS / STEP;
 constexpr int SPLIT = SLICE >= WARPS ? 1 : WARPS / SLICE; // warps that share a row tile
 constexpr int STAGE_STRIDE = COLUMNS + 32;
 constexpr int RESULTS = 16 * SLICE * BATCH;               // of a cluster
 constexpr int SHARE = (RESULTS + CLUSTER - 1) / CLUSTER;  // and of a block
 constexpr int OWN = (SHARE + THREADS - 1) / THREADS;      // and of a thread
-static_assert(COLUMNS % 32 == 0 && KEY_HEADS % CLUSTER == 0, "a block's columns are whole pairs");
+static_assert(COLUMNS % STEP == 0 && KEY_HEADS % CLUSTER == 0, "a block's columns are whole steps");
 static_assert(BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 
 // What lies in dynamic shared memory, in this order.
 struct alignas(16) Shared {
-  Vec4 weights[SLICE][BLOCK_PAIRS * 64];
+  Vec4 weights[SLICE][BLOCK_STEPS * STEP_WORDS];
   Part parts[JOBS * PARTS > WARPS ? JOBS * PARTS : WARPS];   // before that, scratch of the warps that prepare heads
   Vec4 queries[BATCH * BLOCK_HEADS][2 * QUERY_STRIDE / 8];
   Vec4 fresh[BATCH * BLOCK_KEY_HEADS][2][PADDED / 8];
@@ -48,10 +48,10 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
   if (!LATE) launch_dependents();
   cluster_begin();
   if (threadIdx.x == 0) {
-    expect(&arrived, tiles * BLOCK_PAIRS * 1024);
+    expect(&arrived, tiles * BLOCK_STEPS * STEP_WORDS * 16);
 #pragma unroll 1
     for (int t = 0; t < tiles; t++)
-      copy_bulk(shared.weights[t], tile_pointer(weights, first_tile + t, rank * BLOCK_PAIRS), BLOCK_PAIRS * 1024, &arrived);
+      copy_bulk(shared.weights[t], tile_pointer(weights, first_tile + t, rank * BLOCK_STEPS), BLOCK_STEPS * STEP_WORDS * 16, &arrived);
   }
   // Of a warp's first job, all keys but the newest are from steps before.
   const auto span_of = [&](int job) {
@@ -125,11 +125,11 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     if (t >= tiles) break;
     float sum[2][4] = {};
 #pragma unroll 4
-    for (int pair = part; pair < BLOCK_PAIRS; pair += SPLIT) {
-      const Vec4* held = shared.weights[t] + 64 * pair + lane;
-      const Vec4 x = *(const Vec4*)((const u16*)shared.staged[group % BATCH] + 32 * pair + 8 * quad);
-      mma_bf16(sum[0], held[0], x.x, x.y);
-      mma_bf16(sum[1], held[32], x.z, x.w);
+    for (int step = part; step < BLOCK_STEPS; step += SPLIT) {
+      Held held;
+      load_again(held, shared.weights[t] + STEP_WORDS * step + lane);
+      const Vec4 x = *(const Vec4*)((const u16*)shared.staged[group % BATCH] + STEP * step + 8 * quad);
+      multiply(sum, held, x);
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {

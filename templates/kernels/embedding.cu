@@ -10,9 +10,6 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
   const int token = tokens[blockIdx.x];
   const int k = threadIdx.x + THREADS * blockIdx.y;
   if (k < K) {
-    // Column k lies in pair k / 32, in the share of quad k / 8 % 4; two of its eight columns fill one register of one tile.
-    const int tile = k / 4 % 2, half = k / 2 % 2, odd = k % 2, quad = k / 8 % 4, row = token % 16;
-    const u16* lane = (const u16*)(tile_pointer(weights, token / 16, k / 32) + tile * 32 + row % 8 * 4 + quad);
-    store(out + (u64)blockIdx.x * K + k, token < 0 ? 0.0f : load(lane + (row / 8 + 2 * half) * 2 + odd));
+    store(out + (u64)blockIdx.x * K + k, token < 0 ? 0.0f : value_of(tile_pointer(weights, token / 16, k / STEP), token % 16, k % STEP));
   }
 }

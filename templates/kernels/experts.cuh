@@ -1,8 +1,8 @@
 // The weights of routed experts: packed tiles each, experts one behind the other. A step reads each expert that one of its rows chose once,
 // for all of its rows: those that did not choose it have a share of zero.
 constexpr int BATCH = {{ batch }};              // rows of x
-constexpr int WARPS = {{ warps }};              // they take the pairs of a row tile in turn
-constexpr int DEPTH = {{ depth }};              // pairs of weights a warp has in flight
+constexpr int WARPS = {{ warps }};              // they take the steps of a row tile in turn
+constexpr int DEPTH = {{ depth }};              // steps of weights a warp has in flight
 constexpr int COPIES = {{ self.copies() }};            // of logits that are sums in fixed point, of rows not yet divided by their root mean square; 0: they are no such sums
 constexpr bool SUMMED = COPIES > 0;
 typedef {% if summed %}u64{% else %}float{% endif %} Logit;
@@ -13,9 +13,9 @@ static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column 
 static_assert(WARPS % 2 == 0 && BATCH <= WARPS, "a warp routes a row of x, and finishes its results: half of it half of the partial sums");
 static_assert(!SUMMED || !BIASED, "the choice is by the order of the logits, whatever they are yet to be divided by");
 static_assert(OUTPUTS == 1, "each expert has one result");
-static_assert(TILES * PAIRS < 1 << 24, "an offset in an expert is an int");
+static_assert(TILES * STEPS < 1 << 24, "an offset in an expert is an int");
 
-DEVICE const Vec4* expert_pointer(const Vec4* weights, int expert) { return weights + (u64)expert * TILES * PAIRS * 64; }
+DEVICE const Vec4* expert_pointer(const Vec4* weights, int expert) { return weights + (u64)expert * TILES * STEPS * STEP_WORDS; }
 
 // Logits that are sums: what blocks added to each copy.
 template <bool EARLY>

@@ -8,13 +8,13 @@ constexpr bool NORM = {{ norm.is_some() }};               // rms_norm of x
 constexpr float EPS = {{ self.eps() }};
 constexpr int ACTIVATION = {{ self.activation_code() }};
 static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
-constexpr int SHARE = (PAIRS + WARPS - 1) / WARPS;               // pairs of a row tile that a warp takes
-constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of pairs a row tile
-constexpr bool WHOLE = PAIRS == WARPS * DEPTH * CHUNKS;          // nothing is padded
+constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;               // steps of a row tile that a warp takes
+constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of steps a row tile
+constexpr bool WHOLE = STEPS == WARPS * DEPTH * CHUNKS;          // nothing is padded
 // x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for them, else two rounds.
 constexpr int ROUNDS = 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = ROUNDS == 1 ? 2 * BATCH : BATCH;
-constexpr int STAGED_K = PAIRS * 32;
+constexpr int STAGED_K = STEPS * STEP;
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
 constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // eights of a row a thread brings to shared memory
 
@@ -41,23 +41,22 @@ DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSE
   }
 }
 
-// Where a warp's pairs begin in a chunk of a row tile of an expert.
+// Where a warp's steps begin in a chunk of a row tile of an expert.
 DEVICE const Vec4* place_in(const Vec4* expert, int tile, int chunk, int warp, int lane) {
-  return expert + ((tile * PAIRS + warp + WARPS * DEPTH * chunk) * 64 + lane);
+  return expert + ((tile * STEPS + warp + WARPS * DEPTH * chunk) * STEP_WORDS + lane);
 }
 
-// Starts the loads of pair i of a chunk that begins at `from`.
-DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int chunk, int i, int warp) {
-  if (!(WHOLE || warp + WARPS * (DEPTH * chunk + i) < PAIRS)) return;
-  pair[0] = load_stream(from + WARPS * i * 64);
-  pair[1] = load_stream(from + WARPS * i * 64 + 32);
+// Starts the loads of step i of a chunk that begins at `from`.
+DEVICE void load_step(Held& held, const Vec4* from, int chunk, int i, int warp) {
+  if (!(WHOLE || warp + WARPS * (DEPTH * chunk + i) < STEPS)) return;
+  load_once(held, from + WARPS * i * STEP_WORDS);
 }
 
 // And those of the first chunk of a row tile.
-DEVICE void load_first(Vec4 (&held)[DEPTH][2], const Vec4* expert, int tile, int warp, int lane) {
+DEVICE void load_first(Held (&held)[DEPTH], const Vec4* expert, int tile, int warp, int lane) {
   const Vec4* from = place_in(expert, tile, 0, warp, lane);
 #pragma unroll
-  for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, 0, i, warp);
+  for (int i = 0; i < DEPTH; i++) load_step(held[i], from, 0, i, warp);
 }
 
 // weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
@@ -98,7 +97,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     if (row > 0) stage_row(staged, sums, v, w, row);
   }
   const int (&list)[MOST] = lists[warp];
-  Vec4 held[DEPTH][2];
+  Held held[DEPTH];
   int items = TOP_K * TILES;
   if (ALONE) {
     chosen = choose(logit, bias, top, lane, [&](int slot, int expert) {
@@ -139,22 +138,21 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     float sum[2][4] = {};
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      // Each pair makes room for the one a ring later: of the next chunk, or the next item.
+      // Each step makes room for the one a ring later: of the next chunk, or the next item.
       const bool same = chunk + 1 < CHUNKS;
       const int next = same ? item : item + gridDim.x, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = next < items ? place_in(expert_pointer(weights, list[next / TILES]), next % TILES, next_chunk, warp, lane) : nullptr;
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
-        const int pair = warp + WARPS * (DEPTH * chunk + i);
-        if (WHOLE || pair < PAIRS) {
+        const int step = warp + WARPS * (DEPTH * chunk + i);
+        if (WHOLE || step < STEPS) {
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
-            const Vec4 b = *(const Vec4*)(staged + (group % COLUMNS + round * BATCH) * STAGE_STRIDE + 32 * pair + 8 * quad);
-            mma_bf16(sum[0], held[i][0], b.x, b.y);
-            mma_bf16(sum[1], held[i][1], b.z, b.w);
+            const Vec4 b = *(const Vec4*)(staged + (group % COLUMNS + round * BATCH) * STAGE_STRIDE + STEP * step + 8 * quad);
+            multiply(sum, held[i], b);
           }
         }
-        if (from) load_pair(held[i], from, next_chunk, i, warp);
+        if (from) load_step(held[i], from, next_chunk, i, warp);
       }
     }
     leave_partial(partial[parity], sum, warp, lane);

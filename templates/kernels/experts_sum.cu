@@ -8,28 +8,26 @@ constexpr int SPLIT = {{ split }};              // blocks that share the columns
 constexpr bool STAGED = {{ staged }};           // the insides go through shared memory
 constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
 constexpr int COLUMNS = BATCH;
-constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile of an expert that a block takes
-constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
-constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE;           // nothing is padded
+constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile of an expert that a block takes
+constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
+constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE;           // nothing is padded
 constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is any ring
-constexpr int EXPERT_K = BLOCK_PAIRS * 32;                       // columns of an expert that a block brings to shared memory
+constexpr int EXPERT_K = BLOCK_STEPS * STEP;                       // columns of an expert that a block brings to shared memory
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 {% include "partial.cuh" %}
 
-// A warp's turns: SHARE pairs of the first listed expert, then those of the next. Whether a turn has one, and not padding.
-DEVICE bool is_pair(int turn, int rank, int warp) {
-  const int pair = warp + WARPS * (turn % SHARE);
-  return WHOLE || (pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+// A warp's turns: SHARE steps of the first listed expert, then those of the next. Whether a turn has one, and not padding.
+DEVICE bool is_step(int turn, int rank, int warp) {
+  const int step = warp + WARPS * (turn % SHARE);
+  return WHOLE || (step < BLOCK_STEPS && rank * BLOCK_STEPS + step < STEPS);
 }
 
-// Starts the loads of the pair of a turn. `offset`: where the warp's pairs of a row tile begin in an expert.
-DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* const (&list)[MOST], int offset, int turn, int rank, int warp) {
-  if (!is_pair(turn, rank, warp)) return;
-  const Vec4* from = list[turn / SHARE] + offset + turn % SHARE * WARPS * 64;
-  pair[0] = load_stream(from);
-  pair[1] = load_stream(from + 32);
+// Starts the loads of the step of a turn. `offset`: where the warp's steps of a row tile begin in an expert.
+DEVICE void load_step(Held& held, const Vec4* const (&list)[MOST], int offset, int turn, int rank, int warp) {
+  if (!is_step(turn, rank, warp)) return;
+  load_once(held, list[turn / SHARE] + offset + turn % SHARE * WARPS * STEP_WORDS);
 }
 
 // Eight of the columns of the expert at `slot` for row b.
@@ -72,11 +70,11 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   warp_barrier();
   const Vec4* const (&list)[MOST] = pointers[warp];
   const int turns = count * SHARE, chunks = (turns + DEPTH - 1) / DEPTH;
-  int offset = (first_tile * PAIRS + rank * BLOCK_PAIRS + warp) * 64 + lane;
-  Vec4 held[DEPTH][2];
+  int offset = (first_tile * STEPS + rank * BLOCK_STEPS + warp) * STEP_WORDS + lane;
+  Held held[DEPTH];
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
-    if ((FULL || i < turns) && first_tile < TILES) load_pair(held[i], list, offset, i, rank, warp);
+    if ((FULL || i < turns) && first_tile < TILES) load_step(held[i], list, offset, i, rank, warp);
   wait_for_dependencies();
   if (LATE) launch_dependents();
 
@@ -107,22 +105,21 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     if (writes && residual && rank == 0) add = residual[warp * ROWS[0] + row];
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
-      // Each pair makes room for the one a ring later: of the next chunk, or the next row tile.
+      // Each step makes room for the one a ring later: of the next chunk, or the next row tile.
       const bool same = chunk + 1 < chunks;
       const int next_chunk = same ? chunk + 1 : 0;
       const bool more = same || tile + teams < TILES;
-      if (!same) offset += teams * PAIRS * 64;
+      if (!same) offset += teams * STEPS * STEP_WORDS;
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         const int turn = DEPTH * chunk + i, next = DEPTH * next_chunk + i;
-        if ((FULL || turn < turns) && is_pair(turn, rank, warp)) {
-          const int b = group % BATCH, slot = turn / SHARE, k = 32 * (warp + WARPS * (turn % SHARE)) + 8 * quad;
+        if ((FULL || turn < turns) && is_step(turn, rank, warp)) {
+          const int b = group % BATCH, slot = turn / SHARE, k = STEP * (warp + WARPS * (turn % SHARE)) + 8 * quad;
           const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k)
                                 : load_hidden(hidden, ALONE ? slots[warp][slot] : slot, b, rank * EXPERT_K + k);
-          mma_bf16(sum[0], held[i][0], v.x, v.y);
-          mma_bf16(sum[1], held[i][1], v.z, v.w);
+          multiply(sum, held[i], v);
         }
-        if (more && (FULL || next < turns)) load_pair(held[i], list, offset, next, rank, warp);
+        if (more && (FULL || next < turns)) load_step(held[i], list, offset, next, rank, warp);
       }
     }
     leave_partial(partial[parity], sum, warp, lane);

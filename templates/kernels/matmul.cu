@@ -5,7 +5,7 @@
 constexpr int ROW_TILES = {{ row_tiles }};      // row tiles a warp
 constexpr int COLUMNS = {{ columns }};          // groups of eight rows of x a warp
 constexpr int ROW_WARPS = {{ row_warps }};      // warps side by side over the row tiles
-constexpr int SPLIT = {{ split }};              // warps that take the pairs of the same row tiles in turn
+constexpr int SPLIT = {{ split }};              // warps that take the steps of the same row tiles in turn
 constexpr bool PAIRED = {{ paired }};           // a row of x is K rounded values, then K times what rounding left
 constexpr int ACTIVATION = {{ self.activation_code() }};
 {% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
@@ -17,20 +17,19 @@ constexpr int TOP_K = {{ gather.top_k }};              // experts a row
 constexpr bool BY_PAIR = {{ gather.by_pair }};         // x has a row for each expert of a row, which have their shares already
 {% endif %}
 struct Fragments {
-  Vec4 weights[ROW_TILES][2], rows[COLUMNS];
+  Held weights[ROW_TILES];
+  Vec4 rows[COLUMNS];
 };
 
-DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int pair) {
+DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int step) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
-  if (pair >= PAIRS) return;
+  if (step >= STEPS) return;
 #pragma unroll
   for (int r = 0; r < ROW_TILES; r++) {
-    const Vec4* tile = tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, pair);
-    f.weights[r][0] = tile[lane];
-    f.weights[r][1] = tile[32 + lane];
+    load_again(f.weights[r], tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, step) + lane);
   }
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, 32 * pair + 8 * quad);
+  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, STEP * step + 8 * quad);
 }
 {% if gather.is_some() %}
 // A row that goes to the expert: its number among the results of all rows and experts, and its share.
@@ -82,7 +81,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   block_barrier();
   if (first_row >= taken) return;
   rows = taken;
-  weights += (u64)blockIdx.z * TILES * PAIRS * 64;
+  weights += (u64)blockIdx.z * TILES * STEPS * STEP_WORDS;
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
     const Taker& taker = takers[first_row + 8 * c + group < taken ? 8 * c + group : 0];
@@ -95,27 +94,25 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   if (first_tile < TILES) {
     Fragments now, next;
     load_fragments(now, weights, x, source, first_tile, part);
-    for (int pair = part; pair < PAIRS; pair += SPLIT) {
-      load_fragments(next, weights, x, source, first_tile, pair + SPLIT);
+    for (int step = part; step < STEPS; step += SPLIT) {
+      load_fragments(next, weights, x, source, first_tile, step + SPLIT);
       Vec4 left[COLUMNS];
       if (PAIRED) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, 32 * pair + 8 * quad);
+        for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, STEP * step + 8 * quad);
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-          mma_bf16(sum[r][c], now.weights[r][0], now.rows[c].x, now.rows[c].y);
-          mma_bf16(sum[r][c], now.weights[r][1], now.rows[c].z, now.rows[c].w);
+          multiply(sum[r][c], now.weights[r], now.rows[c]);
         }
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS && PAIRED; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-          mma_bf16(sum[r][c], now.weights[r][0], left[c].x, left[c].y);
-          mma_bf16(sum[r][c], now.weights[r][1], left[c].z, left[c].w);
+          multiply(sum[r][c], now.weights[r], left[c]);
         }
       }
       now = next;

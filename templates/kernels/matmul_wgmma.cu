@@ -14,7 +14,7 @@ constexpr bool TILED = {{ tiles.out.is_tiled() }};             // results are in
 constexpr int BLOCK_TILES = 8 * PIECES;         // row tiles a block
 constexpr int BLOCK_RESULTS = BLOCK_TILES * TILE_ROWS;
 constexpr int GROUPS = (TILES + BLOCK_TILES - 1) / BLOCK_TILES;
-constexpr int STEPS = K / 64 / SPLIT;             // stages a job
+constexpr int ROUNDS = K / 64 / SPLIT;            // stages of a job
 constexpr int TILE_BYTES = 2048, ROW_BYTES = 128;               // of a stage
 constexpr int WEIGHT_BYTES = BLOCK_TILES * TILE_BYTES, PART_BYTES = COLUMNS * ROW_BYTES, STAGE_BYTES = WEIGHT_BYTES + PARTS * PART_BYTES;
 constexpr int UNITS = BLOCK_TILES * COLUMNS / 8;                // results of a row tile and eight rows of x: four a lane
@@ -24,6 +24,7 @@ constexpr int BATCH = COLUMNS / 8 < 8 ? COLUMNS / 8 : 8;        // units whose r
 constexpr int RUN = UNITS / SPLIT < WORKERS / 32 ? 1 : UNITS / SPLIT / (WORKERS / 32);   // of units, which a warp finishes after a split
 constexpr int RUN_BATCH = RUN < 4 ? RUN : 4;
 constexpr bool STAGED = TILED && SPLIT == 1;                    // results leave by bulk copies
+static_assert(STEP == 32, "a lane has a fragment of 16 columns in a 16-byte word");
 static_assert(K % (64 * SPLIT) == 0, "a stage is 64 columns");
 static_assert(SPLIT == 1 || COLUMNS / 8 % RUN == 0, "a run is of one row tile");
 static_assert(SPLIT == 1 || UNITS * 512 <= STAGES * STAGE_BYTES, "sums of a block fit where its stages were");
@@ -54,7 +55,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
   char* const stages = shared_memory() + (0u - shared_offset(shared_memory())) % 1024;
   u16* const staged = (u16*)(stages + STAGES * STAGE_BYTES);   // STAGED: [BLOCK_RESULTS / 64][COLUMNS][64]
   const int rows = (int)row_count, jobs = GROUPS * ((rows + COLUMNS - 1) / COLUMNS);
-  const int rank = SPLIT > 1 ? (int)blockIdx.x % SPLIT : 0, first_step = STEPS * rank;
+  const int rank = SPLIT > 1 ? (int)blockIdx.x % SPLIT : 0, first_step = ROUNDS * rank;
   const int first_job = blockIdx.x / SPLIT, turn = gridDim.x / SPLIT;
   launch_dependents();
   if (threadIdx.x == 0) {
@@ -71,7 +72,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
       if (copier == 0 && lane == 0) barrier_expect(&full[slot], WEIGHT_BYTES + PARTS * job.count * ROW_BYTES);
       const int tile = lane * COPIERS + copier;
       if (tile < BLOCK_TILES)
-        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + tile * TILE_BYTES), tile_pointer(weights, least(job.tile + tile, TILES - 1), 2 * (first_step + step)),
+        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + tile * TILE_BYTES), tile_pointer(weights, least(job.tile + tile, TILES - 1), 64 / STEP * (first_step + step)),
                   TILE_BYTES, &full[slot]);
     };
     const auto copy_rows = [&](const Job& job, int step, int slot) {
@@ -79,7 +80,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
         copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + WEIGHT_BYTES + lane * PART_BYTES),
                   (const Vec4*)(x + ((u64)((first_step + step) * PARTS + lane) * rows + job.row) * 64), job.count * ROW_BYTES, &full[slot]);
     };
-    constexpr int early = STAGES < STEPS ? STAGES : STEPS;
+    constexpr int early = STAGES < ROUNDS ? STAGES : ROUNDS;
     Job job = job_of(first_job, rows);
 #pragma unroll 1
     for (int s = 0; s < early; s++) copy_weights(job, s, s);
@@ -91,7 +92,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
     for (int at = first_job; at < jobs; at += turn) {
       job = job_of(at, rows);
 #pragma unroll 1
-      for (int step = at == first_job ? early : 0; step < STEPS; step++) {
+      for (int step = at == first_job ? early : 0; step < ROUNDS; step++) {
         barrier_wait(&empty[slot], phase);
         copy_weights(job, step, slot);
         copy_rows(job, step, slot);
@@ -148,11 +149,11 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
     barrier_wait(&full[slot], phase);
     load_fragments(fragments[0]);
     int step = 0;
-    for (; step + 1 < STEPS; step += 2) {
+    for (; step + 1 < ROUNDS; step += 2) {
       multiply_stage(fragments[0], fragments[1], true);
-      multiply_stage(fragments[1], fragments[0], step + 2 < STEPS);
+      multiply_stage(fragments[1], fragments[0], step + 2 < ROUNDS);
     }
-    if (STEPS % 2 == 1) multiply_stage(fragments[0], fragments[1], false);
+    if (ROUNDS % 2 == 1) multiply_stage(fragments[0], fragments[1], false);
     await_products<0>();
     warp_barrier();
     if (lane == 0) barrier_arrive(&empty[before]);

@@ -4,39 +4,36 @@
 constexpr int ROUTED = {{ routed }};                          // logits a row of x
 constexpr int COPIES = {{ crate::ROUTER_COPIES }};                           // of the sums, which blocks add to in turn: who reads adds them up
 constexpr int ROUTER_TILES = (ROUTED + 15) / 16;              // row tiles of the router's weight
-constexpr int ROUTER_PAIRS = (ROWS[0] + 31) / 32;             // pairs each of them has
-constexpr int SLICE = UNIT * ROUTER_TILES;                    // pairs that a unit needs
+constexpr int ROUTER_STEPS = (ROWS[0] + STEP - 1) / STEP;     // steps of each of them
+constexpr int SLICE = UNIT * ROUTER_TILES;                    // steps that a unit needs
+static_assert(STEP == 32, "a row tile of results is half of a step");
 static_assert(OUTPUTS == 1 && !GATED && !ARGMAX, "the router reads one result");
 
 static_assert(ROWS[0] % 16 == 0, "row tiles are whole, and the norm's weights come 16 bytes at a time");
 
-// Starts the copies of the pairs in which the rows of a unit are columns, and of the norm's weights for those.
-DEVICE void copy_router(Vec4 (&slice)[SLICE][64], Vec4 (&norm)[UNIT * 4], const Vec4* router, const float* router_norm, int unit) {
+// Starts the copies of the steps in which the rows of a unit are columns, and of the norm's weights for those.
+DEVICE void copy_router(Vec4 (&slice)[SLICE][STEP_WORDS], Vec4 (&norm)[UNIT * 4], const Vec4* router, const float* router_norm, int unit) {
   const int fours = unit * UNIT * 4 + threadIdx.x;
   if (router_norm && threadIdx.x < UNIT * 4 && fours < TILES * 4) copy_async(&norm[threadIdx.x], (const Vec4*)router_norm + fours);
-  for (int i = threadIdx.x; i < SLICE * 64; i += THREADS) {
-    const int tile = unit * UNIT + i / 64 / ROUTER_TILES;
-    if (tile < TILES) copy_async(&slice[i / 64][i % 64], router + ((u64)(i / 64 % ROUTER_TILES) * ROUTER_PAIRS + tile / 2) * 64 + i % 64);
+  for (int i = threadIdx.x; i < SLICE * STEP_WORDS; i += THREADS) {
+    const int tile = unit * UNIT + i / STEP_WORDS / ROUTER_TILES;
+    if (tile < TILES) copy_async(&slice[i / STEP_WORDS][i % STEP_WORDS], router + ((u64)(i / STEP_WORDS % ROUTER_TILES) * ROUTER_STEPS + tile / 2) * STEP_WORDS + i % STEP_WORDS);
   }
 }
 
 // Adds what the results of a unit, times the norm's weights, make of each logit: a warp takes a row tile of the router. A row tile here is one
-// half of a pair there, two of a row's four lanes.
-DEVICE void add_logits(u64* logits, const Vec4 (&slice)[SLICE][64], const float (&fresh)[BATCH][UNIT * 16], int unit, int warp, int lane) {
+// half of a step there, two of a row's four lanes.
+DEVICE void add_logits(u64* logits, const Vec4 (&slice)[SLICE][STEP_WORDS], const float (&fresh)[BATCH][UNIT * 16], int unit, int warp, int lane) {
   const int group = lane / 4, quad = lane % 4, copy = blockIdx.x % COPIES;
   for (int i = warp; i < SLICE; i += WARPS) {
     const int tile = i / ROUTER_TILES, half = (unit * UNIT + tile) % 2, logit = i % ROUTER_TILES * 16 + group + quad % 2 * 8;
     if (unit * UNIT + tile >= TILES) break;
-    const Vec4 a = slice[i][lane], b = slice[i][32 + lane];
-    const u32 even[4] = {a.x, a.z, b.x, b.z}, odd[4] = {a.y, a.w, b.y, b.w};   // of rows group and group + 8
+    Held held;
+    load_again(held, &slice[i][lane]);
     for (int row = 0; row < BATCH; row++) {
       const float* h = &fresh[row][tile * 16 + quad % 2 * 8];
       float low = 0.0f, high = 0.0f;
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        low += bf16_low(even[j]) * h[2 * j] + bf16_high(even[j]) * h[2 * j + 1];
-        high += bf16_low(odd[j]) * h[2 * j] + bf16_high(odd[j]) * h[2 * j + 1];
-      }
+      dot(low, high, held, h);
       low += shuffle_xor(low, 1), high += shuffle_xor(high, 1);
       if (quad / 2 == half && logit < ROUTED) accumulate(logits + (copy * BATCH + row) * ROUTED + logit, fixed_of(quad % 2 ? high : low));
     }

@@ -1,8 +1,7 @@
-// Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
-// pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
-// of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+// A packed weight: row tiles of 16 rows, each a run of steps.
+{% include "weights.cuh" %}
 constexpr int K = {{ tiles.k }};                          // columns
-constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
+constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
 constexpr int OUTPUTS = {{ tiles.rows.len() }};              // weights packed one behind the other, each in its own row tiles
 constexpr int ROWS[3] = { {{ tiles.row(0) }}, {{ tiles.row(1) }}, {{ tiles.row(2) }} };   // rows of each
 constexpr bool GATED = {{ tiles.gated }};                 // a row tile is 8 rows of the gate above 8 rows of the other
@@ -13,7 +12,7 @@ constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
 typedef {{ tiles.out }} Out;                         // storage of the results
 
-DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
+DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
 // Eight consecutive bfloat16 of an activation row, zeros beyond K.
 DEVICE Vec4 load_activations(const u16* row, int k) {

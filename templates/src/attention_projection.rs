@@ -61,7 +61,7 @@ impl Family for AttentionProjection {
         let Heads { heads, key_heads, head_dim, group, warps, .. } = self.attention;
         let (block_heads, block_key_heads) = (heads / self.cluster, key_heads / self.cluster);
         let columns = block_heads * head_dim;
-        let weights = self.slice * columns / 32 * 1024;
+        let weights = self.tiles.packed().bytes_of(self.slice, columns);
         let jobs = self.batch * block_heads / group;
         let parts = (jobs * (warps / jobs).max(1)).max(warps);
         let part = (group * (head_dim.next_multiple_of(64) + 4) * 4 + group * 8).next_multiple_of(16);

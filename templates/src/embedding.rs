@@ -40,6 +40,6 @@ impl Family for Embedding {
     }
 
     fn reads(&self, rows: usize) -> Reads {
-        Reads::of_weights(rows * self.tiles.k * 2)
+        Reads::of_weights(rows * self.tiles.row_bytes())
     }
 }

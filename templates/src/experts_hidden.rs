@@ -89,7 +89,7 @@ impl Family for ExpertsHidden {
 
     /// The rows of x, a hi/lo split of each.
     fn shared_bytes(&self) -> usize {
-        2 * self.batch * (self.tiles.pairs() * 32 + 32) * 2
+        2 * self.batch * (self.tiles.padded_k() + 32) * 2
     }
 
     fn reads(&self, rows: usize) -> Reads {

@@ -41,7 +41,9 @@ impl ExpertsSum {
     }
 
     fn stage_bytes(&self) -> usize {
-        self.batch * (self.route.most(self.batch) * self.tiles.pairs().div_ceil(self.split) * 32 + 32) * 2
+        self.batch
+            * (self.route.most(self.batch) * self.tiles.steps().div_ceil(self.split) * self.tiles.packed().columns + 32)
+            * 2
     }
 
     /// Copies of the sums that the logits are; 0: they are no sums.

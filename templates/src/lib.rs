@@ -42,7 +42,7 @@ pub use read::Read;
 pub use rope::RopeRows;
 pub use route::{Route, RouteRows};
 pub use sample::{RING, SAMPLE_CLUSTER, Sample};
-pub use values::{Activation, Float, Format, NormKind, RopeTable, Scoring, Splits, Storage, Tiles};
+pub use values::{Activation, Float, Format, NormKind, Packed, RopeTable, Scoring, Splits, Storage, Tiles};
 
 /// `vocabulary.h`: the device vocabulary in plain C++, for the host build.
 pub const HOST_VOCABULARY: &str = include_str!("../host/vocabulary.h");

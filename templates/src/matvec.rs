@@ -106,7 +106,7 @@ impl Matvec {
     }
 
     fn stage_bytes(&self) -> usize {
-        self.batch * (self.tiles.pairs().div_ceil(self.split) * 32 + 32) * 2
+        self.batch * (self.tiles.steps().div_ceil(self.split) * self.tiles.packed().columns + 32) * 2
     }
 
     fn norm_code(&self) -> usize {

@@ -102,14 +102,19 @@ impl Format {
     /// Every format.
     pub const ALL: [Format; 4] = [Format::F32, Format::I32, Format::F16, Format::BF16];
 
-    /// Its row of the table: the name in text, values per block, bytes per block.
-    const fn row(self) -> (&'static str, usize, usize) {
+    /// Its row of the table: the name in text, values per block, bytes per block, and how a step of a row tile is packed where kernels read it.
+    const fn row(self) -> (&'static str, usize, usize, Option<Packed>) {
         match self {
-            Format::F32 => ("f32", 1, 4),
-            Format::I32 => ("i32", 1, 4),
-            Format::F16 => ("f16", 1, 2),
-            Format::BF16 => ("bf16", 1, 2),
+            Format::F32 => ("f32", 1, 4, None),
+            Format::I32 => ("i32", 1, 4, None),
+            Format::F16 => ("f16", 1, 2, None),
+            Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024 })),
         }
+    }
+
+    /// How kernels read weights of this format; `None` where they do not: such weights are stored in another.
+    pub const fn packed(self) -> Option<Packed> {
+        self.row().3
     }
 
     /// The name in graph text, recipes and messages.
@@ -124,8 +129,29 @@ impl Format {
 
     /// Bytes of `values` consecutive values as a checkpoint stores them; `None` where they do not end with a block, or are too many.
     pub fn bytes(self, values: usize) -> Option<usize> {
-        let (_, per_block, bytes) = self.row();
+        let (_, per_block, bytes, _) = self.row();
         values.is_multiple_of(per_block).then(|| (values / per_block).checked_mul(bytes)).flatten()
+    }
+}
+
+/// A step: what a warp multiplies at a time of a row tile, 16 rows of a packed weight. `weights/FORMAT.cuh` says where its values lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// Columns.
+    pub columns: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl Packed {
+    /// Steps of a row tile of `k` columns.
+    pub const fn steps(self, k: usize) -> usize {
+        k.div_ceil(self.columns)
+    }
+
+    /// Bytes of `row_tiles` row tiles of `k` columns.
+    pub const fn bytes_of(self, row_tiles: usize, k: usize) -> usize {
+        row_tiles * self.steps(k) * self.bytes
     }
 }
 
@@ -234,9 +260,20 @@ pub(crate) const ROW_THREADS: usize = 256;
 /// Shared memory that a product without a norm may take for its rows; it reads larger ones from L2.
 pub(crate) const MOST_STAGED: usize = 64 << 10;
 
+fn bf16() -> Format {
+    Format::BF16
+}
+
+fn is_bf16(format: &Format) -> bool {
+    *format == Format::BF16
+}
+
 /// The packed weight of a product (`tiles.cuh`) and the storage of its results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tiles {
+    /// How the weight is packed.
+    #[serde(default = "bf16", skip_serializing_if = "is_bf16")]
+    pub weights: Format,
     /// Columns.
     pub k: usize,
     /// Rows of each output, one to three of them.
@@ -254,14 +291,32 @@ impl Tiles {
         self.rows.iter().map(|rows| rows.div_ceil(rows_per_tile)).sum()
     }
 
-    /// Pairs of tiles in a row tile.
-    pub fn pairs(&self) -> usize {
-        self.k.div_ceil(32)
+    /// A step of the packed weight.
+    ///
+    /// # Panics
+    /// Of a format that kernels do not read.
+    pub fn packed(&self) -> Packed {
+        self.weights.packed().expect("only weights of a packed format are planned")
     }
 
-    /// Bytes of the weight's values, as bfloat16.
+    /// Steps of a row tile.
+    pub fn steps(&self) -> usize {
+        self.packed().steps(self.k)
+    }
+
+    /// Columns of whole steps.
+    pub fn padded_k(&self) -> usize {
+        self.steps() * self.packed().columns
+    }
+
+    /// Bytes of the weight's values, without padding.
     pub fn weight_bytes(&self) -> usize {
-        self.rows.iter().sum::<usize>() * if self.gated { 2 } else { 1 } * self.k * 2
+        self.rows.iter().sum::<usize>() * if self.gated { 2 } else { 1 } * self.row_bytes()
+    }
+
+    /// Bytes of the values of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.weights.bytes(self.k).expect("rows of a planned weight end with a block")
     }
 
     pub(crate) fn row(&self, output: usize) -> usize {

@@ -16,7 +16,7 @@ pub use crate::ir::{Replay, Start};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use tuning::{Tuning, TuningSource};
-pub use weights::{Part, Recipe, WeightBuffer};
+pub use weights::{PACKED, PACKED_FORMAT, Part, Recipe, WeightBuffer};
 
 /// Everything the runtime needs to run a model, for one set of packed weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,7 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use fuse_kernels::Packed;
+
 use crate::ir::{Format, WeightRef};
+
+/// The format of packed weights: others are rounded to it.
+pub const PACKED_FORMAT: Format = Format::BF16;
+
+/// A step of them.
+pub const PACKED: Packed = PACKED_FORMAT.packed().expect("kernels read it");
 
 /// A buffer of weights on the device, made once at load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,7 +93,7 @@ impl Recipe {
         match self {
             Recipe::Tiles { parts, k, gated, .. } => {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
-                row_tiles(&rows, *gated) * k.div_ceil(32) * 1024
+                PACKED.bytes_of(row_tiles(&rows, *gated), *k)
             }
             Recipe::Experts { count, .. } => self.expert(0).map_or(0, |expert| count * expert.bytes()),
             Recipe::Biases { parts, gated } => {

@@ -1,11 +1,50 @@
 // After templates/kernels/device.cuh:
 // matmul_gated_paired_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
 // eight rows of x, over its share of the columns of W.
-// Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
-// pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
-// of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+// A packed weight: row tiles of 16 rows, each a run of steps.
+// How weights are packed, and what a warp does with a step of them: the file of the format defines the same names.
+// bfloat16. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
+// so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
+// then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+constexpr int STEP = 32;                                  // columns of a step
+constexpr int STEP_WORDS = 64;                                 // 16-byte words of a row tile's step
+
+// A lane's share of a step. `from` is the step's word `lane`.
+struct Held { Vec4 tile[2]; };
+DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
+DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
+
+// Adds the products of a step with eight activations per lane: in two sums, which shortens the chain, or in one.
+DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
+  mma_bf16(sum[0], held.tile[0], x.x, x.y);
+  mma_bf16(sum[1], held.tile[1], x.z, x.w);
+}
+DEVICE void multiply(float (&sum)[4], const Held& held, const Vec4& x) {
+  mma_bf16(sum, held.tile[0], x.x, x.y);
+  mma_bf16(sum, held.tile[1], x.z, x.w);
+}
+
+// One value of a step.
+DEVICE float value_of(const Vec4* step, int row, int column) {
+  // Two of the eight columns of a quad fill one register of one tile.
+  const int tile = column / 4 % 2, half = column / 2 % 2, odd = column % 2, quad = column / 8;
+  const u16* lane = (const u16*)(step + tile * 32 + row % 8 * 4 + quad);
+  return load(lane + (row / 8 + 2 * half) * 2 + odd);
+}
+
+// The products of a lane's eight columns with h, summed: of row lane / 4, and of the row eight below.
+DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
+  const Vec4 a = held.tile[0], b = held.tile[1];
+  const u32 upper[4] = {a.x, a.z, b.x, b.z}, lower[4] = {a.y, a.w, b.y, b.w};
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    low += bf16_low(upper[j]) * h[2 * j] + bf16_high(upper[j]) * h[2 * j + 1];
+    high += bf16_low(lower[j]) * h[2 * j] + bf16_high(lower[j]) * h[2 * j + 1];
+  }
+}
+static_assert(STEP == 32 && STEP_WORDS * 16 == 1024, "as they are packed");
 constexpr int K = 2048;                          // columns
-constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
+constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
 constexpr int OUTPUTS = 1;              // weights packed one behind the other, each in its own row tiles
 constexpr int ROWS[3] = { 8192, 0, 0 };   // rows of each
 constexpr bool GATED = true;                 // a row tile is 8 rows of the gate above 8 rows of the other
@@ -16,7 +55,7 @@ constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
 typedef u16 Out;                         // storage of the results
 
-DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
+DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
 // Eight consecutive bfloat16 of an activation row, zeros beyond K.
 DEVICE Vec4 load_activations(const u16* row, int k) {
@@ -42,7 +81,7 @@ DEVICE Place place_of(int tile, int row) {
 constexpr int ROW_TILES = 2;      // row tiles a warp
 constexpr int COLUMNS = 8;          // groups of eight rows of x a warp
 constexpr int ROW_WARPS = 2;      // warps side by side over the row tiles
-constexpr int SPLIT = 2;              // warps that take the pairs of the same row tiles in turn
+constexpr int SPLIT = 2;              // warps that take the steps of the same row tiles in turn
 constexpr bool PAIRED = true;           // a row of x is K rounded values, then K times what rounding left
 constexpr int ACTIVATION = 0;
 constexpr int WARPS = ROW_WARPS * SPLIT;
@@ -50,20 +89,19 @@ constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
 
 struct Fragments {
-  Vec4 weights[ROW_TILES][2], rows[COLUMNS];
+  Held weights[ROW_TILES];
+  Vec4 rows[COLUMNS];
 };
 
-DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int pair) {
+DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int step) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
-  if (pair >= PAIRS) return;
+  if (step >= STEPS) return;
 #pragma unroll
   for (int r = 0; r < ROW_TILES; r++) {
-    const Vec4* tile = tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, pair);
-    f.weights[r][0] = tile[lane];
-    f.weights[r][1] = tile[32 + lane];
+    load_again(f.weights[r], tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, step) + lane);
   }
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, 32 * pair + 8 * quad);
+  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, STEP * step + 8 * quad);
 }
 
 // weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
@@ -84,27 +122,25 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
   if (first_tile < TILES) {
     Fragments now, next;
     load_fragments(now, weights, x, source, first_tile, part);
-    for (int pair = part; pair < PAIRS; pair += SPLIT) {
-      load_fragments(next, weights, x, source, first_tile, pair + SPLIT);
+    for (int step = part; step < STEPS; step += SPLIT) {
+      load_fragments(next, weights, x, source, first_tile, step + SPLIT);
       Vec4 left[COLUMNS];
       if (PAIRED) {
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, 32 * pair + 8 * quad);
+        for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, STEP * step + 8 * quad);
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-          mma_bf16(sum[r][c], now.weights[r][0], now.rows[c].x, now.rows[c].y);
-          mma_bf16(sum[r][c], now.weights[r][1], now.rows[c].z, now.rows[c].w);
+          multiply(sum[r][c], now.weights[r], now.rows[c]);
         }
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS && PAIRED; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-          mma_bf16(sum[r][c], now.weights[r][0], left[c].x, left[c].y);
-          mma_bf16(sum[r][c], now.weights[r][1], left[c].z, left[c].w);
+          multiply(sum[r][c], now.weights[r], left[c]);
         }
       }
       now = next;

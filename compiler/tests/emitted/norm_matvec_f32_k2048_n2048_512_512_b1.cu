@@ -1,10 +1,49 @@
 // After templates/kernels/device.cuh:
 // norm_matvec_f32_k2048_n2048_512_512_b1: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
-// Packed weights. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. Two tiles make a
-// pair of 32 columns, ordered so that lane l's share of a pair is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load
-// of an activation row at column 8 (l % 4) is then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+// A packed weight: row tiles of 16 rows, each a run of steps.
+// How weights are packed, and what a warp does with a step of them: the file of the format defines the same names.
+// bfloat16. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
+// so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
+// then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
+constexpr int STEP = 32;                                  // columns of a step
+constexpr int STEP_WORDS = 64;                                 // 16-byte words of a row tile's step
+
+// A lane's share of a step. `from` is the step's word `lane`.
+struct Held { Vec4 tile[2]; };
+DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
+DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
+
+// Adds the products of a step with eight activations per lane: in two sums, which shortens the chain, or in one.
+DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
+  mma_bf16(sum[0], held.tile[0], x.x, x.y);
+  mma_bf16(sum[1], held.tile[1], x.z, x.w);
+}
+DEVICE void multiply(float (&sum)[4], const Held& held, const Vec4& x) {
+  mma_bf16(sum, held.tile[0], x.x, x.y);
+  mma_bf16(sum, held.tile[1], x.z, x.w);
+}
+
+// One value of a step.
+DEVICE float value_of(const Vec4* step, int row, int column) {
+  // Two of the eight columns of a quad fill one register of one tile.
+  const int tile = column / 4 % 2, half = column / 2 % 2, odd = column % 2, quad = column / 8;
+  const u16* lane = (const u16*)(step + tile * 32 + row % 8 * 4 + quad);
+  return load(lane + (row / 8 + 2 * half) * 2 + odd);
+}
+
+// The products of a lane's eight columns with h, summed: of row lane / 4, and of the row eight below.
+DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
+  const Vec4 a = held.tile[0], b = held.tile[1];
+  const u32 upper[4] = {a.x, a.z, b.x, b.z}, lower[4] = {a.y, a.w, b.y, b.w};
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    low += bf16_low(upper[j]) * h[2 * j] + bf16_high(upper[j]) * h[2 * j + 1];
+    high += bf16_low(lower[j]) * h[2 * j] + bf16_high(lower[j]) * h[2 * j + 1];
+  }
+}
+static_assert(STEP == 32 && STEP_WORDS * 16 == 1024, "as they are packed");
 constexpr int K = 2048;                          // columns
-constexpr int PAIRS = (K + 31) / 32;                      // pairs a row tile
+constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
 constexpr int OUTPUTS = 3;              // weights packed one behind the other, each in its own row tiles
 constexpr int ROWS[3] = { 2048, 512, 512 };   // rows of each
 constexpr bool GATED = false;                 // a row tile is 8 rows of the gate above 8 rows of the other
@@ -15,7 +54,7 @@ constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
 typedef float Out;                         // storage of the results
 
-DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int pair) { return weights + ((u64)tile * PAIRS + pair) * 64; }
+DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
 // Eight consecutive bfloat16 of an activation row, zeros beyond K.
 DEVICE Vec4 load_activations(const u16* row, int k) {
@@ -40,8 +79,8 @@ DEVICE Place place_of(int tile, int row) {
 }
 
 constexpr int BATCH = 1;              // rows of x
-constexpr int WARPS = 8;              // they take the pairs of a row tile in turn
-constexpr int DEPTH = 8;              // pairs of weights a warp has in flight
+constexpr int WARPS = 8;              // they take the steps of a row tile in turn
+constexpr int DEPTH = 8;              // steps of weights a warp has in flight
 constexpr int UNIT = 1;                // row tiles that are finished together
 constexpr int SPLIT = 1;              // blocks that share the columns of a row tile: two add to a sum in memory
 constexpr int NORM = 1;                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, of an x that is fp32
@@ -55,9 +94,9 @@ constexpr bool AHEAD = false;             // what is added to results is loaded 
 constexpr bool ARGMAX = false;           // also leave each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
 constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
-constexpr int BLOCK_PAIRS = (PAIRS + SPLIT - 1) / SPLIT;         // pairs of a row tile that a block takes
-constexpr int SHARE = (BLOCK_PAIRS + WARPS - 1) / WARPS;         // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of pairs a unit
+constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile that a block takes
+constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
+constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps a unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
 // An fp32 x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
@@ -65,13 +104,13 @@ constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of
 constexpr bool PAIRED = NORM != 0;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
-constexpr int STAGED_K = BLOCK_PAIRS * 32;                       // columns of x that a block brings to shared memory
+constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
 constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that bring a row there in one go
 constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
 constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // eights of a row a thread brings there
-constexpr bool WHOLE = PAIRS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
+constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
 static_assert(UNIT == 1 || DEPTH == UNIT * SHARE, "a ring holds whole row tiles, or a part of one");
@@ -79,26 +118,24 @@ static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way pa
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 static_assert(SPLIT == 1 || (NORM == 0 && !GATED && OUTPUTS == 1 && ACTIVATION == IDENTITY && !ARGMAX), "a share of a sum is only added");
 
-// Where the pairs of a warp begin in a chunk of a unit.
+// Where the steps of a warp begin in a chunk of a unit.
 DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, int warp, int lane) {
-  return tile_pointer(weights, unit * UNIT, rank * BLOCK_PAIRS + warp + WARPS * DEPTH * chunk) + lane;
+  return tile_pointer(weights, unit * UNIT, rank * BLOCK_STEPS + warp + WARPS * DEPTH * chunk) + lane;
 }
 
-// A ring has a turn's pairs of all row tiles of a unit, then those of the next turn: pair i is of row tile i % UNIT.
-DEVICE int pair_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * DEPTH + i / UNIT); }
+// A ring has a turn's steps of all row tiles of a unit, then those of the next turn: step i is of row tile i % UNIT.
+DEVICE int step_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * DEPTH + i / UNIT); }
 
-// Whether pair i of a chunk of a unit is one, and not padding.
-DEVICE bool is_pair(int unit, int chunk, int i, int rank, int warp) {
-  const int pair = pair_of(chunk, i, warp);
-  return WHOLE || (unit * UNIT + i % UNIT < TILES && pair < BLOCK_PAIRS && rank * BLOCK_PAIRS + pair < PAIRS);
+// Whether step i of a chunk of a unit is one, and not padding.
+DEVICE bool is_step(int unit, int chunk, int i, int rank, int warp) {
+  const int step = step_of(chunk, i, warp);
+  return WHOLE || (unit * UNIT + i % UNIT < TILES && step < BLOCK_STEPS && rank * BLOCK_STEPS + step < STEPS);
 }
 
-// Starts the loads of pair i of a chunk of a unit that begins at `from`.
-DEVICE void load_pair(Vec4 (&pair)[2], const Vec4* from, int unit, int chunk, int i, int rank, int warp) {
-  if (unit >= UNITS || !is_pair(unit, chunk, i, rank, warp)) return;
-  from += (i % UNIT * PAIRS + WARPS * (i / UNIT)) * 64;
-  pair[0] = load_stream(from);
-  pair[1] = load_stream(from + 32);
+// Starts the loads of step i of a chunk of a unit that begins at `from`.
+DEVICE void load_step(Held& held, const Vec4* from, int unit, int chunk, int i, int rank, int warp) {
+  if (unit >= UNITS || !is_step(unit, chunk, i, rank, warp)) return;
+  load_once(held, from + (i % UNIT * STEPS + WARPS * (i / UNIT)) * STEP_WORDS);
 }
 
 // The result that a lane of a warp has of its job in a unit: where it goes, and where its bias lies.
@@ -271,11 +308,11 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
 
   // The weights depend on nothing: they are on their way before the kernel that makes x is done. Nor do positions within a step.
   if (!LATE) launch_dependents();
-  Vec4 held[DEPTH][2];
+  Held held[DEPTH];
   {
     const Vec4* from = place_in(weights, first_unit, 0, rank, warp, lane);
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++) load_pair(held[i], from, first_unit, 0, i, rank, warp);
+    for (int i = 0; i < DEPTH; i++) load_step(held[i], from, first_unit, 0, i, rank, warp);
   }
   float w[PASSES][8];
   if (NORM != 0) {
@@ -315,26 +352,25 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       if (AHEAD && rank == 0) add[j] = addends_of(result_of(unit, warp + WARPS * j, lane), bias, residual);
 #pragma unroll 1
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-      // Each pair makes room for the one a ring later: of the next chunk, or the next unit.
+      // Each step makes room for the one a ring later: of the next chunk, or the next unit.
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
       Vec4 v[ROUNDS];
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
-        if (is_pair(unit, chunk, i, rank, warp)) {
-          const int k = 32 * pair_of(chunk, i, warp) + 8 * quad;
+        if (is_step(unit, chunk, i, rank, warp)) {
+          const int k = STEP * step_of(chunk, i, warp) + 8 * quad;
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
             // The row tiles of a turn share them.
             if (i % UNIT == 0)
               v[round] = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
-            mma_bf16(sum[i % UNIT][0], held[i][0], v[round].x, v[round].y);
-            mma_bf16(sum[i % UNIT][1], held[i][1], v[round].z, v[round].w);
+            multiply(sum[i % UNIT], held[i], v[round]);
           }
         }
-        load_pair(held[i], from, next_unit, next_chunk, i, rank, warp);
+        load_step(held[i], from, next_unit, next_chunk, i, rank, warp);
       }
     }
 

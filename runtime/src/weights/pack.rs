@@ -2,14 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use fusec::ir::WeightRef;
-use fusec::plan::{Part, Recipe};
+use fusec::plan::{PACKED, Part, Recipe};
 use fusec::threads;
 use half::bf16;
 
 use super::Checkpoint;
-
-/// Bytes of a row tile's pair of 16x16 tiles.
-const PAIR_BYTES: usize = 1024;
 
 /// Makes the buffer of a recipe.
 ///
@@ -66,15 +63,15 @@ fn tiles(recipe: &Recipe, parts: &[Part], k: usize, transposed: bool, checkpoint
         }
     };
     let packed_rows = recipe.packed_rows();
-    let pairs = k.div_ceil(32);
+    let steps = PACKED.steps(k);
     let mut out = vec![0u8; recipe.bytes()];
-    ensure!(out.len() == packed_rows.len() / 16 * pairs * PAIR_BYTES, "the recipe's size is not its rows' size");
+    ensure!(out.len() == packed_rows.len() / 16 * steps * PACKED.bytes, "the recipe's size is not its rows' size");
     threads::for_each(
         threads::available(),
-        out.chunks_mut(pairs * PAIR_BYTES).enumerate(),
+        out.chunks_mut(steps * PACKED.bytes).enumerate(),
         Vec::new,
         |scratch: &mut Vec<f32>, (tile, out)| {
-            let mut rows = vec![0u16; 16 * pairs * 32];
+            let mut rows = vec![0u16; 16 * steps * PACKED.columns];
             let wanted = &packed_rows[tile * 16..tile * 16 + 16];
             // Neighbouring rows of one part are read in one go.
             let mut first = 0;
@@ -97,16 +94,16 @@ fn tiles(recipe: &Recipe, parts: &[Part], k: usize, transposed: bool, checkpoint
                     scratch
                 };
                 for (row, values) in values.chunks_exact(k).enumerate() {
-                    let into = &mut rows[(first + row) * pairs * 32..][..k];
+                    let into = &mut rows[(first + row) * steps * PACKED.columns..][..k];
                     into.iter_mut().zip(values).for_each(|(to, &value)| *to = bf16::from_f32(value).to_bits());
                 }
                 first += count;
             }
-            for (pair, out) in out.chunks_exact_mut(PAIR_BYTES).enumerate() {
-                let (first_tile, second_tile) = out.split_at_mut(PAIR_BYTES / 2);
+            for (step, out) in out.chunks_exact_mut(PACKED.bytes).enumerate() {
+                let (first_tile, second_tile) = out.split_at_mut(PACKED.bytes / 2);
                 for lane in 0..32 {
-                    let (row, column) = (lane / 4, 32 * pair + 8 * (lane % 4));
-                    let share = |row: usize| &rows[row * pairs * 32 + column..][..8];
+                    let (row, column) = (lane / 4, PACKED.columns * step + 8 * (lane % 4));
+                    let share = |row: usize| &rows[row * steps * PACKED.columns + column..][..8];
                     let (first, second) = lane_share(share(row), share(row + 8));
                     first_tile[16 * lane..16 * lane + 16].copy_from_slice(bytemuck::cast_slice(&first));
                     second_tile[16 * lane..16 * lane + 16].copy_from_slice(bytemuck::cast_slice(&second));

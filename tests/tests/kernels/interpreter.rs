@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use fuse_kernels::{
-    self as kernels, Append, AttentionRows, Elementwise, Embedding, Expression, Family, Heads, KvAppend, Matvec,
-    RopeRows, Splits, Storage, Tiles,
+    self as kernels, Append, AttentionRows, Elementwise, Embedding, Expression, Family, Format, Heads, KvAppend,
+    Matvec, RopeRows, Splits, Storage, Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 use fusec::ir::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Tensor, evaluate};
@@ -72,7 +72,7 @@ fn check_product(
         weights.iter().map(|w| Matrix { rows: w.shape[0], columns: k, values: w.data.clone() }).collect();
     let zeros_or = |(bias, has): (&Tensor, &bool)| if *has { bias.data.clone() } else { vec![0.0; bias.data.len()] };
     let packed_bias = pack_bias(&biases.iter().zip(&op.biases).map(zeros_or).collect::<Vec<_>>(), gated);
-    let tiles = Tiles { k, rows: rows[..results].to_vec(), gated, out };
+    let tiles = Tiles { weights: Format::BF16, k, rows: rows[..results].to_vec(), gated, out };
     let activation = match op.epilogue {
         Epilogue::None => None,
         Epilogue::Activate(activation) | Epilogue::Gate(activation) => Some(activation),

@@ -69,7 +69,7 @@ impl Case {
     fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         ensure!(self.kernel.is_sound(), "no kernel has this shape");
         let built = build(&self.kernel, mutation)?;
-        let MatmulWgmma { tiles: Tiles { k, rows, gated, out: storage }, paired, activation, .. } = &self.kernel;
+        let MatmulWgmma { tiles: Tiles { k, rows, gated, out: storage, .. }, paired, activation, .. } = &self.kernel;
         let (k, gated, storage, tokens) = (*k, *gated, *storage, self.tokens);
         let mut random = Random((k + tokens) as u64);
         let weights: Vec<usize> = if gated { vec![rows[0]; 2] } else { rows.clone() };
@@ -275,7 +275,7 @@ fn mistakes_in_a_product_are_caught() {
             ("(warp / 4 * PIECES + piece) * 4 + warp % 4", "warp % 4", "not written"),
             ("[32 * k + lane]", "[32 * (k ^ 1) + lane]", "output"),
             // Which rows.
-            ("least(job.tile + tile, TILES - 1), 2", "job.tile + tile, 2", "buffer of"),
+            ("least(job.tile + tile, TILES - 1), 64 / STEP", "job.tile + tile, 2", "buffer of"),
             ("* rows + job.row) * 64)", "* rows) * 64)", "output"),
             ("* PARTS + lane) * rows", "* PARTS) * rows", "output"),
             ("least(COLUMNS, rows - row)", "COLUMNS", "buffer of"),
@@ -329,7 +329,7 @@ fn mistakes_in_a_shared_product_are_caught() {
                 "#pragma unroll\n      for (int piece",
                 "shared memory",
             ),
-            ("first_step = STEPS * rank;", "first_step = 0;", "output"),
+            ("first_step = ROUNDS * rank;", "first_step = 0;", "output"),
             ("from < SPLIT; from++", "from < SPLIT - 1; from++", "output"),
             ("load_peer(sums + (unit + c) * 32 + lane, from)", "load_peer(sums + unit * 32 + lane, from)", "output"),
             ("(warp * SPLIT + rank) * RUN", "warp * SPLIT * RUN", "not written"),

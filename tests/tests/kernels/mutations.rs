@@ -34,7 +34,7 @@ fn in_a_matvec() {
             // What rounding leaves: dropped, or put where it was not asked for.
             ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "output"),
             ("at + BATCH * STAGE_STRIDE, left", "at + STAGE_STRIDE, left", "shared memory"),
-            ("(row + r) * STAGE_STRIDE", "(row + r) * PAIRS * 32", "shared memory"),
+            ("(row + r) * STAGE_STRIDE", "(row + r) * STEPS * 32", "shared memory"),
             ("warp) + 8 * quad", "warp) + 4 * quad", "line"),
             // A missed tail, of the columns and of the rows.
             ("k + i >= K ? 0.0f", "k + i >= K - 1 ? 0.0f", "output"),
@@ -42,8 +42,8 @@ fn in_a_matvec() {
             ("place.row < ROWS[place.output]", "place.row < ROWS[place.output] - 1", "not written"),
             ("place.row < ROWS[place.output]", "place.row <= ROWS[place.output]", "buffer of"),
             // Swapped fragment registers.
-            ("v[round].x, v[round].y", "v[round].y, v[round].x", "output"),
-            ("v[round].z, v[round].w", "v[round].w, v[round].z", "output"),
+            ("held.tile[0], x.x, x.y", "held.tile[0], x.y, x.x", "output"),
+            ("held.tile[1], x.z, x.w", "held.tile[1], x.w, x.z", "output"),
             // Barriers removed: the one after the norm, the one before the sums.
             ("  if (STAGED) block_barrier();\n", "", "shared memory"),
             ("    block_barrier();\n    // A warp takes", "    // A warp takes", "shared memory"),
@@ -99,13 +99,13 @@ fn in_the_ring_of_a_matvec() {
         &[
             // Where the next pair is: too near, too far, another tile, another chunk.
             ("WARPS * DEPTH * chunk) + lane", "DEPTH * chunk) + lane", "output"),
-            ("WARPS * (i / UNIT)) * 64", "i / UNIT) * 64", "output"),
+            ("WARPS * (i / UNIT)) * STEP_WORDS", "i / UNIT) * STEP_WORDS", "output"),
             ("same ? unit : unit + teams", "unit", "output"),
             ("same ? chunk + 1 : 0", "0", "output"),
             ("chunk + 1 < CHUNKS", "true", "output"),
             ("chunk < CHUNKS; chunk++", "chunk < CHUNKS - 1; chunk++", "output"),
             // The ring and its pairs.
-            ("load_pair(held[i], from, next_unit", "load_pair(held[(i + 1) % DEPTH], from, next_unit", "output"),
+            ("load_step(held[i], from, next_unit", "load_step(held[(i + 1) % DEPTH], from, next_unit", "output"),
             // The row tile's end.
             ("parity ^= 1", "parity ^= 0", "race"),
             ("partial[parity][job / BATCH]", "partial[parity ^ 1][job / BATCH]", "shared memory"),
@@ -117,8 +117,8 @@ fn in_the_ring_of_a_matvec() {
         |mutation| case.check(mutation),
         &[
             ("unit >= UNITS ||", "", "buffer of"),
-            ("i % UNIT * PAIRS", "i % UNIT", "output"),
-            ("sum[i % UNIT][0]", "sum[0][0]", "output"),
+            ("i % UNIT * STEPS", "i % UNIT", "output"),
+            ("multiply(sum[i % UNIT]", "multiply(sum[0]", "output"),
             ("tile = unit * UNIT + job / BATCH", "tile = unit * UNIT", "not written"),
             ("job >= UNIT * BATCH) break", "job >= BATCH) break", "not written"),
         ],
@@ -132,13 +132,13 @@ fn in_a_split_matvec() {
     caught(
         |mutation| case.check(mutation),
         &[
-            ("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of"),
+            ("rank * BLOCK_STEPS + step < STEPS)", "true)", "buffer of"),
             ("lane < TILE_ROWS && place", "place", "output"),
             ("accumulate((float*)out0 + result.at, y);", "out0[result.at] += y;", "race"),
             ("AHEAD && rank == 0", "AHEAD", "output"),
             ("rank = blockIdx.x % SPLIT", "rank = 0 * blockIdx.x", "output"),
             ("load_activations(x + b * K, base + i % STAGED_K)", "load_activations(x + b * K, i % STAGED_K)", "output"),
-            ("unit * UNIT, rank * BLOCK_PAIRS + warp", "unit * UNIT, warp", "output"),
+            ("unit * UNIT, rank * BLOCK_STEPS + warp", "unit * UNIT, warp", "output"),
         ],
     );
 }
@@ -154,7 +154,7 @@ fn in_a_matvec_without_norm() {
             ("(const u16*)x + row * K, rank", "(const u16*)x + row * (K + 1), rank", "buffer of"),
             ("tile * 16 + lane % 16, exists", "tile * 8 + lane % 16, exists", "output"),
             ("  if (!result.exists) return add;\n", "", "buffer of"),
-            ("* PAIRS + pair) * 64", "* PAIRS + pair) * 32", "output"),
+            ("* STEPS + step) * STEP_WORDS", "* STEPS + step) * 32", "output"),
         ],
     );
 }
@@ -192,7 +192,7 @@ fn in_a_matmul() {
     caught(
         |mutation| case.check(mutation),
         &[
-            ("now.rows[c].x, now.rows[c].y", "now.rows[c].y, now.rows[c].x", "output"),
+            ("held.tile[0], x.x, x.y", "held.tile[0], x.y, x.x", "output"),
             ("bias[tile * 16 + group + 8]", "bias[tile * 16 + group]", "output"),
             ("if (first_tile < TILES) {", "if (first_tile + lane < TILES) {", "diverged"),
             (
@@ -204,8 +204,8 @@ fn in_a_matmul() {
             (" || row >= (int)rows", "", "buffer of"),
             ("2 * quad + i;", "2 * quad;", "not written"),
             // What a warp takes of the columns, and the next fragments of it.
-            ("pair < PAIRS; pair += SPLIT", "pair < PAIRS; pair += 1", "output"),
-            ("first_tile, pair + SPLIT);", "first_tile, pair + 1);", "output"),
+            ("step < STEPS; step += SPLIT", "step < STEPS; step += 1", "output"),
+            ("first_tile, step + SPLIT);", "first_tile, step + 1);", "output"),
             ("      now = next;\n", "", "output"),
             // The sum over the warps that share a row tile.
             ("    block_barrier();\n  }", "  }", "shared memory"),
@@ -281,8 +281,8 @@ fn in_the_insides_of_experts() {
             ("v[pass][i] *= w[pass][i]", "v[pass][i] *= 1.0f", "hidden"),
             // Items: their experts, their row tiles, what comes next.
             ("list[next / TILES])", "list[0])", "hidden"),
-            ("((tile * PAIRS", "((0 * PAIRS", "hidden"),
-            ("(u64)expert * TILES * PAIRS", "(u64)expert * (TILES - 1) * PAIRS", "hidden"),
+            ("((tile * STEPS", "((0 * STEPS", "hidden"),
+            ("(u64)expert * TILES * STEPS", "(u64)expert * (TILES - 1) * STEPS", "hidden"),
             ("same ? item : item + gridDim.x", "item", "hidden"),
             ("same ? chunk + 1 : 0", "0", "hidden"),
             ("(u64)(item / TILES) * BATCH + warp", "(u64)(item / TILES) * BATCH", "not written"),
@@ -321,14 +321,14 @@ fn in_a_sum_of_experts() {
         |mutation| case.check(mutation),
         &[
             ("list[turn / SHARE] + offset", "list[0] + offset", "sum"),
-            ("offset = (first_tile * PAIRS", "offset = (0 * PAIRS", "sum"),
-            ("rank * BLOCK_PAIRS + warp) * 64", "warp) * 64", "sum"),
+            ("offset = (first_tile * STEPS", "offset = (0 * STEPS", "sum"),
+            ("rank * BLOCK_STEPS + warp) * STEP_WORDS", "warp) * STEP_WORDS", "sum"),
             ("rank * EXPERT_K + i % EXPERT_K);", "i % EXPERT_K);", "sum"),
             ("(u64)slot * BATCH + b", "(u64)slot * BATCH", "sum"),
             ("row / BATCH * EXPERT_K + i % EXPERT_K) = v", "i % EXPERT_K) = v", "race"),
             ("begin + 8 * THREADS * h, row", "begin, row", "shared memory"),
             ("+ slot * EXPERT_K + k)\n", "+ k)\n", "sum"),
-            ("offset += teams * PAIRS * 64", "offset += PAIRS * 64", "sum"),
+            ("offset += teams * STEPS * STEP_WORDS", "offset += STEPS * STEP_WORDS", "sum"),
             ("same ? chunk + 1 : 0", "0", "sum"),
             ("chunk + 1 < chunks", "true", "sum"),
             ("(turns + DEPTH - 1) / DEPTH", "turns / DEPTH", "sum"),
@@ -351,7 +351,7 @@ fn in_a_sum_of_experts() {
     );
     // The columns are no multiple of the blocks that share them, and every expert is chosen.
     let case = experts::Sum::of(kernel(270, 4));
-    caught(|mutation| case.check(mutation), &[("rank * BLOCK_PAIRS + pair < PAIRS)", "true)", "buffer of")]);
+    caught(|mutation| case.check(mutation), &[("rank * BLOCK_STEPS + step < STEPS)", "true)", "buffer of")]);
 }
 
 #[test]
@@ -489,9 +489,13 @@ fn in_an_attention_with_its_projection() {
             // The weights: which, how many, whether they are there, and whose wait it is.
             ("tile_pointer(weights, first_tile + t,", "tile_pointer(weights, first_tile,", "output"),
             ("tile_pointer(weights, first_tile + t,", "tile_pointer(weights, first_tile + t + 1,", "buffer of"),
-            ("rank * BLOCK_PAIRS), BLOCK", "0), BLOCK", "output"),
+            ("rank * BLOCK_STEPS), BLOCK", "0), BLOCK", "output"),
             ("expect(&arrived, tiles *", "expect(&arrived, SLICE *", "on their way"),
-            ("BLOCK_PAIRS * 1024, &arrived)", "BLOCK_PAIRS * 1024 - 8, &arrived)", "multiples of 16"),
+            (
+                "BLOCK_STEPS * STEP_WORDS * 16, &arrived)",
+                "BLOCK_STEPS * STEP_WORDS * 16 - 8, &arrived)",
+                "multiples of 16",
+            ),
             ("if (threadIdx.x == 0) {\n    expect", "if (threadIdx.x < 2) {\n    expect", "another expect began"),
             ("  await(&arrived);\n", "", "without an await"),
             ("  await(&arrived);\n", "  if (threadIdx.x > 0) await(&arrived);\n", "without an await"),
@@ -512,7 +516,7 @@ fn in_an_attention_with_its_projection() {
             ("  wait_for_dependencies();\n", "", "before wait_for_dependencies"),
             // The product, over the warps that share a row tile.
             ("staged[group % BATCH]", "staged[0]", "output"),
-            ("pair < BLOCK_PAIRS; pair += SPLIT", "pair < BLOCK_PAIRS; pair += 1", "output"),
+            ("step < BLOCK_STEPS; step += SPLIT", "step < BLOCK_STEPS; step += 1", "output"),
             ("    if (t >= tiles) break;\n", "", "shared memory"),
             // The exchange: all have begun before it, all have given before any takes.
             ("  cluster_begin();\n", "", "without cluster_begin"),

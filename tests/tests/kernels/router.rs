@@ -83,7 +83,7 @@ fn in_a_router() {
     caught(
         |mutation| case.check(mutation),
         &[
-            ("ROUTER_PAIRS + tile / 2)", "ROUTER_PAIRS + tile)", "buffer of"),
+            ("ROUTER_STEPS + tile / 2)", "ROUTER_STEPS + tile)", "buffer of"),
             ("(unit * UNIT + tile) % 2", "0", "logits"),
             ("quad / 2 == half && logit", "logit", "logits"),
             ("logit < ROUTED) accumulate", "true) accumulate", "buffer of"),

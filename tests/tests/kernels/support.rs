@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use anyhow::{Context, Result, bail, ensure};
-use fuse_kernels::{Activation, Family, Kind, Storage, Tiles};
+use fuse_kernels::{Activation, Family, Format, Kind, Storage, Tiles};
 use fuse_tests::host_build::{HostBuffer, HostKernel};
 use half::bf16;
 
@@ -192,7 +192,7 @@ pub struct Mutation {
 
 /// A packed weight of these rows, or of the rows of several weights; results in fp32.
 pub fn tiles(k: usize, rows: &[usize]) -> Tiles {
-    Tiles { k, rows: rows.to_vec(), gated: false, out: Storage::F32 }
+    Tiles { weights: Format::BF16, k, rows: rows.to_vec(), gated: false, out: Storage::F32 }
 }
 
 /// Room for results.

@@ -5,7 +5,7 @@ use std::fmt;
 use super::judge::Measured;
 use crate::plan::kernels::{KernelSpec, TuningKey};
 use crate::plan::tuning::{AttentionTuning, MatvecTuning};
-use crate::plan::{MULTIPROCESSORS, Tuning};
+use crate::plan::{MULTIPROCESSORS, PACKED, Tuning};
 
 /// A launch shape with the key that it belongs to.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,9 +140,9 @@ pub(super) fn candidates(shape: &Shape) -> Vec<Shape> {
     }
 }
 
-/// Warps that all get a pair, depths that a warp's pairs fill within a few tiles, and no more blocks than the registers hold.
+/// Warps that all get a step, depths that a warp's steps fill within a few tiles, and no more blocks than the registers hold.
 fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
-    let pairs = entry.k.div_ceil(32);
+    let steps = PACKED.steps(entry.k);
     let mut found = vec![MatvecTuning { late: !entry.late, ..entry.clone() }];
     found.extend([false, true].map(|ahead| MatvecTuning { ahead: Some(ahead), ..entry.clone() }));
     for warps in [4, 8, 16] {
@@ -150,7 +150,7 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
             for blocks in [1, 2, 3, 4] {
                 // A pair in flight is 8 registers of each lane.
                 let registers = blocks * warps * 32 * (REGISTERS_BESIDES + 8 * depth);
-                let idle = warps > pairs || depth > 4 * pairs.div_ceil(warps);
+                let idle = warps > steps || depth > 4 * steps.div_ceil(warps);
                 if registers <= REGISTERS && !idle && warps.is_multiple_of(entry.batch) {
                     found.push(MatvecTuning { warps, depth, blocks, ..entry.clone() });
                 }
@@ -193,7 +193,7 @@ impl fmt::Display for Shape {
         match self {
             Shape::Matvec(entry) if f.alternate() => {
                 let MatvecTuning { warps, depth, blocks, late, ahead, .. } = entry;
-                write!(f, "{warps} warps by {depth} pairs, {blocks} to a multiprocessor{}", if_late(*late))?;
+                write!(f, "{warps} warps by {depth} steps, {blocks} to a multiprocessor{}", if_late(*late))?;
                 match ahead {
                     Some(true) => write!(f, ", addends ahead"),
                     Some(false) => write!(f, ", addends behind"),

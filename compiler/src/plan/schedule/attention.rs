@@ -13,7 +13,7 @@ use crate::plan::kernels::{
     RopeTable, Splits, Storage, Tiles, TuningKey,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Recipe};
+use crate::plan::{Arg, PACKED_FORMAT, Recipe};
 
 /// The number of positions that a cache holds.
 const CONTEXT: Source = Source::Ready(Arg::Context);
@@ -208,7 +208,7 @@ impl Builder<'_, '_> {
     ) -> Result<()> {
         let residual = self.optional(node, Role::Residual)?;
         let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { k: proj.k, rows: vec![proj.rows], gated: false, out: storage };
+        let tiles = Tiles { weights: PACKED_FORMAT, k: proj.k, rows: vec![proj.rows], gated: false, out: storage };
         operands.extend([("weights", proj.packed), ("bias", proj.bias), ("residual", residual), ("out", out)]);
         let spec = AttentionProjection { attention, tiles, batch: rows, cluster, slice };
         self.launch(KernelSpec::AttentionProjection(spec), self.rows.count, &operands)
@@ -279,7 +279,7 @@ impl Builder<'_, '_> {
         let ProjWeight { rows, k, packed, bias } = self.proj_weight(node, attention, heads * head_dim)?;
         let residual = self.optional(node, Role::Residual)?;
         if self.few() {
-            let tiles = Tiles { k, rows: vec![rows], gated: false, out: Storage::F32 };
+            let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: Storage::F32 };
             let mut spec = Matvec {
                 combine: combine.map(|splits| Combine { heads, head_dim, splits }),
                 residual: attention.proj.is_some_and(|proj| proj.residual),
@@ -294,7 +294,7 @@ impl Builder<'_, '_> {
             self.launch(KernelSpec::Matvec(spec), self.rows.count, &operands.named())
         } else {
             let (out, storage) = self.result(node.result(0));
-            let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+            let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: storage };
             let operands = vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual), ("out0", out)];
             self.product_of_rows(tiles, false, None, self.x_storage(k), operands)
         }

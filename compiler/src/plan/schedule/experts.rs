@@ -12,7 +12,7 @@ use crate::plan::kernels::{
     RouteRows, Storage, Tiles,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Recipe};
+use crate::plan::{Arg, PACKED_FORMAT, Recipe};
 
 /// Pairs of a router's weight, 1 KB each, that a block of the product in front may have in its shared memory.
 const MOST_PAIRS: usize = 16;
@@ -166,7 +166,7 @@ impl Builder<'_, '_> {
         let route = &chosen.route;
         let hidden = Source::Buffer(self.buffer(route.most(batch) * batch * features * 2), 0);
         let mut spec = ExpertsHidden {
-            tiles: Tiles { k: inputs, rows: vec![features], gated, out: Storage::BF16 },
+            tiles: Tiles { weights: PACKED_FORMAT, k: inputs, rows: vec![features], gated, out: Storage::BF16 },
             route: route.clone(),
             batch,
             summed,
@@ -184,7 +184,7 @@ impl Builder<'_, '_> {
 
         let (value, residual) = self.with_residual(node.result(0));
         let mut sum = ExpertsSum {
-            tiles: Tiles { k: features, rows: vec![outputs], gated: false, out: Storage::F32 },
+            tiles: Tiles { weights: PACKED_FORMAT, k: features, rows: vec![outputs], gated: false, out: Storage::F32 },
             route: route.clone(),
             batch,
             summed,
@@ -236,14 +236,14 @@ impl Builder<'_, '_> {
 
         let gathered = [("rows", self.count()), ("shares", shares), ("slots", slots), ("bits", takers)];
         let gather = Gather { experts: count, top_k, by_pair: false };
-        let tiles = Tiles { k: inputs, rows: vec![features], gated, out: Storage::BF16 };
+        let tiles = Tiles { weights: PACKED_FORMAT, k: inputs, rows: vec![features], gated, out: Storage::BF16 };
         let mut spec = gathered_shape(tiles, paired, rows, gather);
         spec.activation = Some(experts.activation);
         let hidden = Source::Buffer(self.buffer(rows * top_k * features * 2), 0);
         let operands = [&[("weights", inner), ("x", x), ("out0", hidden)][..], &gathered].concat();
         self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
-        let tiles = Tiles { k: features, rows: vec![outputs], gated: false, out: Storage::F32 };
+        let tiles = Tiles { weights: PACKED_FORMAT, k: features, rows: vec![outputs], gated: false, out: Storage::F32 };
         let spec = gathered_shape(tiles, false, rows, Gather { by_pair: true, ..gather });
         let products = Source::Buffer(self.buffer(rows * top_k * outputs * 4), 0);
         let operands = [&[("weights", down), ("x", hidden), ("out0", products)][..], &gathered].concat();

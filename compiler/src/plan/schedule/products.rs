@@ -10,7 +10,7 @@ use crate::plan::kernels::{
     self, Elementwise, Embedding, Expression, KernelSpec, Matvec, SAMPLE_CLUSTER, Sample, Storage, Tiles,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Io, Recipe};
+use crate::plan::{Arg, Io, PACKED_FORMAT, Recipe};
 
 impl Builder<'_, '_> {
     pub(super) fn embedding(&mut self, node: NodeId) -> Result<()> {
@@ -20,7 +20,7 @@ impl Builder<'_, '_> {
         let recipe = Recipe::Tiles { parts, k, gated: false, transposed: false };
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { k, rows: vec![rows], gated: false, out: storage };
+        let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: storage };
         let ids = match self.graph().op(self.operand(node, Role::Ids)?.node) {
             Op::Input(name) if name == "positions" => self.positions(),
             _ => self.io(Io::Tokens, Io::PromptTokens),
@@ -115,7 +115,13 @@ impl Builder<'_, '_> {
             ..Operands::default()
         };
         let argmax = matmul.sample && sample;
-        let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: Storage::F32 };
+        let tiles = Tiles {
+            weights: PACKED_FORMAT,
+            k,
+            rows,
+            gated: matches!(matmul.epilogue, Epilogue::Gate(_)),
+            out: Storage::F32,
+        };
         let mut spec = Matvec {
             norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
             paired,
@@ -185,7 +191,13 @@ impl Builder<'_, '_> {
             (None, None) => (self.rounded(x, k, self.x_storage(k))?, false),
         };
         let (outs, storage) = self.outputs(node, outputs);
-        let tiles = Tiles { k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
+        let tiles = Tiles {
+            weights: PACKED_FORMAT,
+            k,
+            rows,
+            gated: matches!(matmul.epilogue, Epilogue::Gate(_)),
+            out: storage,
+        };
         let [out0, out1, out2] = outs;
         let mut operands = vec![("weights", packed), ("x", x.arg), ("bias", bias), ("residual", residual)];
         operands.extend([("out0", out0), ("out1", out1), ("out2", out2)]);

@@ -2,6 +2,7 @@
 
 use super::MULTIPROCESSORS;
 use crate::ir::Activation;
+use crate::plan::PACKED_FORMAT;
 use crate::plan::kernels::{
     AttentionProjection, ExpertsHidden, ExpertsSum, Family, Gather, Heads, Matmul, Matvec, Storage, Tiles,
 };
@@ -10,14 +11,14 @@ use crate::plan::tuning::{AttentionTuning, MatvecTuning, Tuning};
 /// Two blocks share the columns of a row tile where there are too few row tiles to occupy the device, if their results may be `summed`.
 ///
 /// 64 KB of weights in flight a block, two blocks a multiprocessor, is what was best on an H200 (Llama-3.2-1B, batch 1, us a step: 8 warps
-/// by 8 pairs 694, one block a multiprocessor 753). Row tiles are finished together where a ring has room for several.
+/// by 8 steps 694, one block a multiprocessor 753). Row tiles are finished together where a ring has room for several.
 pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
     let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
-    let (tiles, pairs) = (spec.tiles.count(), spec.tiles.pairs());
+    let (tiles, steps) = (spec.tiles.count(), spec.tiles.steps());
     let slots = per_multiprocessor * MULTIPROCESSORS;
-    let split = if summed && 2 * tiles <= slots && pairs.is_multiple_of(2) { 2 } else { 1 };
-    let share = pairs.div_ceil(split).div_ceil(warps);
+    let split = if summed && 2 * tiles <= slots && steps.is_multiple_of(2) { 2 } else { 1 };
+    let share = steps.div_ceil(split).div_ceil(warps);
     let turns = (tiles * split).div_ceil(slots);
     let unit = (most / share).clamp(1, turns.min(4));
     let depth = if share <= most {
@@ -122,10 +123,11 @@ pub(super) fn cluster_shape(
     let tuned = tuned.and_then(|entry| entry.slice);
     let slice = tuned.unwrap_or_else(|| rows.div_ceil(16).div_ceil(BLOCKS / cluster));
     let columns = spec.heads * spec.head_dim / cluster;
-    let tiles = Tiles { k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
+    let tiles =
+        Tiles { weights: PACKED_FORMAT, k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
     let whole = AttentionProjection { attention: spec.clone(), tiles, batch: near_rows, cluster, slice };
     let wins = tuned.is_some() || (spec.head_dim <= 64 && batch == 1);
-    let fits = || columns.is_multiple_of(32) && whole.shared_bytes() <= MOST_SHARED;
+    let fits = || columns.is_multiple_of(whole.tiles.packed().columns) && whole.shared_bytes() <= MOST_SHARED;
     (slice > 0 && wins && fits()).then_some(ClusterShape { cluster, slice, rows: near_rows })
 }
 
@@ -147,28 +149,28 @@ pub(super) fn shape_experts_hidden(spec: &mut ExpertsHidden, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
     let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
     let row_tiles = spec.route.most(spec.batch) * spec.tiles.count();
-    let share = spec.tiles.pairs().div_ceil(warps);
+    let share = spec.tiles.steps().div_ceil(warps);
     let even = || (most / 2 + 1..=most).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(most);
     let depth = if share <= most { share } else { even() };
     let turns = row_tiles.div_ceil(per_multiprocessor * MULTIPROCESSORS);
     (spec.warps, spec.depth, spec.blocks) = (warps, depth, row_tiles.div_ceil(turns));
 }
 
-/// The shape of the sum of experts: a row tile has the pairs of each of all that a step may need.
+/// The shape of the sum of experts: a row tile has the steps of each of all that a step may need.
 ///
-/// A warp takes as many pairs of one expert as of another, so the number of warps is one that shares them out evenly. Two blocks share the
+/// A warp takes as many steps of one expert as of another, so the number of warps is one that shares them out evenly. Two blocks share the
 /// columns of a row tile where there are few, if their results may be `summed`. 64 KB of weights in flight per block.
 pub(super) fn shape_experts_sum(spec: &mut ExpertsSum, summed: bool, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
     let slots = tuned.map_or(2, |entry| entry.blocks) * MULTIPROCESSORS;
-    let (row_tiles, pairs, most) = (spec.tiles.count(), spec.tiles.pairs(), spec.route.most(spec.batch));
-    let split = if summed && 2 * row_tiles <= slots && pairs > 1 { 2 } else { 1 };
-    let pairs = pairs.div_ceil(split);
-    let padded = |warps: usize| pairs.div_ceil(warps) * warps;
+    let (row_tiles, steps, most) = (spec.tiles.count(), spec.tiles.steps(), spec.route.most(spec.batch));
+    let split = if summed && 2 * row_tiles <= slots && steps > 1 { 2 } else { 1 };
+    let steps = steps.div_ceil(split);
+    let padded = |warps: usize| steps.div_ceil(warps) * warps;
     let least_padded = [8, 6].into_iter().filter(|&warps| warps >= spec.batch).min_by_key(|&warps| padded(warps));
     let warps = tuned.map_or(least_padded.unwrap_or(8), |entry| entry.warps);
     // Rings that the turns of a warp fill need no tests.
-    let (turns, held) = (most * pairs.div_ceil(warps), tuned.map_or(64 / warps, |entry| entry.depth));
+    let (turns, held) = (most * steps.div_ceil(warps), tuned.map_or(64 / warps, |entry| entry.depth));
     let depth = (held.div_ceil(2)..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
     let turns = (row_tiles * split).div_ceil(slots);
     (spec.warps, spec.depth, spec.split) = (warps, depth, split);

@@ -18,8 +18,6 @@ const DIFFERENCES: &[(&str, &str)] = &[
     ("pprint", "for debugging: Jinja2 sorts keys and breaks lines"),
     ("self is defined", "blocks are of templates that extend others"),
     // Of the language, inside the crate.
-    (" % ", "text has no % operator: a template has ~, format and replace"),
-    ("+ seven", "a plus sign before a number is not parsed"),
     ("-true", "a truth has no minus"),
     ("minus ** half", "there are no complex numbers"),
     ("[1.0]", "a float that is whole is an index"),

@@ -5,6 +5,7 @@
 
 mod python;
 mod sources;
+mod syntax;
 
 use self::sources::Sources;
 use super::tokenizer::files::{read_tokenizer_config, template_names};
@@ -91,7 +92,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax.expect("the usual delimiters are valid"));
         python::imitate(&mut environment);
         environment
-            .add_template_owned(NAME, without_generation_blocks(&with_plain_line_ends(source)))
+            .add_template_owned(NAME, syntax::rewritten(source))
             .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
         Ok(ChatTemplate { environment, specials, tool_use: None })
     }
@@ -117,7 +118,7 @@ impl ChatTemplate {
         context.insert("messages".to_owned(), messages);
         context.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
         let tool_use = self.tool_use.as_ref().filter(|_| !context["tools"].is_null());
-        let text = match tool_use.map(|source| without_generation_blocks(&with_plain_line_ends(source))) {
+        let text = match tool_use.map(|source| syntax::rewritten(source)) {
             Some(source) => self.environment.render_str(&source, Serde(&context)),
             None => {
                 let template = self.environment.get_template(NAME).expect("the constructor adds the template");
@@ -134,37 +135,6 @@ impl ChatTemplate {
             ChatTemplate::new(&default, template_names(&config)).with_context(|| directory.display().to_string())?;
         Ok(Some(ChatTemplate { tool_use, ..template }))
     }
-}
-
-/// Every line ends in LF, as Jinja2 makes it before it parses.
-fn with_plain_line_ends(source: &str) -> String {
-    source.replace("\r\n", "\n").replace('\r', "\n")
-}
-
-/// Replaces `{% generation %}` and `{% endgeneration %}`, which mark the assistant's words for training, by a condition that always holds; the marks
-/// for white space stay as they are.
-fn without_generation_blocks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
-            break;
-        };
-        let inside = &rest[start + 2..start + length];
-        let trimmed = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
-        let replacement = match trimmed.trim() {
-            "generation" => Some("if true"),
-            "endgeneration" => Some("endif"),
-            _ => None,
-        };
-        out.push_str(&rest[..start + 2]);
-        match replacement {
-            Some(text) => out.push_str(&inside.replace(trimmed.trim(), text)),
-            None => out.push_str(inside),
-        }
-        rest = &rest[start + length..];
-    }
-    out + rest
 }
 
 /// A template error as one line: what, and the line of the template.

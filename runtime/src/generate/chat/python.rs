@@ -3,11 +3,14 @@
 mod filters;
 mod json;
 mod methods;
+mod percent;
 mod text;
 
 use minijinja::value::{Kwargs, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, context, escape_formatter};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::syntax::REMAINDER;
 
 /// Gives an environment the methods, functions, tests and filters that transformers' has.
 pub(super) fn imitate(environment: &mut Environment<'static>) {
@@ -32,6 +35,10 @@ pub(super) fn imitate(environment: &mut Environment<'static>) {
     environment
         .add_function("cycler", |items: minijinja::value::Rest<Value>| minijinja_contrib::globals::cycler(items.0));
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_function(REMAINDER, |state: &State<'_, '_>, left: Value, right: Value| match left.as_str() {
+        Some(template) => percent::format(template, &right).map(Value::from),
+        None => state.env().compile_expression("left % right")?.eval(context! { left, right }),
+    });
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refused(message)) });
     environment.add_function("strftime_now", |format: String| -> Result<String, Error> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());

@@ -1,9 +1,11 @@
 //! Jinja2's filters where the crate's differ from them or are absent.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
+use std::collections::BTreeMap;
+
+use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, State, Value, filters as of_crate};
 
-use super::{json, methods, named, refused, string, text};
+use super::{json, methods, named, percent, refused, string, text};
 
 /// Replaces and adds filters.
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -34,6 +36,19 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     for name in ["e", "escape", "forceescape"] {
         add(name, |_, value, arguments| named(arguments, []).map(|[]| escape(value)));
     }
+    add("format", |_, value, arguments| {
+        let (positional, by_keyword): (&[Value], Kwargs) = from_args(arguments)?;
+        let keys: Vec<&str> = by_keyword.args().collect();
+        let values = match (positional, &keys[..]) {
+            (positional, []) => Tuple::from(positional.to_vec()).into(),
+            ([], keys) => {
+                let named = keys.iter().map(|key| Ok((*key, by_keyword.get::<Value>(key)?)));
+                Value::from(named.collect::<Result<BTreeMap<&str, Value>, Error>>()?)
+            }
+            _ => return Err(refused("format takes values in turn or by name, not both")),
+        };
+        percent::format(&text::of(value), &values).map(Value::from)
+    });
     add("float", |state, value, arguments| {
         let [default] = named(arguments, ["default"])?;
         let default = default.unwrap_or(0.0.into());

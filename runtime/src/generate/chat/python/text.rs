@@ -11,12 +11,15 @@ pub(super) fn of(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::String => value.to_string(),
-        _ => {
-            let mut out = String::new();
-            represent(value, &mut out, 0);
-            out
-        }
+        _ => representation(value),
     }
+}
+
+/// `repr(value)`.
+pub(super) fn representation(value: &Value) -> String {
+    let mut out = String::new();
+    represent(value, &mut out, 0);
+    out
 }
 
 /// `repr(value)`, added to `out`.

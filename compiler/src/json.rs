@@ -1,5 +1,6 @@
-//! JSON as Python writes it: `Infinity`, `-Infinity` and `NaN` stand where numbers do.
+//! JSON as Python reads it: `Infinity`, `-Infinity` and `NaN` stand where numbers do, and a number that is too large for a float is infinite.
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 /// The key of the table that holds a number that JSON has no form for, under its name in Python: `{"$float": "Infinity"}`.
@@ -34,7 +35,7 @@ pub fn float(value: &Value) -> Option<f64> {
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(next) = rest.find(['"', '-', 'I', 'N']) {
+    while let Some(next) = rest.find(|c| matches!(c, '"' | '-' | 'I' | 'N' | '0'..='9')) {
         out.push_str(&rest[..next]);
         rest = &rest[next..];
         if rest.starts_with('"') {
@@ -45,11 +46,30 @@ fn quoted(text: &str) -> String {
             out.push_str(&format!("{{\"{FLOAT}\":\"{name}\"}}"));
             rest = &rest[name.len()..];
         } else {
-            out.push_str(&rest[..1]);
-            rest = &rest[1..];
+            let (number, after) = rest.split_at(number_length(rest).max(1));
+            match infinity(number) {
+                Some(name) => out.push_str(&format!("{{\"{FLOAT}\":\"{name}\"}}")),
+                None => out.push_str(number),
+            }
+            rest = after;
         }
     }
     out + rest
+}
+
+/// The bytes of the number that `text` begins with.
+fn number_length(text: &str) -> usize {
+    text.find(|c| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E')).unwrap_or(text.len())
+}
+
+/// The name of what a number of JSON's form is that no float holds.
+fn infinity(number: &str) -> Option<&'static str> {
+    serde_json::from_str::<IgnoredAny>(number).ok()?;
+    match number.parse::<f64>() {
+        Ok(f64::INFINITY) => Some("Infinity"),
+        Ok(f64::NEG_INFINITY) => Some("-Infinity"),
+        _ => None,
+    }
 }
 
 /// The bytes of the string that `text` begins with, its quotes included.
@@ -87,10 +107,34 @@ mod tests {
     }
 
     #[test]
+    fn numbers_beyond_every_float_are_infinite() {
+        let text = format!(
+            r#"{{"a": [1e400,-1.5E+999], "b": "1e400", "c": {}, "d": 1e308, "e": -0, "f": [NaN, 2]}}"#,
+            "9".repeat(400)
+        );
+        let value = parse(&text).expect("Python reads it");
+        assert_eq!([0, 1].map(|at| float(&value["a"][at])), [Some(f64::INFINITY), Some(f64::NEG_INFINITY)]);
+        assert_eq!(float(&value["c"]), Some(f64::INFINITY));
+        assert_eq!([&value["b"], &value["d"], &value["f"][1]], [&json!("1e400"), &json!(1e308), &json!(2)]);
+    }
+
+    #[test]
     fn broken_text_is_an_error_at_its_own_place() {
-        for text in
-            ["{", "{\"a\": Infinit}", "{\"a\": NaN", "{\"a\": \"NaN}", "Infinity2", "{\"a\": InfinityNaN}", "\u{fc}NaN"]
-        {
+        for text in [
+            "{",
+            "{\"a\": 01e400}",
+            "[+1e400]",
+            "[1.e400]",
+            "[1e400 1]",
+            "[1e400x]",
+            "1e",
+            "{\"a\": Infinit}",
+            "{\"a\": NaN",
+            "{\"a\": \"NaN}",
+            "Infinity2",
+            "{\"a\": InfinityNaN}",
+            "\u{fc}NaN",
+        ] {
             let error = parse(text).expect_err(text);
             let direct = serde_json::from_str::<Value>(text).expect_err(text);
             assert_eq!(error.to_string(), direct.to_string());

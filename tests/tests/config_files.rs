@@ -81,14 +81,16 @@ fn infinity_in_a_key_that_nothing_reads_does_no_harm() {
     let folder = golden("llama-tied");
     let (_, plain) = logits(folder.path(), 3, &[]);
     let text = std::fs::read_to_string(folder.path().join("config.json")).expect("a checkpoint has one");
-    let with = |key: &str| text.replacen('{', &format!("{{\"{key}\": Infinity, "), 1);
-    folder.write("config.json", with("attention_dropout_prob"));
-    let (done, same) = logits(folder.path(), 3, &[]);
-    assert_eq!((done.code, notes(&done)), (0, vec![]), "{}", done.stderr);
-    assert!(same == plain);
-    folder.write("config.json", with("logit_scale"));
-    let (done, _) = logits(folder.path(), 3, &[]);
-    assert!(done.code == 1 && done.stderr.contains("`logit_scale` is Infinity"), "{}", done.stderr);
+    let with = |key: &str, value: &str| text.replacen('{', &format!("{{\"{key}\": {value}, "), 1);
+    for (value, named) in [("Infinity", "Infinity"), ("1e400", "Infinity"), ("-1.5E+400", "-Infinity")] {
+        folder.write("config.json", with("attention_dropout_prob", value));
+        let (done, same) = logits(folder.path(), 3, &[]);
+        assert_eq!((done.code, notes(&done)), (0, vec![]), "{}", done.stderr);
+        assert!(same == plain);
+        folder.write("config.json", with("logit_scale", value));
+        let (done, _) = logits(folder.path(), 3, &[]);
+        assert!(done.code == 1 && done.stderr.contains(&format!("`logit_scale` is {named}")), "{}", done.stderr);
+    }
 }
 
 /// A model of 64 trained positions whose RoPE is scaled.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use fuse_tests::gguf::{Meta, empty_gguf, gguf_of};
 use fuse_tests::{Golden, TempFolder, argmax_disagreement, goldens, nmse};
+use fusec::plan::PlanOptions;
 use fuserun::backend::{Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
 
@@ -121,4 +122,51 @@ fn written(golden: &Golden) -> (TempFolder, ModelName) {
 fn logits(model: &ModelName, device: &Device, golden: &Golden, by_step: bool) -> anyhow::Result<Vec<f32>> {
     let options = LoadOptions { context: golden.tokens.len(), sequences: 1, batches: vec![1], threads: Some(2) };
     OpenModel::open(model)?.load(device, &options)?.logits(&golden.tokens, by_step)
+}
+
+/// Each number under the architecture's prefix, one after the other, as a broken or hostile file has it.
+#[test]
+fn no_number_of_the_metadata_ends_in_a_panic() {
+    let (mut seen, mut refused, mut tried) = (BTreeSet::new(), 0, 0);
+    for golden in checkpoints() {
+        let (folder, model) = written(&golden);
+        let path = folder.path().join("model.gguf");
+        let bytes = std::fs::read(&path).expect("it is written");
+        for (key, at) in numbers(&bytes) {
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            for value in [0u32, 1, 3, 1 << 31, u32::MAX, f32::INFINITY.to_bits()] {
+                let mut broken = bytes.clone();
+                broken[at..at + 4].copy_from_slice(&value.to_le_bytes());
+                std::fs::write(&path, broken).expect("it is written");
+                tried += 1;
+                let opened = OpenModel::open(&model).and_then(|opened| opened.compile(PlanOptions::none()));
+                refused += usize::from(opened.is_err());
+            }
+            // As a 64-bit number: the type, the value, and what follows.
+            let mut wide = bytes[..at - 4].to_vec();
+            wide.extend([&10u32.to_le_bytes()[..], &(1u64 << 63).to_le_bytes()].concat());
+            wide.extend(&bytes[at + 4..]);
+            std::fs::write(&path, wide).expect("it is written");
+            let opened = OpenModel::open(&model).and_then(|opened| opened.compile(PlanOptions::none()));
+            refused += usize::from(opened.is_err());
+        }
+    }
+    assert!(seen.len() > 150 && refused > tried / 4, "{} keys, {refused} of {tried} refused", seen.len());
+}
+
+/// The keys with a 32-bit number under a GGUF file's architecture, and where their values stand.
+fn numbers(bytes: &[u8]) -> Vec<(String, usize)> {
+    let word = |at: usize| bytes.get(at..at + 8).map(|word| u64::from_le_bytes(word.try_into().expect("8 bytes")));
+    let named = |at: usize| {
+        let length = usize::try_from(word(at)?).ok().filter(|length| (3..80).contains(length))?;
+        let key = std::str::from_utf8(bytes.get(at + 8..at + 8 + length)?).ok()?;
+        let value = at + 8 + length + 4;
+        let is_key =
+            key.contains('.') && key.bytes().all(|byte| byte.is_ascii_lowercase() || b"._0123456789".contains(&byte));
+        let number = matches!(bytes.get(value - 4..value)?, [4 | 6, 0, 0, 0]);
+        (is_key && number && !key.starts_with("general.")).then(|| (key.to_owned(), value))
+    };
+    (0..bytes.len().min(1 << 14)).filter_map(named).collect()
 }

@@ -37,6 +37,7 @@ pub use facts::{Beyond, Facts, Spare};
 pub use lacking::{also_served, lacking, lacking_in_gguf};
 pub use quantised::{QUANTISED_INSTEAD, quantised_tensor};
 pub use reference::operations;
+pub use resolve::MAX_LAYERS;
 pub use rope::RopeScaling;
 pub use schema::json_schema;
 pub use shipped::{find_for, shipped};

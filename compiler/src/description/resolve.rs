@@ -17,7 +17,7 @@ use super::value::Value;
 use super::{Description, Given, Line, Place};
 
 /// A model's layers beyond this are a mistake in a configuration.
-const MAX_LAYERS: i64 = 4096;
+pub const MAX_LAYERS: u32 = 4096;
 
 pub(super) fn resolve(description: &Description, json: Option<&serde_json::Value>) -> Result<Resolved, Diagnostics> {
     let mut diagnostics = Diagnostics::new(description.source.clone());
@@ -263,7 +263,7 @@ impl Resolver<'_> {
     fn layers(&mut self) -> Option<usize> {
         let count = &self.description.count;
         match self.evaluate(count, None)? {
-            Value::Int(layers) if (1..=MAX_LAYERS).contains(&layers) => Some(layers as usize),
+            Value::Int(layers) if (1..=i64::from(MAX_LAYERS)).contains(&layers) => Some(layers as usize),
             other => {
                 let message = format!("the count of layers is an int from 1 to {MAX_LAYERS}, not {other}");
                 self.diagnostics.push(Diagnostic::new(Code::ExpressionValue, message).at(count.span.clone(), ""));

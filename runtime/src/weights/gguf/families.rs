@@ -204,7 +204,7 @@ impl How {
         let rows = shape[0];
         let of_heads = |heads: usize, each: usize, what: &str| {
             ensure!(
-                heads > 0 && rows.is_multiple_of(each * heads),
+                heads > 0 && each.checked_mul(heads).is_some_and(|whole| rows.is_multiple_of(whole)),
                 "tensor {name} has {rows} rows, which are not {heads} heads of {what}"
             );
             Ok(heads)

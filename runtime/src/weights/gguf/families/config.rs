@@ -1,5 +1,7 @@
 //! config.json from the metadata and the tensors.
 
+use fusec::description::MAX_LAYERS;
+
 use super::*;
 
 /// SmolLM3 turns q and k in three layers of four; a GGUF file does not say so.
@@ -26,6 +28,11 @@ pub(super) fn config(family: &Family, contents: &Contents, files: &[&[u8]]) -> R
     keys.expect("attention.value_length", head_dim as f64)?;
     ensure!(keys.boolean("attention.causal")? != Some(false), "{} is false; {INSTEAD}", keys.full("attention.causal"));
     let layers = keys.unsigned("block_count")?;
+    ensure!(
+        layers <= u64::from(MAX_LAYERS),
+        "{} is {layers}, and no model has more than {MAX_LAYERS} layers: get the file again",
+        keys.full("block_count")
+    );
 
     let mut config = Config { family, values: Map::new() };
     config.put("architectures", json!([family.class]));

@@ -3,6 +3,7 @@
 mod file;
 mod names;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use fusec::ir::WeightRef;
@@ -16,12 +17,18 @@ pub use file::Meta;
 ///
 /// Panics on a checkpoint of a family that it does not know.
 pub fn gguf_of(folder: &Path, more: &[(&str, Meta)]) -> Vec<u8> {
+    gguf_with(folder, more, &[])
+}
+
+/// As [`gguf_of`]; `whole` are metadata keys by their whole names.
+pub fn gguf_with(folder: &Path, more: &[(&str, Meta)], whole: &[(&str, Meta)]) -> Vec<u8> {
     let checkpoint = Checkpoint::open(folder).expect("a golden opens");
     let config = checkpoint.config().clone();
     let model = config["model_type"].as_str().expect("a model_type");
     let architecture = architecture(model);
     let mut file = File::default();
     file.meta("general.architecture", Meta::Text(architecture.to_owned()));
+    whole.iter().cloned().for_each(|(key, value)| file.meta(key, value));
     let parameters = parameters(model, &config).into_iter().chain(more.iter().cloned());
     parameters.for_each(|(key, value)| file.meta(&format!("{architecture}.{key}"), value));
     factors(model, &config).into_iter().for_each(|(name, values)| file.tensor(name, &[values.len()], &values));
@@ -49,6 +56,23 @@ pub fn gguf_of(folder: &Path, more: &[(&str, Meta)]) -> Vec<u8> {
     }
     stacks.iter().for_each(|(name, shape, values)| file.tensor(name, shape, values));
     file.bytes()
+}
+
+/// The metadata of a folder's tokenizer.json, a byte-level BPE that cuts text as GPT-2 does.
+pub fn tokenizer_meta(folder: &Path) -> Vec<(&'static str, Meta)> {
+    let text = std::fs::read_to_string(folder.join("tokenizer.json")).expect("it has a tokenizer.json");
+    let model = serde_json::from_str::<Value>(&text).expect("it is JSON")["model"].take();
+    let id = |(token, id): (&String, &Value)| (id.as_u64().expect("an id"), token.clone());
+    let tokens: BTreeMap<u64, String> = model["vocab"].as_object().expect("a vocabulary").iter().map(id).collect();
+    let part = |pair: &Value, at: usize| pair[at].as_str().expect("a part").to_owned();
+    let merges = model["merges"].as_array().expect("merges").iter().map(|pair| part(pair, 0) + " " + &part(pair, 1));
+    vec![
+        ("tokenizer.ggml.model", Meta::Text("gpt2".to_owned())),
+        ("tokenizer.ggml.pre", Meta::Text("gpt-2".to_owned())),
+        ("tokenizer.ggml.tokens", Meta::Texts(tokens.into_values().collect())),
+        ("tokenizer.ggml.merges", Meta::Texts(merges.collect())),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(0)),
+    ]
 }
 
 /// A file with an architecture and nothing else.

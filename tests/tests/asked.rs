@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use fuse_tests::gguf::{Meta, gguf_with, tokenizer_meta};
 use fuse_tests::{Finished, TempFolder, fuserun, root};
 use serde_json::{Value, json};
 
@@ -155,4 +156,56 @@ fn a_stop_text_may_be_or_hold_a_special_token() {
         assert_eq!((cut["text"].as_str(), cut["finish_reason"].as_str()), (Some(shown), Some("stop")), "{stop}");
         assert_eq!(tokens(&cut, "tokens"), made[..=at]);
     }
+}
+
+/// `generate --json` with the demo model as a GGUF file of these metadata, and what it says on stderr.
+fn of_gguf(sampling: &[(&str, Meta)], more: &[&str]) -> (Value, String) {
+    let demo = root().join("models/demo");
+    let folder = TempFolder::new();
+    let metadata = [&tokenizer_meta(&demo)[..], sampling].concat();
+    let file = folder.write("demo.gguf", gguf_with(&demo, &[], &metadata));
+    let model = file.to_str().unwrap();
+    let done =
+        fuserun(&[&["generate", "--device", "cpu", "-n", "24", "--json", "-m", model, PROMPT], more].concat(), "");
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    (serde_json::from_str(&done.stdout).unwrap(), done.stderr)
+}
+
+#[test]
+fn a_gguf_file_asks_by_its_general_sampling_keys() {
+    let (silent, notes) = of_gguf(&[], &[]);
+    assert_eq!((&silent["tokens"], &silent["prompt_tokens"]), (&plain()["tokens"], &plain()["prompt_tokens"]));
+    assert_eq!((silent["sampling"]["temperature"].as_f64(), notes.as_str()), (Some(0.0), ""));
+    let keys = [
+        ("general.sampling.temp", Meta::F32(0.75)),
+        ("general.sampling.top_k", Meta::U32(40)),
+        ("general.sampling.top_p", Meta::F32(0.875)),
+        ("general.sampling.min_p", Meta::F32(0.0625)),
+    ];
+    let (asked, notes) = of_gguf(&keys, &[]);
+    let folder = demo(json!({"do_sample": true, "temperature": 0.75, "top_k": 40, "top_p": 0.875, "min_p": 0.0625}));
+    let same = object(&folder, &["-n", "24"]);
+    assert_eq!((&asked["tokens"], &asked["sampling"], notes.as_str()), (&same["tokens"], &same["sampling"], ""));
+    assert_ne!(asked["tokens"], silent["tokens"]);
+    // Each of them alone, and what the user says above it.
+    for (key, value) in &keys {
+        let (one, _) = of_gguf(&[(*key, value.clone())], &[]);
+        let name = match key.rsplit_once('.').unwrap().1 {
+            "temp" => "temperature",
+            name => name,
+        };
+        assert_eq!(one["sampling"][name], same["sampling"][name], "{key}");
+        assert_ne!(one["sampling"]["temperature"].as_f64(), Some(0.0), "{key} samples");
+    }
+    assert_eq!(of_gguf(&keys, &["--temperature", "0"]).0["tokens"], silent["tokens"]);
+    let (penalised, notes) = of_gguf(
+        &[("general.sampling.penalty_repeat", Meta::F32(1e9)), ("general.sampling.mirostat", Meta::U32(2))],
+        &[],
+    );
+    let made = [tokens(&penalised, "prompt_tokens"), tokens(&penalised, "tokens")].concat();
+    assert_eq!(made.iter().collect::<BTreeSet<_>>().len(), made.len(), "each token once: {made:?}");
+    assert!(
+        notes.lines().count() == 1 && notes.contains("asks for general.sampling.mirostat 2: not honoured"),
+        "{notes}"
+    );
 }

@@ -13,6 +13,8 @@ pub enum Meta {
     Text(String),
     /// A list of booleans.
     Bools(Vec<bool>),
+    /// A list of texts.
+    Texts(Vec<String>),
 }
 
 /// A file as it grows.
@@ -39,6 +41,11 @@ impl File {
             Meta::Bools(values) => {
                 let mut bytes = [&7u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
                 bytes.extend(values.into_iter().map(u8::from));
+                (9, bytes)
+            }
+            Meta::Texts(values) => {
+                let mut bytes = [&8u32.to_le_bytes()[..], &(values.len() as u64).to_le_bytes()].concat();
+                bytes.extend(values.iter().flat_map(|value| text(value)));
                 (9, bytes)
             }
         };

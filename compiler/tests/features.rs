@@ -379,6 +379,30 @@ fn resolved(architecture: &str, config: Value) -> Result<Resolved, String> {
 }
 
 #[test]
+fn what_published_files_have_beside_is_taken() {
+    for (architecture, keys, other) in [
+        ("PhiForCausalLM", json!({"rotary_dim": 32, "auto_map": {}}), json!({"rotary_dim": 64})),
+        ("Dots1ForCausalLM", json!({"scoring_func": "noaux_tc", "seq_aux": true}), json!({"scoring_func": "softmax"})),
+        ("Gemma2ForCausalLM", json!({"sliding_window_size": 4096}), json!({"sliding_window_size": 1024})),
+        ("HunYuanDenseV1ForCausalLM", json!({"num_experts": 1, "org_vocab_size": 1}), json!({"num_experts": 2})),
+        ("LlamaForCausalLM", json!({"activation": "swiglu"}), json!({"activation": "relu"})),
+    ] {
+        let (_, text) = fusec::description::find_for(&[architecture]).expect("it is served");
+        let with = |keys: &Value| {
+            let mut config = preset(text);
+            config.insert("architectures".to_owned(), json!([architecture]));
+            config.extend(keys.as_object().expect("a table").clone());
+            resolved(architecture, Value::Object(config))
+        };
+        let plain = with(&json!({})).unwrap_or_else(|said| panic!("{architecture}: {said}"));
+        let more = with(&keys).unwrap_or_else(|said| panic!("{architecture}: {said}"));
+        assert_eq!((told(&more), more.unread_note()), (told(&plain), None), "{architecture}");
+        let said = with(&other).map(|_| ()).expect_err("it asks for something");
+        assert!(said.contains("F0403"), "{architecture}: {said}");
+    }
+}
+
+#[test]
 fn absent_keys_have_the_values_of_the_configuration_class() {
     // transformers' own: what `LlamaConfig()` and the others have.
     for (architecture, kind, layers, heads, key_heads) in [

@@ -32,7 +32,7 @@ pub(super) struct CompileArgs {
           value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]))]
     batch: Vec<String>,
     /// Positions a sequence may have where `fuserun` is not told otherwise: kept in the file's manifest.
-    #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     max_context: Option<u32>,
     /// How weights are taken: auto, as the checkpoint stores them, where kernels read that; or bf16.
     #[arg(long, env = "FUSE_WEIGHTS", default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "bf16"]))]

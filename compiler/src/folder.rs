@@ -66,22 +66,17 @@ pub fn checkpoint_folder(named: &Path) -> Result<PathBuf> {
 pub fn without_config(folder: &Path) -> String {
     let Ok(names) = entries(folder) else { return format!("there is no config.json; {INSTEAD}") };
     let config = |name: &&String| folder.join(name).join("config.json").exists();
-    let models: Vec<&String> = names.iter().filter(|name| name.starts_with("models--")).collect();
     if names.is_empty() {
         return format!("there is no config.json: the folder is empty; {INSTEAD}");
     }
     if let Some(said) = dangling(folder, "config.json").or_else(|| adapter(folder, &names)) {
         return said;
     }
-    if let Some(first) = models.first() {
-        let each = folder.join(first);
-        return format!("it is the hub's cache of {} models: name one, such as {}", models.len(), each.display());
+    if let Some(said) = cache(folder, &names) {
+        return said;
     }
-    if let Some(gguf) = gguf(&names) {
-        return format!(
-            "there is no config.json; it holds a GGUF file: name that instead ({})",
-            folder.join(gguf).display()
-        );
+    if let Some(said) = instead(folder, &names) {
+        return format!("there is no config.json; {said}");
     }
     let other = original(&names).or_else(|| foreign(&names)).or_else(|| unfinished(folder, &names));
     if let Some(said) = other {
@@ -102,13 +97,22 @@ pub fn without_weights(folder: &Path) -> String {
     format!("there is no .safetensors file beside config.json; {}", other_than_weights(folder))
 }
 
+/// Says why a folder has no tokenizer.json, and what to do.
+pub fn without_tokenizer(folder: &Path) -> String {
+    let names = entries(folder).unwrap_or_default();
+    let said = dangling(folder, "tokenizer.json").or_else(|| adapter(folder, &names)).or_else(|| cache(folder, &names));
+    let named = || Some(format!("there is no tokenizer.json; {}", instead(folder, &names)?));
+    said.or_else(named).unwrap_or_else(|| {
+        "there is no tokenizer.json; save the model's tokenizer with transformers (AutoTokenizer.save_pretrained), which writes it".to_owned()
+    })
+}
+
 /// Says what a folder has in the place of .safetensors files, and what to do.
 pub fn other_than_weights(folder: &Path) -> String {
     let names = entries(folder).unwrap_or_default();
     let lost = || names.iter().find_map(|name| dangling(folder, name));
-    let gguf = || Some(format!("it holds a GGUF file: name that instead ({})", folder.join(gguf(&names)?).display()));
     let said = adapter(folder, &names).or_else(lost).or_else(|| unfinished(folder, &names)).or_else(|| pickled(&names));
-    let said = said.or_else(gguf).or_else(|| foreign(&names));
+    let said = said.or_else(|| instead(folder, &names)).or_else(|| foreign(&names));
     said.unwrap_or_else(|| "download the weights (not .bin or .pth files)".to_owned())
 }
 
@@ -133,13 +137,27 @@ pub fn nothing_there(path: &Path) -> String {
     format!("no such file or directory; {instead}")
 }
 
-/// What to do where nothing is at a path that may be the name of a model on the hub, `OWNER/NAME`.
+/// Where the hub's models are, as people name it.
+const HUB: &[&str] = &["https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "hf://"];
+
+/// What to do where nothing is at a path that may be the name of a model on the hub, `OWNER/NAME` or its address, or another address.
 pub fn hub_name(path: &Path) -> Option<String> {
     let name = path.to_str().filter(|_| !path.exists())?;
-    let (owner, model) = name.split_once('/')?;
-    let plain = !owner.is_empty() && !owner.starts_with(['.', '~']) && !model.is_empty() && !model.contains('/');
+    let address = HUB.iter().find_map(|hub| name.strip_prefix(hub));
+    if name.starts_with("~/") {
+        return Some("a shell puts the home folder in the place of ~ where it is not quoted: write $HOME".to_owned());
+    }
+    if address.is_none() && name.contains("://") {
+        return Some(
+            "it is an address, and only files are read: download the model and name its folder or .gguf file"
+                .to_owned(),
+        );
+    }
+    let mut parts = address.unwrap_or(name).split(['/', '?', '#']).filter(|part| !part.is_empty());
+    let (owner, model) = (parts.next()?, parts.next()?);
+    let plain = address.is_some() || parts.next().is_none() && !name.starts_with(['/', '.']) && !name.ends_with('/');
     plain.then(|| {
-        format!("if it is a model on the hub, download it first (`hf download {name} --local-dir {model}`) and name that directory")
+        format!("if it is a model on the hub, download it first (`hf download {owner}/{model} --local-dir {model}`) and name that directory")
     })
 }
 
@@ -217,6 +235,19 @@ fn dangling(folder: &Path, name: &str) -> Option<String> {
     let path = folder.join(name);
     let target = fs::read_link(&path).ok().filter(|_| !path.exists())?;
     Some(format!("{name} is a link to {}, which is not there: download the model again", target.display()))
+}
+
+/// The hub's cache, which has a folder for each model.
+fn cache(folder: &Path, names: &[String]) -> Option<String> {
+    let models: Vec<&String> = names.iter().filter(|name| name.starts_with("models--")).collect();
+    let first = folder.join(models.first()?);
+    let count = if models.len() == 1 { "one model".to_owned() } else { format!("{} models", models.len()) };
+    Some(format!("it is the hub's cache of {count}: name one, such as {}", first.display()))
+}
+
+/// The GGUF file to name in the place of a folder.
+fn instead(folder: &Path, names: &[String]) -> Option<String> {
+    Some(format!("it holds a GGUF file: name that instead ({})", folder.join(gguf(names)?).display()))
 }
 
 /// A GGUF file of a language model.

@@ -132,6 +132,48 @@ fn files_of_another_format() {
     refused(&logits(Path::new("Qwen/Qwen3-0.6B"), &[]), &["Qwen/Qwen3-0.6B: no such file or directory", hub]);
     refused(&fuserun(&["tokenize", "-m", "Qwen/Qwen3-0.6B", "hi"], ""), &[hub]);
     refused(&fusec(&["check", "--checkpoint", "Qwen/Qwen3-0.6B"]), &[hub]);
+    for address in ["https://huggingface.co/", "hf://", "huggingface.co/"] {
+        for end in ["", "/", "/tree/main", "/resolve/main/model.safetensors?download=true"] {
+            let named = format!("{address}Qwen/Qwen3-0.6B{end}");
+            refused(&logits(Path::new(&named), &[]), &[&named, hub]);
+        }
+    }
+    for named in ["gs://models/model.gguf", "file:///models/x", "s3://models/x", "https://huggingface.co/Qwen"] {
+        let what = if named.ends_with("/Qwen") {
+            "no such file or directory"
+        } else {
+            "it is an address, and only files are read"
+        };
+        refused(&logits(Path::new(named), &[]), &[named, what]);
+        refused(&fusec(&["new", "--from", named]), &[named, "is no folder, and a checkpoint is one with config.json"]);
+    }
+    refused(&logits(Path::new("~/models/x"), &[]), &["where it is not quoted: write $HOME"]);
+}
+
+/// What is named for its tokenizer alone is what it is for the rest.
+#[test]
+fn a_folder_without_a_tokenizer_is_named() {
+    let tokenize = |folder: &TempFolder, parts: &[&str]| {
+        refused(&fuserun(&["tokenize", "-m", folder.path().to_str().unwrap(), "hi"], ""), parts);
+    };
+    let folder = TempFolder::new();
+    let without = "there is no tokenizer.json; save the model's tokenizer with transformers";
+    tokenize(&folder, &[without]);
+    let gguf = folder.write("a.gguf", "GGUF");
+    tokenize(
+        &folder,
+        &["there is no tokenizer.json; it holds a GGUF file: name that instead (", gguf.to_str().unwrap()],
+    );
+    folder.write("adapter_config.json", r#"{"peft_type": "LORA", "base_model_name_or_path": "org/base"}"#);
+    tokenize(&folder, &["it is a LoRA adapter (adapter_config.json), a change of org/base and no model"]);
+    let cache = TempFolder::new();
+    fs::create_dir_all(cache.path().join("models--org--a")).unwrap();
+    fs::create_dir_all(cache.path().join("models--org--b")).unwrap();
+    tokenize(&cache, &["it is the hub's cache of 2 models: name one, such as ", "models--org--a"]);
+    let file = folder.write("config.json", "{}");
+    let from = fusec(&["new", "--from", file.to_str().unwrap()]);
+    refused(&from, &["config.json is no folder", "it is one file of a model: name the folder that holds it ("]);
+    refused(&fusec(&["check", "--checkpoint", gguf.to_str().unwrap()]), &["fuserun runs GGUF files"]);
 }
 
 /// Both programs refuse a folder with these files with these words.
@@ -243,7 +285,7 @@ fn a_model_in_the_hubs_cache_runs() {
         let done = fusec(&["check", "--checkpoint", text(named)]);
         assert!(done.code == 0 && done.stdout.contains("tensors of the checkpoint"), "{}", done.stderr);
     }
-    let several = format!("it is the hub's cache of 1 models: name one, such as {}", root_of.display());
+    let several = format!("it is the hub's cache of one model: name one, such as {}", root_of.display());
     refused(&logits(cache.path(), &[]), &[&several]);
     // A download that was not completed, or whose files were removed.
     fs::remove_file(blobs.join("model.safetensors")).unwrap();

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::compile::{Formats, Model};
 use crate::description::language_model_names;
 use crate::files::{Kind, mistaken, read_json};
-use crate::folder::{hub_name, other_weights, without_config};
+use crate::folder::{hub_name, other_weights, single_file, without_config};
 use crate::ir::Format;
 use crate::tensors::{self, Accounting};
 
@@ -24,13 +24,21 @@ const LARGEST_HEADER: u64 = 100_000_000;
 pub(super) fn config(folder: &Path) -> Result<Value> {
     ensure!(
         folder.is_dir(),
-        "{} is no folder: --checkpoint takes one with config.json and .safetensors files{}",
+        "{} is no folder, and a checkpoint is one with config.json and .safetensors files{}",
         folder.display(),
-        hub_name(folder).map_or(String::new(), |hint| format!("; {hint}"))
+        hub_name(folder).or_else(|| one_file(folder)).map_or(String::new(), |hint| format!("; {hint}"))
     );
     let file = folder.join("config.json");
     ensure!(file.exists(), "{}: {}", folder.display(), without_config(folder));
     read_json(&file)
+}
+
+/// What to do with a file that was named in the place of a folder.
+fn one_file(path: &Path) -> Option<String> {
+    match path.extension() {
+        Some(extension) if extension == "gguf" => Some("fuserun runs GGUF files, with no work of fusec's".to_owned()),
+        _ => single_file(path).filter(|_| path.is_file()),
+    }
 }
 
 /// The tensors in a folder's weight files.

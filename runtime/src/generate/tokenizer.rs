@@ -6,7 +6,7 @@ mod from_gguf;
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::files::{Kind, mistaken, read_optional_json};
-use fusec::folder::checkpoint_folder;
+use fusec::folder::{checkpoint_folder, without_tokenizer};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -152,11 +152,7 @@ impl Tokenizer {
 
     fn from_directory(directory: &Path) -> Result<Tokenizer> {
         let path = directory.join("tokenizer.json");
-        ensure!(
-            path.exists(),
-            "{}: there is no tokenizer.json; save the model's tokenizer with transformers (AutoTokenizer.save_pretrained), which writes it",
-            directory.display()
-        );
+        ensure!(path.exists(), "{}: {}", directory.display(), without_tokenizer(directory));
         let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let tokenizer_config = files::read_tokenizer_config(directory)?;
         let generation = read_optional_json(&directory.join("generation_config.json"))?;

@@ -1,7 +1,7 @@
 //! JSON as Python reads it: `Infinity`, `-Infinity` and `NaN` stand where numbers do, and a number that is too large for a float is infinite.
 
 use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The key of the table that holds a number that JSON has no form for, under its name in Python: `{"$float": "Infinity"}`.
 pub const FLOAT: &str = "$float";
@@ -29,6 +29,12 @@ pub fn float(value: &Value) -> Option<f64> {
         "NaN" => Some(f64::NAN),
         _ => None,
     }
+}
+
+/// A value as its file has it: such numbers by their names.
+pub fn shown(value: &Value) -> String {
+    let named = |text: String, name| text.replace(&json!({ FLOAT: name }).to_string(), name);
+    ["Infinity", "-Infinity", "NaN"].into_iter().fold(value.to_string(), named)
 }
 
 /// The text with each such number outside of strings as a table.
@@ -87,8 +93,6 @@ fn string_length(text: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -104,6 +108,8 @@ mod tests {
             [&json!("\"NaN, \\"), &json!(-1), &json!("-Infinity")]
         );
         assert_eq!(float(&json!({"$float": "Infinity", "more": 1})), None);
+        assert_eq!(shown(&value["a"]), "[0.0,Infinity]");
+        assert_eq!([shown(&value["b"]), shown(&value["c"])], ["-Infinity", "NaN"]);
     }
 
     #[test]

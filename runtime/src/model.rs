@@ -98,7 +98,8 @@ impl OpenModel {
         };
         ensure!(
             checkpoint.is_some() || name.dummy_weights,
-            "a description has no weights of its own: add --checkpoint DIR, or --dummy-weights to measure speed"
+            "{} has no weights of its own: add --checkpoint DIR, or --dummy-weights to measure speed",
+            described.as_deref().or(path).unwrap_or(Path::new("a description")).display()
         );
         let mut config = checkpoint.as_ref().map(|checkpoint| checkpoint.config().clone());
         if let (None, Some(path)) = (&config, checkpoint_path.as_ref().filter(|path| path.is_file())) {

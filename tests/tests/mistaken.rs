@@ -174,6 +174,10 @@ fn a_folder_without_a_tokenizer_is_named() {
     let from = fusec(&["new", "--from", file.to_str().unwrap()]);
     refused(&from, &["config.json is no folder", "it is one file of a model: name the folder that holds it ("]);
     refused(&fusec(&["check", "--checkpoint", gguf.to_str().unwrap()]), &["fuserun runs GGUF files"]);
+    let of_file = fuserun(&["tokenize", "-m", file.to_str().unwrap(), "hi"], "");
+    refused(&of_file, &["config.json: not a GGUF file; it is one file of a model: name the folder that holds it ("]);
+    let described = fuserun(&["generate", "-m", "models/llama.toml", "hi"], "");
+    refused(&described, &["models/llama.toml has no weights of its own: add --checkpoint DIR"]);
 }
 
 /// Both programs refuse a folder with these files with these words.

@@ -1,6 +1,7 @@
 //! What a model says of how its texts are made: generation_config.json, or the metadata of a GGUF file.
 
 use anyhow::{Context, Result, bail, ensure};
+use fusec::json;
 use serde_json::Value;
 
 use crate::weights::gguf::{self, Metadata};
@@ -172,9 +173,9 @@ impl GenerationDefaults {
         };
         let samples = match map.get("do_sample") {
             None | Some(Value::Null) => false,
-            Some(value) => {
-                value.as_bool().with_context(|| format!("{FILE}: do_sample is {value}, not true or false"))?
-            }
+            Some(value) => value
+                .as_bool()
+                .with_context(|| format!("{FILE}: do_sample is {}, not true or false", json::shown(value)))?,
         };
         let drawn = if samples { map } else { &empty };
         let off = |(key, off): &&(&str, Off)| map.get(*key).is_some_and(|value| !off.is(value));
@@ -189,7 +190,11 @@ impl GenerationDefaults {
         Ok(GenerationDefaults {
             samples,
             temperature: number(drawn.get("temperature"), "temperature")?,
-            top_k: count(drawn.get("top_k"), "top_k")?,
+            // Less than nothing keeps all, as other programs have it.
+            top_k: match drawn.get("top_k").and_then(Value::as_i64) {
+                Some(..0) => Some(0),
+                _ => count(drawn.get("top_k"), "top_k")?,
+            },
             top_p: number(drawn.get("top_p"), "top_p")?,
             min_p: number(drawn.get("min_p"), "min_p")?,
             repetition_penalty: number(map.get("repetition_penalty"), "repetition_penalty")?,
@@ -306,7 +311,7 @@ fn full(key: &str) -> String {
 
 /// A value, or the beginning of a long one.
 fn shown(value: &Value) -> String {
-    let text = value.to_string();
+    let text = json::shown(value);
     match text.char_indices().nth(40) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
@@ -314,13 +319,15 @@ fn shown(value: &Value) -> String {
 }
 
 fn number(value: Option<&Value>, key: &str) -> Result<Option<f32>> {
-    let read = |value: &Value| value.as_f64().with_context(|| format!("{FILE}: {key} is {value}, not a number"));
+    let read = |value: &Value| {
+        value.as_f64().with_context(|| format!("{FILE}: {key} is {}, not a number", json::shown(value)))
+    };
     Ok(value.filter(|value| !value.is_null()).map(read).transpose()?.map(|value| value as f32))
 }
 
 fn count(value: Option<&Value>, key: &str) -> Result<Option<usize>> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
-    let count = value.as_f64().with_context(|| format!("{FILE}: {key} is {value}, not a number"))?;
+    let count = value.as_f64().with_context(|| format!("{FILE}: {key} is {}, not a number", json::shown(value)))?;
     ensure!(count >= 0.0 && count.fract() == 0.0, "{FILE}: {key} is {value}, not a count of tokens");
     Ok(Some(count as usize))
 }

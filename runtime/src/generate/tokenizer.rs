@@ -6,7 +6,7 @@ mod from_gguf;
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::files::{Kind, mistaken, read_optional_json};
-use fusec::folder::{checkpoint_folder, without_tokenizer};
+use fusec::folder::{checkpoint_folder, single_file, without_tokenizer};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -28,9 +28,13 @@ impl Tokenizer {
     /// The tokenizer of a Hugging Face directory (tokenizer.json, with the tokens of tokenizer_config.json, special_tokens_map.json and added_tokens.json,
     /// and the ends of a text of generation_config.json and config.json) or of a GGUF file, of which only the metadata is read: a file without tensors will do.
     pub fn open(path: &Path) -> Result<Tokenizer> {
-        match path.is_dir() {
-            true => Tokenizer::from_directory(&checkpoint_folder(path)?),
-            false => from_file(path, &gguf::Metadata::open(path)?),
+        if path.is_dir() {
+            return Tokenizer::from_directory(&checkpoint_folder(path)?);
+        }
+        match (gguf::Metadata::open(path), single_file(path)) {
+            (Ok(metadata), _) => from_file(path, &metadata),
+            (Err(_), Some(what)) => bail!("{}: not a GGUF file; {what}", path.display()),
+            (Err(error), None) => Err(error),
         }
     }
 

@@ -79,6 +79,12 @@ fn wrong_types_are_refused_by_name() {
         said(json!({ "do_sample": true, "top_p": "high" })),
         "generation_config.json: top_p is \"high\", not a number"
     );
+    let off = GenerationDefaults::from_json(&json!({ "do_sample": true, "top_k": -1 })).unwrap();
+    assert_eq!(off.top_k, Some(0));
+    assert_eq!(
+        said(json!({ "do_sample": true, "temperature": {"$float": "Infinity"} })),
+        "generation_config.json: temperature is Infinity, not a number"
+    );
     assert_eq!(
         said(json!({ "do_sample": true, "top_k": 1.5 })),
         "generation_config.json: top_k is 1.5, not a count of tokens"

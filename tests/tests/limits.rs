@@ -3,6 +3,8 @@
 use std::path::Path;
 
 use fuse_tests::{Finished, TempFolder, as_nobody, command, finish, fusec, fuserun, root};
+use fusec::artifact::Artifact;
+use fusec::build::{KernelReport, ResourceReport};
 use serde_json::{Value, json};
 
 const LARGEST: &str = "18446744073709551615";
@@ -92,6 +94,36 @@ fn sizes_that_no_model_has() {
         for value in [json!(0), json!(-1), json!(u64::MAX), json!(1u64 << 31), json!(1e300)] {
             assert_fails(&with(&[(key, value)]), &["error["]);
         }
+    }
+}
+
+/// A report is what a file says, as a plan is.
+#[test]
+fn the_largest_numbers_of_a_report_are_shown() {
+    let folder = TempFolder::new();
+    let file = folder.path().join("x.fuse");
+    let text = file.to_str().unwrap();
+    let compile = ["compile", "llama", "--batch", "1", "-o", text];
+    assert_eq!(finish(command("fusec").args(compile).env("FUSE_NVRTC", "/nonexistent"), "").code, 0);
+    let mut artifact = Artifact::read(&file).unwrap();
+    let most = u32::MAX;
+    let report = |name: &String| {
+        let (shared_bytes, spill_store_bytes, spill_load_bytes) = (most, most, most);
+        let kernel = KernelReport {
+            name: name.clone(),
+            registers: most,
+            shared_bytes,
+            stack_bytes: most,
+            spill_store_bytes,
+            spill_load_bytes,
+        };
+        (name.clone(), ResourceReport { kernels: vec![kernel] })
+    };
+    artifact.reports.insert("sm_90a".to_owned(), artifact.sources.keys().map(report).collect());
+    artifact.write(&file).unwrap();
+    for more in [&[][..], &["--json"]] {
+        let done = fusec(&[&["inspect", text], more].concat());
+        assert!(done.code == 0 && done.stdout.contains("4294967295"), "{}", done.stderr);
     }
 }
 

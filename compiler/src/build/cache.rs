@@ -21,8 +21,8 @@ impl<'a> Cache<'a> {
 
     /// The device code and log under `key`, where both are there and whole.
     pub(super) fn get(&self, key: &str) -> Option<(Vec<u8>, String)> {
-        let cubin = fs::read(self.file(key, "cubin")).ok().filter(|bytes| is_whole_elf(bytes))?;
-        let log = fs::read_to_string(self.file(key, "log")).ok()?;
+        let cubin = read(&self.file(key, "cubin")).filter(|bytes| is_whole_elf(bytes))?;
+        let log = String::from_utf8(read(&self.file(key, "log"))?).ok()?;
         Some((cubin, log))
     }
 
@@ -35,6 +35,12 @@ impl<'a> Cache<'a> {
     fn file(&self, key: &str, extension: &str) -> PathBuf {
         self.folder.join(format!("{key}.{extension}"))
     }
+}
+
+/// What a regular file holds: a pipe would be waited for.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    fs::read(path).ok()
 }
 
 /// SHA-256 over the parts, each with its length before it, in hexadecimal.
@@ -55,13 +61,31 @@ fn is_whole_elf(bytes: &[u8]) -> bool {
     let number = |at: usize, width: usize| {
         bytes.get(at..at + width).map(|field| field.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)))
     };
-    let end = || Some(number(0x28, 8)? + number(0x3a, 2)? * number(0x3c, 2)?);
+    let end = || number(0x28, 8)?.checked_add(number(0x3a, 2)? * number(0x3c, 2)?);
     bytes.starts_with(b"\x7fELF") && end().is_some_and(|end| end <= bytes.len() as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_section_table_beyond_all_bytes_is_not_whole() {
+        let mut elf = vec![0; 64];
+        elf[..4].copy_from_slice(b"\x7fELF");
+        assert!(is_whole_elf(&elf) && !is_whole_elf(&elf[..61]));
+        elf[0x3a..0x3e].fill(1);
+        assert!(!is_whole_elf(&elf));
+        elf[0x28..0x30].fill(0xff);
+        assert!(!is_whole_elf(&elf));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_regular_file_is_not_there() {
+        let folder = std::env::temp_dir();
+        assert_eq!((read(&folder), read(Path::new("/dev/zero"))), (None, None));
+    }
 
     #[test]
     fn the_key_tells_parts_apart() {

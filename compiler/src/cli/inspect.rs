@@ -126,7 +126,7 @@ fn kernel_table(text: &mut String, artifact: &Artifact, plan: &Plan, arch: &str)
     for (index, kernel) in plan.kernels.iter().enumerate() {
         let report = report(artifact, arch, kernel);
         let number = |of: fn(&KernelReport) -> u32| report.map_or("-".to_owned(), |report| of(report).to_string());
-        let shared = kernel.shared_bytes + report.map_or(0, |report| report.shared_bytes);
+        let shared = kernel.shared_bytes.saturating_add(report.map_or(0, |report| report.shared_bytes));
         let launches: Vec<String> =
             launches(plan, index).iter().map(|(step, count)| format!("{step} {count}")).collect();
         writeln!(
@@ -136,7 +136,7 @@ fn kernel_table(text: &mut String, artifact: &Artifact, plan: &Plan, arch: &str)
             kernel.threads,
             number(|report| report.registers),
             number(|report| report.stack_bytes),
-            number(|report| report.spill_store_bytes + report.spill_load_bytes),
+            number(|report| report.spill_store_bytes.saturating_add(report.spill_load_bytes)),
             launches.join(", ")
         )?;
     }

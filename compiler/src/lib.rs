@@ -6,6 +6,7 @@ pub mod artifact;
 pub mod build;
 pub mod cli;
 pub mod compile;
+pub mod console;
 pub mod description;
 pub mod draft;
 pub mod files;

@@ -9,9 +9,9 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use super::model::{ModelArgs, Opened};
-use super::tell;
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
 use crate::compile::{CompileOptions, Model, artifact};
+use crate::console::tell;
 use crate::description::Beyond;
 use crate::output;
 use crate::passes;

@@ -8,9 +8,9 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
-use super::show;
 use crate::artifact::Artifact;
 use crate::build::{Arch, KernelReport};
+use crate::console::show;
 use crate::plan::{Kernel, Plan, StepKind};
 
 /// Which file, and how.

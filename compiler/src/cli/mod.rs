@@ -1,6 +1,5 @@
 //! The command line. What was asked for goes to stdout, everything else to stderr.
 
-mod arguments;
 mod checkpoint;
 mod compile;
 mod inspect;
@@ -9,14 +8,11 @@ mod new;
 mod show;
 mod tune;
 
-use std::fmt::Display;
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
-pub use arguments::main as run;
+use crate::console;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,7 +61,7 @@ enum Command {
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
-    arguments::main(|cli: Cli| match cli.command {
+    console::run(|cli: Cli| match cli.command {
         Command::Compile(args) => compile::run(&args),
         Command::Check(args) => show::check(&args),
         Command::New(args) => new::run(&args),
@@ -77,36 +73,4 @@ pub fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args),
         Command::Passes => show::passes(),
     })
-}
-
-/// The exit code of a command; says on stderr why it failed.
-fn exit(done: Result<()>) -> ExitCode {
-    let Err(error) = done else { return ExitCode::SUCCESS };
-    let text = format!("{error:#}");
-    let text = text.trim_end();
-    // Errors about a description come rendered, each with its own title.
-    if text.starts_with("error[") || text.starts_with("error:") {
-        tell(text)
-    } else {
-        tell(format!("error: {text}"))
-    }
-    ExitCode::FAILURE
-}
-
-/// Writes to stdout. A reader that has gone away wants no more, which is no failure.
-///
-/// # Errors
-/// Where stdout cannot be written for another reason.
-pub fn show(text: impl Display) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
-        _ => Ok(()),
-    }
-}
-
-/// Writes a line to stderr, where there is one.
-pub fn tell(line: impl Display) {
-    // With no stderr there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

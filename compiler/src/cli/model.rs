@@ -7,8 +7,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde_json::Value;
 
-use super::{checkpoint, tell};
+use super::checkpoint;
 use crate::compile::{CompileOptions, Formats, Model, compile};
+use crate::console::tell;
 use crate::description::{
     Description, also_served, architectures, find_named, find_serving, lacking, shipped, user_folder,
 };

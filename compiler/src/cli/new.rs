@@ -7,8 +7,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
 use super::checkpoint;
-use super::{show, tell};
 use crate::compile::{CompileOptions, compile};
+use crate::console::{show, tell};
 use crate::description::{Description, Spare, Value, architectures, config_view, find_serving, lacking, user_folder};
 use crate::draft::draft;
 use crate::folder::{checkpoint_folder, other_than_weights};

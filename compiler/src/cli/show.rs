@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::compile::{TargetArgs, summaries};
 use super::model::ModelArgs;
-use super::show;
 use crate::compile::{CompileOptions, Model, compile};
+use crate::console::show;
 use crate::description::{Facts, json_schema};
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};

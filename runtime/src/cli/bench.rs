@@ -7,11 +7,11 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use fusec::cli::{show, tell};
+use fusec::console::{show, tell};
 use fusec::plan::Recipe;
 use serde::Serialize;
 
-use super::ModelArgs;
+use super::model::ModelArgs;
 use crate::backend::Backend;
 use crate::cpu::{CpuModel, Logits, ReadBandwidth, Row};
 use crate::device::Gpu;

@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use fusec::cli::{show, tell};
+use fusec::console::{show, tell};
 use serde_json::json;
 
-use super::ModelArgs;
+use super::model::ModelArgs;
 use super::sampling::SamplingArgs;
 use crate::backend::Device;
 use crate::generate::chat::Message;

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use fusec::cli::tell;
+use fusec::console::tell;
 use fusec::output;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use super::ModelArgs;
+use super::model::ModelArgs;
 use crate::model::Text;
 
 #[derive(Args, Debug)]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
-use fusec::cli::show;
+use fusec::console::show;
 use fusec::plan::Plan;
 use serde_json::{Value, json};
 

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
-use fusec::cli::{show, tell};
+use fusec::console::{show, tell};
 use fusec::output;
 
+use super::bench;
+use super::model::ModelArgs;
 use super::sampling::SamplingArgs;
-use super::{ModelArgs, bench};
 use crate::backend::Backend;
 use crate::generate::defaults::GenerationDefaults;
 use crate::model::Text;

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
-use fusec::cli::{show, tell};
+use fusec::console::{show, tell};
 use fusec::plan::PlanOptions;
 
-use super::ModelArgs;
+use super::model::ModelArgs;
 use crate::backend::Device;
 use crate::model::Text;
 use crate::verify::{self, Expected};

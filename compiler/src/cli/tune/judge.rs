@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::tell;
+use crate::console::tell;
 
 /// The GPU that is measured on.
 #[derive(Clone, Debug, Deserialize)]

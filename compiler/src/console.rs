@@ -1,15 +1,17 @@
-//! A command line, read: an error that the environment causes names the variable, and what variables hold stays out of the help.
+//! What the commands of both programs share: a command line is read and run, results go to stdout, everything else to stderr.
+//!
+//! An error that the environment causes names the variable, and what variables hold stays out of the help.
 
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, Error, Parser};
-
-use super::{exit, tell};
 
 /// The help takes no more columns than this, however wide the terminal is.
 const WIDEST: usize = 120;
@@ -18,7 +20,7 @@ const WIDEST: usize = 120;
 const TELLING: usize = 3;
 
 /// Reads the command line of this process and runs it: exit code 0 done, 1 failed, 2 bad usage.
-pub fn main<P: Parser>(run: impl FnOnce(P) -> Result<()>) -> ExitCode {
+pub fn run<P: Parser>(work: impl FnOnce(P) -> Result<()>) -> ExitCode {
     let command = prepared(P::command());
     let given: Vec<OsString> = std::env::args_os().collect();
     let parsed = command.clone().try_get_matches_from(&given).and_then(|matches| {
@@ -26,11 +28,43 @@ pub fn main<P: Parser>(run: impl FnOnce(P) -> Result<()>) -> ExitCode {
         Ok((arguments, from_environment(&command, &matches)))
     });
     let (arguments, settings) = parsed.unwrap_or_else(|error| blamed(error, command, &given).exit());
-    let done = run(arguments);
+    let done = work(arguments);
     let note = done.as_ref().err().and_then(|error| note(&format!("{error:#}"), &settings));
     let code = exit(done);
     note.into_iter().for_each(tell);
     code
+}
+
+/// Writes to stdout. A reader that has gone away wants no more, which is no failure.
+///
+/// # Errors
+/// Where stdout cannot be written for another reason.
+pub fn show(text: impl Display) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to stderr, where there is one.
+pub fn tell(line: impl Display) {
+    // With no stderr there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The exit code of a command; says on stderr why it failed.
+fn exit(done: Result<()>) -> ExitCode {
+    let Err(error) = done else { return ExitCode::SUCCESS };
+    let text = format!("{error:#}");
+    let text = text.trim_end();
+    // Errors about a description come rendered, each with its own title.
+    if text.starts_with("error[") || text.starts_with("error:") {
+        tell(text)
+    } else {
+        tell(format!("error: {text}"))
+    }
+    ExitCode::FAILURE
 }
 
 /// The command with what holds for each of its commands.

@@ -11,6 +11,7 @@ mod embedding;
 mod experts_hidden;
 mod experts_sum;
 mod family;
+mod kernel;
 mod kv_append;
 mod matmul;
 mod matmul_wgmma;
@@ -31,7 +32,8 @@ pub use elementwise::{Elementwise, Expression};
 pub use embedding::Embedding;
 pub use experts_hidden::ExpertsHidden;
 pub use experts_sum::ExpertsSum;
-pub use family::{Family, KernelSpec, Kind, Param, Reads, TuningKey};
+pub use family::{Family, Kind, Param, Reads, TuningKey};
+pub use kernel::KernelSpec;
 pub use kv_append::KvAppend;
 pub use matmul::{Gather, Matmul};
 pub use matmul_wgmma::MatmulWgmma;
@@ -42,7 +44,9 @@ pub use read::Read;
 pub use rope::RopeRows;
 pub use route::{Route, RouteRows};
 pub use sample::{RING, SAMPLE_CLUSTER, Sample};
-pub use values::{Activation, Float, Format, NormKind, Packed, RopeTable, Scoring, Splits, Storage, Tiles};
+pub use values::{
+    Activation, Float, Format, NormKind, Packed, RopeScaling, RopeTable, Scoring, Splits, Storage, Tiles,
+};
 
 /// `vocabulary.h`: the device vocabulary in plain C++, for the host build.
 pub const HOST_VOCABULARY: &str = include_str!("../host/vocabulary.h");

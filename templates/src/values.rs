@@ -340,6 +340,51 @@ pub struct Splits {
     pub window: usize,
 }
 
+/// The scalings of RoPE, under their names in `rope_scaling.rope_type`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// `default`.
+    None,
+    /// `linear`: every frequency divided by `factor`.
+    Linear {
+        /// The stretch.
+        factor: f64,
+    },
+    /// `llama3`: low frequencies divided by `factor`, high ones kept, a smooth passage between.
+    Llama3 {
+        /// The stretch of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low` are stretched.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high` are kept.
+        high_freq_factor: f64,
+        /// `original_max_position_embeddings`.
+        original: f64,
+    },
+    /// `yarn`: interpolation by wavelength, and a magnitude on cosine and sine.
+    Yarn {
+        /// The stretch.
+        factor: f64,
+        /// Rotations above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations below which it is stretched whole.
+        beta_slow: f64,
+        /// Trained context.
+        original: f64,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+        /// Round the ends of the passage to whole dimensions.
+        truncate: bool,
+    },
+    /// `longrope`: a divisor a frequency, and a magnitude. The list is the one that holds for the context in use.
+    LongRope {
+        /// One divisor a pair.
+        factors: Vec<f64>,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+    },
+}
+
 /// The angles of a rotary position embedding, worked out (`rope.cuh`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeTable {

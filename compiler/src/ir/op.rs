@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fuse_kernels::{Activation, NormKind, RopeTable, Scoring};
+use fuse_kernels::{Activation, NormKind, RopeScaling, RopeTable, Scoring};
 
 use super::{State, WeightRef};
 
@@ -106,51 +106,6 @@ pub struct Rope {
     pub interleaved: bool,
     /// How the frequencies are stretched beyond the trained context.
     pub scaling: RopeScaling,
-}
-
-/// The scalings of RoPE, under their names in `rope_scaling.rope_type`.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// `default`.
-    None,
-    /// `linear`: every frequency divided by `factor`.
-    Linear {
-        /// The stretch.
-        factor: f64,
-    },
-    /// `llama3`: low frequencies divided by `factor`, high ones kept, a smooth passage between.
-    Llama3 {
-        /// The stretch of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low` are stretched.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high` are kept.
-        high_freq_factor: f64,
-        /// `original_max_position_embeddings`.
-        original: f64,
-    },
-    /// `yarn`: interpolation by wavelength, and a magnitude on cosine and sine.
-    Yarn {
-        /// The stretch.
-        factor: f64,
-        /// Rotations above which a frequency is kept.
-        beta_fast: f64,
-        /// Rotations below which it is stretched whole.
-        beta_slow: f64,
-        /// Trained context.
-        original: f64,
-        /// Multiplies cosine and sine.
-        attention_factor: f64,
-        /// Round the ends of the passage to whole dimensions.
-        truncate: bool,
-    },
-    /// `longrope`: a divisor a frequency, and a magnitude. The list is the one that holds for the context in use.
-    LongRope {
-        /// One divisor a pair.
-        factors: Vec<f64>,
-        /// Multiplies cosine and sine.
-        attention_factor: f64,
-    },
 }
 
 /// Causal attention and what is fused around it. Query heads share key heads in consecutive groups.

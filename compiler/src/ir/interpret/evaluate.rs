@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::attention::attention;
 use super::experts::{experts, glu, route};
 use super::matmul::{Product, matmul};
+use super::operands::Operands;
 use super::{Tensor, maths};
 use crate::ir::{Epilogue, Matmul, Norm, NormKind, Op, Role, Rope};
 
@@ -37,29 +38,6 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Reshape => vec![Tensor::new(shape()?.clone(), x().data.clone())],
         Op::Sample => vec![first_largest(x())],
     })
-}
-
-/// Operands by role.
-pub(super) struct Operands<'a> {
-    roles: Vec<Role>,
-    tensors: &'a [&'a Tensor],
-}
-
-impl<'a> Operands<'a> {
-    fn new(op: &Op, tensors: &'a [&'a Tensor]) -> Result<Operands<'a>> {
-        let roles = op.roles();
-        ensure!(roles.len() == tensors.len(), "{op} takes {} operands, not {}", roles.len(), tensors.len());
-        Ok(Operands { roles, tensors })
-    }
-
-    pub(super) fn find(&self, role: Role) -> Option<&'a Tensor> {
-        self.roles.iter().position(|known| *known == role).map(|index| self.tensors[index])
-    }
-
-    /// The operand of a role that the op has.
-    pub(super) fn get(&self, role: Role) -> &'a Tensor {
-        self.find(role).expect("the op's roles hold this one")
-    }
 }
 
 fn fused_matmul(fused: &Matmul, operands: &Operands<'_>, shapes: &[Vec<usize>]) -> Vec<Tensor> {

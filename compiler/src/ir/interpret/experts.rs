@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::evaluate::Operands;
 use super::matmul::dot;
+use super::operands::Operands;
 use super::{Tensor, maths};
 use crate::ir::{Experts, Role, Route, Scoring};
 

@@ -1,26 +1,17 @@
 //! The text form, read.
 
+mod error;
 mod op;
 mod scan;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+
+pub use self::error::ParseError;
 
 use self::scan::Scan;
 use super::{Dim, Format, Graph, NodeId, Results, Type, Value};
-
-/// What is wrong with a text form, and where. Lines and columns count from one, columns in characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseError {
-    /// The line.
-    pub line: usize,
-    /// The column.
-    pub column: usize,
-    /// What is wrong.
-    pub message: String,
-}
 
 impl Graph {
     /// Reads the text form. Values may have any names; each is defined once, before its uses. The `graph` line may be
@@ -182,11 +173,3 @@ fn read_type(scan: &mut Scan) -> Result<Type, ParseError> {
 pub(super) fn counted(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
-    }
-}
-
-impl std::error::Error for ParseError {}

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::ParseError;
+use super::error::ParseError;
 use super::scan::{Attribute, AttributeValue, Form, Scan};
 use crate::ir::text::weights_implied;
 use crate::ir::{Activation, Attention, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling};

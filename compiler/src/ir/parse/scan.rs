@@ -1,6 +1,6 @@
 //! One line, read from left to right.
 
-use super::ParseError;
+use super::error::ParseError;
 
 /// Where reading stands in a line.
 pub(super) struct Scan {

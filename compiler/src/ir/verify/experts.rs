@@ -1,7 +1,6 @@
 //! The rules of routed experts.
 
-use super::rules::{activation, logits, must, positive, result_count, same};
-use super::{Check, Checked};
+use super::terms::{Check, Checked, activation, logits, must, positive, result_count, same};
 use crate::ir::{Dim, Experts, Format, Role, Route, Type};
 
 pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {

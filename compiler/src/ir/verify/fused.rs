@@ -1,10 +1,10 @@
 //! The rules of matrix products and attention, with all that is fused around them.
 
-use super::rules::{
-    activation, appended, cache, heads, logits, matrix, norm_numbers, norm_over, positive, result_count,
+use super::terms::{
+    Check, Checked, activation, appended, cache, heads, logits, matrix, must, norm_numbers, norm_over, positive,
+    result_count,
 };
-use super::rules::{rope, same, vector};
-use super::{Check, Checked};
+use super::terms::{role_words, rope, same, vector};
 use crate::ir::parse::counted;
 use crate::ir::{Attention, Epilogue, Matmul, Norm, Role, Type};
 
@@ -97,7 +97,7 @@ pub(super) fn attention(fused: &Attention, node: &Checked<'_>) -> Check {
     numbers(fused)?;
     let result = &node.results[0];
     let Some(proj) = fused.proj else {
-        return super::rules::must(result, q, || "q".into());
+        return must(result, q, || "q".into());
     };
     let part = Part { weight: Role::ProjWeight, bias: Role::ProjBias, transposed: proj.transposed };
     product(node, &part, ("q", q), ("the result", result))?;
@@ -114,7 +114,7 @@ struct Part {
 /// `result = weight · x + bias`, by sizes.
 fn product(node: &Checked<'_>, part: &Part, x: (&str, &Type), result: (&str, &Type)) -> Check {
     let ((x_name, x), (result_name, result)) = (x, result);
-    let (name, weight) = (super::role_words(part.weight), node.get(part.weight));
+    let (name, weight) = (role_words(part.weight), node.get(part.weight));
     let [first, second] = matrix(&name, weight)?;
     let (rows, columns) = if part.transposed { (second, first) } else { (first, second) };
     let [rows_word, columns_word] = if part.transposed { ["columns", "rows"] } else { ["rows", "columns"] };
@@ -132,7 +132,7 @@ fn product(node: &Checked<'_>, part: &Part, x: (&str, &Type), result: (&str, &Ty
         ));
     }
     match node.find(part.bias) {
-        Some(bias) => vector(&super::role_words(part.bias), bias, rows, || format!("{name} is {weight}")),
+        Some(bias) => vector(&role_words(part.bias), bias, rows, || format!("{name} is {weight}")),
         None => Ok(()),
     }
 }
@@ -153,7 +153,7 @@ fn head_norm(node: &Checked<'_>, norm: &Option<Norm>, role: Role, head_dim: usiz
         return Err("a fused norm of q or k has no bias".into());
     }
     if let Some(weight) = node.find(role) {
-        vector(&super::role_words(role), weight, head_dim, || format!("a head has {head_dim} values"))?;
+        vector(&role_words(role), weight, head_dim, || format!("a head has {head_dim} values"))?;
     }
     norm_numbers(norm)
 }

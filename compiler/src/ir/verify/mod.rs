@@ -3,14 +3,18 @@
 mod experts;
 mod fused;
 mod rules;
+mod terms;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
+pub(super) use terms::role_words;
+
 use super::text::Names;
-use super::{Graph, NodeId, Op, Role, Type, Value};
+use super::{Graph, NodeId, Op, Value};
+use terms::{Check, Checked};
 
 /// What is wrong with a graph, and at which node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,16 +96,6 @@ fn states(graph: &Graph, order: &[NodeId]) -> HashMap<NodeId, String> {
     wrong
 }
 
-/// A node's operands by role, and its results.
-struct Checked<'g> {
-    name: String,
-    operands: Vec<(Role, &'g Type)>,
-    results: &'g [Type],
-}
-
-/// What is wrong with a node, in words.
-type Check = Result<(), String>;
-
 fn check(graph: &Graph, id: NodeId) -> Check {
     let node = graph.node(id);
     let (name, roles, values) = (node.op.name(), node.op.roles(), graph.operands(id));
@@ -132,53 +126,8 @@ fn check(graph: &Graph, id: NodeId) -> Check {
     rules::check(&node.op, &Checked { name, operands, results: &node.results })
 }
 
-impl<'g> Checked<'g> {
-    fn find(&self, role: Role) -> Option<&'g Type> {
-        self.operands.iter().find(|(known, _)| *known == role).map(|(_, ty)| *ty)
-    }
-
-    /// The type of an operand that the op has.
-    fn get(&self, role: Role) -> &'g Type {
-        self.find(role).expect("the operands follow the op's roles")
-    }
-}
-
 fn operands(count: usize) -> String {
     super::parse::counted(count, "operand")
-}
-
-/// What an operand is called in messages.
-pub(super) fn role_words(role: Role) -> String {
-    match role {
-        Role::X => "x".into(),
-        Role::A => "a".into(),
-        Role::B => "b".into(),
-        Role::Ids => "ids".into(),
-        Role::Table => "table".into(),
-        Role::Positions => "positions".into(),
-        Role::Weight(i) => format!("weight {i}"),
-        Role::Bias(i) => format!("bias {i}"),
-        Role::NormWeight => "norm weight".into(),
-        Role::NormBias => "norm bias".into(),
-        Role::Residual => "residual".into(),
-        Role::Q => "q".into(),
-        Role::K => "k".into(),
-        Role::V => "v".into(),
-        Role::KeyCache => "key cache".into(),
-        Role::ValueCache => "value cache".into(),
-        Role::Cache => "cache".into(),
-        Role::QNormWeight => "q norm weight".into(),
-        Role::KNormWeight => "k norm weight".into(),
-        Role::Sinks => "sinks".into(),
-        Role::ProjWeight => "projection weight".into(),
-        Role::ProjBias => "projection bias".into(),
-        Role::Chosen => "chosen experts".into(),
-        Role::Shares => "shares".into(),
-        Role::ChoiceBias => "bias of the choice".into(),
-        Role::Gate => "gate".into(),
-        Role::Up => "up".into(),
-        Role::Down => "down".into(),
-    }
 }
 
 impl fmt::Display for VerifyError {

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use fuse_kernels::Activation;
+
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Source, Span};
 use super::facts::Facts;
-use super::rope::RopeScaling;
+use super::rope::Scaling;
 use super::signature::OpName;
 
 /// A description with nothing left to evaluate: the operations of one model, in order, layers unrolled.
@@ -89,24 +91,9 @@ pub enum AttrValue {
     /// An activation function.
     Activation(Activation),
     /// A scaling of RoPE.
-    RopeScaling(RopeScaling),
+    RopeScaling(Scaling),
     /// Of every `step` (the third) places `size` (the second) from `first` on.
     Part([usize; 3]),
-}
-
-/// An activation function, by torch's name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · Φ(x)`, exact.
-    Gelu,
-    /// The tanh approximation of gelu.
-    GeluTanh,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)²`.
-    Relu2,
 }
 
 /// The names that Hugging Face configurations use for activation functions.
@@ -140,6 +127,22 @@ impl Call {
         }
     }
 
+    /// The attribute of that name, where it is an activation function.
+    pub fn activation(&self, name: &str) -> Option<Activation> {
+        match self.attributes.get(name)? {
+            AttrValue::Activation(activation) => Some(*activation),
+            _ => None,
+        }
+    }
+
+    /// The attribute of that name, where it is a scaling of RoPE.
+    pub fn scaling(&self, name: &str) -> Option<&Scaling> {
+        match self.attributes.get(name)? {
+            AttrValue::RopeScaling(scaling) => Some(scaling),
+            _ => None,
+        }
+    }
+
     /// The attribute of that name, where it is a part.
     pub fn part(&self, name: &str) -> Option<[usize; 3]> {
         match self.attributes.get(name)? {
@@ -154,14 +157,13 @@ impl Call {
     }
 }
 
-impl Activation {
-    pub(super) fn op(self) -> OpName {
-        match self {
-            Activation::Silu => OpName::Silu,
-            Activation::Gelu => OpName::Gelu,
-            Activation::GeluTanh => OpName::GeluTanh,
-            Activation::Relu => OpName::Relu,
-            Activation::Relu2 => OpName::Relu2,
-        }
+/// The operation that is an activation function.
+pub(super) fn op_of(activation: Activation) -> OpName {
+    match activation {
+        Activation::Silu => OpName::Silu,
+        Activation::Gelu => OpName::Gelu,
+        Activation::GeluTanh => OpName::GeluTanh,
+        Activation::Relu => OpName::Relu,
+        Activation::Relu2 => OpName::Relu2,
     }
 }

@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 
 use super::diagnostics::{Code, Diagnostic, Diagnostics};
+use super::document::{Line, Place, Section};
 use super::signature::{INPUTS, RESULT};
-use super::{Line, Place, Section};
 
 /// Reports reads of undefined values and values that are never read. `sections` are `[embed]`, `[layer]` and `[head]`, in this order.
 pub(super) fn check(sections: &[Section], diagnostics: &mut Diagnostics) {

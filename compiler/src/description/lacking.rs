@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::shipped::served;
+use super::serving::served;
 use super::text_config::{architectures, language_model_config};
 
 /// Why no description can serve an architecture.

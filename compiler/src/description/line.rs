@@ -4,11 +4,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostics::{Code, Diagnostic};
+use super::document::{Given, Line, Place};
 use super::expr::Expr;
-use super::read::{Reader, in_file_order};
+use super::reader::{Reader, in_file_order};
 use super::signature::{Default, INPUTS, Kind, OpName, SIGNATURES, Signature};
 use super::value::Value;
-use super::{Given, Line, Place};
 
 /// Conditions nested deeper than this are refused.
 const DEPTH: usize = 8;

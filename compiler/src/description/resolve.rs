@@ -1,20 +1,21 @@
 //! A description and a configuration to a flat list of operations.
 
+mod facts;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::call::{ACTIVATIONS, AttrValue, Call, Resolved};
+use super::call::{ACTIVATIONS, AttrValue, Call, Resolved, op_of};
 use super::config::Config;
 use super::diagnostics::{Code, Diagnostic, Diagnostics, Span};
+use super::document::{Description, Given, Line, Place};
 use super::expr::{Environment, Expr, Failure};
-use super::facts::count_of;
 use super::features;
 use super::inert::OUTSIDE;
 use super::lacking;
 use super::quantised;
-use super::rope::{Refusal, RopeScaling};
+use super::rope::{Refusal, Scaling};
 use super::signature::{Attribute, Default, INPUTS, Kind, OpName};
-use super::value::Value;
-use super::{Description, Given, Line, Place};
+use super::value::{Value, count_of};
 
 /// A model's layers beyond this are a mistake in a configuration.
 pub const MAX_LAYERS: u32 = 4096;
@@ -338,7 +339,7 @@ impl Resolver<'_> {
         let op = match (line.signature.op, attributes.get("kind")) {
             (OpName::Activation, Some(&AttrValue::Activation(activation))) => {
                 attributes.remove("kind");
-                activation.op()
+                op_of(activation)
             }
             (op, _) => op,
         };
@@ -439,7 +440,7 @@ impl Resolver<'_> {
             },
             (Kind::RopeScaling, Value::Table(table)) => {
                 let context = self.config.get("max_position_embeddings").and_then(Value::number);
-                match RopeScaling::read(table, context) {
+                match Scaling::read(table, context) {
                     Ok(scaling) => Some(AttrValue::RopeScaling(scaling)),
                     Err(refusal) => {
                         self.refuse(refusal, span);

@@ -2,42 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use fuse_kernels::RopeScaling;
+
 use super::value::Value;
 
-/// How RoPE's frequencies are stretched beyond the trained context, under the names of `rope_scaling.rope_type`.
+/// A `rope_scaling` table, read. What hangs on the length of the text is left open.
 #[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Every frequency divided by `factor`.
-    Linear {
-        /// The stretch.
-        factor: f64,
-    },
-    /// Low frequencies divided by `factor`, high ones kept, a smooth passage between.
-    Llama3 {
-        /// The stretch of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are stretched whole.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The trained context, in tokens.
-        original: f64,
-    },
-    /// Interpolation by wavelength, and a magnitude on cosine and sine.
-    Yarn {
-        /// The stretch.
-        factor: f64,
-        /// Rotations above which a frequency is kept.
-        beta_fast: f64,
-        /// Rotations below which it is stretched whole.
-        beta_slow: f64,
-        /// The trained context, in tokens.
-        original: f64,
-        /// Multiplies cosine and sine.
-        attention_factor: f64,
-        /// Round the ends of the passage to whole dimensions.
-        truncate: bool,
-    },
+pub enum Scaling {
+    /// The same for every text.
+    Fixed(RopeScaling),
     /// A divisor for each frequency, of one list within the trained context and of another beyond, and a magnitude on cosine and sine.
     LongRope {
         /// Divisors for sequences within the trained context.
@@ -66,9 +39,9 @@ pub(super) enum Refusal {
     WrongType(String),
 }
 
-impl RopeScaling {
+impl Scaling {
     /// Reads a `rope_scaling` table. `context` is `max_position_embeddings`, which stands in for an original context that is not given.
-    pub(super) fn read(table: &BTreeMap<String, Value>, context: Option<f64>) -> Result<RopeScaling, Refusal> {
+    pub(super) fn read(table: &BTreeMap<String, Value>, context: Option<f64>) -> Result<Scaling, Refusal> {
         let mut fields = Fields { table, read: vec!["rope_type"] };
         let kind = match table.get("rope_type") {
             Some(Value::Str(kind)) => kind.clone(),
@@ -77,16 +50,16 @@ impl RopeScaling {
         };
         fields.read.extend(fields.harmless(&kind));
         let scaling = match &*kind {
-            "linear" => RopeScaling::Linear { factor: fields.positive("factor")? },
-            "llama3" => RopeScaling::Llama3 {
+            "linear" => Scaling::Fixed(RopeScaling::Linear { factor: fields.positive("factor")? }),
+            "llama3" => Scaling::Fixed(RopeScaling::Llama3 {
                 factor: fields.positive("factor")?,
                 low_freq_factor: fields.positive("low_freq_factor")?,
                 high_freq_factor: fields.positive("high_freq_factor")?,
                 original: fields.positive("original_max_position_embeddings")?,
-            },
+            }),
             "yarn" => fields.yarn(context)?,
             "longrope" => fields.longrope(context)?,
-            "dynamic" => RopeScaling::Dynamic {
+            "dynamic" => Scaling::Dynamic {
                 factor: fields.positive("factor")?,
                 original: context.ok_or_else(|| Refusal::Missing("max_position_embeddings".to_owned()))?,
             },
@@ -144,7 +117,7 @@ impl Fields<'_> {
         all.map(|(key, _)| *key).collect()
     }
 
-    fn yarn(&mut self, context: Option<f64>) -> Result<RopeScaling, Refusal> {
+    fn yarn(&mut self, context: Option<f64>) -> Result<Scaling, Refusal> {
         let original = match (self.optional("original_max_position_embeddings")?, context) {
             (Some(original), _) | (None, Some(original)) => original,
             (None, None) => return Err(Refusal::Missing("rope_scaling.original_max_position_embeddings".to_owned())),
@@ -168,24 +141,24 @@ impl Fields<'_> {
             Some(Value::Bool(truncate)) => *truncate,
             Some(other) => return Err(Refusal::WrongType(format!("`rope_scaling.truncate` is {}", other.kind()))),
         };
-        Ok(RopeScaling::Yarn {
+        Ok(Scaling::Fixed(RopeScaling::Yarn {
             factor,
             beta_fast: self.unless_zero("beta_fast")?.unwrap_or(32.0),
             beta_slow: self.unless_zero("beta_slow")?.unwrap_or(1.0),
             original,
             attention_factor,
             truncate,
-        })
+        }))
     }
 
-    fn longrope(&mut self, context: Option<f64>) -> Result<RopeScaling, Refusal> {
+    fn longrope(&mut self, context: Option<f64>) -> Result<Scaling, Refusal> {
         let given = self.optional("original_max_position_embeddings")?;
         let Some(original) = given.or(context) else {
             return Err(Refusal::Missing("rope_scaling.original_max_position_embeddings".to_owned()));
         };
         let stretch = self.optional("factor")?.or(context.map(|context| context / original)).unwrap_or(1.0);
         let told = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / original.ln()).sqrt() };
-        Ok(RopeScaling::LongRope {
+        Ok(Scaling::LongRope {
             short: self.positives("short_factor")?,
             long: self.positives("long_factor")?,
             original,
@@ -238,9 +211,9 @@ mod tests {
 
     use super::*;
 
-    fn read(json: serde_json::Value) -> Result<RopeScaling, String> {
+    fn read(json: serde_json::Value) -> Result<Scaling, String> {
         let value = Value::from(&json);
-        RopeScaling::read(value.table().expect("a table"), Some(4096.0)).map_err(|refusal| format!("{refusal:?}"))
+        Scaling::read(value.table().expect("a table"), Some(4096.0)).map_err(|refusal| format!("{refusal:?}"))
     }
 
     #[test]
@@ -255,7 +228,7 @@ mod tests {
             attention_factor,
             truncate: true,
         };
-        assert_eq!(scaling, Ok(expected));
+        assert_eq!(scaling, Ok(Scaling::Fixed(expected)));
     }
 
     #[test]
@@ -303,7 +276,7 @@ mod tests {
     #[test]
     fn a_yarn_without_a_factor_has_the_ratio_of_the_contexts() {
         let table = json!({"rope_type": "yarn", "original_max_position_embeddings": 1024});
-        assert!(matches!(read(table), Ok(RopeScaling::Yarn { factor: 4.0, .. })));
+        assert!(matches!(read(table), Ok(Scaling::Fixed(RopeScaling::Yarn { factor: 4.0, .. }))));
         assert!(read(json!({"rope_type": "yarn"})).is_err_and(|said| said.contains("rope_scaling.factor")));
     }
 

@@ -136,3 +136,14 @@ impl fmt::Display for Value {
         }
     }
 }
+
+/// Sizes are at most this, so that the product of two of them, in bytes, is far from overflowing.
+pub(super) const MAX_COUNT: i64 = 1 << 30;
+
+/// A size: an int from 1 to 2^30.
+pub(super) fn count_of(value: &Value) -> Option<usize> {
+    match value {
+        Value::Int(count) if (1..=MAX_COUNT).contains(count) => usize::try_from(*count).ok(),
+        _ => None,
+    }
+}

@@ -1,9 +1,10 @@
 //! Routed experts, and products with a sigmoid.
 
+use super::attributes::{count, mismatch, part, positive};
 use super::shapes::words;
-use super::{Lowered, Lowering, count, mismatch, part, positive};
-use crate::description::{Activation as Described, AttrValue, Call};
-use crate::ir::{Activation, Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightRef};
+use super::{Lowered, Lowering};
+use crate::description::Call;
+use crate::ir::{Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightRef};
 
 impl Lowering<'_> {
     pub(super) fn experts(&mut self, call: &Call) -> Lowered {
@@ -34,13 +35,7 @@ impl Lowering<'_> {
             let name = WeightRef::of(&call.weights[role], Some(experts), part);
             operands.push(self.named_weight(call, &name, &[experts, rows, columns])?);
         }
-        let activation = match call.attributes.get("kind") {
-            Some(AttrValue::Activation(Described::Gelu)) => Activation::Gelu,
-            Some(AttrValue::Activation(Described::GeluTanh)) => Activation::GeluTanh,
-            Some(AttrValue::Activation(Described::Relu)) => Activation::Relu,
-            Some(AttrValue::Activation(Described::Relu2)) => Activation::Relu2,
-            _ => Activation::Silu,
-        };
+        let activation = call.activation("kind").expect("the signature requires it");
         let op = Op::Experts(Experts { activation, gated });
         Ok(self.node(call, op, &operands, Type::activation(&[outputs])))
     }

@@ -1,5 +1,6 @@
 //! A resolved description to a graph: one call, one or a few nodes. What does not fit together is an error on the call's line.
 
+mod attributes;
 mod experts;
 mod rope;
 mod shapes;
@@ -11,6 +12,7 @@ use crate::ir::{
     Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, State, Type, Value, WeightRef,
 };
 
+use attributes::{count, mismatch, number, part, positive};
 use shapes::{Heads, words};
 
 /// Values of a weight, at most: hundreds of times the largest that there is.
@@ -137,7 +139,10 @@ impl Lowering<'_> {
         let inputs = self.graph.type_of(x).row_size();
         let sizes = match (call.count("heads"), call.count("head_dim")) {
             (Some(heads), Some(head_dim)) => vec![heads, head_dim],
-            _ => vec![count(call, "features")],
+            (None, None) => vec![count(call, "features")],
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(mismatch(call, "`heads` and `head_dim` are given together, or neither is"));
+            }
         };
         let outputs = sizes.iter().product();
         let transposed = call.flag("transposed");
@@ -352,35 +357,4 @@ impl Lowering<'_> {
         self.weights.insert(name.clone(), value);
         Ok(value)
     }
-}
-
-/// The part that `attribute` takes of a weight with `outputs` of its outputs along `axis`; none where the whole is taken.
-fn part(call: &Call, attribute: &str, axis: usize, outputs: usize) -> Result<Option<Part>, Diagnostic> {
-    let Some([first, size, step]) = call.part(attribute) else { return Ok(None) };
-    if !outputs.is_multiple_of(size) {
-        let message = format!("`{attribute}` takes runs of {size} outputs, which do not make {outputs}");
-        return Err(mismatch(call, message));
-    }
-    Ok(Some(Part { axis, first, size, step }))
-}
-
-fn mismatch(call: &Call, message: impl Into<String>) -> Diagnostic {
-    Diagnostic::new(Code::ShapeMismatch, message).at(call.span.clone(), "")
-}
-
-/// An attribute that the signature requires or gives a default.
-fn count(call: &Call, name: &str) -> usize {
-    call.count(name).expect("the signature requires it")
-}
-
-fn number(call: &Call, name: &str) -> f32 {
-    call.float(name).expect("the signature requires it") as f32
-}
-
-fn positive(call: &Call, name: &str) -> Result<f32, Diagnostic> {
-    let value = number(call, name);
-    if value > 0.0 && value.is_finite() {
-        return Ok(value);
-    }
-    Err(mismatch(call, format!("`{name}` is {value}, and must be above 0")))
 }

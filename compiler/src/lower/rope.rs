@@ -1,8 +1,7 @@
 //! The scaling that a rotation has, for the context in use.
 
-use super::positive;
-use crate::description::RopeScaling as Described;
-use crate::description::{AttrValue, Call, Code, Diagnostic};
+use super::attributes::positive;
+use crate::description::{Call, Code, Diagnostic, Scaling};
 use crate::ir::RopeScaling;
 
 /// Values of a head that are turned, at most: far more than any model has, and few enough for a table of frequencies.
@@ -19,19 +18,11 @@ pub(super) fn scaled(call: &Call, dim: usize, context: Option<usize>) -> Result<
     }
     positive(call, "theta")?;
     let theta = call.float("theta").expect("the signature requires it");
-    let Some(AttrValue::RopeScaling(scaling)) = call.attributes.get("scaling") else {
-        return Ok((theta, RopeScaling::None));
-    };
+    let Some(scaling) = call.scaling("scaling") else { return Ok((theta, RopeScaling::None)) };
     let length = |original: f64| context.map_or(original, |context| context as f64);
     let scaling = match scaling.clone() {
-        Described::Linear { factor } => RopeScaling::Linear { factor },
-        Described::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original }
-        }
-        Described::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate } => {
-            RopeScaling::Yarn { factor, beta_fast, beta_slow, original, attention_factor, truncate }
-        }
-        Described::LongRope { short, long, original, attention_factor } => {
+        Scaling::Fixed(scaling) => scaling,
+        Scaling::LongRope { short, long, original, attention_factor } => {
             let (which, factors) = if length(original) > original { ("long", long) } else { ("short", short) };
             if factors.len() != dim / 2 {
                 let message = format!(
@@ -43,7 +34,7 @@ pub(super) fn scaled(call: &Call, dim: usize, context: Option<usize>) -> Result<
             }
             RopeScaling::LongRope { factors, attention_factor }
         }
-        Described::Dynamic { factor, original } => {
+        Scaling::Dynamic { factor, original } => {
             let stretch = factor * length(original).max(original) / original - (factor - 1.0);
             let base = if dim > 2 { theta * stretch.powf(dim as f64 / (dim as f64 - 2.0)) } else { theta };
             return Ok((base, RopeScaling::None));

@@ -2,7 +2,7 @@
 
 use super::super::diagnostics::{Code, Diagnostic, Span};
 use super::super::value::Value;
-use super::{Expr, Function, Kind, Operator};
+use super::tree::{Expr, Function, Kind, Operator};
 
 /// Where names get their values.
 pub trait Environment {

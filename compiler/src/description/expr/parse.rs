@@ -2,7 +2,7 @@
 
 use super::super::diagnostics::{Code, Diagnostic, Span};
 use super::super::value::Value;
-use super::{Expr, Function, Kind, Operator};
+use super::tree::{Expr, Function, Kind, Operator};
 
 /// Deeper nesting than this is refused: no sane expression has it, and the reader recurses.
 const DEPTH: usize = 48;

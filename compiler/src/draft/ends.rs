@@ -2,9 +2,9 @@
 
 use anyhow::{Context, Result};
 
+use super::keys::changes;
 use super::names::{Module, Names};
 use super::write::Writer;
-use crate::description::Value;
 
 /// The embedding. Returns the hidden size, and the embedding's module for a head that shares it.
 pub(super) fn embed(writer: &mut Writer, names: &mut Names) -> Result<(usize, Module)> {
@@ -151,9 +151,4 @@ pub(super) fn head(writer: &mut Writer, names: &mut Names, hidden: usize, embedd
     for (op, rest) in last {
         writer.line("logits", op, &rest);
     }
-}
-
-/// Whether a factor is there and not 1.
-pub(super) fn changes(factor: Option<&Value>) -> bool {
-    factor.and_then(Value::number).is_some_and(|factor| factor != 1.0)
 }

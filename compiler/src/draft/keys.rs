@@ -128,3 +128,8 @@ impl Keys {
         ACTIVATIONS.iter().copied().find(|key| self.text(key).is_some())
     }
 }
+
+/// Whether a factor is there and not 1.
+pub(super) fn changes(factor: Option<&Value>) -> bool {
+    factor.and_then(Value::number).is_some_and(|factor| factor != 1.0)
+}

@@ -6,8 +6,7 @@ use anyhow::{Result, bail};
 use serde_json::Value as Json;
 
 use super::block::{Attention, Experts, Mlp, Sizes};
-use super::ends::changes;
-use super::keys::Keys;
+use super::keys::{Keys, changes};
 use super::names::Module;
 use crate::description::Value;
 

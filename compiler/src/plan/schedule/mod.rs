@@ -554,11 +554,12 @@ impl<'p, 'g> Builder<'p, 'g> {
     ) -> Result<()> {
         let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
-        let spec = match spec {
-            kernels::Norm { kind, size, eps, paired, out: Storage::Tiled } => {
+        let spec = match spec.out {
+            Storage::Tiled => {
+                let kernels::Norm { kind, size, eps, paired, .. } = spec;
                 KernelSpec::NormRows(NormRows { kind, size, eps, paired })
             }
-            _ => KernelSpec::Norm(spec),
+            Storage::F32 | Storage::BF16 => KernelSpec::Norm(spec),
         };
         self.launch(spec, rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])
     }
@@ -575,7 +576,10 @@ impl<'p, 'g> Builder<'p, 'g> {
             Expression::Add | Expression::Mul | Expression::Glu { .. } => {
                 (self.pointer(node, Role::A)?, self.pointer(node, Role::B)?)
             }
-            _ => (self.pointer(node, Role::X)?, NULL),
+            Expression::Scale(_) | Expression::Softcap(_) | Expression::Clamp(_) | Expression::Activate(_) => {
+                (self.pointer(node, Role::X)?, NULL)
+            }
+            Expression::Sum(_) => bail!("a sum of rows is no node of its own"),
         };
         let size = self.graph().type_of(node.result(0)).row_size();
         let (out, storage) = self.result(node.result(0));

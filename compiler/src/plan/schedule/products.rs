@@ -23,7 +23,8 @@ impl Builder<'_, '_> {
         let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: storage };
         let ids = match self.graph().op(self.operand(node, Role::Ids)?.node) {
             Op::Input(name) if name == "positions" => self.positions(),
-            _ => self.io(Io::Tokens, Io::PromptTokens),
+            Op::Input(name) if name == "tokens" => self.io(Io::Tokens, Io::PromptTokens),
+            other => bail!("an embedding looks up `tokens` or `positions`, not what `{}` makes", other.name()),
         };
         let operands = [("weights", Source::Ready(Arg::Weight(table))), ("tokens", ids), ("out", out)];
         self.launch(KernelSpec::Embedding(Embedding { tiles }), self.rows.count, &operands)

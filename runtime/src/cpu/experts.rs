@@ -2,44 +2,12 @@
 
 use std::ops::Range;
 
-use fusec::ir::{Activation, Route, Scoring};
+use fusec::ir::{Route, Scoring};
 
+use super::execute::Execution;
 use super::math;
-use super::plan::Buffer;
-use super::step::Execution;
+use super::step::{Buffer, HiddenStep, RouteStep, SumStep};
 use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
-
-/// The chosen experts of each row and their shares, from a logit for each.
-pub(crate) struct RouteStep {
-    pub route: Route,
-    /// What counts for the choice beside the score; empty where nothing does.
-    pub bias: Box<[f32]>,
-    pub x: Buffer,
-    /// Experts, then shares: twice `top_k` values.
-    pub out: Buffer,
-}
-
-/// What each chosen expert has inside.
-pub(crate) struct HiddenStep {
-    pub x: Buffer,
-    pub routed: Buffer,
-    pub top_k: usize,
-    /// One an expert: its gate and up in turns, or its up.
-    pub matrices: Vec<usize>,
-    pub activation: Activation,
-    /// `top_k` times the values of one expert.
-    pub out: Buffer,
-}
-
-/// The sum of the chosen experts by their shares.
-pub(crate) struct SumStep {
-    pub hidden: Buffer,
-    pub routed: Buffer,
-    pub top_k: usize,
-    /// One an expert.
-    pub matrices: Vec<usize>,
-    pub out: Buffer,
-}
 
 impl Execution<'_> {
     pub(super) fn route(&self, step: &RouteStep, rows: Range<usize>) {

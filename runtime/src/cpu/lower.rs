@@ -6,11 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
 use fusec::ir::{State, Value, WeightRef};
 
-use super::experts::{HiddenStep, RouteStep, SumStep};
 use super::pack::{Recipe, WeightSource, vector};
-use super::plan::{Buffer, BufferShape, CacheShape};
 use super::step::{
-    Angles, AttentionStep, Destination, HeadsStep, Ids, Map, MatmulStep, NormStep, Operand, RopeStep, Step,
+    Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, HiddenStep, Ids, Map, MatmulStep,
+    NormStep, Operand, RopeStep, RouteStep, Step, SumStep,
 };
 
 /// Steps under construction.

@@ -5,6 +5,7 @@
 
 mod attention;
 mod bandwidth;
+mod execute;
 mod experts;
 mod lower;
 mod math;
@@ -25,12 +26,13 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use fusec::ir::Graph;
 
+use execute::{Execution, GROUP_PANELS, Rows, Scratch};
 use math::Isa;
 use memory::SharedFloats;
 use pack::Weights;
 use plan::Plan;
 use pool::Pool;
-use step::{Execution, GROUP_PANELS, Rows, Scratch, Step};
+use step::{CacheShape, Step};
 use tile::PANEL_ROWS;
 
 /// A graph with its weights and caches, ready to run.
@@ -193,7 +195,10 @@ impl CpuModel {
             Step::Matmul(step) => Some((1, step.matrix)),
             Step::ExpertHidden(step) => Some((step.top_k, step.matrices[0])),
             Step::ExpertSum(step) => Some((step.top_k, step.matrices[0])),
-            _ => None,
+            Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Heads(_) | Step::Attention(_) => {
+                None
+            }
+            Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Route(_) => None,
         });
         let bytes = |(times, matrix): (usize, usize)| {
             let recipe = self.weights.recipe(matrix);
@@ -250,7 +255,7 @@ impl Rows {
 ///
 /// # Errors
 /// Together they are more bytes than a number holds.
-fn cache_floats(caches: &[plan::CacheShape], options: CpuOptions) -> Result<Vec<usize>> {
+fn cache_floats(caches: &[CacheShape], options: CpuOptions) -> Result<Vec<usize>> {
     let CpuOptions { context, sequences, .. } = options;
     let product = |factors: [usize; 4]| factors.into_iter().try_fold(1usize, usize::checked_mul);
     let floats = caches.iter().map(|cache| product([sequences, context, cache.heads, cache.dim]));

@@ -7,7 +7,7 @@ use fusec::ir::{Format, WeightRef};
 use fusec::threads;
 use memmap2::MmapMut;
 
-use super::tile::{GROUP, PANEL_ROWS, panel_bytes, slot, value_bytes, widen_group};
+use super::tile::{GROUP, NO_PANELS, PANEL_ROWS, panel_bytes, slot, value_bytes, widen_group};
 
 /// Where weights come from: a checkpoint. Read from several threads at once.
 pub trait WeightSource: Sync {
@@ -199,7 +199,8 @@ fn fill_row(panel: &mut [u8], row: usize, format: Format, values: impl Iterator<
         match format {
             Format::BF16 => target.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
             Format::F16 => target.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-            _ => target.copy_from_slice(&value.to_le_bytes()),
+            Format::F32 => target.copy_from_slice(&value.to_le_bytes()),
+            Format::I32 => unreachable!("{NO_PANELS}"),
         }
     }
 }

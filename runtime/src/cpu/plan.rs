@@ -1,14 +1,11 @@
 //! From graph to steps: a flat list made once at load, with every buffer's place and every barrier decided.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use fusec::ir::Graph;
 
 use super::lower::Lowering;
 use super::pack::{Recipe, WeightSource};
-use super::step::{Access, Step};
-
-/// The number of a buffer: an activation, one row a token.
-pub(crate) type Buffer = usize;
+use super::step::{Access, Buffer, BufferShape, CacheShape, Step};
 
 /// Everything a step needs to know but the weights.
 pub(crate) struct Plan {
@@ -47,26 +44,6 @@ pub(crate) struct Place {
     pub size: usize,
 }
 
-/// A buffer before it has a place.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct BufferShape {
-    /// Floats a row.
-    pub size: usize,
-    /// It holds rows of the tail only, of which there are fewer at a time.
-    pub tail: bool,
-}
-
-/// One cache: the keys or the values of a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CacheShape {
-    /// Its name in the graph.
-    pub name: String,
-    /// Key heads.
-    pub heads: usize,
-    /// Floats a head.
-    pub dim: usize,
-}
-
 impl Plan {
     /// Plans a graph for at most `chunk` rows at a time and logits of at most `tail_chunk`.
     ///
@@ -82,7 +59,7 @@ impl Plan {
         ensure!(!graph.outputs.is_empty(), "graph {:?} returns nothing", graph.name);
         let Lowering { body, tail, shapes, caches, recipes, logits, vocabulary, .. } =
             Lowering::of(graph, source, context)?;
-        let (places, floats) = place(&body, &tail, &shapes, logits, chunk, tail_chunk);
+        let (places, floats) = place(&body, &tail, &shapes, logits, chunk, tail_chunk)?;
         let schedule = |steps: Vec<Step>| schedule(steps, &places);
         Ok(Plan { body: schedule(body), tail: schedule(tail), places, floats, caches, recipes, logits, vocabulary })
     }
@@ -96,7 +73,7 @@ fn place(
     logits: Buffer,
     chunk: usize,
     tail_chunk: usize,
-) -> (Vec<Place>, usize) {
+) -> Result<(Vec<Place>, usize)> {
     // Floats to the next row stay apart by whole cache lines of the first.
     let floats_of =
         |shape: BufferShape| (shape.size * if shape.tail { tail_chunk } else { chunk }).next_multiple_of(32);
@@ -141,8 +118,9 @@ fn place(
             }
         }
     }
-    let places = places.into_iter().map(|place| place.unwrap_or(Place { start: 0, size: 0 })).collect();
-    (places, end)
+    let written =
+        |(buffer, place): (Buffer, Option<Place>)| place.with_context(|| format!("no step writes buffer {buffer}"));
+    Ok((places.into_iter().enumerate().map(written).collect::<Result<_>>()?, end))
 }
 
 /// Decides before which steps all threads must meet.

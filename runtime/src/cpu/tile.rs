@@ -15,6 +15,9 @@ pub(crate) const GROUP: usize = 16;
 /// The most activation rows that one call takes.
 pub(crate) const TILE_TOKENS: usize = 3;
 
+/// What lowering has refused.
+pub(crate) const NO_PANELS: &str = "no matrix is of i32";
+
 /// Bytes of a value in a panel.
 pub(crate) fn value_bytes(format: Format) -> usize {
     match format {
@@ -33,7 +36,7 @@ pub(crate) fn panel_bytes(format: Format, columns: usize) -> usize {
 pub(crate) fn slot(format: Format, column: usize) -> usize {
     match format {
         Format::BF16 => column % LANES * 2 + column / LANES,
-        _ => column,
+        Format::F16 | Format::F32 | Format::I32 => column,
     }
 }
 
@@ -60,9 +63,10 @@ pub(crate) fn multiply(
                 (Format::F16, &[a]) => avx2::tile::<{ avx2::F16 }, 1>(panel, [a], out),
                 (Format::F16, &[a, b]) => avx2::tile::<{ avx2::F16 }, 2>(panel, [a, b], out),
                 (Format::F16, &[a, b, c]) => avx2::tile::<{ avx2::F16 }, 3>(panel, [a, b, c], out),
-                (_, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
-                (_, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
-                (_, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
+                (Format::F32, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
+                (Format::F32, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
+                (Format::F32, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
+                (Format::I32, _) => unreachable!("{NO_PANELS}"),
                 _ => unreachable!("a tile has one to {TILE_TOKENS} rows"),
             }
         }
@@ -78,7 +82,8 @@ pub(crate) fn widen_group(format: Format, bytes: &[u8]) -> [f32; GROUP] {
     std::array::from_fn(|column| match format {
         Format::BF16 => f32::from_bits((half_word(slot(format, column)) as u32) << 16),
         Format::F16 => half::f16::from_bits(half_word(column)).to_f32(),
-        _ => f32::from_le_bytes(std::array::from_fn(|i| bytes[4 * column + i])),
+        Format::F32 => f32::from_le_bytes(std::array::from_fn(|i| bytes[4 * column + i])),
+        Format::I32 => unreachable!("{NO_PANELS}"),
     })
 }
 
@@ -210,7 +215,8 @@ mod avx2 {
                     let high = _mm_loadu_si128(weights.add(16).cast());
                     (_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
                 }
-                _ => (_mm256_loadu_ps(weights.cast()), _mm256_loadu_ps(weights.add(32).cast())),
+                F32 => (_mm256_loadu_ps(weights.cast()), _mm256_loadu_ps(weights.add(32).cast())),
+                _ => unreachable!("a tile is of one of these kinds"),
             }
         }
     }

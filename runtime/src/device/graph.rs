@@ -5,9 +5,10 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use cudarc::driver::sys::{self, CUgraph, CUgraphDependencyType_enum, CUgraphEdgeData, CUgraphExec, CUgraphNodeType};
+use cudarc::driver::sys::{
+    self, CUgraph, CUgraphDependencyType_enum, CUgraphEdgeData, CUgraphExec, CUgraphNodeType, CUstream,
+};
 
-use super::Stream;
 use super::driver::check;
 use super::gpu::Context;
 use super::module::LoadedModule;
@@ -82,11 +83,8 @@ impl CapturedGraph {
         Ok(edges)
     }
 
-    /// Makes it runnable and puts it on the device, ready for [`Stream::replay`] on any stream.
-    ///
-    /// # Errors
-    /// When the device cannot hold it.
-    pub fn instantiate(&self, stream: &Stream) -> Result<GraphExec> {
+    /// Makes it runnable and puts it on the device by a live stream.
+    pub(super) fn runnable(&self, stream: CUstream) -> Result<GraphExec> {
         self.context.bind()?;
         let mut handle = null_mut();
         // SAFETY: the graph lives and the pointer is to a live handle; no flag is set.
@@ -94,7 +92,7 @@ impl CapturedGraph {
             .context("cannot make the captured graph runnable")?;
         let exec = GraphExec { context: self.context.clone(), handle, _modules: self.modules.clone() };
         // SAFETY: the executable graph and the stream live.
-        check(unsafe { sys::cuGraphUpload(handle, stream.handle) }, "cuGraphUpload")?;
+        check(unsafe { sys::cuGraphUpload(handle, stream) }, "cuGraphUpload")?;
         Ok(exec)
     }
 }

@@ -13,6 +13,9 @@ use super::cubin::parameter_bytes;
 use super::driver::check;
 use super::gpu::Context;
 
+/// The most arguments that a kernel may take.
+pub(super) const MAX_ARGUMENTS: usize = 64;
+
 /// Device code that is loaded on a GPU. Kernels taken from it, and graphs that launch them, keep it loaded.
 #[derive(Clone)]
 pub struct Module {
@@ -204,11 +207,7 @@ impl fmt::Debug for Kernel {
 
 /// The number of parameters, which take `bytes` bytes together. Each must be 8 bytes wide: the launch passes nothing else.
 fn parameters_of(function: CUfunction, bytes: usize) -> Result<usize> {
-    ensure!(
-        bytes <= 8 * super::stream::MAX_ARGUMENTS,
-        "parameters of {bytes} bytes: more than {} of 8 bytes each",
-        super::stream::MAX_ARGUMENTS
-    );
+    ensure!(bytes <= 8 * MAX_ARGUMENTS, "parameters of {bytes} bytes: more than {} of 8 bytes each", MAX_ARGUMENTS);
     for index in 0..bytes.div_ceil(8) {
         let (mut offset, mut size) = (0, 0);
         // SAFETY: both pointers are to live integers and the function belongs to a loaded module.

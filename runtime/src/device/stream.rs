@@ -12,11 +12,8 @@ use cudarc::driver::sys::{
 
 use super::driver::check;
 use super::gpu::Context;
-use super::module::LoadedModule;
+use super::module::{LoadedModule, MAX_ARGUMENTS};
 use super::{CapturedGraph, DeviceBuffer, Gpu, GraphExec, Kernel, PinnedBuffer};
-
-/// The most arguments that a kernel may take.
-pub(super) const MAX_ARGUMENTS: usize = 64;
 
 /// An ordered queue of work on a GPU, apart from the default stream. Nothing here waits but [`Stream::synchronize`].
 pub struct Stream {
@@ -56,6 +53,16 @@ impl Gpu {
         // SAFETY: a context is current and the pointer is to a live handle.
         check(unsafe { sys::cuEventCreate(&mut handle, CUevent_flags::CU_EVENT_DEFAULT as u32) }, "cuEventCreate")?;
         Ok(Event { context: self.context.clone(), handle })
+    }
+}
+
+impl CapturedGraph {
+    /// Makes it runnable and puts it on the device, ready for [`Stream::replay`] on any stream.
+    ///
+    /// # Errors
+    /// When the device cannot hold it.
+    pub fn instantiate(&self, stream: &Stream) -> Result<GraphExec> {
+        self.runnable(stream.handle)
     }
 }
 

@@ -49,7 +49,8 @@ impl Tokenizer {
 
     /// The tokenizer of a GGUF file's metadata: kinds "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE).
     pub fn from_gguf(metadata: &gguf::Metadata) -> Result<Tokenizer> {
-        from_gguf::build(metadata)
+        let from_gguf::Parts { inner, bos, eos, bos_prefix, eos_suffix } = from_gguf::build(metadata)?;
+        Ok(Tokenizer { inner, bos, eos, bos_prefix, eos_suffix, pipeline_specials: false })
     }
 
     /// A tokenizer from the bytes of a tokenizer.json, with what its model's other files say: `tokenizer_config` is tokenizer_config.json (null where

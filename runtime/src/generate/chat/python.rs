@@ -1,13 +1,15 @@
 //! What templates expect of Python and Jinja2: methods, constants, tests, filters, JSON and dates. `tests/jinja` compares them one by one.
 
+mod arguments;
 mod filters;
 mod json;
 mod methods;
 mod percent;
 mod text;
 
-use minijinja::value::{Kwargs, ValueKind, from_args};
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value, context, escape_formatter};
+use arguments::refused;
+use minijinja::value::ValueKind;
+use minijinja::{Environment, Error, Output, State, Value, context, escape_formatter};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::syntax::REMAINDER;
@@ -46,15 +48,6 @@ pub(super) fn imitate(environment: &mut Environment<'static>) {
     });
 }
 
-fn refused(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message.into())
-}
-
-/// The text that an argument must be.
-fn string(value: Value) -> Result<String, Error> {
-    value.as_str().map(str::to_owned).ok_or_else(|| refused(format!("an argument is a {}, not text", value.kind())))
-}
-
 /// Prints what Python spells otherwise than the crate: constants, lists, mappings and floats.
 fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
     match value.kind() {
@@ -66,23 +59,6 @@ fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Resu
         | ValueKind::Map => out.write_str(&text::of(value)).map_err(Error::from),
         _ => escape_formatter(out, state, value),
     }
-}
-
-/// Arguments by name: positional ones in the order of `names`, then those given by keyword. None is as good as absent.
-fn named<const N: usize>(arguments: &[Value], names: [&str; N]) -> Result<[Option<Value>; N], Error> {
-    let (positional, by_keyword): (&[Value], Kwargs) = from_args(arguments)?;
-    if positional.len() > N {
-        return Err(Error::from(ErrorKind::TooManyArguments));
-    }
-    let mut found = [const { None }; N];
-    for (at, name) in names.into_iter().enumerate() {
-        found[at] = match positional.get(at) {
-            Some(value) => Some(value.clone()).filter(|value| !value.is_none()),
-            None => by_keyword.get(name)?,
-        };
-    }
-    by_keyword.assert_all_used()?;
-    Ok(found)
 }
 
 /// The UTC time `seconds` after 1970 in strftime's codes for days and times; the code itself where it is not one of them.

@@ -2,13 +2,13 @@
 
 mod byte_level;
 mod sentence_piece;
+mod vocabulary;
 
-use super::Tokenizer;
-use crate::weights::gguf::{Metadata, Value};
-use ahash::AHashMap;
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use crate::weights::gguf::Metadata;
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use tokenizers::AddedToken;
+use vocabulary::{Kinds, foreign, kind, texts};
 
 /// Control tokens that end a text or a turn wherever they occur: files often name only one of a model's several.
 const ENDS: &[&str] = &[
@@ -24,16 +24,17 @@ const ENDS: &[&str] = &[
     "</s>",
 ];
 
-/// `tokenizer.ggml.token_type`.
-mod kind {
-    pub(super) const NORMAL: u64 = 1;
-    pub(super) const UNKNOWN: u64 = 2;
-    pub(super) const CONTROL: u64 = 3;
-    pub(super) const USER_DEFINED: u64 = 4;
+/// The parts of a tokenizer, as the fields of [`Tokenizer`](super::Tokenizer) of the same names.
+pub(super) struct Parts {
+    pub inner: tokenizers::Tokenizer,
+    pub bos: Option<u32>,
+    pub eos: BTreeSet<u32>,
+    pub bos_prefix: Option<u32>,
+    pub eos_suffix: Option<u32>,
 }
 
 /// Builds the tokenizer that the metadata describes.
-pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
+pub(super) fn build(metadata: &Metadata) -> Result<Parts> {
     let model =
         metadata.text("tokenizer.ggml.model").context("the metadata has no tokenizer (tokenizer.ggml.model)")?;
     let tokens = texts(metadata, "tokenizer.ggml.tokens")?;
@@ -72,53 +73,6 @@ pub(super) fn build(metadata: &Metadata) -> Result<Tokenizer> {
     eos.extend((0..tokens.len()).filter(ends).map(|index| index as u32));
     let adds_bos = metadata.boolean("tokenizer.ggml.add_bos_token").unwrap_or(adds_bos);
     let adds_eos = metadata.boolean("tokenizer.ggml.add_eos_token").unwrap_or(false);
-    Ok(Tokenizer {
-        inner,
-        bos,
-        eos,
-        bos_prefix: bos.filter(|_| adds_bos),
-        eos_suffix: id("eos").filter(|_| adds_eos),
-        pipeline_specials: false,
-    })
-}
-
-/// What each token is; all normal where the file does not say.
-struct Kinds<'a>(&'a [Value]);
-
-impl Kinds<'_> {
-    fn read(metadata: &Metadata, count: usize) -> Result<Kinds<'_>> {
-        let kinds = metadata.list("tokenizer.ggml.token_type").unwrap_or_default();
-        ensure!(kinds.is_empty() || kinds.len() == count, "{count} tokens have {} types", kinds.len());
-        Ok(Kinds(kinds))
-    }
-
-    fn of(&self, index: usize) -> u64 {
-        match self.0.get(index) {
-            Some(Value::Signed(kind)) => *kind as u64,
-            Some(Value::Unsigned(kind)) => *kind,
-            _ => kind::NORMAL,
-        }
-    }
-}
-
-/// Ids by token; of equal tokens the first counts.
-fn vocabulary(tokens: &[&str]) -> AHashMap<String, u32> {
-    let mut vocabulary = AHashMap::with_capacity(tokens.len());
-    for (id, token) in tokens.iter().enumerate() {
-        vocabulary.entry((*token).to_owned()).or_insert(id as u32);
-    }
-    vocabulary
-}
-
-fn texts<'a>(metadata: &'a Metadata, key: &str) -> Result<Vec<&'a str>> {
-    let list = metadata.list(key).with_context(|| format!("the metadata key {key} is missing"))?;
-    let text = |value: &'a Value| match value {
-        Value::Text(text) => Ok(text.as_str()),
-        _ => Err(anyhow!("{key} is not a list of texts")),
-    };
-    list.iter().map(text).collect()
-}
-
-fn foreign(error: tokenizers::Error) -> anyhow::Error {
-    anyhow!("cannot build the tokenizer: {error}")
+    let (bos_prefix, eos_suffix) = (bos.filter(|_| adds_bos), id("eos").filter(|_| adds_eos));
+    Ok(Parts { inner, bos, eos, bos_prefix, eos_suffix })
 }

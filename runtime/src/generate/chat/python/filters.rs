@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, State, Value, filters as of_crate};
 
-use super::{json, methods, named, percent, refused, string, text};
+use super::arguments::{named, refused, string};
+use super::{json, methods, percent, text};
 
 /// Replaces and adds filters.
 pub(super) fn add(environment: &mut Environment<'static>) {

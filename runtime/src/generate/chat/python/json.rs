@@ -3,8 +3,8 @@
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
+use super::arguments::{named, refused, string};
 use super::text::{DEEPEST, number};
-use super::{named, refused, string};
 
 /// `json.dumps(value, ensure_ascii=False)`, with `indent`, `separators`, `sort_keys` and `ensure_ascii` as there.
 pub(super) fn dumps(value: &Value, arguments: &[Value]) -> Result<Value, Error> {

@@ -4,7 +4,8 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{named, refused, string, text};
+use super::arguments::{named, refused, string};
+use super::text;
 
 /// `value.method(arguments)`.
 pub(super) fn call(

@@ -6,7 +6,8 @@ use std::str::Chars;
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
-use super::{refused, text};
+use super::arguments::refused;
+use super::text;
 
 /// The widest field, and the most digits: what no text needs is refused.
 const WIDEST: usize = 1 << 16;

@@ -1,6 +1,6 @@
 //! BPE over GPT-2's byte alphabet (`tokenizer.ggml.model` "gpt2").
 
-use super::{foreign, texts, vocabulary};
+use super::vocabulary::{foreign, texts, vocabulary};
 use crate::weights::gguf::Metadata;
 use anyhow::{Context, Result, bail, ensure};
 use tokenizers::SplitDelimiterBehavior;

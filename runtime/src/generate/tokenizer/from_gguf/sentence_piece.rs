@@ -1,6 +1,6 @@
 //! SentencePiece's BPE (`tokenizer.ggml.model` "llama"), as Llama 2, Mistral, Phi-3 and Gemma have it.
 
-use super::{Kinds, foreign, kind, vocabulary};
+use super::vocabulary::{Kinds, foreign, kind, vocabulary};
 use crate::weights::gguf::{Metadata, Value};
 use anyhow::{Context, Result, bail, ensure};
 use tokenizers::AddedToken;

@@ -12,8 +12,7 @@ use fusec::tensors;
 use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
-use crate::generate::sampling::{Marks, SamplingParameters, sample};
-use crate::generate::{check_logits, check_prompt};
+use crate::sampling::{Marks, SamplingParameters, check_logits, check_prompt, sample};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
 

@@ -7,8 +7,8 @@ use fuse_tests::{Golden, goldens, nmse};
 use fusec::passes::Selection;
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
 use fusec::plan::{KernelSpec, Launch, Plan, PlanOptions, RING, StepKind, Tuning};
-use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
+use fuserun::sampling::SamplingParameters;
 use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, record};
 use fuserun::weights::pack;
 

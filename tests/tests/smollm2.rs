@@ -4,8 +4,8 @@
 
 use fuse_tests::{gpu, nmse, root, smollm2_gguf};
 use fuserun::backend::{Backend, Device, LoadOptions};
-use fuserun::generate::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
+use fuserun::sampling::SamplingParameters;
 use safetensors::SafeTensors;
 use serde_json::Value;
 

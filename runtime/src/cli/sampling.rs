@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::generate::defaults::GenerationDefaults;
-use crate::generate::sampling::SamplingParameters;
+use crate::sampling::SamplingParameters;
 
 /// Each flag replaces one value of the model's.
 #[derive(Args, Clone, Debug, Default)]

@@ -1,4 +1,4 @@
-//! The GPU: memory, modules, launches, captured graphs. Every `unsafe` line of the runtime but the CPU's SIMD is in this room.
+//! The GPU: memory, modules, launches, captured graphs. Every `unsafe` line that calls the driver is in this room.
 //!
 //! Builds and starts where no CUDA is installed: [`Gpu::count`] is zero there. Calls are checked, and a failure is an error that names the
 //! driver's call and its reason. Nothing uses the default stream. A [`Stream`]'s methods neither allocate nor wait, `synchronize` apart; a
@@ -11,7 +11,6 @@ mod cubin;
 mod driver;
 mod gpu;
 mod graph;
-pub mod host_map;
 mod memory;
 mod module;
 pub mod nvtx;

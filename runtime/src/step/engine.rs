@@ -13,8 +13,7 @@ use super::parameters::record;
 use crate::device::{
     DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream, nvtx,
 };
-use crate::generate::sampling::{Marks, SamplingParameters};
-use crate::generate::{check_prompt, not_finite};
+use crate::sampling::{Marks, SamplingParameters, check_prompt, not_finite};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
 /// A ring slot that holds no token.

@@ -1,13 +1,13 @@
 //! What the sampling kernel is told of a sequence.
 
 use super::addresses::PARAMETER_BYTES;
-use crate::generate::sampling::SamplingParameters;
+use crate::sampling::SamplingParameters;
 
 /// Tokens that may end a sequence on the device; the host watches for any more.
 pub const MAX_STOPS: usize = 8;
 
 /// The record of `struct Parameters` in sample.cu: `limit` is the first position that takes no further step,
-/// `marks` the address of the sequence's [`Marks`](crate::generate::sampling::Marks) on the device, or 0 where its logits are taken as they are.
+/// `marks` the address of the sequence's [`Marks`](crate::sampling::Marks) on the device, or 0 where its logits are taken as they are.
 pub fn record(sampling: &SamplingParameters, limit: usize, stops: &[u32], marks: u64) -> [u8; PARAMETER_BYTES] {
     let stops = &stops[..stops.len().min(MAX_STOPS)];
     let mut words = [0u32; PARAMETER_BYTES / 4];

@@ -8,7 +8,7 @@ use fusec::plan::{Launch, StepKind};
 use super::ceiling::{MemoryReader, compile_kernel};
 use super::engine::{GpuEngine, launch_name};
 use crate::device::{Event, GraphExec, LaunchOptions, nvtx};
-use crate::generate::sampling::SamplingParameters;
+use crate::sampling::SamplingParameters;
 
 /// A kernel that does nothing, called `nothing`.
 pub const NOTHING: &str = "extern \"C\" __global__ void nothing() {}\n";

@@ -14,7 +14,7 @@ use fusec::lower::lower_traced;
 
 pub use expected::{Expected, Named};
 
-use crate::generate::check_logits;
+use crate::sampling::check_logits;
 use crate::weights::Checkpoint;
 use names::{Index, Target};
 

@@ -5,7 +5,7 @@
 
 use super::stored::Stored;
 use super::{Checkpoint, Dtype, Source, Tensor};
-use crate::device::host_map::map_file;
+use crate::map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::description::{language_model_config, language_model_names};
 use fusec::files::{Kind, mistaken, read_json};

@@ -11,7 +11,7 @@ mod stored;
 pub use dtype::Dtype;
 pub use pack::{dummy_pattern, lane_share, pack};
 
-use crate::device::host_map::map_file;
+use crate::map::map_file;
 use anyhow::{Context, Result, bail, ensure};
 use fusec::description::Spare;
 use fusec::files::{Kind, mistaken};

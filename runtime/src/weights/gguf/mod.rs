@@ -9,7 +9,7 @@ mod read;
 mod split;
 
 use super::{Dtype, Tensor};
-use crate::device::host_map::map_file;
+use crate::map::map_file;
 use anyhow::{Context, Result};
 use memmap2::Mmap;
 use std::collections::BTreeMap;

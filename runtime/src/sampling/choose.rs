@@ -1,9 +1,5 @@
 //! The next token from a row of logits, as the device samples it: sums are of integers, so that no order of them can change a draw.
 
-mod marks;
-
-pub use marks::Marks;
-
 use anyhow::{Result, ensure};
 
 /// How the next token is chosen. What changes logits applies in the order of the fields, then come the filters; what ties with the last one kept is kept.
@@ -59,7 +55,7 @@ impl SamplingParameters {
         Ok(())
     }
 
-    /// Whether logits are changed before a token is chosen, which needs [`Marks`].
+    /// Whether logits are changed before a token is chosen, which needs [`Marks`](super::Marks).
     pub fn changes_logits(&self) -> bool {
         self.repetition_penalty != 1.0 || !self.suppress.is_empty()
     }

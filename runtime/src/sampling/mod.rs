@@ -1,0 +1,9 @@
+//! How the next token is chosen, and what must hold of prompts and logits first. Every device follows it, and it knows none.
+
+mod choose;
+mod limits;
+mod marks;
+
+pub use choose::{SamplingParameters, sample};
+pub use limits::{check_logits, check_prompt, not_finite};
+pub use marks::Marks;

@@ -3,8 +3,9 @@
 //! A safetensors file is the header's length u64, the header as JSON (name → dtype, shape, data_offsets) and the tensors' bytes, each offset from the
 //! header's end.
 
-use super::stored::Stored;
-use super::{Checkpoint, Dtype, Source, Tensor};
+use super::checkpoint::{Checkpoint, Source};
+use super::dtype::Dtype;
+use super::stored::{Stored, Tensor};
 use crate::map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::description::{language_model_config, language_model_names};

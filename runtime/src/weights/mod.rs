@@ -1,6 +1,7 @@
 //! Checkpoints: what a model's files say about it, and their tensors as f32 under transformers' names, whatever the format.
 
 mod blocks;
+mod checkpoint;
 mod dtype;
 pub mod gguf;
 mod hugging_face;
@@ -8,59 +9,16 @@ mod pack;
 mod select;
 mod stored;
 
+pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use pack::{dummy_pattern, lane_share, pack};
 
 use crate::map::map_file;
-use anyhow::{Context, Result, bail, ensure};
-use fusec::description::Spare;
+use anyhow::{Result, bail, ensure};
+use checkpoint::Source;
 use fusec::files::{Kind, mistaken};
 use fusec::folder::{checkpoint_folder, nothing_there, single_file};
-use fusec::ir::{Format, WeightRef};
-use fusec::tensors;
-use fusec::text::closest;
-use memmap2::Mmap;
-use serde_json::Value;
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use stored::Stored;
-
-/// A model's weights and configuration: a Hugging Face directory, a GGUF file, or tensors in memory.
-///
-/// Files are mapped, not read: opening costs the headers only, and the bytes of a tensor come in when its rows are asked for. Reading needs no lock,
-/// so several threads may read at once.
-#[derive(Debug)]
-pub struct Checkpoint {
-    /// What messages call it.
-    origin: String,
-    path: Option<PathBuf>,
-    config: Value,
-    metadata: Option<gguf::Metadata>,
-    tensors: BTreeMap<String, Tensor>,
-    sources: Vec<Source>,
-}
-
-/// Where a tensor lies and how to read it.
-#[derive(Debug)]
-struct Tensor {
-    /// Slowest dimension first.
-    shape: Vec<usize>,
-    dtype: Dtype,
-    /// Index into the checkpoint's sources.
-    file: usize,
-    /// Within that source; empty where the dtype is not read.
-    bytes: Range<usize>,
-    stored: Stored,
-}
-
-/// What holds the bytes of tensors.
-enum Source {
-    Mapped(Mmap),
-    Floats(Vec<f32>),
-    /// No bytes: values made from the seed and their index when they are read.
-    Noise(u64),
-}
+use std::path::Path;
 
 impl Checkpoint {
     /// Opens a Hugging Face directory (config.json with model.safetensors, with model.safetensors.index.json and its shards, or with any other set of
@@ -90,226 +48,6 @@ impl Checkpoint {
             "give a .gguf file, or the directory that holds config.json and the .safetensors files".to_owned()
         });
         bail!("{}: not a GGUF file; {what}", path.display());
-    }
-
-    /// A checkpoint of tensors in memory: (shape, values in row-major order) by name.
-    ///
-    /// Fails where a tensor has another number of values than its shape says.
-    pub fn from_memory(config: Value, tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>) -> Result<Checkpoint> {
-        let mut checkpoint = Checkpoint::empty("the checkpoint in memory", config);
-        for (name, (shape, values)) in tensors {
-            let expected = shape.iter().product::<usize>();
-            ensure!(
-                values.len() == expected,
-                "tensor {name} of shape {shape:?} needs {expected} values and has {}",
-                values.len()
-            );
-            let file = checkpoint.sources.len();
-            let bytes = 0..4 * values.len();
-            checkpoint.sources.push(Source::Floats(values));
-            checkpoint.tensors.insert(name, Tensor { shape, dtype: Dtype::F32, file, bytes, stored: Stored::Plain });
-        }
-        Ok(checkpoint)
-    }
-
-    /// A checkpoint of made-up weights that takes no memory: the same values for the same seed, name and shape, made as they are read.
-    ///
-    /// A weight of one dimension with "norm" in its name is all ones; every other tensor is uniform noise of standard deviation 0.02.
-    pub fn dummy(config: Value, tensors: &[(WeightRef, Vec<usize>)], seed: u64) -> Checkpoint {
-        let mut checkpoint = Checkpoint::empty("the made-up checkpoint", config);
-        // Parts and stacks are read from the tensors that a real checkpoint would have.
-        let whole = tensors.iter().flat_map(|(weight, shape)| {
-            let tensor = weight.tensor_shape(shape).unwrap_or_else(|| shape.clone());
-            weight.tensors().into_iter().map(move |name| (name, tensor.clone()))
-        });
-        for (name, shape) in &whole.collect::<BTreeMap<String, Vec<usize>>>() {
-            let file = checkpoint.sources.len();
-            let ones = shape.len() == 1 && name.contains("norm") && name.ends_with("weight");
-            checkpoint.sources.push(if ones {
-                Source::Floats(vec![1.0; shape[0]])
-            } else {
-                Source::Noise(noise::seed(seed, name))
-            });
-            let bytes = 0..if ones { 4 * shape[0] } else { 0 };
-            checkpoint.tensors.insert(
-                name.clone(),
-                Tensor { shape: shape.clone(), dtype: Dtype::F32, file, bytes, stored: Stored::Plain },
-            );
-        }
-        checkpoint
-    }
-
-    /// config.json; for a GGUF file, made from its metadata in the form that transformers writes.
-    pub fn config(&self) -> &Value {
-        &self.config
-    }
-
-    /// The metadata of a GGUF file; `None` for other checkpoints.
-    pub fn gguf_metadata(&self) -> Option<&gguf::Metadata> {
-        self.metadata.as_ref()
-    }
-
-    /// The directory or file that was opened; `None` for a checkpoint in memory.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
-    }
-
-    /// The names of all tensors in order, as transformers calls them.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// Whether there is a tensor of this name.
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// How a tensor is stored. Fails where there is no such tensor.
-    pub fn dtype(&self, name: &str) -> Result<Dtype> {
-        Ok(self.tensor(name)?.dtype)
-    }
-
-    /// A whole weight in row-major order, each value widened exactly. Fails where there is no such weight or its type is not read.
-    pub fn read_f32(&self, weight: &WeightRef) -> Result<Vec<f32>> {
-        let rows = self.shape(weight)?.first().copied().unwrap_or(1);
-        let mut values = Vec::new();
-        self.read_rows_f32(weight, 0..rows, &mut values)?;
-        Ok(values)
-    }
-
-    /// Replaces the contents of `out` by some rows of a weight: `rows.len()` × (the product of all dimensions but the first) values. A weight of one
-    /// dimension has rows of one value.
-    ///
-    /// Fails where there is no such weight, its type is not read, or it has fewer rows.
-    pub fn read_rows_f32(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        out.clear();
-        self.append_selected(weight, rows, out)
-    }
-
-    /// Appends some rows of a tensor.
-    fn append_rows(&self, name: &str, tensor: &Tensor, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        let (count, columns) = tensor.rows_and_columns();
-        ensure!(rows.start <= rows.end && rows.end <= count, "rows {rows:?} of tensor {name}, which has {count}");
-        out.reserve(rows.len() * columns);
-        let source = &self.sources[tensor.file];
-        let bytes = match source {
-            Source::Mapped(map) => &map[..],
-            Source::Floats(values) => bytemuck::cast_slice(values),
-            Source::Noise(seed) => {
-                out.extend((rows.start * columns..rows.end * columns).map(|index| noise::value(*seed, index as u64)));
-                return Ok(());
-            }
-        };
-        stored::append(tensor, bytes, rows, out)
-            .with_context(|| format!("{}: tensor {name} {:?}", self.origin, tensor.shape))
-    }
-
-    /// Checks that the checkpoint holds the `required` tensors in their shapes, and nothing else; see [`tensors::account`].
-    ///
-    /// # Errors
-    /// All that is wrong, in one message.
-    pub fn account(&self, required: &[(WeightRef, Vec<usize>)], spare: &Spare) -> Result<()> {
-        tensors::account(&self.origin, &self.shapes(), required, spare)
-    }
-
-    /// Checks that a head that is tied has no other values of its own: which of the two a model computes with nothing tells.
-    ///
-    /// # Errors
-    /// `lm_head.weight` differs from each embedding of its shape among the `required` tensors.
-    pub fn check_tied_head(&self, required: &[(WeightRef, Vec<usize>)], spare: &Spare) -> Result<()> {
-        const HEAD: &str = "lm_head.weight";
-        let needed = tensors::names(required);
-        let (Some(head), true) = (self.tensors.get(HEAD), spare.tied_head && !needed.contains(HEAD)) else {
-            return Ok(());
-        };
-        let is_embedding = |name: &&String| name.contains("embed") || name.contains("wte");
-        let mut tables = needed.iter().filter(is_embedding).filter_map(|name| {
-            let table = self.tensor(name).ok().filter(|table| table.shape == head.shape)?;
-            Some((name, table))
-        });
-        let Some((name, table)) = tables.next() else { return Ok(()) };
-        let (mut mine, mut other) = (Vec::new(), Vec::new());
-        let rows = head.rows_and_columns().0;
-        for first in (0..rows).step_by(256) {
-            let some = first..rows.min(first + 256);
-            mine.clear();
-            other.clear();
-            self.append_rows(HEAD, head, some.clone(), &mut mine)?;
-            self.append_rows(name, table, some, &mut other)?;
-            ensure!(
-                mine.iter().map(|value| value.to_bits()).eq(other.iter().map(|value| value.to_bits())),
-                "{}: its configuration ties the head to {name}, and its {HEAD} has other values: set tie_word_embeddings to \
-                 false in config.json if the head is its own, or remove the tensor",
-                self.origin
-            );
-        }
-        Ok(())
-    }
-
-    /// Name and shape (slowest dimension first) of every tensor.
-    pub fn shapes(&self) -> BTreeMap<&str, &[usize]> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
-    }
-
-    /// The format of each weight that is stored in one that kernels read as it is. Others are rounded to bfloat16.
-    pub fn formats(&self) -> BTreeMap<String, Format> {
-        let half = self.tensors.iter().filter(|(_, tensor)| tensor.dtype == Dtype::F16);
-        half.map(|(name, _)| (name.clone(), Format::F16)).collect()
-    }
-
-    fn tensor(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(tensors::locate(name, &self.tensors)).with_context(|| {
-            let near = closest(name, self.names()).map_or(String::new(), |near| format!("; did you mean {near}?"));
-            format!("{}: there is no tensor {name}{near}", self.origin)
-        })
-    }
-
-    fn empty(origin: &str, config: Value) -> Checkpoint {
-        Checkpoint {
-            origin: origin.to_owned(),
-            path: None,
-            config,
-            metadata: None,
-            tensors: BTreeMap::new(),
-            sources: Vec::new(),
-        }
-    }
-}
-
-impl Tensor {
-    fn rows_and_columns(&self) -> (usize, usize) {
-        let (rows, inner) = self.shape.split_first().map_or((1, &[][..]), |(rows, inner)| (*rows, inner));
-        (rows, inner.iter().product())
-    }
-}
-
-/// Counter-based noise: each value depends on the seed and its index alone.
-mod noise {
-    /// Folds a tensor's name into the seed (FNV-1a).
-    pub(super) fn seed(seed: u64, name: &str) -> u64 {
-        name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
-    }
-
-    /// Uniform with standard deviation 0.02 (splitmix64's finaliser on the counter).
-    pub(super) fn value(seed: u64, index: u64) -> f32 {
-        let mut bits = seed.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bits ^= bits >> 31;
-        let unit = (bits >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        unit * 0.034_641_016
-    }
-}
-
-impl std::fmt::Debug for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Source::Mapped(map) => write!(f, "{} mapped bytes", map.len()),
-            Source::Floats(values) => write!(f, "{} floats", values.len()),
-            Source::Noise(seed) => write!(f, "noise of seed {seed}"),
-        }
     }
 }
 

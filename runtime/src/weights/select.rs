@@ -5,7 +5,8 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 use fusec::ir::{Part, TensorName, WeightRef};
 
-use super::{Checkpoint, Tensor};
+use super::Checkpoint;
+use super::stored::Tensor;
 
 impl Checkpoint {
     /// The dimensions of a weight, slowest first: `[out_features, in_features]` of a linear layer.

@@ -4,7 +4,20 @@ use std::ops::Range;
 
 use anyhow::Result;
 
-use super::Tensor;
+use super::dtype::Dtype;
+
+/// Where a tensor lies and how to read it.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    /// Slowest dimension first.
+    pub shape: Vec<usize>,
+    pub dtype: Dtype,
+    /// Index into the checkpoint's sources.
+    pub file: usize,
+    /// Within that source; empty where the dtype is not read.
+    pub bytes: Range<usize>,
+    pub stored: Stored,
+}
 
 /// How a tensor's bytes make the rows of its shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +38,13 @@ pub(super) enum Stored {
     Turned,
     /// Every value more by one.
     PlusOne,
+}
+
+impl Tensor {
+    pub(super) fn rows_and_columns(&self) -> (usize, usize) {
+        let (rows, inner) = self.shape.split_first().map_or((1, &[][..]), |(rows, inner)| (*rows, inner));
+        (rows, inner.iter().product())
+    }
 }
 
 /// Appends some rows of a tensor whose bytes lie within `source`.

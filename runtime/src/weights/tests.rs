@@ -1,7 +1,11 @@
 use super::gguf::test_file::{Builder, text};
 use super::*;
+use fusec::description::Spare;
 use safetensors::tensor::TensorView;
 use serde_json::json;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A folder of its own that goes when the test ends.

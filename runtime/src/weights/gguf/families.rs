@@ -1,96 +1,18 @@
 //! What transformers calls things: config.json and tensor names of each GGUF architecture.
 
 mod config;
+mod family;
 mod keys;
 mod rope;
 mod table;
 
-use super::super::Tensor;
-use super::super::stored::Stored;
-use super::{Contents, Dtype, Entry, Metadata, Opened, Value};
+use super::super::stored::{Stored, Tensor};
+use super::contents::{Contents, Entry, Metadata, Opened};
 use anyhow::{Context, Result, bail, ensure};
+use family::{Counts, Family, Heads, How, INSTEAD};
 use fusec::description::lacking_in_gguf;
-use keys::Keys;
-use serde_json::{Map, Value as Json, json};
 use std::collections::BTreeMap;
 use table::{FAMILIES, MISTRAL, MIXTRAL};
-
-/// One GGUF architecture. Another family is one more row of [`FAMILIES`], and where its configuration has keys of its own, one more arm in `config`.
-struct Family {
-    /// `general.architecture`, also the prefix of its metadata keys.
-    architecture: &'static str,
-    /// config.json's `architectures`.
-    class: &'static str,
-    /// config.json's `model_type`.
-    model_type: &'static str,
-    /// config.json's key of the activation, and its value.
-    activation: (&'static str, &'static str),
-    epsilon: Epsilon,
-    rotation: Rotation,
-    /// (the usual key of config.json, the family's own).
-    keys: Names,
-    /// config.json's keys that say whether there are biases, each with the tensor that tells.
-    biases: Names,
-    /// `blk.N.` becomes this and `N.`.
-    layers: &'static str,
-    /// (GGUF, transformers) stems of the names outside the layers; `.weight` or `.bias` follows.
-    outside: Names,
-    /// The same inside a layer; `{expert}` in a name stands for the index into a stack of experts.
-    inside: &'static [Names],
-    /// GGUF stems inside a layer that the file stores otherwise than transformers.
-    stored: &'static [(&'static str, How)],
-    /// Whether its description honours a window on attention.
-    windows: bool,
-    /// Norms multiply by one more than transformers' weight, and the file has the sum.
-    norms_plus_one: bool,
-}
-
-/// The end of every message about a file that says more than is honoured.
-const INSTEAD: &str = "use the model's Hugging Face directory instead";
-
-/// Pairs of GGUF's and transformers' name.
-type Names = &'static [(&'static str, &'static str)];
-
-/// Which number keeps norms from dividing by zero.
-#[derive(Clone, Copy)]
-enum Epsilon {
-    /// `attention.layer_norm_rms_epsilon`, as `rms_norm_eps`.
-    Rms,
-    /// `attention.layer_norm_epsilon`, as this key of config.json.
-    Layer(&'static str),
-    /// A metadata key and the only value that transformers has; config.json does not say it.
-    Fixed(&'static str, f64),
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Rotation {
-    /// No rotary embedding.
-    None,
-    /// Whole heads.
-    Whole,
-    /// The first values of each head, as `partial_rotary_factor`.
-    Part,
-}
-
-/// How a file stores a tensor that transformers has otherwise; see [`Stored`].
-#[derive(Clone, Copy)]
-enum How {
-    Pairs(Heads),
-    ByProjection,
-    Turned,
-}
-
-#[derive(Clone, Copy)]
-enum Heads {
-    Query,
-    KeyValue,
-}
-
-/// Head counts of a model.
-struct Counts {
-    query: usize,
-    key_value: usize,
-}
 
 /// Renames the tensors and writes the config.json of the file's family; `files` hold the bytes that the tensors point into.
 pub(super) fn adapt(contents: Contents, files: &[&[u8]]) -> Result<Opened> {

@@ -1,6 +1,7 @@
 //! The reader: bytes to [`Contents`], with every count, length and offset checked against the file before it is used.
 
-use super::{Contents, Dtype, Entry, MAGIC, Metadata, Value};
+use super::super::dtype::Dtype;
+use super::contents::{Contents, Entry, MAGIC, Metadata, Value};
 use anyhow::{Context, Result, bail, ensure};
 use fusec::files::{Kind, mistaken};
 use std::collections::BTreeMap;

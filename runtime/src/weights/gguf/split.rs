@@ -1,6 +1,7 @@
 //! A model in several GGUF files: `NAME-00001-of-00003.gguf` and so on. The first has the metadata, each its own tensors.
 
-use super::{Contents, read};
+use super::contents::Contents;
+use super::read;
 use crate::map::map_file;
 use anyhow::{Context, Result, ensure};
 use memmap2::Mmap;

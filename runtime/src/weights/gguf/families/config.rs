@@ -1,8 +1,13 @@
 //! config.json from the metadata and the tensors.
 
+use super::super::super::dtype::Dtype;
+use super::super::contents::{Contents, Value};
+use super::family::{Epsilon, Family, INSTEAD, Rotation};
+use super::keys::Keys;
+use super::rope;
+use anyhow::{Context, Result, ensure};
 use fusec::description::MAX_LAYERS;
-
-use super::*;
+use serde_json::{Map, Value as Json, json};
 
 /// SmolLM3 turns q and k in three layers of four; a GGUF file does not say so.
 const SMOLLM3_TURNED_OF: u64 = 4;

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use super::*;
+use super::super::contents::{Metadata, Value};
+use super::family::INSTEAD;
+use anyhow::{Context, Result, bail, ensure};
 
 /// Keys that change nothing about a model: what they say, tensors say too, or no family has it.
 const WITHOUT_EFFECT: &[&str] = &[

@@ -1,6 +1,11 @@
 //! `rope_scaling` behind the metadata and the tensors of rotation factors.
 
-use super::*;
+use super::super::super::dtype::Dtype;
+use super::super::contents::Contents;
+use super::family::INSTEAD;
+use super::keys::Keys;
+use anyhow::{Result, bail, ensure};
+use serde_json::{Value as Json, json};
 
 /// The tensor that carries llama 3's scaled rotation frequencies as divisors, one a pair.
 pub(super) const DIVISORS: &str = "rope_freqs.weight";

@@ -1,6 +1,6 @@
 //! One row for each GGUF architecture that has a description.
 
-use super::{Epsilon, Family, Heads, How, Names, Rotation};
+use super::family::{Epsilon, Family, Heads, How, Names, Rotation};
 
 /// Every architecture but the routed form of `llama`, which is [`MIXTRAL`].
 pub(super) const FAMILIES: &[Family] = &[

@@ -1,6 +1,7 @@
 use super::super::read;
 use super::super::test_file::{Builder, text};
 use super::*;
+use serde_json::{Value as Json, json};
 
 /// A llama or qwen of one layer: hidden 8, 2 heads of 4, 1 key-value head.
 fn tiny(architecture: &str) -> Builder {

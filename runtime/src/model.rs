@@ -1,17 +1,15 @@
 //! From what a user names (a folder, a .gguf, a .toml, nothing) to a model that runs.
 
+mod named;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
 use fusec::compile::{CompileOptions, Formats, Model, compile};
-use fusec::description::{
-    Beyond, Description, Facts, Resolved, also_served, architectures, find_serving, lacking, user_folder,
-};
+use fusec::description::{Beyond, Description, Facts, Resolved, architectures};
 use fusec::files;
-use fusec::folder::{self, checkpoint_folder};
 use fusec::ir::{Format, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
@@ -27,22 +25,9 @@ use crate::generate::defaults::GenerationDefaults;
 use crate::generate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
 
-/// What a user names.
-#[derive(Clone, Debug, Default)]
-pub struct ModelName {
-    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file; none: the demo model.
-    pub model: Option<PathBuf>,
-    /// The folder or .gguf file of a .fuse or .toml file's weights.
-    pub checkpoint: Option<PathBuf>,
-    /// A description to use in the place of the one that serves the checkpoint.
-    pub description: Option<PathBuf>,
-    /// Random weights of the true sizes.
-    pub dummy_weights: bool,
-    /// Passes that run; none: all.
-    pub passes: Option<Selection>,
-    /// Where launch shapes on a GPU come from.
-    pub tuning: TuningSource,
-}
+pub use named::{ModelName, tokenizer_of};
+
+use named::Named;
 
 /// A description that is matched with its checkpoint, before anything is compiled.
 pub struct OpenModel {
@@ -65,95 +50,24 @@ impl OpenModel {
     /// # Errors
     /// A path that is nothing a model can be read from, names that contradict each other, a checkpoint that no description serves, a broken file.
     pub fn open(name: &ModelName) -> Result<OpenModel> {
-        let passes = name.passes.clone().unwrap_or_else(Selection::all);
-        let path = name.model.as_deref();
-        let extension = path.and_then(Path::extension).and_then(|extension| extension.to_str());
-        let mut described = name.description.clone();
-        let mut artifact = None;
-        let mut checkpoint_path = name.checkpoint.clone();
-        match (path, extension) {
-            (Some(path), Some("toml")) => {
-                ensure!(described.is_none(), "{} is a description: leave out --description", path.display());
-                described = Some(path.to_path_buf());
-            }
-            (Some(path), Some("fuse")) => {
-                ensure!(
-                    described.is_none() && name.passes.is_none() && !matches!(name.tuning, TuningSource::File(_)),
-                    "{} is compiled: give --description, --passes and --tuning to fusec compile",
-                    path.display()
-                );
-                artifact = Some(Artifact::read(path)?);
-            }
-            (Some(path), _) => {
-                ensure!(checkpoint_path.is_none(), "{} is a checkpoint: leave out --checkpoint", path.display());
-                checkpoint_path = Some(path.to_path_buf());
-            }
-            (None, _) => {}
-        }
-        let embedded = checkpoint_path.is_none() && described.is_none() && artifact.is_none();
-        let checkpoint = match &checkpoint_path {
-            _ if embedded => Some(demo::checkpoint()?),
-            Some(path) if !name.dummy_weights => Some(Checkpoint::open(path)?),
-            Some(_) | None => None,
-        };
-        ensure!(
-            checkpoint.is_some() || name.dummy_weights,
-            "{} has no weights of its own: add --checkpoint DIR, or --dummy-weights to measure speed",
-            described.as_deref().or(path).unwrap_or(Path::new("a description")).display()
-        );
-        let mut config = checkpoint.as_ref().map(|checkpoint| checkpoint.config().clone());
-        if let (None, Some(path)) = (&config, checkpoint_path.as_ref().filter(|path| path.is_file())) {
-            config = Some(Checkpoint::open(path)?.config().clone());
-        }
-        if let (None, Some(path)) = (&config, &checkpoint_path) {
-            let folder = checkpoint_folder(path)?;
-            let file = folder.join("config.json");
-            ensure!(file.exists(), "{}: {}", folder.display(), folder::without_config(&folder));
-            config = Some(files::read_json(&file)?);
-        }
-        let (file, text) = match (&described, &artifact) {
-            (Some(path), _) => {
-                let text = files::read_text(path).context("cannot read the description")?;
-                (path.display().to_string(), text)
-            }
-            (None, Some(artifact)) => {
-                let own: Value = serde_json::from_str(&artifact.config_json).unwrap_or(Value::Null);
-                if config.is_none() && !own.is_null() {
-                    config = Some(own);
-                }
-                ("description.toml".to_string(), artifact.description_toml.clone())
-            }
-            (None, None) => {
-                let config = config.as_ref().context("a checkpoint has a config")?;
-                let architectures = architectures(config);
-                let found = find_serving(&architectures, user_folder().as_deref())?;
-                found.with_context(|| unserved(config))?
-            }
-        };
+        let named = Named::sorted(name)?;
+        let checkpoint = named.open_checkpoint()?;
+        let config = named.config(checkpoint.as_ref())?;
+        let (file, text) = named.describe(config.as_ref())?;
         let mut description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        let named = config.as_ref().filter(|_| described.is_some()).map(architectures).unwrap_or_default();
-        let unlisted = !named.is_empty() && !named.iter().any(|name| description.serves.contains(name));
-        let overrides = unlisted.then(|| {
-            let note = format!(
-                "config.json is for {}, which {file} does not serve by itself: taken as named",
-                named.join(", ")
-            );
-            description.serves.extend(named);
-            note
-        });
-        let tuning = name.tuning.clone();
-        let name = path.map_or_else(|| "the demo model".to_string(), |path| path.display().to_string());
+        let by_name = config.as_ref().filter(|_| named.description.is_some());
+        let overrides = by_name.and_then(|config| serve_as_named(&mut description, config, &file));
         Ok(OpenModel {
             description,
             description_text: text,
             config,
             checkpoint,
-            artifact,
-            passes,
-            tuning,
-            embedded,
+            passes: name.passes.clone().unwrap_or_else(Selection::all),
+            tuning: name.tuning.clone(),
+            embedded: named.is_demo(),
             overrides,
-            name,
+            name: named.title(),
+            artifact: named.artifact,
         })
     }
 
@@ -411,37 +325,14 @@ pub struct Text {
     pub grows: bool,
 }
 
-/// The tokenizer of what a user names; of a checkpoint nothing else is read, so it needs no weights.
-///
-/// # Errors
-/// Nothing that has a tokenizer is named, or it cannot be read.
-pub fn tokenizer_of(name: &ModelName) -> Result<Tokenizer> {
-    let compiled = |path: &Path| path.extension().is_some_and(|extension| extension == "toml" || extension == "fuse");
-    match (&name.model, &name.checkpoint) {
-        (Some(path), None) if compiled(path) => {
-            bail!("{} has no tokenizer: add --checkpoint with the model's folder or .gguf file", path.display())
-        }
-        (Some(path), Some(_)) if !compiled(path) => {
-            bail!("{} is a checkpoint: leave out --checkpoint", path.display())
-        }
-        (_, Some(path)) | (Some(path), None) => {
-            ensure!(path.exists(), "{}: {}", path.display(), folder::nothing_there(path));
-            Tokenizer::open(path)
-        }
-        (None, None) => demo::tokenizer(),
+/// Lets a description that was named serve the architectures of the configuration; returns what to tell of it, where it does not list them.
+fn serve_as_named(description: &mut Description, config: &Value, file: &str) -> Option<String> {
+    let named = architectures(config);
+    if named.is_empty() || named.iter().any(|name| description.serves.contains(name)) {
+        return None;
     }
-}
-
-fn unserved(config: &Value) -> String {
-    if let Some(why) = lacking(config) {
-        return format!("{why}: no description can serve it; README.md lists the families that run");
-    }
-    match &architectures(config)[..] {
-        [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),
-        names => format!(
-            "no description serves {}{}; draft one with fusec new --from DIR, and name it with --description",
-            names.join(", "),
-            also_served(names)
-        ),
-    }
+    let note =
+        format!("config.json is for {}, which {file} does not serve by itself: taken as named", named.join(", "));
+    description.serves.extend(named);
+    Some(note)
 }

@@ -1,10 +1,10 @@
 //! config.json from the metadata and the tensors.
 
-use super::super::super::dtype::Dtype;
 use super::super::contents::{Contents, Value};
 use super::family::{Epsilon, Family, INSTEAD, Rotation};
 use super::keys::Keys;
 use super::rope;
+use crate::weights::dtype::Dtype;
 use anyhow::{Context, Result, ensure};
 use fusec::description::MAX_LAYERS;
 use serde_json::{Map, Value as Json, json};

@@ -57,7 +57,7 @@ pub(super) enum Rotation {
     Part,
 }
 
-/// How a file stores a tensor that transformers has otherwise; see [`Stored`](super::super::super::stored::Stored).
+/// How a file stores a tensor that transformers has otherwise; see [`Stored`](crate::weights::stored::Stored).
 #[derive(Clone, Copy)]
 pub(super) enum How {
     Pairs(Heads),

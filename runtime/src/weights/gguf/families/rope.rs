@@ -1,9 +1,9 @@
 //! `rope_scaling` behind the metadata and the tensors of rotation factors.
 
-use super::super::super::dtype::Dtype;
 use super::super::contents::Contents;
 use super::family::INSTEAD;
 use super::keys::Keys;
+use crate::weights::dtype::Dtype;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value as Json, json};
 

@@ -30,10 +30,13 @@ struct FuseAccumulators { float d[4]; };
 struct FuseTouched { u32 step, written, read, early, writer, reader, added; };
 // Memory that a launch may touch, sorted by address. touched: null where it is read only.
 struct FuseRange { u64 begin, end; FuseTouched* touched; };
+// Room for blocks and for the stacks of threads, and the last epoch in it. A launch leaves it to the next, of whichever library.
+struct FuseRoom { char* memory; u64 bytes; u32 blocks, stacks; u64 epoch; };
 struct FuseLaunch {
   u32 grid[3], threads, shared_bytes, ranges, step, number;
   u32 settled;   // launches of the step up to this number have ended when this one begins
   u32* early;    // set where a thread launched dependents before its wait
+  FuseRoom* room;
   const u64* arguments;
   const FuseRange* memory;
   const char* name;
@@ -50,7 +53,7 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 
 namespace {
 
-constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
+constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, STACK_ROOM = GUARD_BYTES + STACK_BYTES, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
 constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8, MAX_COPIES = 64, MAX_RINGS = 32, MAX_FILLS = 256, MAX_PRODUCTS = 128, MAX_STORES = 32;
 constexpr unsigned char RING = 255;   // what a Shadow says of bytes that a barrier of a ring tells of
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
@@ -188,7 +191,6 @@ __attribute__((noinline)) void resume(Thread* thread) {
 }
 
 void prepare(Thread* thread, char* stack) {
-  mprotect(stack, GUARD_BYTES, PROT_NONE);
   thread->stack = stack + GUARD_BYTES;
   getcontext(&thread->start);
   thread->start.uc_stack.ss_sp = thread->stack;
@@ -196,6 +198,25 @@ void prepare(Thread* thread, char* stack) {
   thread->start.uc_link = nullptr;
   makecontext(&thread->start, fiber, 0);
   thread->begun = false;
+}
+
+u64 blocks_bytes(u32 count) { return (count * sizeof(Block) + 4095) / 4096 * 4096; }
+
+// Makes a room large enough. Pages that are touched and guards that are set once cost less than the threads of a launch otherwise would.
+bool make_room(FuseRoom& room, u32 blocks, u32 stacks) {
+  if (blocks <= room.blocks && stacks <= room.stacks) return true;
+  if (room.memory) munmap(room.memory, room.bytes);
+  if (blocks < room.blocks) blocks = room.blocks;
+  if (stacks < room.stacks) stacks = room.stacks;
+  const u64 bytes = blocks_bytes(blocks) + stacks * STACK_ROOM;
+  char* memory = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    room = {nullptr, 0, 0, 0, room.epoch};
+    return false;
+  }
+  for (u32 i = 0; i < stacks; i++) mprotect(memory + blocks_bytes(blocks) + i * STACK_ROOM, GUARD_BYTES, PROT_NONE);
+  room = {memory, bytes, blocks, stacks, room.epoch};
+  return true;
 }
 
 float bf16(u32 bits) {
@@ -889,22 +910,18 @@ extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*), int 
     snprintf(what->error, what->error_bytes, "kernel %s: clusters of %u blocks, at most %u, in a grid of %u", what->name, cluster, MAX_CLUSTER, what->grid[0]);
     return 1;
   }
-  // Kept for the launch only: a process may have as many mappings as a few hundred kernels would hold.
-  const u64 stack_bytes = GUARD_BYTES + STACK_BYTES, blocks_bytes = (cluster * sizeof(Block) + 4095) / 4096 * 4096;
-  const u64 bytes = blocks_bytes + cluster * what->threads * stack_bytes;
-  char* memory = (char*)mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
+  if (!make_room(*what->room, cluster, cluster * what->threads)) {
     snprintf(what->error, what->error_bytes, "kernel %s: no memory for %u blocks of %u threads", what->name, cluster, what->threads);
     return 1;
   }
-  blocks = (Block*)memory;
+  blocks = (Block*)what->room->memory, last_epoch = what->room->epoch;
   for (u32 i = 0; i < cluster * what->threads; i++)
-    prepare(blocks[i / what->threads].threads + i % what->threads, memory + blocks_bytes + i * stack_bytes);
+    prepare(blocks[i / what->threads].threads + i % what->threads, what->room->memory + blocks_bytes(what->room->blocks) + i * STACK_ROOM);
   for (block.z = 0; block.z < what->grid[2] && !failed; block.z++)
     for (block.y = 0; block.y < what->grid[1] && !failed; block.y++)
       for (u32 x = 0; x < what->grid[0] && !failed; x += cluster) block.x = x, run_cluster();
   current = nullptr;
-  munmap(memory, bytes);
+  what->room->epoch = last_epoch;
   if (!failed && !any_waited) {
     snprintf(what->error, what->error_bytes, "kernel %s ends without wait_for_dependencies: its end must imply the end of all before it", what->name);
     return 1;

@@ -119,6 +119,7 @@ impl HostKernel {
         let memory: Vec<Range> = ranges().values().copied().collect();
         let mut error = [0u8; 1024];
         let (number, mut early) = (next_number(), 0);
+        let mut room = idle_rooms().pop().unwrap_or_default();
         let launch = Launch {
             grid,
             threads,
@@ -128,6 +129,7 @@ impl HostKernel {
             number,
             settled: step.settled.load(Ordering::Relaxed),
             early: &raw mut early,
+            room: &raw mut room,
             arguments: arguments.as_ptr(),
             memory: memory.as_ptr(),
             name: self.name.as_ptr(),
@@ -139,6 +141,7 @@ impl HostKernel {
         // points to outlives the call. The kernel's own accesses are checked against the registered buffers before they are made.
         let failed = unsafe { (self.library.entry)(&launch) } != 0;
         drop(turn);
+        idle_rooms().push(room);
         if failed {
             let end = error.iter().position(|&byte| byte == 0).unwrap_or(error.len());
             bail!("{}", String::from_utf8_lossy(&error[..end]));
@@ -320,6 +323,31 @@ fn ranges() -> MutexGuard<'static, BTreeMap<u64, Range>> {
     RANGES.lock().expect("no user of the table panics")
 }
 
+/// `FuseRoom` of engine.cc.
+#[repr(C)]
+struct Room {
+    memory: *mut u8,
+    bytes: u64,
+    blocks: u32,
+    stacks: u32,
+    epoch: u64,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { memory: std::ptr::null_mut(), bytes: 0, blocks: 0, stacks: 0, epoch: 0 }
+    }
+}
+
+// SAFETY: the engine's memory belongs to the room, and to the one launch that has it.
+unsafe impl Send for Room {}
+
+/// What no launch has. As many are made as launches run at the same time; they stay until the process ends.
+fn idle_rooms() -> MutexGuard<'static, Vec<Room>> {
+    static ROOMS: Mutex<Vec<Room>> = Mutex::new(Vec::new());
+    ROOMS.lock().expect("no user of the rooms panics")
+}
+
 /// `FuseLaunch` of engine.cc.
 #[repr(C)]
 struct Launch {
@@ -331,6 +359,7 @@ struct Launch {
     number: u32,
     settled: u32,
     early: *mut u32,
+    room: *mut Room,
     arguments: *const u64,
     memory: *const Range,
     name: *const c_char,
@@ -498,9 +527,14 @@ extern "C" __attribute__((visibility("default"))) int fuse_host_parameters() { r
 extern "C" __attribute__((visibility("default"))) int fuse_host_launch(const FuseLaunch* launch) { return fuse_run(launch, fuse_body, ::FUSE_CLUSTER); }
 "#;
 
-fn hash(parts: &[&str]) -> String {
+/// What a result of a host build depends on besides a kernel's source.
+pub const HARNESS: [&str; 3] =
+    [fuse_kernels::HOST_ENGINE, fuse_kernels::HOST_VOCABULARY, include_str!("host_build.rs")];
+
+/// The first 64 bits of a SHA-256 over parts, each with its length.
+pub fn hash<P: AsRef<[u8]>>(parts: &[P]) -> String {
     let mut hasher = Sha256::new();
-    for part in parts {
+    for part in parts.iter().map(AsRef::as_ref) {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }

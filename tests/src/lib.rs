@@ -1,5 +1,6 @@
 //! What the tests of both sides share.
 
+pub mod checked;
 mod folder;
 pub mod gguf;
 mod golden;
@@ -16,6 +17,13 @@ pub use programs::{Finished, as_nobody, command, finish, fusec, fuserun, on_term
 
 use std::path::PathBuf;
 use std::process::Command;
+
+/// A kernel's stem without its sizes: `norm_matvec_f32` of `norm_matvec_f32_k2048_n2048_b1`.
+pub fn kind_of(stem: &str) -> String {
+    let stays =
+        |part: &&str| !part.contains(|c: char| c.is_ascii_digit()) || part.starts_with("bf16") || *part == "f32";
+    stem.split('_').filter(stays).collect::<Vec<&str>>().join("_")
+}
 
 /// The SmolLM2-135M-Instruct GGUF that `tests/fetch` gets; fetched on first use, however many tests ask at once.
 ///

@@ -4,6 +4,7 @@ mod append;
 mod attention;
 mod attention_projection;
 mod attention_rows;
+mod caught;
 mod experts;
 mod interpreter;
 mod matmul;

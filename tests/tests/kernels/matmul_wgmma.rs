@@ -5,7 +5,7 @@ use fuse_kernels::{Activation, Elementwise, Expression, Matmul, MatmulWgmma, Nor
 use fuse_tests::host_build::HostBuffer;
 use fusec::ir::{self, Epilogue, Op, Tensor, evaluate};
 
-use crate::mutations::caught;
+use crate::caught::caught;
 use crate::support::*;
 
 /// Where `column` of `row` lies, as `activations.cuh` says in words: 64 columns of all rows after the other 64, in each 32 columns the 4 by 4 words of
@@ -251,6 +251,7 @@ fn mistakes_in_a_product_are_caught() {
     let kernel = MatmulWgmma { paired: true, most_blocks: 1, ..plain(64 * 11, &[215], (1, 32)) };
     let case = Case { bias: true, residual: true, ..Case::of(kernel, 40) };
     caught(
+        "in_a_product",
         |mutation| case.check(mutation),
         &[
             // The ring: slots that are filled too early, read too early, given back too early or never.
@@ -292,6 +293,7 @@ fn mistakes_in_a_product_for_a_product_are_caught() {
     let kernel = stored(Storage::Tiled, gated(Activation::Silu, plain(128, &[192], (2, 32))));
     let case = Case { bias: true, ..Case::of(MatmulWgmma { most_blocks: 1, ..kernel }, 40) };
     caught(
+        "in_a_product_for_a_product",
         |mutation| case.check(mutation),
         &[
             ("      shared_before_copies();\n", "", "shared_before_copies"),
@@ -322,6 +324,7 @@ fn mistakes_in_a_shared_product_are_caught() {
     let kernel = MatmulWgmma { split: 4, ..plain(512, &[250], (1, 64)) };
     let case = Case { residual: true, ..Case::of(kernel, 40) };
     caught(
+        "in_a_shared_product",
         |mutation| case.check(mutation),
         &[
             (

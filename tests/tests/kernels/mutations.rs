@@ -1,32 +1,19 @@
 //! Planted mistakes: each must be caught, by the comparison or by a check of the host build.
 
-use anyhow::Result;
 use fuse_kernels::{Activation, ExpertsHidden, ExpertsSum, Heads, Matvec, Route, Scoring, Splits};
 
 use crate::attention::{appending, plain as heads};
+use crate::caught::caught;
 use crate::experts::{Rows, hidden, inside, route, sum};
 use crate::matvec::{combining, plain, rms};
-use crate::support::{Mutation, tiles};
+use crate::support::tiles;
 use crate::{attention, attention_projection, experts, matmul, matvec};
-
-/// Runs a case with and without each mistake. The word that the error must hold says how the mistake shows.
-pub fn caught(check: impl Fn(Option<Mutation>) -> Result<()>, mistakes: &[(&'static str, &'static str, &str)]) {
-    check(None).expect("the kernel as it is passes");
-    let missed: Vec<String> = mistakes
-        .iter()
-        .filter_map(|&(from, to, shows)| match check(Some(Mutation { from, to })) {
-            Ok(()) => Some(format!("`{from}` became `{to}`, and nobody noticed")),
-            Err(error) if format!("{error:#}").contains(shows) => None,
-            Err(error) => Some(format!("`{from}` became `{to}`; it should show as `{shows}`, not: {error:#}")),
-        })
-        .collect();
-    assert!(missed.is_empty(), "{}", missed.join("\n"));
-}
 
 #[test]
 fn in_a_matvec() {
     let case = matvec::Case { zeros: 99, ..matvec::Case::of(rms(plain(70, &[37], 4))) };
     caught(
+        "in_a_matvec",
         |mutation| case.check(mutation),
         &[
             // A wrong stride, in one of the two places.
@@ -78,6 +65,7 @@ fn in_a_matvec() {
 fn in_the_rows_side_by_side_of_a_matvec() {
     let case = matvec::Case::of(rms(Matvec { warps: 8, ..plain(150, &[18], 8) }));
     caught(
+        "in_the_rows_side_by_side_of_a_matvec",
         |mutation| case.check(mutation),
         &[
             ("first + side * ROWS_AT_ONCE;", "first + side;", "race"),
@@ -95,6 +83,7 @@ fn in_the_ring_of_a_matvec() {
     // Ten pairs over four warps: three each, two of which have two, in rings of two. Five row tiles over two blocks.
     let case = matvec::Case::of(Matvec { staged: true, ..plain(300, &[70], 2) });
     caught(
+        "in_the_ring_of_a_matvec",
         |mutation| case.check(mutation),
         &[
             // Where the next pair is: too near, too far, another tile, another chunk.
@@ -114,6 +103,7 @@ fn in_the_ring_of_a_matvec() {
     );
     let case = matvec::Case::of(Matvec { unit: 2, depth: 4, ..plain(256, &[150], 2) });
     caught(
+        "in_the_ring_of_a_matvec_2",
         |mutation| case.check(mutation),
         &[
             ("unit >= UNITS ||", "", "buffer of"),
@@ -130,6 +120,7 @@ fn in_a_split_matvec() {
     let kernel = Matvec { split: 2, blocks: 4, residual: true, staged: true, ..plain(270, &[37], 2) };
     let case = matvec::Case { bias: true, ..matvec::Case::of(kernel) };
     caught(
+        "in_a_split_matvec",
         |mutation| case.check(mutation),
         &[
             ("rank * BLOCK_STEPS + step < STEPS)", "true)", "buffer of"),
@@ -147,6 +138,7 @@ fn in_a_split_matvec() {
 fn in_a_matvec_without_norm() {
     let case = matvec::Case { bias: true, ..matvec::Case::of(Matvec { residual: true, ..plain(50, &[37], 2) }) };
     caught(
+        "in_a_matvec_without_norm",
         |mutation| case.check(mutation),
         &[
             ("k + i < K ?", "k + i < K - 1 ?", "output"),
@@ -164,6 +156,7 @@ fn in_a_combination() {
     let splits = Splits { max: 7, keys: 2, window: 0 };
     let case = matvec::Case::of(combining(2, splits, plain(22, &[18], 4)));
     caught(
+        "in_a_combination",
         |mutation| case.check(mutation),
         &[
             ("first += TOGETHER", "first += SPLITS", "output"),
@@ -177,6 +170,7 @@ fn in_a_combination() {
     );
     let case = matvec::Case::of(combining(2, splits, plain(96, &[18], 8)));
     caught(
+        "in_a_combination_2",
         |mutation| case.check(mutation),
         &[
             ("begin < RUNS; begin", "begin < RUNS / 2; begin", "shared memory"),
@@ -190,6 +184,7 @@ fn in_a_matmul() {
     let kernel = matmul::plain(tiles(90, &[37]), [2, 1, 2, 2]);
     let case = matmul::Case { bias: true, ..matmul::Case::of(kernel, 11) };
     caught(
+        "in_a_matmul",
         |mutation| case.check(mutation),
         &[
             ("held.tile[0], x.x, x.y", "held.tile[0], x.y, x.x", "output"),
@@ -224,6 +219,7 @@ fn in_a_route() {
     // Many logits are equal.
     let case = experts::Hidden::of(hidden(120, 16, 4));
     caught(
+        "in_a_route",
         |mutation| case.check(mutation),
         &[
             ("if (lanes & (lanes - 1))", "if (false)", "bounds"),
@@ -243,6 +239,7 @@ fn in_a_route() {
     let biased = Route { biased: true, scoring: Scoring::Sigmoid, ..route(120, 16) };
     let case = experts::Hidden::of(ExpertsHidden { route: biased.clone(), ..hidden(120, 16, 4) });
     caught(
+        "in_a_route_2",
         |mutation| case.check(mutation),
         &[
             ("expf(-logit[w])), bias[w])", "expf(-logit[w])), 0.0f)", "buffer of"),
@@ -252,6 +249,7 @@ fn in_a_route() {
     let unnormalised = Route { scoring: Scoring::Softmax, normalise: false, ..biased };
     let case = experts::Hidden::of(ExpertsHidden { route: unnormalised, ..hidden(120, 16, 4) });
     caught(
+        "in_a_route_3",
         |mutation| case.check(mutation),
         &[("EXPERTS) whole = plain_sum", "EXPERTS && w == 0) whole = plain_sum", "buffer of")],
     );
@@ -262,6 +260,7 @@ fn in_the_insides_of_experts() {
     let kernel = ExpertsHidden { tiles: inside(300, 43), ..hidden(70, 4, 2) };
     let case = experts::Hidden { zeros: 99, ..experts::Hidden::of(kernel) };
     caught(
+        "in_the_insides_of_experts",
         |mutation| case.check(mutation),
         &[
             // The experts of both rows.
@@ -309,7 +308,11 @@ fn in_the_insides_of_experts() {
         ],
     );
     let case = experts::Hidden::of(ExpertsHidden { warps: 8, ..hidden(8, 4, 8) });
-    caught(|mutation| case.check(mutation), &[("round < ROUNDS; round++", "round < 1; round++", "hidden")]);
+    caught(
+        "in_the_insides_of_experts_2",
+        |mutation| case.check(mutation),
+        &[("round < ROUNDS; round++", "round < 1; round++", "hidden")],
+    );
 }
 
 #[test]
@@ -318,6 +321,7 @@ fn in_a_sum_of_experts() {
         |k, experts| ExpertsSum { tiles: tiles(k, &[40]), depth: 3, split: 2, blocks: 4, ..sum(experts, 4, 2) };
     let case = experts::Sum::of(kernel(300, 70));
     caught(
+        "in_a_sum_of_experts",
         |mutation| case.check(mutation),
         &[
             ("list[turn / SHARE] + offset", "list[0] + offset", "sum"),
@@ -351,13 +355,18 @@ fn in_a_sum_of_experts() {
     );
     // The columns are no multiple of the blocks that share them, and every expert is chosen.
     let case = experts::Sum::of(kernel(270, 4));
-    caught(|mutation| case.check(mutation), &[("rank * BLOCK_STEPS + step < STEPS)", "true)", "buffer of")]);
+    caught(
+        "in_a_sum_of_experts_2",
+        |mutation| case.check(mutation),
+        &[("rank * BLOCK_STEPS + step < STEPS)", "true)", "buffer of")],
+    );
 }
 
 #[test]
 fn in_experts_of_many_rows() {
     let case = Rows::inside(route(40, 3), inside(70, 43), Activation::Silu, 70, 1);
     caught(
+        "in_experts_of_many_rows",
         |mutation| case.check([mutation, None]),
         &[
             ("slot + count_bits(word", "count_bits(word", "slot"),
@@ -370,6 +379,7 @@ fn in_experts_of_many_rows() {
         ],
     );
     caught(
+        "in_experts_of_many_rows_2",
         |mutation| case.check([None, mutation]),
         &[
             ("y *= takers[row - first_row].share;", "", "product"),
@@ -385,7 +395,11 @@ fn in_experts_of_many_rows() {
         ],
     );
     let case = Rows::by_pair(route(40, 3), tiles(43, &[37]), 70, 1);
-    caught(|mutation| case.check([None, mutation]), &[("BY_PAIR ? taker.pair : taker.row", "taker.row", "product")]);
+    caught(
+        "in_experts_of_many_rows_3",
+        |mutation| case.check([None, mutation]),
+        &[("BY_PAIR ? taker.pair : taker.row", "taker.row", "product")],
+    );
 }
 
 #[test]
@@ -393,6 +407,7 @@ fn in_an_attention() {
     let (rope, splits) = (Some(attention::rotation(20, false, 1.0)), Splits { max: 3, keys: 4, window: 0 });
     let case = attention::Case::of(Heads { rope, splits, ..appending(6, 2, 20) });
     caught(
+        "in_an_attention",
         |mutation| case.check(mutation),
         &[
             ("i >= ROPE_DIM && i < PADDED", "i > ROPE_DIM && i < PADDED", "shared memory"),
@@ -459,6 +474,7 @@ fn in_an_attention_of_many_heads() {
     let splits = Splits { max: 2, keys: 4, window: 0 };
     let case = attention::Case::of(Heads { sinks: true, splits, ..heads(7, 1, 20) });
     caught(
+        "in_an_attention_of_many_heads",
         |mutation| case.check(mutation),
         &[
             ("if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);", "", "attention"),
@@ -473,6 +489,7 @@ fn in_a_split_without_keys() {
     let splits = Splits { max: 4, keys: 1, window: 0 };
     let case = attention::Case { rows: vec![(4, 0)], ..attention::Case::of(Heads { splits, ..appending(2, 1, 16) }) };
     caught(
+        "in_a_split_without_keys",
         |mutation| case.check(mutation),
         &[("parts[i].peaks[head] == NEGATIVE_INFINITY ? 0.0f : ", "", "attention")],
     );
@@ -484,6 +501,7 @@ fn in_an_attention_with_its_projection() {
     let case =
         attention_projection::Case { bias: true, ..attention_projection::Case::new([6, 2, 64], 2, 70, 2).at(&[70, 3]) };
     caught(
+        "in_an_attention_with_its_projection",
         |mutation| case.check(mutation),
         &[
             // The weights: which, how many, whether they are there, and whose wait it is.
@@ -558,6 +576,7 @@ fn in_a_projection_of_more_jobs_than_warps() {
     // Two groups of two heads each for four rows, one of which has no keys.
     let case = attention_projection::Case::new([8, 4, 32], 2, 20, 2).at(&[100, -1, 0, 15]);
     caught(
+        "in_a_projection_of_more_jobs_than_warps",
         |mutation| case.check(mutation),
         &[
             ("if (slot != warp) {", "if (false) {", "output"),

@@ -3,7 +3,7 @@
 use fuse_kernels::{Append, AttentionRows, NormKind};
 
 use crate::attention::rotation;
-use crate::mutations::caught;
+use crate::caught::caught;
 use crate::{append, attention_rows};
 
 #[test]
@@ -13,6 +13,7 @@ fn in_an_attention_of_many_rows() {
     let kernel = AttentionRows { window: 100, sinks: true, ..kernel };
     let case = attention_rows::Case { first: 110, idle: 3, ..attention_rows::Case::of(kernel, 24) };
     caught(
+        "in_an_attention_of_many_rows",
         |mutation| case.check(mutation),
         &[
             // Which queries and keys: of which head, from where on, up to where.
@@ -104,6 +105,7 @@ fn in_an_attention_of_wide_heads() {
     // Idle rows only in the first block; a value's last 16 bytes are not whole.
     let case = attention_rows::Case { idle: 16, ..attention_rows::Case::of(attention_rows::plain(1, 1, 140), 32) };
     caught(
+        "in_an_attention_of_wide_heads",
         |mutation| case.check(mutation),
         &[
             ("p % PARTS == part", "p == part", "shared memory"),
@@ -123,6 +125,7 @@ fn in_an_append() {
     let rope = Some(rotation(12, false, 1.0));
     let case = append::Case::of(Append { rope, q_norm, k_norm, ..append::plain(6, 2, 20) });
     caught(
+        "in_an_append",
         |mutation| case.check(mutation),
         &[
             ("job >= HEADS + 2 * KEY_HEADS || ", "", "buffer of"),

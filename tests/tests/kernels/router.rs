@@ -4,9 +4,9 @@ use anyhow::Result;
 use fuse_kernels::{ExpertsHidden, ExpertsSum, Matvec, ROUTER_COPIES, Splits};
 use fuse_tests::host_build::HostBuffer;
 
+use crate::caught::caught;
 use crate::experts::{self, hidden, sum};
 use crate::matvec::{self, Case, check_all, combining};
-use crate::mutations::caught;
 use crate::support::*;
 
 /// The router that reads the result of a case.
@@ -81,6 +81,7 @@ fn in_a_router() {
     // Six units over four blocks, so that every copy of the sums is added to.
     let case = Case::of(Matvec { unit: 2, depth: 2, blocks: ROUTER_COPIES, ..routed(24, 100, 176, 2) });
     caught(
+        "in_a_router",
         |mutation| case.check(mutation),
         &[
             ("ROUTER_STEPS + tile / 2)", "ROUTER_STEPS + tile)", "buffer of"),
@@ -106,6 +107,7 @@ fn in_a_router() {
 fn in_the_choice_of_one_row() {
     let case = experts::Hidden::of(ExpertsHidden { summed: true, blocks: 40, ..hidden(70, 4, 1) });
     caught(
+        "in_the_choice_of_one_row",
         |mutation| case.check(mutation),
         &[
             ("copy < COPIES; copy++", "copy < COPIES - 1; copy++", "hidden"),
@@ -118,6 +120,7 @@ fn in_the_choice_of_one_row() {
     );
     let case = experts::Sum::of(ExpertsSum { summed: true, blocks: 40, ..sum(70, 4, 1) });
     caught(
+        "in_the_choice_of_one_row_2",
         |mutation| case.check(mutation),
         &[
             ("if (lane == slot) own = expert", "if (lane == TOP_K - 1 - slot) own = expert", "sum"),

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use fuse_kernels::{RING, Sample};
 use fuse_tests::host_build::HostBuffer;
 
-use crate::mutations::caught;
+use crate::caught::caught;
 use crate::support::*;
 
 /// `Parameters` of sample.cu.
@@ -413,6 +413,7 @@ fn mistakes_are_caught() {
     };
     // From a list of what top-k keeps, to which both blocks add.
     caught(
+        "in_a_sample",
         |mutation| of_two(3000, 160, Parameters { top_k: 100, top_p: 0.5, ..warm }, mutation),
         &[
             ("shared.found = 0, ", "", "shared memory"),
@@ -433,6 +434,7 @@ fn mistakes_are_caught() {
     );
     // By marks.
     caught(
+        "in_a_sample_2",
         |mutation| of_two(3000, 9, Parameters { repetition: 0.5, ..GREEDY }, mutation),
         &[
             ("logit > 0.0f ? logit / p.repetition", "logit < 0.0f ? logit / p.repetition", "tokens"),
@@ -446,6 +448,7 @@ fn mistakes_are_caught() {
     );
     // From all logits.
     caught(
+        "in_a_sample_3",
         |mutation| of_two(10_000, 40, Parameters { top_p: 0.8, ..warm }, mutation),
         &[
             ("before += in_front_of_block", "before = in_front_of_block", "race"),

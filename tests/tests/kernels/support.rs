@@ -1,5 +1,6 @@
 //! Random values, the tile packer, how results are compared, and how kernels are built and launched.
 
+use std::cell::RefCell;
 use std::fmt::Debug;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -219,10 +220,18 @@ pub struct Built<'a> {
     code: HostKernel,
 }
 
+thread_local! {
+    /// The sources that this thread built without a mistake.
+    pub static SUBJECTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Builds a kernel, with the mistake planted if there is one.
 pub fn build(family: &dyn Family, mutation: Option<Mutation>) -> Result<Built<'_>> {
     let source = match (family.source()?, mutation) {
-        (source, None) => source,
+        (source, None) => {
+            SUBJECTS.with_borrow_mut(|subjects| subjects.push(source.clone()));
+            source
+        }
         (source, Some(Mutation { from, to })) => {
             let mutated = source.replace(from, to);
             assert!(mutated != source, "the source has no `{from}` to mutate");

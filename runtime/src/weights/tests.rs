@@ -1,6 +1,7 @@
 use super::gguf::test_file::{Builder, text};
 use super::*;
 use fusec::description::Spare;
+use fusec::ir::WeightRef;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 use std::collections::BTreeMap;

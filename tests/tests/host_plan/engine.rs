@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use fuse_tests::host_build::{HostBuffer, HostKernel, HostStep};
 use fuse_tests::nmse;
 use fusec::plan::{Plan, PlanOptions, RING, StepKind};
-use fuserun::sampling::SamplingParameters;
 use fuserun::model::{ModelName, OpenModel};
+use fuserun::sampling::SamplingParameters;
 use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, record};
 use fuserun::weights::pack;
 

@@ -77,7 +77,7 @@ const RUNTIME: &[Room] = &[
             "fusec::threads",
         ],
     ),
-    ("generate", &["weights", "fusec::files", "fusec::folder"]),
+    ("generate", &["weights", "fusec::files", "fusec::folder", "fusec::json"]),
     ("step", &["cache", "device", "sampling", "weights", "fusec::build", "fusec::plan"]),
     ("profile", &["step", "fusec::plan", "fusec::text"]),
     (

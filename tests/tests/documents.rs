@@ -1,4 +1,4 @@
-//! README.md and docs/guide.md say what is.
+//! README.md and docs/ say what holds.
 
 use std::collections::BTreeSet;
 
@@ -12,18 +12,18 @@ fn read(path: &str) -> String {
 }
 
 #[test]
-fn the_readme_lists_what_is_served() {
-    let readme = read("README.md");
-    let (before, rest) = readme.split_once("<!-- models").expect("a mark before the table");
+fn the_models_page_lists_what_is_served() {
+    let page = read("docs/models.md");
+    let (before, rest) = page.split_once("<!-- models").expect("a mark before the table");
     let (mark, rest) = rest.split_once("-->\n").expect("the mark ends");
-    let (_, after) = rest.split_once("<!-- end of models").expect("a mark behind the table");
-    let head = "| description | `architectures` in config.json | what it is | compiled alone | runs on |\n| --- | --- | --- | --- | --- |\n";
+    let (_, after) = rest.split_once("<!-- end of models").expect("a mark after the table");
+    let head = "| description | `architectures` in config.json | what it is | preset | runs on |\n| --- | --- | --- | --- | --- |\n";
     let rows: String = shipped().iter().map(|(file, text)| row(file, text)).collect();
     let whole = format!("{before}<!-- models{mark}-->\n{head}{rows}<!-- end of models{after}");
     if std::env::var_os("BLESS").is_some() {
-        std::fs::write(root().join("README.md"), whole).expect("the README can be written");
+        std::fs::write(root().join("docs/models.md"), whole).expect("the page can be written");
     } else {
-        assert!(readme == whole, "the README's models are not those of models/; BLESS=1 writes them");
+        assert!(page == whole, "docs/models.md does not list the models of models/; BLESS=1 writes them");
     }
     let files: BTreeSet<String> = std::fs::read_dir(root().join("models"))
         .unwrap()
@@ -32,6 +32,31 @@ fn the_readme_lists_what_is_served() {
         .collect();
     let inside: BTreeSet<String> = shipped().iter().map(|(file, _)| file.to_string()).collect();
     assert_eq!(inside, files, "each description is in the binary");
+}
+
+/// Words of the README at most: what is longer belongs in docs/.
+const README_WORDS: usize = 1200;
+
+#[test]
+fn the_readme_is_short_and_names_every_page() {
+    let readme = read("README.md");
+    let words = readme.split_whitespace().count();
+    assert!(words <= README_WORDS, "README.md has {words} words, more than {README_WORDS}");
+    for page in pages() {
+        assert!(readme.contains(&format!("]({page})")), "README.md does not link to {page}");
+    }
+}
+
+/// Each operation that the README shows is one of Llama's layer, with fields left out.
+#[test]
+fn the_readme_shows_operations_of_llama() {
+    let (readme, llama) = (read("README.md"), read("models/llama.toml"));
+    let shown: Vec<&str> = readme.lines().filter_map(|line| line.strip_prefix("  { ")?.strip_suffix(" },")).collect();
+    assert!(!shown.is_empty(), "README.md shows operations");
+    for operation in shown {
+        let holds = |line: &str| operation.split(", ").all(|field| line.contains(field));
+        assert!(llama.lines().any(holds), "models/llama.toml has no operation {operation}");
+    }
 }
 
 /// What `fusec compile` prints of Llama's plan, with the shipped record.
@@ -58,7 +83,7 @@ fn row(file: &str, text: &str) -> String {
         Err(error) if format!("{error:#}").contains("run on the CPU") => "CPU",
         Err(error) => panic!("{file}: {error:#}"),
     };
-    format!("| [`models/{file}`](models/{file}) | {} | {what} | {preset} | {runs_on} |\n", architectures.join(", "))
+    format!("| [`models/{file}`](../models/{file}) | {} | {what} | {preset} | {runs_on} |\n", architectures.join(", "))
 }
 
 /// A family is one short file, and each is checked against logits.
@@ -126,9 +151,10 @@ fn commands(help: &str) -> Vec<String> {
 
 #[test]
 fn what_the_documents_link_to_is_there() {
-    for document in ["README.md", "docs/guide.md", "docs/add-a-model.md", "CONTRIBUTING.md"] {
-        let text = read(document);
-        let folder = root().join(document).parent().unwrap().to_path_buf();
+    let others = ["README.md", "CONTRIBUTING.md", "tests/goldens/README.md"].map(str::to_owned);
+    for document in pages().into_iter().chain(others) {
+        let text = read(&document);
+        let folder = root().join(&document).parent().unwrap().to_path_buf();
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let path = link.split('#').next().unwrap_or_default();
             if !path.contains("://") && !path.is_empty() {
@@ -136,4 +162,53 @@ fn what_the_documents_link_to_is_there() {
             }
         }
     }
+}
+
+#[test]
+fn the_page_of_kernels_names_every_family_and_shared_file() {
+    let page = read("docs/kernels.md");
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(root().join(folder)).expect("a folder of the tree");
+        let names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name().into_string().unwrap()).collect();
+        assert!(!names.is_empty(), "{folder} holds templates");
+        names
+    };
+    let shared = names("templates/kernels/weights").into_iter().map(|name| format!("weights/{name}"));
+    for name in names("templates/kernels").into_iter().chain(shared).filter(|name| name != "weights") {
+        let named = format!("`{}`", name.strip_suffix(".cu").unwrap_or(&name));
+        assert!(page.contains(&named), "docs/kernels.md does not name {named}");
+    }
+}
+
+/// The worked examples name files: those that an edit would change are there, and those that it would add are not.
+#[test]
+fn the_worked_examples_name_files_that_are_there() {
+    for (page, added) in [
+        (
+            "docs/add-an-op.md",
+            &["templates/src/recall.rs", "templates/kernels/recall.cu", "compiler/tests/ir/recall.ir"][..],
+        ),
+        ("docs/add-a-format.md", &["templates/kernels/weights/q4_0.cuh"]),
+    ] {
+        let text = read(page);
+        let is_path = |quoted: &&str| {
+            ["compiler/", "runtime/", "templates/", "tests/"].iter().any(|folder| quoted.starts_with(folder))
+                && quoted.chars().all(|letter| letter.is_ascii_alphanumeric() || "/._-".contains(letter))
+        };
+        let paths: BTreeSet<&str> = text.split('`').filter(is_path).collect();
+        assert!(added.iter().all(|path| paths.contains(path)), "{page} names what it adds");
+        for path in paths {
+            assert_eq!(root().join(path).exists(), !added.contains(&path), "{page} names {path}");
+        }
+    }
+}
+
+/// The pages of docs/, by name.
+fn pages() -> BTreeSet<String> {
+    let entries = std::fs::read_dir(root().join("docs")).expect("a folder of the tree");
+    let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let pages: BTreeSet<String> =
+        names.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
+    assert!(!pages.is_empty(), "docs/ has pages");
+    pages
 }

@@ -371,7 +371,7 @@ fn architectures_that_no_description_can_serve() {
     ] {
         let folder = golden();
         edit(&folder, json!({"architectures": [name]}));
-        let parts = [said, "no description can serve it; README.md lists the families that run"];
+        let parts = [said, "no description can serve it; docs/models.md lists the families that run"];
         let error = refused(&logits(folder.path(), &[]), &parts);
         assert!(error.len() < 200 && !error.contains("fusec new"), "{error}");
         refused(&fusec(&["check", "--checkpoint", text(folder.path())]), &parts);

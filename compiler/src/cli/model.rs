@@ -143,7 +143,7 @@ fn serving(config: &Value) -> Result<(String, String)> {
     let names = architectures(config);
     let Some(found) = find_serving(&names, user_folder().as_deref())? else {
         if let Some(why) = lacking(config) {
-            bail!("{why}: no description can serve it; README.md lists the families that run");
+            bail!("{why}: no description can serve it; docs/models.md lists the families that run");
         }
         ensure!(!names.is_empty(), "config.json names no architecture: name a description before the flags");
         bail!(

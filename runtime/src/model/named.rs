@@ -171,7 +171,7 @@ pub fn tokenizer_of(name: &ModelName) -> Result<Tokenizer> {
 
 fn unserved(config: &Value) -> String {
     if let Some(why) = lacking(config) {
-        return format!("{why}: no description can serve it; README.md lists the families that run");
+        return format!("{why}: no description can serve it; docs/models.md lists the families that run");
     }
     match &architectures(config)[..] {
         [] => "config.json names no architecture; say which description to use with --description FILE.toml".into(),

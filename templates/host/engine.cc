@@ -1,10 +1,10 @@
-// Runs one launch of a kernel on the host: a fiber a thread, one block after the other. Lanes of a warp run until each waits for the
+// Runs one launch of a kernel on the host: one fiber per thread, one block after the other. Lanes of a warp run until each waits for the
 // warp, then the exchange happens; warps run until each waits for the block, and blocks of a cluster until each waits for the cluster.
 // Whoever is missing by then has diverged, which is an error.
 // So is an access outside registered memory, a race or a read of garbage in shared memory, and global memory touched before the wait. Global
 // memory that one block reads and another of the launch writes is a race, and what a step writes is not for load_early and load_stream,
 // nor for load_settled unless the launch before the last wrote it, or an earlier one, and all threads of the last launched dependents
-// behind their wait.
+// after their wait.
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -55,7 +55,7 @@ namespace {
 
 constexpr u32 MAX_THREADS = 1024, STACK_BYTES = 64 * 1024, GUARD_BYTES = 4096, STACK_ROOM = GUARD_BYTES + STACK_BYTES, MAX_FIXED_SHARED = 48 * 1024, MAX_SHARED = 227 * 1024;
 constexpr u32 MAX_CLUSTER = 16, MAX_ARRIVALS = 8, MAX_COPIES = 64, MAX_RINGS = 32, MAX_FILLS = 256, MAX_PRODUCTS = 128, MAX_STORES = 32;
-constexpr unsigned char RING = 255;   // what a Shadow says of bytes that a barrier of a ring tells of
+constexpr unsigned char RING = 255;   // the Shadow of bytes that a barrier of a ring announces
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, AT_RING, AT_GROUP, DONE };
 enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA, PRODUCTS };
@@ -109,9 +109,9 @@ struct Shadow {
   u16 writer, reader;            // thread
   bool atomic;                   // written by an atomic
   bool lanes, warps;             // several threads, several warps read in that epoch
-  unsigned char copy;            // 1 + the arrival that tells of these bytes, or RING; 0: a thread wrote them
+  unsigned char copy;            // 1 + the arrival that announces these bytes, or RING; 0: a thread wrote them
   u16 ring;                      // RING: which
-  u64 phase;                     // RING: there when so many phases of it are over
+  u64 phase;                     // RING: there when that many phases of it are over
 };
 
 // What `expect` began: copies into shared memory.
@@ -648,7 +648,7 @@ Arrival& arrival_of(const u64* at, const char* what) {
   fail("%s of what no expect began", what);
 }
 
-// A barrier that ordinary reads and writes stand for: whoever uses it needs an order behind who began it.
+// A barrier that is accessed as ordinary memory: its use has to be ordered after its initialisation.
 void begin_arrival(u64* at, u64 bytes) {
   if (!shared_place(*own, at, 8, nullptr) || (u64)at % 8) fail("expect of what is no 64-bit word of shared memory");
   for (u32 i = 0; i < own->arrival_count; i++)
@@ -897,7 +897,7 @@ void __ubsan_handle_type_mismatch_v1(Place* place, u64 address) {
 }
 }
 
-// Runs every block of a launch, in clusters of so many. 0, or 1 with a message in launch->error.
+// Runs every block of a launch, in clusters of that many. 0, or 1 with a message in launch->error.
 extern "C" int fuse_run(const FuseLaunch* what, void (*kernel)(const u64*), int cluster_blocks) {
   launch = what, body = kernel, failed = any_waited = false, last_range = nullptr, cluster = cluster_blocks;
   const u64 fixed = __stop_fuse_shared - __start_fuse_shared;

@@ -1,6 +1,6 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: what the attention of many rows reads: heads of q and k, normalised and rotated, and each row's keys and values in the
-// caches. A warp a head.
+// {{ self.name() }}: normalises and rotates the heads of q and k, and stores each row's keys and values in the
+// caches. One warp per head.
 {% let rope = self.turns() %}{% include "rope.cuh" %}
 constexpr int HEADS = {{ heads }};              // query heads; 0: q is as attention reads it
 constexpr int KEY_HEADS = {{ key_heads }};
@@ -10,7 +10,7 @@ constexpr float EPS_Q = {{ self.eps_q() }}, EPS_K = {{ self.eps_k() }};
 constexpr int WARPS = {{ self.warps() }};
 constexpr int THREADS = 32 * WARPS;
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
-constexpr int PER_LANE = (HEAD_DIM + 31) / 32;  // values of a head a lane loads
+constexpr int PER_LANE = (HEAD_DIM + 31) / 32;  // values of a head per lane
 
 // q fp32 [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM]; positions, sequences [rows]; weights [HEAD_DIM], null where absent.
 // q_out fp32 [rows][HEADS][HEAD_DIM]; caches bfloat16 [sequence][KEY_HEADS][context][PADDED], in which a row at position -1 has no place.

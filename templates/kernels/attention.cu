@@ -3,7 +3,7 @@
 {% include "attention.cuh" %}
 typedef {{ out }} Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // a multiprocessor has room for
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // per multiprocessor
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
@@ -19,11 +19,11 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
 
-  // Positions and, under APPEND, all keys but the newest are from steps before: they are on their way before q is.
+  // 1 Keys and values in flight. Positions and, under APPEND, all keys but the newest are from earlier steps: they are loaded before the wait.
   if (!LATE) launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
-  // Splits that are not needed make room at once. The first is always there, so that this kernel's end is behind that of all before it.
+  // Splits that are not needed end at once. The first always waits, so that this kernel ends after all before it.
   if (split > 0 && split >= splits) {
     if (LATE) launch_dependents();
     return;
@@ -52,8 +52,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
     load_first(tile, span, begin + 16 * warp);
   }
 
-  // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to
-  // say so, as it will be combined.
+  // 2 Queries, and the newest key and value. The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left
+  // without keys: it still has to write that, as it will be combined.
   const bool newest = APPEND && begin < end && end == position + 1;
   for (int job = warp; job < GROUP + 2 * newest; job += WARPS) {
     const bool is_query = job < GROUP, is_key = job == GROUP;
@@ -67,10 +67,12 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
     load_head(take, parts[warp].sums[0], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
     if (is_query) pad_query(to);
   }
+  // 3 Scores and weighted sums, per warp.
   block_barrier();
   attend(parts[warp], tile, span, (const u16*)queries, 16 * warp, 16 * WARPS);
   block_barrier();
 
+  // 4 The warps merged.
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
     const int h = i / HEAD_DIM, d = i % HEAD_DIM;
     const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;

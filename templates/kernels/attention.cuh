@@ -1,4 +1,4 @@
-// What query heads that share a key head make of its keys, on tensor cores: 16 keys a warp at a time. Included by the kernels that attend.
+// Attention of query heads that share a key head over its keys, on tensor cores: 16 keys per warp at a time. Included by the kernels that attend.
 {% let splits = attention.splits %}{% include "splits.cuh" %}
 {% let rope = attention.turns() %}{% include "rope.cuh" %}
 constexpr int HEADS = {{ attention.heads }};              // query heads
@@ -6,29 +6,29 @@ constexpr int KEY_HEADS = {{ attention.key_heads }};
 constexpr int HEAD_DIM = {{ attention.head_dim }};
 constexpr int GROUP = {{ attention.group }};              // query heads that are taken together; they share a key head
 constexpr int WARPS = {{ attention.warps }};
-constexpr bool LATE = {{ attention.late }};               // the next kernel begins when what this one depends on is done, not before
+constexpr bool LATE = {{ attention.late }};               // triggers dependents after griddepcontrol.wait, not at the start
 constexpr float SCALE = {{ attention.score_scale() }};            // multiplies q · k
 constexpr float SOFTCAP = {{ attention.score_cap() }};        // cap · tanh(score / cap); 0: none
 constexpr bool APPEND = {{ attention.append }};           // normalise, rotate and store this row's key and value first
 constexpr bool NORM = {{ attention.norm.is_some() }};               // rms_norm of each head of q and k, before the rotation; under APPEND
 constexpr float EPS_Q = {{ attention.eps_q() }}, EPS_K = {{ attention.eps_k() }};
-constexpr bool SINKS = {{ attention.sinks }};             // a logit a head that takes part in the softmax and adds no value
+constexpr bool SINKS = {{ attention.sinks }};             // a logit per head that takes part in the softmax and adds no value
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int THREADS = 32 * WARPS;
-constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head a lane loads
+constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head per lane
 constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two steps of a product with keys
-constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a value
-constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
+constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a row of the value cache
+constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from the hi part of a query to its lo part, and on to the next query
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
-constexpr bool WIDE = PADDED > 128;                       // a lane has room for its share of keys or of values, not of both
-constexpr int CHAINS = {{ attention.chains }};            // sums that a product with keys is made in
-constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
+constexpr bool WIDE = PADDED > 128;                       // a lane has registers for its share of keys or of values, not of both
+constexpr int CHAINS = {{ attention.chains }};            // sums that a product with keys is computed in
+constexpr bool HALVES = GROUP <= 4;                       // four columns are the hi parts of weights, four the lo parts
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
 static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
 
-// Rotations and norm weights are the same for all heads: they are made before the wait.
+// Rotations and norm weights are the same for all heads: they are computed before the wait.
 struct Prepared {
   float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
   float weights[2][HEAD_DIM];         // of the norms of q and k
@@ -45,7 +45,7 @@ DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const flo
   }
 }
 
-// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp, for pairs
+// One head, normalised and rotated, by one warp. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp, for pairs
 // whose values do not lie in one lane.
 constexpr bool IN_LANE = !ROPE_INTERLEAVED && ROPE_DIM % 64 == 0;
 template <typename Take>
@@ -86,7 +86,7 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
   if (!IN_LANE) warp_barrier();
 }
 
-// A query as two bfloat16 a value: what rounding keeps, and what it leaves. Values beyond PADDED are zeros.
+// A query as a hi/lo split. Values beyond PADDED are zeros.
 DEVICE void store_query(u16* to, int i, float value) {
   const u32 kept = pack_bf16(value * QUERY_SCALE, 0.0f);
   to[i] = (u16)kept;
@@ -139,7 +139,7 @@ DEVICE void load_first(Tile& tile, const Span& span, int base) {
   if (!WIDE) load_values(tile, span, base);
 }
 
-// What one warp made of its keys: softmax-weighted sums of values to the base `peak`.
+// The partial result of one warp over its keys: softmax-weighted sums of values relative to the maximum `peak`.
 struct alignas(16) Part {
   float sums[GROUP][SUM_STRIDE];
   float peaks[GROUP], totals[GROUP];
@@ -172,7 +172,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
       if (!WIDE) take_value();
     }
 
-    // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
+    // 1 Scores. Rows 0 to 7 of the product are of the hi part of a query, rows 8 to 15 of its lo part.
     float product[CHAINS][2][4] = {};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
@@ -187,7 +187,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     else load_values(tile, span, base);
     if (WIDE && newest) take_value();
 
-    // A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
+    // 2 Softmax, in powers of two. A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
     float score[4], peak = largest;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -213,7 +213,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
       left[t] = pack_bf16(score[2 * t] - bf16_low(kept[t]), score[2 * t + 1] - bf16_high(kept[t]));
       if (HALVES && group >= 4) kept[t] = left[t];
     }
-    // Sums have their rows in d and a column a head: row i of the product is d 8 i + 2 j, row i + 8 is d 8 i + 2 j + 1.
+    // 3 Weighted sums of values. Rows are values of a head, columns are heads: row i of the product is value 8 i + 2 j, row i + 8 is value 8 i + 2 j + 1.
     const float keeps[2] = {shuffle_from(keep, 8 * quad), shuffle_from(keep, 8 * quad + 4)};
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)

@@ -1,6 +1,6 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: y = W attention(x) + r, {{ batch }} rows of x a cluster. A cluster makes a slice of the rows of y: each of its blocks attends with some
-// of the heads and multiplies what they give, and the products meet through distributed shared memory, in the order of the blocks.
+// {{ self.name() }}: y = W attention(x) + r, {{ batch }} rows of x per cluster. A cluster computes a slice of the rows of y: each of its blocks attends with some
+// of the heads and multiplies the result, and the products are summed through distributed shared memory, in the order of the blocks.
 {% include "attention.cuh" %}
 {% include "tiles.cuh" %}
 constexpr int BATCH = {{ batch }};                        // rows of x that a cluster takes
@@ -28,7 +28,7 @@ struct alignas(16) Shared {
   Vec4 queries[BATCH * BLOCK_HEADS][2 * QUERY_STRIDE / 8];
   Vec4 fresh[BATCH * BLOCK_KEY_HEADS][2][PADDED / 8];
   Vec4 staged[BATCH][STAGE_STRIDE / 8];
-  float products[CLUSTER][SPLIT][SHARE];   // of the results this block makes, each block's
+  float products[CLUSTER][SPLIT][SHARE];   // of the results that this block finishes, each block's
   Prepared prepared[BATCH];
 };
 
@@ -45,6 +45,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
   positions += first_row, sequences += first_row, out += (u64)first_row * ROWS[0];
   if (residual) residual += (u64)first_row * ROWS[0];
 
+  // 1 Weights in flight, then the keys and values of a warp's first job, but for the newest: they are from earlier steps.
   if (!LATE) launch_dependents();
   cluster_begin();
   if (threadIdx.x == 0) {
@@ -53,7 +54,6 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     for (int t = 0; t < tiles; t++)
       copy_bulk(shared.weights[t], tile_pointer(weights, first_tile + t, rank * BLOCK_STEPS), BLOCK_STEPS * STEP_WORDS * 16, &arrived);
   }
-  // Of a warp's first job, all keys but the newest are from steps before.
   const auto span_of = [&](int job) {
     const int row = job / GROUPS, head = job % GROUPS * GROUP / (HEADS / KEY_HEADS), position = load_early(positions + row);
     const u64 at = ((u64)load_early(sequences + row) * KEY_HEADS + rank * BLOCK_KEY_HEADS + head) * context * PADDED;
@@ -73,7 +73,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
   if (first_row == 0)
     for (u64 i = (blockIdx.x + gridDim.x * blockIdx.y) * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * gridDim.y * THREADS) zeros[i] = 0.0f;
 
-  // Every block makes the heads it needs; the first slice stores the key and the value.
+  // 2 Queries, and the newest keys and values. Every block computes the heads that it needs; the first slice stores the key and the value.
 #pragma unroll 1
   for (int job = warp; job < BATCH * (BLOCK_HEADS + 2 * BLOCK_KEY_HEADS); job += WARPS) {
     const int row = job % BATCH, which = job / BATCH, other = which - BLOCK_HEADS, head = rank * BLOCK_KEY_HEADS + other % BLOCK_KEY_HEADS;
@@ -96,6 +96,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     if (is_query) pad_query(to);
   }
   block_barrier();
+  // 3 Attention: a job is a group of heads for one row of x, PARTS warps each.
 #pragma unroll 1
   for (int slot = warp; slot < JOBS * PARTS; slot += WARPS) {
     const int job = slot / PARTS, begin = 16 * (slot % PARTS);
@@ -118,7 +119,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
   cluster_join();
   await(&arrived);
 
-  // A warp multiplies a row tile, or a part of its columns.
+  // 4 Products. A warp multiplies a row tile, or a part of its columns.
 #pragma unroll 1
   for (int job = warp; job < SLICE * SPLIT; job += WARPS) {
     const int t = job / SPLIT, part = job % SPLIT;
@@ -137,6 +138,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
       if (b < BATCH) store_peer(&shared.products[rank][part][result % SHARE], sum[0][i] + sum[1][i], result / SHARE);
     }
   }
+  // 5 Sums and epilogue. Bias and residual are loaded before the products of the other blocks arrive.
   cluster_arrive();
   const auto place_of = [&](int own) { return rank * SHARE + own * THREADS + (int)threadIdx.x; };
   const auto is_mine = [&](int own) {

@@ -4,25 +4,25 @@
 constexpr int HEADS = {{ heads }};                  // query heads
 constexpr int KEY_HEADS = {{ key_heads }};
 constexpr int HEAD_DIM = {{ head_dim }};
-constexpr int WINDOW = {{ window }};                // keys a token sees; 0: all
+constexpr int WINDOW = {{ window }};                // keys that a row sees; 0: all
 constexpr float SCALE = {{ self.score_scale() }};                // multiplies q · k
 constexpr float SOFTCAP = {{ self.score_cap() }};            // cap · tanh(score / cap); 0: none
-constexpr bool SINKS = {{ sinks }};                 // a logit a head that takes part in the softmax and adds no value
+constexpr bool SINKS = {{ sinks }};                 // a logit per head that takes part in the softmax and adds no value
 constexpr int ROW_WARPS = {{ row_warps }};          // warps with 16 queries each
-constexpr int PARTS = {{ parts }};                  // warps with the same queries: each has its part of the keys of a tile
-constexpr int KEYS = {{ keys }};                    // keys a tile
+constexpr int PARTS = {{ parts }};                  // warps with the same queries: each takes a part of the keys of a tile
+constexpr int KEYS = {{ keys }};                    // keys per tile
 typedef {{ out }} Out;
 {% if out.is_tiled() %}{% include "activations.cuh" %}
-{% endif %}constexpr int SHARE = HEADS / KEY_HEADS;            // queries a row
+{% endif %}constexpr int SHARE = HEADS / KEY_HEADS;            // queries per row
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;      // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int CHUNKS = PADDED / 8;                  // of 16 bytes
 constexpr int STRIDE = CHUNKS | 1;                  // chunks from a key to the next: odd, so that eight keys are in different banks
 constexpr int PIECES = (PADDED + 31) / 32;          // of 32 values: two steps of a product with keys
 constexpr int WARPS = ROW_WARPS * PARTS, THREADS = 32 * WARPS;
-constexpr int QUERIES = 16 * ROW_WARPS;             // a block
-constexpr int COLUMNS = KEYS / PARTS / 8;           // groups of eight keys a warp
+constexpr int QUERIES = 16 * ROW_WARPS;             // queries per block
+constexpr int COLUMNS = KEYS / PARTS / 8;           // groups of eight keys per warp
 constexpr int SUM_STRIDE = PADDED + 8;              // floats from a query's sums to the next one's
-constexpr bool HELD = PADDED <= 128;                // a warp has room for its queries in registers; else they are in shared memory
+constexpr bool HELD = PADDED <= 128;                // a warp holds its queries in registers; else they are in shared memory
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(PADDED <= 256, "a warp holds sums of 256 values");
@@ -31,10 +31,10 @@ static_assert(HEADS % KEY_HEADS == 0 && COLUMNS % 2 == 0, "groups are whole, and
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 DEVICE int larger(int a, int b) { return a > b ? a : b; }
 
-// The key of a column of a product, of eight: an order in which 16-byte reads of two neighbours' keys meet no bank twice.
+// The key of a column of a product, of eight: an order in which 16-byte reads of neighbouring lanes fall into different banks.
 DEVICE int key_of(int column) { return column / 2 + column % 2 * 4; }
 
-// 32 values of 16 queries: what rounding to bfloat16 keeps of them, and what it leaves, each as two fragments. Of queries lane / 4 and + 8 a
+// 32 values of 16 queries as a hi/lo split, each part as two fragments. Of queries lane / 4 and + 8 a
 // lane has the values 8 (lane % 4) .. + 7, as it loads those of a key.
 struct Piece { Vec4 kept[2], left[2]; };
 
@@ -68,7 +68,7 @@ DEVICE Piece load_piece(const float* upper, const float* lower, int piece) {
            { {left[0][0], left[1][0], left[0][1], left[1][1]}, {left[0][2], left[1][2], left[0][3], left[1][3]} } };
 }
 
-// Begins to copy the keys (or values) base .. base + KEYS - 1; one beyond the last is the last, as what is behind it may be no number.
+// Starts to copy the keys (or values) base .. base + KEYS - 1; one beyond the last is the last, as the memory after it may hold NaNs.
 DEVICE void copy_tile(Vec4* tile, const u16* from, int base, int last) {
 #pragma unroll
   for (int i = threadIdx.x; i < KEYS * CHUNKS; i += THREADS) {
@@ -94,14 +94,14 @@ DEVICE void store_eight(float* to, const float (&v)[8], int count) {
 }
 
 // q fp32 [rows][HEADS][HEAD_DIM]. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED], which hold the rows' own keys and values. positions,
-// sequences [rows]: the rows are of one sequence and their positions rise by one, behind rows at position -1, whose results are zeros.
+// sequences [rows]: the rows are of one sequence and their positions rise by one, after rows at position -1, whose results are zeros.
 // out [rows][HEADS][HEAD_DIM]. Grid: KEY_HEADS, rows * SHARE / QUERIES rounded up.
 KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() }}) {
   SHARED float peaks[WARPS][16], totals[WARPS][16];
   Vec4* const key_tile = (Vec4*)shared_memory();
   Vec4* const value_tile = key_tile + KEYS * STRIDE;
   Piece* const pieces = (Piece*)(value_tile + KEYS * STRIDE);   // [ROW_WARPS][PIECES][32], unless HELD
-  float* const sums = (float*)key_tile;                         // [WARPS][16][SUM_STRIDE], when the tiles are used up
+  float* const sums = (float*)key_tile;                         // [WARPS][16][SUM_STRIDE], once the tiles are no longer needed
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int row_warp = warp / PARTS, part = warp % PARTS;
 
@@ -126,6 +126,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
   const u16 *keys = key_cache + cache_row, *values = value_cache + cache_row;
   wait_for_dependencies();
 
+  // 1 The first tile in flight, and the queries as a hi/lo split.
   Piece held[HELD ? PIECES : 1];
   if (last >= 0) {
     copy_tile(key_tile, keys, begin, last);
@@ -145,6 +146,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
     block_barrier();
     if (base > begin) copy_tile(value_tile, values, base, last);
 
+    // 2 Scores, while the values are copied.
     float score[COLUMNS][4] = {};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
@@ -166,7 +168,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
       }
     }
 
-    // The softmax, in powers of two.
+    // 3 Softmax, in powers of two.
     const bool all_seen = base + KEYS - 1 <= lowest && (WINDOW == 0 || base > highest - WINDOW);
     float peak[2] = {largest[0], largest[1]}, keep[2];
 #pragma unroll
@@ -198,6 +200,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
 #pragma unroll
       for (int i = 0; i < 4; i++) sum[c][i] *= keep[i / 2];
 
+    // 4 Weighted sums of values, while the next keys are copied.
     await_copies();
     block_barrier();
     if (base + KEYS <= last) copy_tile(key_tile, keys, base + KEYS, last);
@@ -223,7 +226,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
     }
   }
 
-  // What the warps with the same queries made of their keys, added up.
+  // 5 The warps with the same queries merged.
   block_barrier();
 #pragma unroll
   for (int h = 0; h < 2; h++) {
@@ -257,7 +260,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
         v[j + 2] += weight * float_of(four.z), v[j + 3] += weight * float_of(four.w);
       }
     }
-    // Without a key the whole is no number.
+    // Without a key the sum of weights is not positive.
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = whole > 0.0f ? v[j] / whole : 0.0f;
 {% if out.is_tiled() %}#pragma unroll

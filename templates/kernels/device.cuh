@@ -22,10 +22,10 @@ DEVICE void warp_barrier() { __syncwarp(); }
 #define CLUSTER_OF(blocks) __cluster_dims__(blocks, 1, 1)
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-// A block may touch what another has once both have begun: the first says so, the second waits for all to have. They order nothing.
+// A block may access the shared memory of another once both have started: the first signals it, the second waits for all. They order no accesses.
 DEVICE void cluster_begin() { asm volatile("barrier.cluster.arrive.relaxed.aligned;"); }
 DEVICE void cluster_join() { asm volatile("barrier.cluster.wait.aligned;"); }
-// What block `rank` of the cluster has where this block has `p`.
+// The address in block `rank` of the cluster of what this block has at `p`.
 DEVICE u32 place_in_peer(const void* p, int rank) {
   u32 at;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(p)), "r"(rank));
@@ -56,8 +56,8 @@ DEVICE void store_peer(u32* p, u32 value, int rank) {
 DEVICE void store_peer(u64* p, u64 value, int rank) {
   asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place_in_peer(p, rank)), "l"(value) : "memory");
 }
-// Weights into shared memory behind the program's back. One thread says how many bytes `arrived` will see, and starts the copies; all
-// threads wait for them behind a block_barrier.
+// Asynchronous bulk copies of weights into shared memory. One thread says how many bytes the mbarrier `arrived` expects, and starts the copies; all
+// threads wait for them after a block_barrier.
 DEVICE void expect(u64* arrived, u32 bytes) {
   const u32 at = (u32)__cvta_generic_to_shared(arrived);
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
@@ -96,7 +96,7 @@ DEVICE Vec4 load_stream(const Vec4* p) {
   return v;
 }
 
-// 16 bytes, loaded where it is written: loads that a compiler moves up take registers.
+// 16 bytes, loaded at this place in the code: a load that the compiler moves up occupies registers for longer.
 DEVICE Vec4 load_here(const Vec4* p) {
   Vec4 v;
   asm volatile("ld.global.v4.u32 { %0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
@@ -109,7 +109,7 @@ DEVICE void load_and_forget(const float* p) {
   asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
 }
 
-// 16 bytes from global to shared memory while the thread goes on: there for it behind await_copies, for others behind a barrier after that.
+// 16 bytes from global to shared memory while the thread goes on: visible to it after await_copies, to others after a barrier that follows.
 DEVICE void copy_async(Vec4* to, const Vec4* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
 }
@@ -131,8 +131,8 @@ DEVICE int load_early(const int* p) {
   return v;
 }
 
-// A value that the launch before the last wrote, read before the wait: for kernels behind one that launches its dependents after its own
-// wait, so that all in front of it have ended. From L2: L1 may hold what was there before.
+// A value that the launch before the last wrote, read before the wait: for kernels after one that launches its dependents after its own
+// wait, so that all before that one have ended. From L2: L1 may hold an older value.
 DEVICE float load_settled(const float* p) {
   float v;
   asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
@@ -191,21 +191,21 @@ DEVICE float power_of_two(float exponent) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(exponent));
   return value;
 }
-// What is never made one with a product, so that all kernels have the same bits.
+// Never contracted to a fused multiply-add, so that all kernels compute the same bits.
 DEVICE float plain_sum(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
 DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
-DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); }   // what was there
+DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); }   // returns the old value
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
-// Adds to a float in memory, in no order.
+// Adds to a float in memory, in any order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }
 // Or to an integer, whose sum is the same in any order.
 DEVICE void accumulate(u64* p, u64 value) { asm volatile("red.global.add.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory"); }
-// 32 bits behind the point.
+// Fixed point with 32 fractional bits.
 DEVICE u64 fixed_of(float value) { return (u64)__float2ll_rn(value * 4294967296.0f); }
 DEVICE float float_of_fixed(u64 value) { return __ll2float_rn((long long)value) * 2.3283064365386963e-10f; }
-// A word that the host polls in pinned memory. It tells of itself only.
+// A word that the host polls in pinned memory. It orders no other write.
 DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif
 

@@ -5,7 +5,7 @@ constexpr int KIND = {{ kind.code() }};
 constexpr int ACTIVATION = {{ kind.activation() }};
 constexpr float FACTOR = {{ kind.factor() }};          // of SCALE, the cap of SOFTCAP, the limit of CLAMP
 constexpr int COUNT = {{ kind.count() }};                // rows of a that SUM adds up
-constexpr int SIZE = {{ size }};                // values a row
+constexpr int SIZE = {{ size }};                // values per row
 constexpr int THREADS = {{ self.threads() }};
 typedef {{ out }} Out;
 {% if out.is_tiled() %}{% include "activations.cuh" %}

@@ -3,7 +3,7 @@
 {% include "tiles.cuh" %}
 constexpr int THREADS = {{ self.threads() }};
 
-// out [rows][K]; tokens [rows], zeros for a negative one. Grid: rows, a thread a column.
+// out [rows][K]; tokens [rows], zeros for a negative one. Grid: rows, K / THREADS rounded up: one thread per column.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   launch_dependents();
   wait_for_dependencies();

@@ -1,12 +1,12 @@
-// The weights of routed experts: packed tiles each, experts one behind the other. A step reads each expert that one of its rows chose once,
+// The weights of routed experts: packed tiles, one expert after the other. A decode step reads each expert that one of its rows chose once,
 // for all of its rows: those that did not choose it have a share of zero.
 constexpr int BATCH = {{ batch }};              // rows of x
 constexpr int WARPS = {{ warps }};              // they take the steps of a row tile in turn
 constexpr int DEPTH = {{ depth }};              // steps of weights a warp has in flight
-constexpr int COPIES = {{ self.copies() }};            // of logits that are sums in fixed point, of rows not yet divided by their root mean square; 0: they are no such sums
+constexpr int COPIES = {{ self.copies() }};            // of logits that router.cuh summed in fixed point, not yet divided by the row's root mean square; 0: logits are fp32
 constexpr bool SUMMED = COPIES > 0;
 typedef {% if summed %}u64{% else %}float{% endif %} Logit;
-constexpr bool ALONE = BATCH == 1 && TOP_K <= 32;   // each warp chooses for itself, and what is inside the experts lies in the order of the choice
+constexpr bool ALONE = BATCH == 1 && TOP_K <= 32;   // each warp chooses for itself, and hidden values are in the order of the choice
 constexpr int THREADS = 32 * WARPS;
 constexpr int MOST = BATCH * TOP_K < EXPERTS ? BATCH * TOP_K : EXPERTS;   // experts that a step may need
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");

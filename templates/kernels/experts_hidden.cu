@@ -1,6 +1,6 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: what the {{ route.top_k }} of {{ route.experts }} experts that each of {{ batch }} rows goes to have inside: share f(gate x) up x. Reads the weights
-// of the chosen alone, each once.
+// {{ self.name() }}: hidden values of the {{ route.top_k }} of {{ route.experts }} experts that each of {{ batch }} rows goes to: share f(gate x) up x. Reads the weights
+// of the chosen experts only, each once.
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
@@ -9,19 +9,19 @@ constexpr float EPS = {{ self.eps() }};
 constexpr int ACTIVATION = {{ self.activation_code() }};
 static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
 constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;               // steps of a row tile that a warp takes
-constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of steps a row tile
+constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of steps per row tile
 constexpr bool WHOLE = STEPS == WARPS * DEPTH * CHUNKS;          // nothing is padded
-// x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for them, else two rounds.
+// x is a hi/lo split in bfloat16: two columns of the product where eight have room for them, else two rounds.
 constexpr int ROUNDS = 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = STEPS * STEP;
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // eights of a row a thread brings to shared memory
+constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // groups of eight values of a row per thread
 
 {% include "floats.cuh" %}
 {% include "partial.cuh" %}
 
-// x · w into shared memory, and the warp's part of what the norm divides by: it is applied to the products, which are linear in it.
+// x · w into shared memory, and the warp's part of the sum of squares: RMS is applied to the products, which are linear in it.
 DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row) {
   float square = 0.0f;
 #pragma unroll
@@ -82,11 +82,11 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   float bias[WORDS] = {};
 {% if route.biased %}  load_logits<true>(bias, choice_bias, lane);
 {% endif %}  wait_for_dependencies();
-  // Behind the wait: the logits are there before a dependent begins.
+  // After the wait: the logits are there before a dependent starts.
   launch_dependents();
 
-  // The logits and the rows come together. The weights are asked for as soon as the experts are known: row 0 is staged behind that. Where there is one row,
-  // each warp chooses for itself, and asks for its first weights when it knows their expert.
+  // 1 Experts, weights in flight, and x into shared memory. The logits and the rows are loaded together, and the weights as soon as the experts are known: row 0 is
+  // staged after that. Where there is one row, each warp chooses for itself, and loads its first weights when it knows their expert.
   float logit[WORDS] = {}, top = 0.0f, v[PASSES][8];
   u32 chosen = 0;
   if (warp < BATCH || ALONE) load_logits<false>(logit, logits + warp % BATCH * EXPERTS, lane);
@@ -117,7 +117,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   block_barrier();
 
-  // Of the row that this warp finishes: RMS, and the shares of its experts, which are read behind a barrier.
+  // Of the row that this warp finishes: RMS, and the shares of its experts, which are read after a barrier.
   float scale = 1.0f;
   if (warp < BATCH) {
     float square = 0.0f, share[WORDS];
@@ -131,7 +131,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     for (int e = 0; e < WORDS; e++)
       if (32 * e + lane < EXPERTS) shares[warp][32 * e + lane] = share[e];
   }
-  // A row tile of a listed expert is an item; items of an expert follow each other.
+  // 2 Products. A row tile of a listed expert is an item; items of an expert follow each other.
   int parity = 0;
 #pragma unroll 1
   for (int item = blockIdx.x; item < items; item += gridDim.x) {
@@ -155,6 +155,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
         if (from) load_step(held[i], from, next_chunk, i, warp);
       }
     }
+    // 3 Sums and epilogue.
     leave_partial(partial[parity], sum, warp, lane);
     block_barrier();
     if (warp < BATCH) {

@@ -1,18 +1,18 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: the sum of what the {{ route.top_k }} experts of each of {{ batch }} rows make of their insides, in the order of the experts. Reads the weights of the
-// chosen alone, each once.
+// {{ self.name() }}: the down projections of the {{ route.top_k }} experts of each of {{ batch }} rows, summed in the order of the experts. Reads the weights of the
+// chosen experts only, each once.
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
 constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr bool STAGED = {{ staged }};           // the insides go through shared memory
-constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
+constexpr bool STAGED = {{ staged }};           // hidden values go through shared memory
+constexpr bool LATE = {{ late }};               // triggers dependents after griddepcontrol.wait, not at the start
 constexpr int COLUMNS = BATCH;
 constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile of an expert that a block takes
 constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
 constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE;           // nothing is padded
-constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is any ring
-constexpr int EXPERT_K = BLOCK_STEPS * STEP;                       // columns of an expert that a block brings to shared memory
+constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is a ring
+constexpr int EXPERT_K = BLOCK_STEPS * STEP;                       // columns of an expert that a block loads into shared memory
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
@@ -45,7 +45,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   const int rank = blockIdx.x % SPLIT, first_tile = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
   if (!LATE) launch_dependents();
 
-  // Which experts it is, and their weights, before the kernel in front is done: it began behind the one that made the logits.
+  // 1 Experts, and their weights in flight, before the wait: the kernel before this one triggered after its own wait, so the logits are there.
   int count = TOP_K;
   if (warp < BATCH || ALONE) {
     float logit[WORDS], bias[WORDS] = {}, top;
@@ -56,7 +56,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
       if (lane == slot) own = expert;
     });
     if (!ALONE) leave_chosen(sets, warp, chosen, lane);
-    // Sums are in the order of the experts' numbers, so that a row has the same one alone and beside others.
+    // Sums are in the order of the experts' numbers, so that a row has the same sum by itself and beside others.
     for (int slot = 0; ALONE && slot < TOP_K; slot++) place += shuffle_from(own, slot) < own;
     if (ALONE && lane < TOP_K) lists[warp][place] = own, slots[warp][place] = lane;
   }
@@ -78,8 +78,9 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   wait_for_dependencies();
   if (LATE) launch_dependents();
 
+  // 2 Hidden values into shared memory.
   if (STAGED) {
-    // Two loads go out together.
+    // Two loads are in flight together.
 #pragma unroll 1
     for (int begin = 8 * threadIdx.x; begin < BATCH * count * EXPERT_K; begin += 16 * THREADS) {
       Vec4 v[2];
@@ -101,6 +102,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   for (int tile = first_tile; tile < TILES; tile += teams) {
     const int row = tile * 16 + lane;
     const bool writes = warp < BATCH && lane < 16 && row < ROWS[0];
+    // 3 Products.
     float add = 0.0f, sum[2][4] = {};
     if (writes && residual && rank == 0) add = residual[warp * ROWS[0] + row];
 #pragma unroll 1
@@ -122,6 +124,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
         if (more && (FULL || next < turns)) load_step(held[i], list, offset, next, rank, warp);
       }
     }
+    // 4 Sums and epilogue.
     leave_partial(partial[parity], sum, warp, lane);
     block_barrier();
     if (warp < BATCH) {

@@ -18,7 +18,7 @@ DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
   return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
 
-// Eight values rounded, and BATCH rows further on what the rounding left.
+// Eight values as a hi/lo split: hi at `at`, lo BATCH rows further on.
 DEVICE void store_pair(u16* at, const float (&v)[8]) {
   const Vec4 kept = store_eight(at, v);
   const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),

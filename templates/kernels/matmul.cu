@@ -2,19 +2,19 @@
 // {{ self.name() }}: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes {{ row_tiles }} row tiles by {{ columns }} groups of
 // eight rows of x, over its share of the columns of W.
 {% include "tiles.cuh" %}
-constexpr int ROW_TILES = {{ row_tiles }};      // row tiles a warp
-constexpr int COLUMNS = {{ columns }};          // groups of eight rows of x a warp
+constexpr int ROW_TILES = {{ row_tiles }};      // row tiles per warp
+constexpr int COLUMNS = {{ columns }};          // groups of eight rows of x per warp
 constexpr int ROW_WARPS = {{ row_warps }};      // warps side by side over the row tiles
 constexpr int SPLIT = {{ split }};              // warps that take the steps of the same row tiles in turn
-constexpr bool PAIRED = {{ paired }};           // a row of x is K rounded values, then K times what rounding left
+constexpr bool PAIRED = {{ paired }};           // a row of x is a hi/lo split: K hi parts, then K lo parts
 constexpr int ACTIVATION = {{ self.activation_code() }};
 {% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
 {% endif %}constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
-constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
-{% if let Some(gather) = gather %}constexpr int EXPERTS = {{ gather.experts }};           // weights one behind the other: a block multiplies one, by the rows that go to it
-constexpr int TOP_K = {{ gather.top_k }};              // experts a row
-constexpr bool BY_PAIR = {{ gather.by_pair }};         // x has a row for each expert of a row, which have their shares already
+constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // pairs of results per lane: a row, and the one eight below
+{% if let Some(gather) = gather %}constexpr int EXPERTS = {{ gather.experts }};           // weights one after the other: a block multiplies one by the rows that go to it
+constexpr int TOP_K = {{ gather.top_k }};              // experts per row
+constexpr bool BY_PAIR = {{ gather.by_pair }};         // x has a row for each expert of a row, multiplied by its share already
 {% endif %}
 struct Fragments {
   Held weights[ROW_TILES];
@@ -61,7 +61,7 @@ DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slot
 }
 {% endif %}
 // weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
-{% if gather.is_some() %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu leaves. A result is a row for each expert of a row.
+{% if gather.is_some() %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu writes. A result is a row for each expert of a row.
 {% endif %}// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}.
 KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
@@ -71,6 +71,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   launch_dependents();
   wait_for_dependencies();
 
+  // 1 Which rows of x.
   int source[COLUMNS];
   {% if gather.is_some() %}SHARED Taker takers[8 * COLUMNS];
   SHARED int taken;
@@ -90,6 +91,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   {% else %}#pragma unroll
   for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
   {% endif %}
+  // 2 Products; the next step is loaded while this one is multiplied.
   float sum[ROW_TILES][COLUMNS][4] = {};
   if (first_tile < TILES) {
     Fragments now, next;
@@ -119,7 +121,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
     }
   }
 
-  // Unit u is the results i and i + 2 of a row tile r and column group c. The warps that share a row tile finish its units in turn.
+  // 3 Sums and epilogue. Unit u is the results i and i + 2 of a row tile r and column group c. The warps that share a row tile finish its units in turn.
   if (SPLIT > 1) {
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {

@@ -4,22 +4,22 @@
 {% include "tiles.cuh" %}
 {% include "activations.cuh" %}
 {% let registers = self.registers() %}{% include "wgmma.cuh" %}
-constexpr int PIECES = {{ pieces }};            // 64 rows of W a warpgroup
-constexpr int COLUMNS = {{ columns }};          // rows of x a block
+constexpr int PIECES = {{ pieces }};            // 64 rows of W per warpgroup
+constexpr int COLUMNS = {{ columns }};          // rows of x per block
 constexpr int PARTS = {{ self.parts() }};              // 2: x is a hi/lo split
 constexpr int STAGES = {{ self.stages() }};
 constexpr int SPLIT = {{ split }};              // blocks of a cluster that share the columns of W, and add in the order of their ranks
 constexpr int ACTIVATION = {{ self.activation_code() }};
 constexpr bool TILED = {{ tiles.out.is_tiled() }};             // results are in the order of activations.cuh
-constexpr int BLOCK_TILES = 8 * PIECES;         // row tiles a block
+constexpr int BLOCK_TILES = 8 * PIECES;         // row tiles per block
 constexpr int BLOCK_RESULTS = BLOCK_TILES * TILE_ROWS;
 constexpr int GROUPS = (TILES + BLOCK_TILES - 1) / BLOCK_TILES;
 constexpr int ROUNDS = K / 64 / SPLIT;            // stages of a job
 constexpr int TILE_BYTES = 2048, ROW_BYTES = 128;               // of a stage
 constexpr int WEIGHT_BYTES = BLOCK_TILES * TILE_BYTES, PART_BYTES = COLUMNS * ROW_BYTES, STAGE_BYTES = WEIGHT_BYTES + PARTS * PART_BYTES;
-constexpr int UNITS = BLOCK_TILES * COLUMNS / 8;                // results of a row tile and eight rows of x: four a lane
+constexpr int UNITS = BLOCK_TILES * COLUMNS / 8;                // results of a row tile and eight rows of x: four per lane
 constexpr int WORKERS = 256;
-constexpr int COPIERS = 4;                                      // warps that start copies: one alone cannot start them as fast as memory answers
+constexpr int COPIERS = 4;                                      // warps that start copies: a single one cannot start them as fast as memory answers
 constexpr int BATCH = COLUMNS / 8 < 8 ? COLUMNS / 8 : 8;        // units whose residual is loaded together
 constexpr int RUN = UNITS / SPLIT < WORKERS / 32 ? 1 : UNITS / SPLIT / (WORKERS / 32);   // of units, which a warp finishes after a split
 constexpr int RUN_BATCH = RUN < 4 ? RUN : 4;

@@ -8,33 +8,32 @@ constexpr int WARPS = {{ warps }};              // they take the steps of a row 
 constexpr int DEPTH = {{ depth }};              // steps of weights a warp has in flight
 constexpr int UNIT = {{ unit }};                // row tiles that are finished together
 constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr int NORM = {{ self.norm_code() }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, of an x that is fp32
+constexpr int NORM = {{ self.norm_code() }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = {{ self.eps() }};
-constexpr bool COMBINE = {{ combine.is_some() }};         // x is what the blocks of a split attention left
+constexpr bool COMBINE = {{ combine.is_some() }};         // x is the partial results of a split attention
 constexpr bool STAGED = {{ staged }};           // x goes through shared memory as bfloat16
 constexpr int HEADS = {{ self.heads() }}, HEAD_DIM = {{ self.head_dim() }};   // of that attention
 constexpr int ACTIVATION = {{ self.activation_code() }};
-constexpr bool LATE = {{ late }};               // the next kernel begins when what this one depends on is done, not before
-constexpr bool AHEAD = {{ ahead }};             // what is added to results is loaded while they are made, not behind that
-constexpr bool ARGMAX = {{ argmax }};           // also leave each block's largest result and its row
+constexpr bool LATE = {{ late }};               // triggers dependents after griddepcontrol.wait, not at the start
+constexpr bool AHEAD = {{ ahead }};             // loads bias and residual before the products, not in the epilogue
+constexpr bool ARGMAX = {{ argmax }};           // also writes each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // per multiprocessor: 128 registers per thread
 constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile that a block takes
 constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps a unit
+constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
-// An fp32 x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
-// them, else two rounds.
+// An fp32 x is a hi/lo split in bfloat16: two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that bring a row there in one go
+constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that load a row in one pass
 constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
-constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // eights of a row a thread brings there
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // groups of eight values of a row per thread
 constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
@@ -87,7 +86,7 @@ DEVICE Addends addends_of(const Result& result, const float* bias, const float* 
 {% include "partial.cuh" %}
 {% if let Some(routed) = router %}{% include "router.cuh" %}
 {% endif %}
-// The sum of one value a thread over the block, in the order of the warps.
+// The sum of one value per thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   value = warp_sum(value);
   block_barrier();
@@ -99,7 +98,7 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   return total;
 }
 
-// x · w into shared memory, and the warp's part of what the norm divides by. RMS is applied to the products, which are linear in it.
+// x · w into shared memory, and the warp's part of the sum of squares. RMS is applied to the products, which are linear in it.
 // SIDES groups of warps take a row each, or two whose loads go out together.
 constexpr int ROWS_AT_ONCE = BATCH >= 2 * SIDES && NORM == 1 ? 2 : 1;
 DEVICE int side_of(int row) { return row / ROWS_AT_ONCE % SIDES; }
@@ -239,7 +238,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x % SPLIT, first_unit = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
 
-  // The weights depend on nothing: they are on their way before the kernel that makes x is done. Nor do positions within a step.
+  // 1 Weights in flight: they depend on no launch, so they are loaded while the kernel that computes x runs. Nor do positions depend on one.
   if (!LATE) launch_dependents();
   Held held[DEPTH];
   {
@@ -266,6 +265,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   wait_for_dependencies();
   if (LATE) launch_dependents();
 
+  // 2 x into shared memory.
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   {% if combine.is_some() %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
   {% endif %}
@@ -285,6 +285,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   int best_row = 0, parity = 0;
 #pragma unroll 1
   for (int unit = first_unit; unit < UNITS; unit += teams) {
+    // 3 Products.
     float sum[UNIT][2][4] = {};
     Addends add[JOBS];
 #pragma unroll
@@ -314,6 +315,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       }
     }
 
+    // 4 Sums and epilogue.
 #pragma unroll
     for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
     {% if router.is_some() %}await_copies();
@@ -345,6 +347,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
     {% endif %}parity ^= 1;
   }
 
+  // 5 The largest result of the block.
   if (ARGMAX) {
     SHARED float best_value[WARPS];
     SHARED int best_rows[WARPS];

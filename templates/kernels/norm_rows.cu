@@ -1,11 +1,11 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: {% if self.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block a row, whose values it reads once.
+// {{ self.name() }}: {% if self.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block per row, whose values it reads once.
 {% include "activations.cuh" %}
-constexpr int SIZE = {{ size }};                // values a row
+constexpr int SIZE = {{ size }};                // values per row
 constexpr bool LAYER = {{ self.layer() }};             // subtract the mean
 constexpr float EPS = {{ self.epsilon() }};
 constexpr int WARPS = {{ self.warps() }};
-constexpr int PARTS = {{ self.parts() }};              // bfloat16 a result: 2 is a hi/lo split
+constexpr int PARTS = {{ self.parts() }};              // bfloat16 per result: 2 is a hi/lo split
 constexpr int THREADS = 32 * WARPS, FOURS = SIZE / 4, TURNS = (FOURS + THREADS - 1) / THREADS;
 static_assert(SIZE % 64 == 0, "results are 64 columns and 64 columns");
 
@@ -30,7 +30,7 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
   SHARED float scratch[WARPS];
   launch_dependents();
   wait_for_dependencies();
-  // 1 The row into registers, four values a thread and turn.
+  // 1 The row into registers, four values per thread and turn.
   float held[TURNS][4] = {};
 #pragma unroll
   for (int t = 0; t < TURNS; t++)

@@ -1,9 +1,9 @@
-// What the WARPS of a block have of a row tile's 16 rows times COLUMNS columns, BATCH of them one row of x each: 16 rows a column, so far from
-// the next column, and a warp so far from half of the warps on, that lanes that write or read together do so in other banks.
+// The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which BATCH columns are one row of x each. The strides from column
+// to column and from warp to warp keep lanes that write or read together in different banks.
 constexpr int COLUMN_STRIDE = 20;
 constexpr int WARP_STRIDE = (COLUMNS * COLUMN_STRIDE + 32 / WARPS - 1) / (64 / WARPS) * (64 / WARPS) + 32 / WARPS;
 
-// Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
+// Columns repeat every COLUMNS: the first COLUMNS of the eight are stored.
 DEVICE void leave_partial(float (&partial)[WARPS][WARP_STRIDE], const float (&sum)[2][4], int warp, int lane) {
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -16,7 +16,7 @@ DEVICE void leave_partial(float (&partial)[WARPS][WARP_STRIDE], const float (&su
   }
 }
 
-// Row lane % 16 of the row tile for row b of x, for a whole warp: half of it adds up half of the warps.
+// Row lane % 16 of the row tile for row b of x, by a whole warp: each half of it adds up half of the warps.
 DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lane) {
   float y = 0.0f;
 #pragma unroll

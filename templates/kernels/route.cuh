@@ -1,12 +1,12 @@
 // Which experts a row goes to, from its logits. A warp routes a row: each of its lanes holds every 32nd logit.
 constexpr int EXPERTS = {{ route.experts }};
-constexpr int TOP_K = {{ route.top_k }};              // experts a row
+constexpr int TOP_K = {{ route.top_k }};              // experts per row
 constexpr int SOFTMAX = 0, SIGMOID = 1;
-constexpr int SCORING = {{ route.scoring_code() }};          // what makes shares of logits
-constexpr bool BIASED = {{ route.biased }};           // a bias counts for the choice, beside the score
+constexpr int SCORING = {{ route.scoring_code() }};          // turns logits into shares
+constexpr bool BIASED = {{ route.biased }};           // a bias is added to the score for the choice only
 constexpr bool NORMALISE = {{ route.normalise }};     // the shares of the chosen are divided by their sum
 constexpr float SHARE_SCALE = {{ route.share_scale() }};      // multiplies the shares
-constexpr int WORDS = (EXPERTS + 31) / 32;            // logits a lane, and words of a set of experts
+constexpr int WORDS = (EXPERTS + 31) / 32;            // logits per lane, and words of a set of experts
 static_assert(TOP_K >= 1 && TOP_K <= EXPERTS && WORDS <= 32, "a lane has a bit for each of its logits");
 
 // An integer that is ordered as the logits are, NaNs at the ends; and back.
@@ -29,8 +29,8 @@ DEVICE void load_logits(float (&logit)[WORDS], const float* logits, int lane) {
   }
 }
 
-// What the choice is by, where a bias counts for it: the softmax or sigmoid of each logit, and its bias. `top` is the largest logit. Each kernel that chooses
-// makes it for itself, and all have to choose alike.
+// What the choice compares where there is a bias: the softmax or sigmoid of each logit, plus its bias. `top` is the largest logit. Each kernel that chooses
+// computes it for itself, and all have to choose alike.
 DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane) {
   float whole = 0.0f;
   int largest = LEAST;

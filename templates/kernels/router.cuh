@@ -1,8 +1,8 @@
-// The router that reads what this kernel makes: logits are a sum over the columns of its weight, and the rows of a row tile here are such columns. Each
-// row tile adds its part as soon as it has results. The sums are integers, so that any order gives the same. Rows are not normed here: the root mean square
-// that the norm divides by is one factor of all logits of a row, which leaves their order alone; who reads them divides. A sum has 32 bits behind the point and 31 in front.
-constexpr int ROUTED = {{ routed }};                          // logits a row of x
-constexpr int COPIES = {{ crate::ROUTER_COPIES }};                           // of the sums, which blocks add to in turn: who reads adds them up
+// The logits of the router that reads the results of this kernel. A logit is a sum over the columns of the router's weight, and the rows of a row tile here are such
+// columns: each row tile adds its part as soon as it has results. The sums are integers, so that any order gives the same bits. Rows are not normalised here: the root
+// mean square is one factor of all logits of a row, which keeps their order; the kernel that reads them divides. A sum has 32 fractional and 31 integer bits.
+constexpr int ROUTED = {{ routed }};                          // logits per row of x
+constexpr int COPIES = {{ crate::ROUTER_COPIES }};                           // of the sums, spread over the blocks; the reader adds them up
 constexpr int ROUTER_TILES = (ROUTED + 15) / 16;              // row tiles of the router's weight
 constexpr int ROUTER_STEPS = (ROWS[0] + STEP - 1) / STEP;     // steps of each of them
 constexpr int SLICE = UNIT * ROUTER_TILES;                    // steps that a unit needs
@@ -21,8 +21,8 @@ DEVICE void copy_router(Vec4 (&slice)[SLICE][STEP_WORDS], Vec4 (&norm)[UNIT * 4]
   }
 }
 
-// Adds what the results of a unit, times the norm's weights, make of each logit: a warp takes a row tile of the router. A row tile here is one
-// half of a step there, two of a row's four lanes.
+// Adds the part of each logit that comes from the results of a unit times the norm's weights: a warp takes a row tile of the router. A row tile here is
+// half a step of the router's weight, which two of a row's four lanes hold.
 DEVICE void add_logits(u64* logits, const Vec4 (&slice)[SLICE][STEP_WORDS], const float (&fresh)[BATCH][UNIT * 16], int unit, int warp, int lane) {
   const int group = lane / 4, quad = lane % 4, copy = blockIdx.x % COPIES;
   for (int i = warp; i < SLICE; i += WARPS) {

@@ -1,23 +1,23 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: the next token of each row: greedy, or drawn after temperature, top-k, top-p and min-p. It is given to the host's ring and
-// to the next step. All sums are of integers, so that no order of threads can change them. A row is a cluster's, whose blocks decide alike.
+// {{ self.name() }}: the next token of each row: greedy, or drawn after temperature, top-k, top-p and min-p. It is written to the host's ring and
+// to the next step. All sums are of integers, so that the order of threads cannot change them. A cluster takes a row, and its blocks decide alike.
 constexpr int VOCABULARY = {{ vocabulary }};
-constexpr int MAXIMA = {{ maxima }};            // block maxima the head left; 0: none
+constexpr int MAXIMA = {{ maxima }};            // block maxima that the head wrote; 0: none
 constexpr int WARPS = {{ self.warps() }};
 constexpr int CLUSTER = {{ cluster }};          // blocks that share a row
 constexpr int RING = {{ self.ring() }};                // tokens of a sequence that wait for the host
 constexpr int THREADS = 32 * WARPS;
-constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);   // fours of logits a thread has
+constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);   // groups of four logits per thread
 constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;    // maxima of parts of the row
 constexpr int TOPS_A_LANE = ((TOPS > CLUSTER * WARPS ? TOPS : CLUSTER * WARPS) + 31) / 32;
 constexpr int LIST = THREADS < 256 ? THREADS : 256;            // logits that are few enough to be compared with each other
-constexpr int BOUND_BITS = 17;                  // of a bound for top-k; at least 8 behind those that all tops have in common
+constexpr int BOUND_BITS = 17;                  // of a bound for top-k; at least 8 after those that all tops have in common
 constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
-constexpr u32 NOT_FINITE = 0xfffffffeu;        // in the ring in the place of a token, which these logits do not give
-static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane a warp, and a block");
+constexpr u32 NOT_FINITE = 0xfffffffeu;        // in the ring instead of a token
+static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane per warp, and per block");
 
-// One a sequence, written by the host between runs.
+// One per sequence, written by the host between runs.
 struct Parameters {
   float temperature;      // 0: greedy
   u32 top_k;              // 0: off
@@ -25,13 +25,13 @@ struct Parameters {
   float min_p;            // 0: off
   u32 seed_low, seed_high;
   u32 limit;              // no step at or beyond this position
-  u32 stops;              // how many of `stop` hold
+  u32 stops;              // how many of `stop` are set
   int stop[MAX_STOPS];    // tokens that end the sequence
   u16* marks;             // one per token of the vocabulary; 0: logits are taken as they are
   float repetition;       // penalty of the tokens that the prompt or the text has
 };
 constexpr u32 SUPPRESSED = 0x8000, IN_PROMPT = 0x4000;   // marks; the other bits count the text's
-static_assert(sizeof(Parameters) % 4 == 0 && sizeof(Parameters) <= 128, "a word a lane");
+static_assert(sizeof(Parameters) % 4 == 0 && sizeof(Parameters) <= 128, "a word per lane");
 constexpr int PARAMETER_WORDS = sizeof(Parameters) / 4;
 
 struct Shared {
@@ -39,8 +39,8 @@ struct Shared {
   u64 block_sums[PIVOTS];
   u64 totals[PIVOTS];
   u64 listed[CLUSTER][LIST], merged[LIST];      // bits and token of what each block found, and of all together
-  u32 found, counts[CLUSTER];                   // how many the block did, and each
-  u32 amounts[LIST];                            // weights of those, or ones
+  u32 found, counts[CLUSTER];                   // how many this block found, and each block
+  u32 amounts[LIST];                            // their weights, or ones
   u32 floor, position;
   u64 weight;
   float best_value[WARPS];
@@ -96,7 +96,7 @@ DEVICE u32 philox(u32 k0, u32 k1, u32 c0, u32 c1) {
 }
 
 struct Best { float value; int index; };
-// A NaN is larger than all.
+// A NaN counts as the largest.
 DEVICE void take(Best& best, float value, int index) {
   if (value > best.value || value != value || (value == best.value && index < best.index)) best.value = value, best.index = index;
 }
@@ -137,19 +137,19 @@ DEVICE void change(const Parameters& p, float* logits, int begin) {
   }
 }
 
-// Counts a token that was chosen, by the thread that has its logit: no other reads its mark.
+// Counts a chosen token, by the thread that has its logit: no other reads its mark.
 DEVICE void note(const Parameters& p, int token, int begin) {
   const int at = token - begin;
   if (at < 0 || at >= 128 * ROUNDS || at / 4 % 32 != threadIdx.x % 32) return;
   if ((p.marks[token] & (IN_PROMPT - 1)) < IN_PROMPT - 1) p.marks[token]++;
 }
 
-// Brings to L1 what a thread will have.
+// Loads what a thread will read into L1.
 DEVICE void touch(const float* logits, int at) {
   if (at < VOCABULARY) load_and_forget(logits + at);
 }
 
-// Gives `use` the bits and the token of each logit of a thread. One round in the code: instructions come from memory, logits from L1.
+// Gives `use` the bits and the token of each logit of a thread. The loop is not unrolled: instructions come from memory, logits from L1.
 template <typename Use>
 DEVICE void each(const Row& row, Use use) {
 #pragma unroll 1
@@ -171,7 +171,7 @@ DEVICE u64 warp_total(u64 value) {
   return value;
 }
 
-// What the warps in front in the block have of a value that each warp gives, and the block.
+// The sum of a value over the warps before this one in the block, and over the block.
 DEVICE u64 in_front(const Row& row, u64 of_warp, u64& of_block) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (lane == 0) row.shared.warp_sums[warp][0] = of_warp;
@@ -181,7 +181,7 @@ DEVICE u64 in_front(const Row& row, u64 of_warp, u64& of_block) {
   return warp_total(lane < warp ? value : 0);
 }
 
-// What the blocks in front have of a value that each block gives, and all.
+// The sum of a value over the blocks before this one, and over all.
 DEVICE u64 in_front_of_block(const Row& row, u64 of_block, u64& of_row) {
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) row.shared.block_sums[0] = of_block;
@@ -191,7 +191,7 @@ DEVICE u64 in_front_of_block(const Row& row, u64 of_block, u64& of_row) {
   return warp_total(lane < row.rank ? of_lane : 0);
 }
 
-// The sums over the row of what each thread gives. All blocks are done with the last list: the next one is empty.
+// The sums over the row of each thread's values. All blocks are done with the last list: the next one is empty.
 DEVICE void sum_up(const Row& row, u64 (&sums)[PIVOTS]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -264,14 +264,14 @@ DEVICE u32 bound_of(const float (&tops)[TOPS_A_LANE], u32 count) {
   return bound;
 }
 
-// What top-k and top-p left, and min-p leaves.
+// The threshold after top-k and top-p, raised by min-p.
 DEVICE u32 least_of(const Row& row, const Parameters& p, u32 floor) {
   const u32 least = p.min_p > 0.0f ? ordered_bits(row.largest + row.temperature * logf(p.min_p)) : 0;
   return least > floor ? least : floor;
 }
 
 // The largest bits `t`, at least `low`, such that the measure of the logits at or above t reaches `wanted`: counts, or weights, of which
-// `wanted` is a share of those at or above `low`.
+// `wanted` is a fraction of those at or above `low`.
 template <bool WEIGHTS>
 DEVICE u32 threshold(const Row& row, double wanted, u32 low) {
   Shared& shared = row.shared;
@@ -279,7 +279,7 @@ DEVICE u32 threshold(const Row& row, double wanted, u32 low) {
   u32 high = ordered_bits(row.largest) + 1;
   u64 above = 0, least = (u64)wanted;     // the measure of what is at or above `high`, and what is to be reached
   for (bool first = true; high - low > 1; first = false) {
-    // Narrower: at first by the distance to the largest, which suits the tail of a softmax, then evenly.
+    // Pivots of the interval: at first by the distance to the largest, which suits the tail of a softmax, then evenly.
     u32 pivots[PIVOTS];
     u64 sums[PIVOTS] = {};
 #pragma unroll
@@ -329,7 +329,7 @@ DEVICE u64 random_below(const Parameters& p, u32 position, int sequence, u64 tot
   return (u64)((double)(philox(p.seed_low, p.seed_high, position, (u32)sequence) >> 8) * (1.0 / 16777216.0) * (double)total);
 }
 
-// A token of the list, which has `count` logits, among them all that top-k keeps. By one block, a logit a thread.
+// A token of the list, which has `count` logits, among them all that top-k keeps. By one block, one logit per thread.
 DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 position, int sequence) {
   Shared& shared = row.shared;
   const bool has = threadIdx.x < count;
@@ -372,7 +372,7 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
   return shared.drawn;
 }
 
-// The sum of the weights at or above `floor`: all of it, what is in front of this warp, and the warp's.
+// The sum of the weights at or above `floor`: over the row, over what is before this warp, and over the warp.
 DEVICE u64 weigh(const Row& row, u32 floor, u64& before, u64& of_warp) {
   u64 mine = 0, of_block, of_row;
   each(row, [&](u32 bits, int) { if (bits >= floor) mine += weight_of(row, bits); });
@@ -386,7 +386,7 @@ DEVICE u64 weigh(const Row& row, u32 floor, u64& before, u64& of_warp) {
 DEVICE int find(const Row& row, u32 floor, u64 target, u64 before, u64 of_warp) {
   if (target < before || target >= before + of_warp) return -1;
   const int lane = threadIdx.x % 32;
-  // 128 logits after the other, then those.
+  // First which 128 logits, then which of them.
   int found = 0;
   u64 found_before = before;
 #pragma unroll 4
@@ -422,7 +422,7 @@ DEVICE int find(const Row& row, u32 floor, u64 target, u64 before, u64 of_warp) 
   return token;
 }
 
-// Gives a token to the host and to the next step; of logits that are not finite, the host is told and there is no next step.
+// Writes a token for the host and for the next step; where logits are not finite, the host gets NOT_FINITE and there is no next step.
 DEVICE void finish(const Parameters& p, int token, bool finite, int position, int sequence, int* next_tokens, int* next_positions, u32* ring) {
   bool stop = !finite || (u32)position + 1 >= p.limit;
   for (u32 i = 0; i < p.stops && i < MAX_STOPS; i++) stop = stop || token == p.stop[i];
@@ -439,10 +439,10 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   launch_dependents();
   const int sequence = load_early(sequences + blockIdx.y);
   const Parameters& p = shared.parameters;
-  // The last warp's loads, one behind the other, do not hold up the first's.
+  // 1 Parameters and block maxima. The last warp's dependent loads do not delay the first warp.
   if (warp == WARPS - 1 && lane < PARAMETER_WORDS) ((int*)&shared.parameters)[lane] = load_early((const int*)(parameters + sequence) + lane);
   wait_for_dependencies();
-  // Of a row that is to be skipped only the first block knows: it alone writes positions.
+  // Only the first block knows whether the row is skipped: only it writes positions.
   const int position = rank == 0 ? positions[blockIdx.y] : -1;
   float tops[TOPS_A_LANE];        // the largest of each part
   int places[TOPS_A_LANE];
@@ -458,14 +458,15 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   block_barrier();
   const bool warm = p.temperature > 0.0f;
   const bool changed = p.marks != 0, searched = MAXIMA == 0 || changed;   // the latter: maxima are those of the logits as they are read here
-  // What is greedy from the tops of a head is one warp's work.
+  // Greedy sampling from block maxima is one warp's work.
   if (!searched && !warm && (rank > 0 || warp > 0)) return;
   Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, fminf(1.4426950408889634f / p.temperature, 3e38f)};
   if (!searched && warm) {
     begin_cluster();
-    // The logits are on their way while it is worked out which of them count.
+    // The logits are loaded while the threshold is computed.
     for (int round = 0; round < ROUNDS; round++) touch(row.logits, row.begin + 128 * round + 4 * lane);
   }
+  // 2 The largest logit, and the largest of each part of the row.
   if (searched) {
     if (changed) change(p, logits + (u64)blockIdx.y * VOCABULARY, row.begin);
     Best own = {NEGATIVE_INFINITY, 0x7fffffff};
@@ -495,6 +496,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   const bool finite = best.value - best.value == 0.0f;
   if (!searched && warm) join_cluster();
 
+  // 3 The logits that top-k keeps, as a threshold or as a list.
   int count = LIST + 1;           // of the logits that top-k keeps, where they are few
   if (warm && finite) {
     row.largest = best.value + 0.0f;   // not -0
@@ -506,6 +508,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
       count = list(row, floor, ordered_bits(row.largest) + 1, false);
       if (count > LIST) floor = threshold<false>(row, p.top_k, floor);
     }
+    // 4 A draw from the list, or from the row after top-p and min-p.
     if (count <= LIST) {
       const int drawn = rank == 0 ? draw_of_list(row, p, count, (u32)position, sequence) : -1;
       if (drawn >= 0) token = drawn;
@@ -523,9 +526,10 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
       }
     }
   }
+  // 5 The token to the host and to the next step.
   if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, finite, position, sequence, next_tokens, next_positions, ring);
   if (changed && rank == 0 && threadIdx.x == 0) shared.given = position >= 0 ? token : -1;
-  // Others may still read what this block has.
+  // Other blocks may still read this one's shared memory.
   if (searched || (warm && count > LIST)) cluster_barrier();
   if (changed) {
     note(p, peer(&shared.given, 0), row.begin);

@@ -2,10 +2,10 @@
 {% include "weights.cuh" %}
 constexpr int K = {{ tiles.k }};                          // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
-constexpr int OUTPUTS = {{ tiles.rows.len() }};              // weights packed one behind the other, each in its own row tiles
+constexpr int OUTPUTS = {{ tiles.rows.len() }};              // weights packed one after the other, each in its own row tiles
 constexpr int ROWS[3] = { {{ tiles.row(0) }}, {{ tiles.row(1) }}, {{ tiles.row(2) }} };   // rows of each
 constexpr bool GATED = {{ tiles.gated }};                 // a row tile is 8 rows of the gate above 8 rows of the other
-constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
+constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results per row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;

@@ -1,7 +1,7 @@
-// What a ring of stages and a warpgroup need beyond device.cuh: more of the vocabulary, for sm_90a.
+// The vocabulary for rings of stages and warpgroups, for sm_90a, beyond device.cuh.
 #ifndef FUSE_HOST
-// Barriers of a ring in shared memory. A phase is over when as many threads as barrier_begin said have arrived, and all bytes have come that one of
-// them expects; phases are numbered 0, 1, 0, ... barriers_begun and a block_barrier (or a cluster's) come before their use.
+// Barriers of a ring in shared memory. A phase ends when as many threads as barrier_begin said have arrived, and all bytes that one of
+// them expects have been copied; phases are numbered 0, 1, 0, ... barriers_begun and a block_barrier (or a cluster's) come before their use.
 DEVICE u32 shared_offset(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 DEVICE void barrier_begin(u64* barrier, u32 arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_offset(barrier)), "r"(arrivals) : "memory");
@@ -20,7 +20,7 @@ DEVICE void barrier_wait(u64* barrier, u32 phase) {
                  : "=r"(done) : "r"(shared_offset(barrier)), "r"(phase) : "memory");
   } while (!done);
 }
-// From shared to global memory while the thread goes on. What threads wrote is there for it after shared_before_copies by each of them and a barrier.
+// From shared to global memory while the thread goes on. What threads wrote is visible to it after shared_before_copies by each of them and a barrier.
 DEVICE void shared_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 DEVICE void store_bulk(void* to, const void* from, u32 bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_offset(from)), "r"(bytes) : "memory");
@@ -46,7 +46,7 @@ DEVICE float reciprocal(float value) {
 #endif
 
 // Products of a warpgroup, four warps whose first is a multiple of four: 64 rows of W by {{ columns }} rows of x, 16 columns. They run while the warps go on:
-// products_begin before the first of a stage, products_end after the last, await_products<N> until no more than the latest N stages are on their way.
+// products_begin before the first of a stage, products_end after the last, await_products<N> until no more than the latest N stages are in flight.
 // Neither sums nor fragments nor rows of x may be touched before that.
 #ifndef FUSE_HOST
 #define OPERAND "bf16"

@@ -1,4 +1,4 @@
-//! `append.cu`: what stands between a product's q, k and v and the attention that reads q and the caches.
+//! `append.cu`: norms, RoPE and cache writes between a product's q, k and v and the attention that reads q and the caches.
 
 use askama::Template;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! `attention_projection.cu`: attention of a few rows and the projection of what it gives, in clusters.
+//! `attention_projection.cu`: attention of a few rows and the projection of its result, in clusters.
 
 use askama::Template;
 use serde::{Deserialize, Serialize};

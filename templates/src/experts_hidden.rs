@@ -28,7 +28,7 @@ pub struct ExpertsHidden {
     pub blocks: usize,
     /// The epsilon of the rms_norm of x, if it has one.
     pub norm: Option<f32>,
-    /// Of the gate, or of `up` where there is no gate.
+    /// Applied to the gate, or to `up` where there is no gate.
     pub activation: Activation,
 }
 

@@ -177,7 +177,7 @@ impl Reads {
     }
 }
 
-/// What tells the kernels apart that have a launch shape of their own in a tuning record.
+/// What identifies the kernels that a tuning record gives a launch shape of their own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TuningKey {
     /// Products of few rows: what is fused, columns, row tiles, rows of x.

@@ -1,5 +1,5 @@
 //! The kernel families, one per file: the fields that specialise a kernel, which are the constants in the first lines of its CUDA template, and what follows
-//! from them. A kernel differs from its family by those constants and by nothing else. Every source stands alone: it needs no header, and with `FUSE_HOST`
+//! from them. Kernels of a family differ in those constants and in nothing else. Every source is whole: it needs no header, and with `FUSE_HOST`
 //! defined it is plain C++ over [`HOST_VOCABULARY`].
 
 mod append;

@@ -33,7 +33,7 @@ pub struct Matvec {
     pub norm: Option<(NormKind, f32)>,
     /// x is fp32 without a norm, too, and taken as a hi/lo split.
     pub paired: bool,
-    /// x is what the blocks of a split attention left.
+    /// x is the partial results of a split attention.
     pub combine: Option<Combine>,
     /// x passes through shared memory.
     pub staged: bool,
@@ -41,7 +41,7 @@ pub struct Matvec {
     pub activation: Option<Activation>,
     /// Something is added to the results.
     pub residual: bool,
-    /// Also leaves each block's largest result and its row.
+    /// Also writes each block's largest result and its row.
     pub argmax: bool,
     /// Triggers dependents after `griddepcontrol.wait`, not at the start.
     pub late: bool,

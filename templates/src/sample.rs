@@ -20,7 +20,7 @@ const WARPS: usize = 16;
 pub struct Sample {
     /// Logits per row.
     pub vocabulary: usize,
-    /// Block maxima that the head left; 0: none.
+    /// Block maxima that the head wrote; 0: none.
     pub maxima: usize,
     /// Blocks that share a row.
     pub cluster: usize,

@@ -334,7 +334,7 @@ impl Tiles {
 pub struct Splits {
     /// Blocks per key head at most.
     pub max: usize,
-    /// Keys that make a further block worth its while.
+    /// Keys per block before one more block is used.
     pub keys: usize,
     /// Sliding window; 0: none.
     pub window: usize,

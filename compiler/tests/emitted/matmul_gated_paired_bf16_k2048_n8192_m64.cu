@@ -2,7 +2,7 @@
 // matmul_gated_paired_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
 // eight rows of x, over its share of the columns of W.
 // A packed weight: row tiles of 16 rows, each a run of steps.
-// How weights are packed, and what a warp does with a step of them: the file of the format defines the same names.
+// How weights are packed, and what a warp does with a step of them. Each format has a file that defines the same names.
 // bfloat16. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
@@ -14,7 +14,7 @@ struct Held { Vec4 tile[2]; };
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
-// Adds the products of a step with eight activations per lane: in two sums, which shortens the chain, or in one.
+// Adds the products of a step with eight activations per lane: into two sums, which halves the dependency chain, or into one.
 DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
   mma_bf16(sum[0], held.tile[0], x.x, x.y);
   mma_bf16(sum[1], held.tile[1], x.z, x.w);
@@ -45,10 +45,10 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
 static_assert(STEP == 32 && STEP_WORDS * 16 == 1024, "as they are packed");
 constexpr int K = 2048;                          // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
-constexpr int OUTPUTS = 1;              // weights packed one behind the other, each in its own row tiles
+constexpr int OUTPUTS = 1;              // weights packed one after the other, each in its own row tiles
 constexpr int ROWS[3] = { 8192, 0, 0 };   // rows of each
 constexpr bool GATED = true;                 // a row tile is 8 rows of the gate above 8 rows of the other
-constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
+constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results per row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
@@ -78,15 +78,15 @@ DEVICE Place place_of(int tile, int row) {
   if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};
   return {0, tile * TILE_ROWS + row};
 }
-constexpr int ROW_TILES = 2;      // row tiles a warp
-constexpr int COLUMNS = 8;          // groups of eight rows of x a warp
+constexpr int ROW_TILES = 2;      // row tiles per warp
+constexpr int COLUMNS = 8;          // groups of eight rows of x per warp
 constexpr int ROW_WARPS = 2;      // warps side by side over the row tiles
 constexpr int SPLIT = 2;              // warps that take the steps of the same row tiles in turn
-constexpr bool PAIRED = true;           // a row of x is K rounded values, then K times what rounding left
+constexpr bool PAIRED = true;           // a row of x is a hi/lo split: K hi parts, then K lo parts
 constexpr int ACTIVATION = 0;
 constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
-constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // results a lane holds in pairs: a row, and the one eight below
+constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // pairs of results per lane: a row, and the one eight below
 
 struct Fragments {
   Held weights[ROW_TILES];
@@ -114,10 +114,12 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
   launch_dependents();
   wait_for_dependencies();
 
+  // 1 Which rows of x.
   int source[COLUMNS];
   #pragma unroll
   for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
   
+  // 2 Products; the next step is loaded while this one is multiplied.
   float sum[ROW_TILES][COLUMNS][4] = {};
   if (first_tile < TILES) {
     Fragments now, next;
@@ -147,7 +149,7 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
     }
   }
 
-  // Unit u is the results i and i + 2 of a row tile r and column group c. The warps that share a row tile finish its units in turn.
+  // 3 Sums and epilogue. Unit u is the results i and i + 2 of a row tile r and column group c. The warps that share a row tile finish its units in turn.
   if (SPLIT > 1) {
 #pragma unroll
     for (int u = 0; u < UNITS; u++) {

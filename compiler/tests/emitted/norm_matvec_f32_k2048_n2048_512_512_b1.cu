@@ -1,7 +1,7 @@
 // After templates/kernels/device.cuh:
 // norm_matvec_f32_k2048_n2048_512_512_b1: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 // A packed weight: row tiles of 16 rows, each a run of steps.
-// How weights are packed, and what a warp does with a step of them: the file of the format defines the same names.
+// How weights are packed, and what a warp does with a step of them. Each format has a file that defines the same names.
 // bfloat16. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
@@ -13,7 +13,7 @@ struct Held { Vec4 tile[2]; };
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
-// Adds the products of a step with eight activations per lane: in two sums, which shortens the chain, or in one.
+// Adds the products of a step with eight activations per lane: into two sums, which halves the dependency chain, or into one.
 DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
   mma_bf16(sum[0], held.tile[0], x.x, x.y);
   mma_bf16(sum[1], held.tile[1], x.z, x.w);
@@ -44,10 +44,10 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
 static_assert(STEP == 32 && STEP_WORDS * 16 == 1024, "as they are packed");
 constexpr int K = 2048;                          // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
-constexpr int OUTPUTS = 3;              // weights packed one behind the other, each in its own row tiles
+constexpr int OUTPUTS = 3;              // weights packed one after the other, each in its own row tiles
 constexpr int ROWS[3] = { 2048, 512, 512 };   // rows of each
 constexpr bool GATED = false;                 // a row tile is 8 rows of the gate above 8 rows of the other
-constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results a row tile
+constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results per row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
@@ -83,33 +83,32 @@ constexpr int WARPS = 8;              // they take the steps of a row tile in tu
 constexpr int DEPTH = 8;              // steps of weights a warp has in flight
 constexpr int UNIT = 1;                // row tiles that are finished together
 constexpr int SPLIT = 1;              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr int NORM = 1;                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, of an x that is fp32
+constexpr int NORM = 1;                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = 1e-5f;
-constexpr bool COMBINE = false;         // x is what the blocks of a split attention left
+constexpr bool COMBINE = false;         // x is the partial results of a split attention
 constexpr bool STAGED = true;           // x goes through shared memory as bfloat16
 constexpr int HEADS = 1, HEAD_DIM = 1;   // of that attention
 constexpr int ACTIVATION = 5;
-constexpr bool LATE = false;               // the next kernel begins when what this one depends on is done, not before
-constexpr bool AHEAD = false;             // what is added to results is loaded while they are made, not behind that
-constexpr bool ARGMAX = false;           // also leave each block's largest result and its row
+constexpr bool LATE = false;               // triggers dependents after griddepcontrol.wait, not at the start
+constexpr bool AHEAD = false;             // loads bias and residual before the products, not in the epilogue
+constexpr bool ARGMAX = false;           // also writes each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // a multiprocessor has room for: 128 registers a thread
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // per multiprocessor: 128 registers per thread
 constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile that a block takes
 constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps a unit
+constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
-// An fp32 x is two bfloat16 a value, what rounding keeps and what it leaves: two columns of the product where eight have room for
-// them, else two rounds.
+// An fp32 x is a hi/lo split in bfloat16: two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that bring a row there in one go
+constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that load a row in one pass
 constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
-constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // eights of a row a thread brings there
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // groups of eight values of a row per thread
 constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
@@ -178,19 +177,19 @@ DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
   return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
 
-// Eight values rounded, and BATCH rows further on what the rounding left.
+// Eight values as a hi/lo split: hi at `at`, lo BATCH rows further on.
 DEVICE void store_pair(u16* at, const float (&v)[8]) {
   const Vec4 kept = store_eight(at, v);
   const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),
                          v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
   store_eight(at + BATCH * STAGE_STRIDE, left);
 }
-// What the WARPS of a block have of a row tile's 16 rows times COLUMNS columns, BATCH of them one row of x each: 16 rows a column, so far from
-// the next column, and a warp so far from half of the warps on, that lanes that write or read together do so in other banks.
+// The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which BATCH columns are one row of x each. The strides from column
+// to column and from warp to warp keep lanes that write or read together in different banks.
 constexpr int COLUMN_STRIDE = 20;
 constexpr int WARP_STRIDE = (COLUMNS * COLUMN_STRIDE + 32 / WARPS - 1) / (64 / WARPS) * (64 / WARPS) + 32 / WARPS;
 
-// Columns repeat every COLUMNS: the first COLUMNS of the eight are written down.
+// Columns repeat every COLUMNS: the first COLUMNS of the eight are stored.
 DEVICE void leave_partial(float (&partial)[WARPS][WARP_STRIDE], const float (&sum)[2][4], int warp, int lane) {
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -203,7 +202,7 @@ DEVICE void leave_partial(float (&partial)[WARPS][WARP_STRIDE], const float (&su
   }
 }
 
-// Row lane % 16 of the row tile for row b of x, for a whole warp: half of it adds up half of the warps.
+// Row lane % 16 of the row tile for row b of x, by a whole warp: each half of it adds up half of the warps.
 DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lane) {
   float y = 0.0f;
 #pragma unroll
@@ -213,7 +212,7 @@ DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lan
   return y + shuffle_xor(y, 16);
 }
 
-// The sum of one value a thread over the block, in the order of the warps.
+// The sum of one value per thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   value = warp_sum(value);
   block_barrier();
@@ -225,7 +224,7 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   return total;
 }
 
-// x · w into shared memory, and the warp's part of what the norm divides by. RMS is applied to the products, which are linear in it.
+// x · w into shared memory, and the warp's part of the sum of squares. RMS is applied to the products, which are linear in it.
 // SIDES groups of warps take a row each, or two whose loads go out together.
 constexpr int ROWS_AT_ONCE = BATCH >= 2 * SIDES && NORM == 1 ? 2 : 1;
 DEVICE int side_of(int row) { return row / ROWS_AT_ONCE % SIDES; }
@@ -306,7 +305,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x % SPLIT, first_unit = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
 
-  // The weights depend on nothing: they are on their way before the kernel that makes x is done. Nor do positions within a step.
+  // 1 Weights in flight: they depend on no launch, so they are loaded while the kernel that computes x runs. Nor do positions depend on one.
   if (!LATE) launch_dependents();
   Held held[DEPTH];
   {
@@ -327,6 +326,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
   wait_for_dependencies();
   if (LATE) launch_dependents();
 
+  // 2 x into shared memory.
   if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
@@ -345,6 +345,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
   int best_row = 0, parity = 0;
 #pragma unroll 1
   for (int unit = first_unit; unit < UNITS; unit += teams) {
+    // 3 Products.
     float sum[UNIT][2][4] = {};
     Addends add[JOBS];
 #pragma unroll
@@ -374,6 +375,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       }
     }
 
+    // 4 Sums and epilogue.
 #pragma unroll
     for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
     block_barrier();
@@ -396,6 +398,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
     parity ^= 1;
   }
 
+  // 5 The largest result of the block.
   if (ARGMAX) {
     SHARED float best_value[WARPS];
     SHARED int best_rows[WARPS];

@@ -1,10 +1,10 @@
 // After templates/kernels/device.cuh:
 // rope_append_attention_bf16_h32_kv8_d64_s16: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
-// What query heads that share a key head make of its keys, on tensor cores: 16 keys a warp at a time. Included by the kernels that attend.
+// Attention of query heads that share a key head over its keys, on tensor cores: 16 keys per warp at a time. Included by the kernels that attend.
 // How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
-constexpr int SPLITS = 16;          // blocks a key head at most
-constexpr int SPLIT_KEYS = 256;     // keys that make a further block worth its while
-constexpr int WINDOW = 0;       // keys a token sees; 0: all
+constexpr int SPLITS = 16;          // blocks per key head at most
+constexpr int SPLIT_KEYS = 256;     // keys per block before one more block is used
+constexpr int WINDOW = 0;       // keys that a row sees; 0: all
 
 DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
 DEVICE int active_splits(int position) {
@@ -48,29 +48,29 @@ constexpr int KEY_HEADS = 8;
 constexpr int HEAD_DIM = 64;
 constexpr int GROUP = 4;              // query heads that are taken together; they share a key head
 constexpr int WARPS = 8;
-constexpr bool LATE = false;               // the next kernel begins when what this one depends on is done, not before
+constexpr bool LATE = false;               // triggers dependents after griddepcontrol.wait, not at the start
 constexpr float SCALE = 0.125f;            // multiplies q · k
 constexpr float SOFTCAP = 0.0f;        // cap · tanh(score / cap); 0: none
 constexpr bool APPEND = true;           // normalise, rotate and store this row's key and value first
 constexpr bool NORM = false;               // rms_norm of each head of q and k, before the rotation; under APPEND
 constexpr float EPS_Q = 0.0f, EPS_K = 0.0f;
-constexpr bool SINKS = false;             // a logit a head that takes part in the softmax and adds no value
+constexpr bool SINKS = false;             // a logit per head that takes part in the softmax and adds no value
 constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int THREADS = 32 * WARPS;
-constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head a lane loads
+constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head per lane
 constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two steps of a product with keys
-constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a value
-constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from what rounding a query kept to what it left, and to the next query
+constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a row of the value cache
+constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from the hi part of a query to its lo part, and on to the next query
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
-constexpr bool WIDE = PADDED > 128;                       // a lane has room for its share of keys or of values, not of both
-constexpr int CHAINS = 2;            // sums that a product with keys is made in
-constexpr bool HALVES = GROUP <= 4;                       // four columns are what rounding weights kept, four what it left
+constexpr bool WIDE = PADDED > 128;                       // a lane has registers for its share of keys or of values, not of both
+constexpr int CHAINS = 2;            // sums that a product with keys is computed in
+constexpr bool HALVES = GROUP <= 4;                       // four columns are the hi parts of weights, four the lo parts
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
 static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
 
-// Rotations and norm weights are the same for all heads: they are made before the wait.
+// Rotations and norm weights are the same for all heads: they are computed before the wait.
 struct Prepared {
   float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
   float weights[2][HEAD_DIM];         // of the norms of q and k
@@ -87,7 +87,7 @@ DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const flo
   }
 }
 
-// One head, normalised and rotated, one warp a head. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp, for pairs
+// One head, normalised and rotated, by one warp. `take(i, value)` is given each element up to PADDED; `raw` is scratch of the warp, for pairs
 // whose values do not lie in one lane.
 constexpr bool IN_LANE = !ROPE_INTERLEAVED && ROPE_DIM % 64 == 0;
 template <typename Take>
@@ -128,7 +128,7 @@ DEVICE void load_head(Take take, float* raw, const float* from, const float* wei
   if (!IN_LANE) warp_barrier();
 }
 
-// A query as two bfloat16 a value: what rounding keeps, and what it leaves. Values beyond PADDED are zeros.
+// A query as a hi/lo split. Values beyond PADDED are zeros.
 DEVICE void store_query(u16* to, int i, float value) {
   const u32 kept = pack_bf16(value * QUERY_SCALE, 0.0f);
   to[i] = (u16)kept;
@@ -181,7 +181,7 @@ DEVICE void load_first(Tile& tile, const Span& span, int base) {
   if (!WIDE) load_values(tile, span, base);
 }
 
-// What one warp made of its keys: softmax-weighted sums of values to the base `peak`.
+// The partial result of one warp over its keys: softmax-weighted sums of values relative to the maximum `peak`.
 struct alignas(16) Part {
   float sums[GROUP][SUM_STRIDE];
   float peaks[GROUP], totals[GROUP];
@@ -214,7 +214,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
       if (!WIDE) take_value();
     }
 
-    // Rows 0 to 7 of the product are of what was kept of a query, rows 8 to 15 of what was left.
+    // 1 Scores. Rows 0 to 7 of the product are of the hi part of a query, rows 8 to 15 of its lo part.
     float product[CHAINS][2][4] = {};
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
@@ -229,7 +229,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
     else load_values(tile, span, base);
     if (WIDE && newest) take_value();
 
-    // A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
+    // 2 Softmax, in powers of two. A lane has four keys of head group: base + 2 quad, + 1, + 8, + 9.
     float score[4], peak = largest;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -255,7 +255,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
       left[t] = pack_bf16(score[2 * t] - bf16_low(kept[t]), score[2 * t + 1] - bf16_high(kept[t]));
       if (HALVES && group >= 4) kept[t] = left[t];
     }
-    // Sums have their rows in d and a column a head: row i of the product is d 8 i + 2 j, row i + 8 is d 8 i + 2 j + 1.
+    // 3 Weighted sums of values. Rows are values of a head, columns are heads: row i of the product is value 8 i + 2 j, row i + 8 is value 8 i + 2 j + 1.
     const float keeps[2] = {shuffle_from(keep, 8 * quad), shuffle_from(keep, 8 * quad + 4)};
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++)
@@ -309,7 +309,7 @@ DEVICE float merge(const Part* parts, int count, int head, int d, const float* s
 }
 typedef float Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // a multiprocessor has room for
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // per multiprocessor
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
@@ -325,11 +325,11 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
   const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
 
-  // Positions and, under APPEND, all keys but the newest are from steps before: they are on their way before q is.
+  // 1 Keys and values in flight. Positions and, under APPEND, all keys but the newest are from earlier steps: they are loaded before the wait.
   if (!LATE) launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
-  // Splits that are not needed make room at once. The first is always there, so that this kernel's end is behind that of all before it.
+  // Splits that are not needed end at once. The first always waits, so that this kernel ends after all before it.
   if (split > 0 && split >= splits) {
     if (LATE) launch_dependents();
     return;
@@ -358,8 +358,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
     load_first(tile, span, begin + 16 * warp);
   }
 
-  // The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left without keys: it has to
-  // say so, as it will be combined.
+  // 2 Queries, and the newest key and value. The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left
+  // without keys: it still has to write that, as it will be combined.
   const bool newest = APPEND && begin < end && end == position + 1;
   for (int job = warp; job < GROUP + 2 * newest; job += WARPS) {
     const bool is_query = job < GROUP, is_key = job == GROUP;
@@ -373,10 +373,12 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
     load_head(take, parts[warp].sums[0], from, prepared.weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, prepared, APPEND && (is_query || is_key));
     if (is_query) pad_query(to);
   }
+  // 3 Scores and weighted sums, per warp.
   block_barrier();
   attend(parts[warp], tile, span, (const u16*)queries, 16 * warp, 16 * WARPS);
   block_barrier();
 
+  // 4 The warps merged.
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
     const int h = i / HEAD_DIM, d = i % HEAD_DIM;
     const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;

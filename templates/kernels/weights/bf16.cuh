@@ -9,7 +9,7 @@ struct Held { Vec4 tile[2]; };
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
-// Adds the products of a step with eight activations per lane: in two sums, which shortens the chain, or in one.
+// Adds the products of a step with eight activations per lane: into two sums, which halves the dependency chain, or into one.
 DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
   mma_bf16(sum[0], held.tile[0], x.x, x.y);
   mma_bf16(sum[1], held.tile[1], x.z, x.w);

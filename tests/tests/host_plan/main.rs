@@ -481,7 +481,7 @@ fn mistakes_among_launches_are_caught() {
     let missing = said(Case { change, ..case() });
     assert!(missing.contains("NMSE"), "{missing}");
     // Dependents that may begin before the logits by which they choose are there.
-    let late = "wait_for_dependencies();\n  // Behind the wait: the logits are there before a dependent begins.\n  launch_dependents();";
+    let late = "wait_for_dependencies();\n  // After the wait: the logits are there before a dependent starts.\n  launch_dependents();";
     let mutation = Some((late, "launch_dependents(), wait_for_dependencies();"));
     let early = said(Case { mutation, ..Case::new("qwen3_moe") });
     assert!(early.contains("by load_settled what may not be written yet"), "{early}");

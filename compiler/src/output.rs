@@ -13,7 +13,7 @@ const MOST_LINKS: usize = 40;
 /// leads to what it names. A regular file is replaced at once and keeps its permissions: a reader never sees half of it, and a failure leaves what
 /// was there. A file that is not there gets the permissions that the umask leaves.
 ///
-/// A file that can be written in a folder that takes no other (a mount of that file alone, a folder of someone else's) is written in place.
+/// A file that can be written in a folder that takes no other (a mount of that file only, a folder of someone else's) is written in place.
 ///
 /// # Errors
 /// When it cannot be written: the message names it and the reason.
@@ -25,7 +25,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     written.with_context(|| format!("cannot write {}", name(path)))
 }
 
-/// As [`write()`], but a regular file that is there is left alone.
+/// As [`write()`], but a regular file that is there is not touched.
 ///
 /// # Errors
 /// As [`write()`], and where there is a file.
@@ -177,7 +177,7 @@ fn keep_access(file: &File, there: &File) -> io::Result<()> {
     file.set_permissions(there.permissions())
 }
 
-/// Refuses what is beyond the process's limit on files: writing it would end the process and leave a part behind.
+/// Refuses what is beyond the process's limit on files: writing it would end the process with a part written.
 fn within_limit(bytes: usize) -> io::Result<()> {
     #[cfg(unix)]
     if rustix::process::getrlimit(rustix::process::Resource::Fsize).current.is_some_and(|most| bytes as u64 > most) {

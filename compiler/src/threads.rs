@@ -16,7 +16,7 @@ pub fn run(threads: usize, work: impl Fn() + Sync) {
         let start = |_| Builder::new().spawn_scoped(scope, &work).ok();
         let others: Vec<_> = (1..threads).map_while(start).collect();
         work();
-        // The end of the scope is after the work alone. A join is after what ends a thread too: a library's own, which must not meet the program's end.
+        // The scope ends after the work. A join also waits for what ends a thread: a library's own, which must not meet the program's end.
         others.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
     });
 }

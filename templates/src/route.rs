@@ -24,7 +24,7 @@ pub struct Route {
     pub experts: usize,
     /// Experts per row.
     pub top_k: usize,
-    /// What makes shares of logits.
+    /// How logits become shares.
     pub scoring: Scoring,
     /// A bias counts for the choice.
     #[serde(default)]

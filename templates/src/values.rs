@@ -376,16 +376,16 @@ pub enum RopeScaling {
         /// Round the ends of the passage to whole dimensions.
         truncate: bool,
     },
-    /// `longrope`: a divisor a frequency, and a magnitude. The list is the one that holds for the context in use.
+    /// `longrope`: a divisor per frequency, and a magnitude. The list is the one that holds for the context in use.
     LongRope {
-        /// One divisor a pair.
+        /// One divisor per pair.
         factors: Vec<f64>,
         /// Multiplies cosine and sine.
         attention_factor: f64,
     },
 }
 
-/// The angles of a rotary position embedding, worked out (`rope.cuh`).
+/// The angles of a rotary position embedding (`rope.cuh`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RopeTable {
     /// Values of a head that rotate.

@@ -232,7 +232,7 @@ impl Tensor {
         let count = |key: &str| config[key].as_u64().map(|value| value as usize);
         let is = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
         match model {
-            // Of OLMo it turns the weights alone.
+            // Of OLMo it turns only the weights.
             "llama" | "mistral" | "mixtral" | "granite" | "smollm3" | "olmo" if model != "olmo" || is(&["weight"]) => {
                 let heads = count("num_attention_heads").expect("heads");
                 if is(&["q_proj.weight", "q_proj.bias"]) {
@@ -272,7 +272,7 @@ impl Tensor {
         self.rows(order.collect())
     }
 
-    /// reshape(heads, 3, size, ..), then its q, its k and its v one behind the other.
+    /// reshape(heads, 3, size, ..), then its q, its k and its v one after the other.
     fn by_projection(self, heads: usize) -> Tensor {
         let size = self.shape[0] / heads / 3;
         let order = (0..3)

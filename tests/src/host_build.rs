@@ -146,7 +146,7 @@ impl HostKernel {
             let end = error.iter().position(|&byte| byte == 0).unwrap_or(error.len());
             bail!("{}", String::from_utf8_lossy(&error[..end]));
         }
-        // Where no thread launched dependents before its wait, all launches in front of this one end before the next begins.
+        // Where no thread launched dependents before its wait, all launches before this one end before the next starts.
         let before = step.last.swap(number, Ordering::Relaxed);
         if early == 0 {
             step.settled.store(before, Ordering::Relaxed);
@@ -155,7 +155,7 @@ impl HostKernel {
     }
 }
 
-/// Launches that overlap on a device: each may begin before those in front of it end, up to its wait.
+/// Launches that overlap on a device: each may start before those before it end, up to its wait.
 pub struct HostStep {
     number: u32,
     /// The last launch, and the last of those that have ended when the next begins.

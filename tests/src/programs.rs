@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// What a program left behind.
+/// What a program printed and returned.
 #[derive(Clone, Debug)]
 pub struct Finished {
     /// The exit code; -1 where a signal ended it.
@@ -63,7 +63,7 @@ pub fn finish(command: &mut Command, input: &str) -> Finished {
     Finished { code: done.status.code().unwrap_or(-1), stdout: text(done.stdout), stderr: text(done.stderr) }
 }
 
-/// Runs its arguments with a terminal of so many columns as stdout, and passes on what is written there.
+/// Runs its arguments with a terminal of that many columns as stdout, and passes on what is written there.
 const TERMINAL: &str = "
 import fcntl, os, pty, struct, subprocess, sys, termios
 ours, theirs = pty.openpty()

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::build::{Arch, ResourceReport};
 
-/// The version of the file's layout. A reader takes its own alone.
+/// The version of the file's layout. A reader accepts only its own.
 pub const FORMAT_VERSION: u32 = 10;
 
 /// A compiled model without its weights.
@@ -148,7 +148,7 @@ impl Artifact {
                         serde_json::from_slice(&bytes).with_context(|| format!("its {entry} is not as expected"))?;
                     artifact.reports.insert(file.trim_end_matches(".json").into(), report);
                 }
-                // What others put beside it, notes for example, is left alone.
+                // What others put beside it, notes for example, is not touched.
                 _ => {}
             }
         }

@@ -22,7 +22,7 @@ pub(crate) fn nvrtc() -> Nvrtc {
     })
 }
 
-/// An empty folder below cargo's target folder, of this test alone.
+/// An empty folder below cargo's target folder, of this test only.
 pub(crate) fn scratch(test: &str) -> PathBuf {
     let target = std::env::current_exe().expect("a test has a path").parent().expect("and a folder").to_owned();
     let folder = target.join("scratch").join(test);

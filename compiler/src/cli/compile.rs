@@ -31,7 +31,7 @@ pub(super) struct CompileArgs {
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4",
           value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]))]
     batch: Vec<String>,
-    /// Positions a sequence may have where `fuserun` is not told otherwise: kept in the file's manifest.
+    /// Positions a sequence may have where `fuserun` is given no other number: kept in the file's manifest.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     max_context: Option<u32>,
     /// How weights are taken: auto, as the checkpoint stores them, where kernels read that; or bf16.

@@ -75,7 +75,7 @@ Examples:
   fusec print llama
   fusec print llama --after fuse-rope")]
 pub(super) struct PrintArgs {
-    /// The graph as it is behind this pass; if it is not given, behind the last one.
+    /// The graph as it is after this pass; if it is not given, after the last one.
     #[arg(long, env = "FUSE_AFTER", value_name = "PASS")]
     after: Option<String>,
     #[command(flatten)]
@@ -93,7 +93,7 @@ pub(super) fn print(args: &PrintArgs) -> Result<()> {
 Examples:
   fusec graph llama --format dot | dot -Tsvg > llama.svg")]
 pub(super) struct GraphArgs {
-    /// The graph as it is behind this pass; if it is not given, behind the last one.
+    /// The graph as it is after this pass; if it is not given, after the last one.
     #[arg(long, env = "FUSE_AFTER", value_name = "PASS")]
     after: Option<String>,
     /// The text form, or DOT for Graphviz.

@@ -1,7 +1,7 @@
 //! `fusec tune`: measures launch shapes on the GPU at hand and writes those that win into a record.
 //!
 //! This program knows no device: it compiles each candidate and hands it to `fuserun measure`, which runs it. A kernel by itself misleads, because in a
-//! step it overlaps with its neighbours: what is measured is a whole decode step with the one shape changed, in turn with the step as the rules have it.
+//! step it overlaps with its neighbours: what is measured is a whole decode step with the one shape changed, in turn with the step as the heuristics have it.
 
 mod candidates;
 mod judge;
@@ -47,7 +47,7 @@ pub(super) struct TuneArgs {
     /// Rounds of a comparison; a shape wins only if it is the faster one in each.
     #[arg(long, env = "FUSE_TUNE_ROUNDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Steps a round, of the candidate and of the rules.
+    /// Steps per round, of the candidate and of the heuristics.
     #[arg(long, env = "FUSE_TUNE_STEPS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// The number of the GPU.
@@ -61,16 +61,16 @@ pub(super) struct TuneArgs {
     output: Option<PathBuf>,
 }
 
-/// A shape must make the step faster by this much, or the record is left alone.
+/// A shape must make the step faster by this much, or the record stays as it is.
 const LEAST_GAIN: f64 = 0.002;
 
 /// Times that each shape is looked at, each time beside the others' winners: what is best depends on what runs next to it.
 const SWEEPS: usize = 3;
 
-/// How far a candidate's logits may be from the rules': both round at the same places and add in another order.
+/// How far a candidate's logits may be from those of the heuristics: both round at the same places and add in another order.
 const MOST_ERROR: f64 = 1e-3;
 
-/// Tunes each model for each batch; the record is written behind each shape that wins, so that what was measured is kept.
+/// Tunes each model for each batch; the record is written after each shape that wins, so that what was measured is kept.
 pub(super) fn run(args: &TuneArgs) -> Result<()> {
     ensure!(
         args.config.is_none() || args.models.len() == 1,
@@ -203,7 +203,7 @@ impl Bench<'_> {
         Ok(measured.filter(|measured| gains(measured, least)).map(|measured| (changing, measured)))
     }
 
-    /// A step beside that of the rules; none where a kernel of it does not compile or spills, or it does not run.
+    /// A step beside that of the heuristics; none where a kernel of it does not compile or spills, or it does not run.
     fn measured(&self, name: &str, model: &Model, judge: &mut Judge) -> Result<Option<Measured>> {
         let file = self.write(name, model)?;
         Ok(file.map(|file| judge.measure(&file)).transpose()?.flatten())
@@ -286,7 +286,7 @@ impl Bench<'_> {
         let (text, config) = (&self.opened.text, self.opened.config.as_ref());
         let artifact = match artifact(&[(self.arch, model)], text, config, Some(self.nvrtc), &options) {
             Ok(artifact) => artifact,
-            // The rules' kernels must compile; a candidate may be one that the template refuses.
+            // The kernels of the heuristics must compile; a candidate may be one that the template refuses.
             Err(error) if model.tuning.is_empty() => return Err(error),
             Err(_) => return Ok(None),
         };
@@ -314,7 +314,7 @@ impl Bench<'_> {
     }
 }
 
-/// Faster than the rules in every round, by more than nothing, and right.
+/// Faster than the heuristics in every round, by more than nothing, and right.
 fn wins(measured: &Measured) -> bool {
     measured.wins == measured.rounds && measured.gain() >= LEAST_GAIN && measured.nmse <= MOST_ERROR
 }

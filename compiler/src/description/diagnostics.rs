@@ -79,7 +79,7 @@ impl Diagnostic {
         self
     }
 
-    /// Adds advice for someone who writes the description; someone who runs a model by a shipped one is told what else helps.
+    /// Adds advice for someone who writes the description; someone who runs a model by a shipped one reads what else helps.
     pub fn hint(mut self, text: impl Into<String>) -> Self {
         self.helps.push(Help::Author(text.into()));
         self

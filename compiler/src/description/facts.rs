@@ -19,9 +19,9 @@ pub struct Facts {
     pub dtype: Option<String>,
     /// The architecture in the configuration, where it is given.
     pub architecture: Option<String>,
-    /// Whether the head shares the embedding's weight, told from the weights' names.
+    /// Whether the head shares the embedding's weight, by the weights' names.
     pub tied_head: bool,
-    /// Layers behind the last that predict further tokens: a checkpoint may hold them, and nothing reads them.
+    /// Layers after the last that predict further tokens: a checkpoint may hold them, and nothing reads them.
     pub further_layers: usize,
     /// The token that begins a text.
     pub bos_token_id: Option<u32>,

@@ -153,7 +153,7 @@ const fn feature(key: &'static str, harmless: &'static [Harmless], what: &'stati
     Feature { key, harmless, what }
 }
 
-/// What families do that no key of their configurations tells and no operation computes, by `model_type`.
+/// What families do that no key of their configurations says and no operation computes, by `model_type`.
 const UNTOLD: &[(&str, &str)] = &[
     ("bloom", "ALiBi: scores less the distance"),
     ("mpt", "ALiBi: scores less the distance"),
@@ -162,7 +162,7 @@ const UNTOLD: &[(&str, &str)] = &[
     ("xglm", "positions by sines"),
 ];
 
-/// What a family of this `model_type` does that no key tells and no operation computes.
+/// What a family of this `model_type` does that no key says and no operation computes.
 pub(super) fn untold(model_type: &str) -> Option<&'static str> {
     UNTOLD.iter().find(|(family, _)| *family == model_type).map(|(_, what)| *what)
 }

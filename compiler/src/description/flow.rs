@@ -1,4 +1,4 @@
-//! Which values a description defines, reads and forgets, told from the file alone.
+//! Which values a description defines, reads and forgets, by the file only.
 //!
 //! Values of `[embed]` are seen by every layer and by `[head]`, and a layer that assigns one of them carries it on; other values of a layer are its own.
 
@@ -81,7 +81,7 @@ fn unused(sections: &[Section], carried: &BTreeSet<&str>, diagnostics: &mut Diag
     dead.sort_by_key(|line| line.span.start);
     for line in dead {
         let (name, span) = &line.out;
-        // The next line of the section that assigns the name: what is read behind it is another value.
+        // The next line of the section that assigns the name: what is read after it is another value.
         let lines =
             sections.iter().map(|section| &section.lines).find(|lines| lines.iter().any(|it| std::ptr::eq(it, line)));
         let later = lines.into_iter().flatten().filter(|other| other.span.start > line.span.start);

@@ -52,7 +52,7 @@ impl Description {
     /// Reads a description. `file_name` is what messages call it.
     ///
     /// # Errors
-    /// Everything that is wrong with the file in itself, as far as it can be told without a configuration.
+    /// Everything that is wrong with the file in itself, as far as it shows without a configuration.
     pub fn parse(text: &str, file_name: &str) -> Result<Description, Diagnostics> {
         read::read(text, file_name)
     }

@@ -1,4 +1,4 @@
-//! Quantised checkpoints, which are not read: how they are told, and what to do.
+//! Quantised checkpoints, which are not read: how they are recognised, and what to do.
 
 use super::diagnostics::{Code, Diagnostic};
 use super::value::Value;

@@ -218,7 +218,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// What nothing but the family's name tells, and no operation computes.
+    /// What only the family's name says, and no operation computes.
     fn untold(&mut self) {
         let Some(family) = self.config.get("model_type").and_then(Value::text) else { return };
         let expected = self.description.expect.iter().any(|expectation| expectation.path == ["model_type"]);

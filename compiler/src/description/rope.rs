@@ -31,7 +31,7 @@ pub enum Scaling {
     },
 }
 
-/// What is wrong with a table: unsupported features are told from plain mistakes.
+/// What is wrong with a table: unsupported features are kept apart from plain mistakes.
 #[derive(Debug)]
 pub(super) enum Refusal {
     Unsupported(String),

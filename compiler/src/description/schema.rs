@@ -14,8 +14,8 @@ const OF_SEVERAL_PARTS: &str = "^[A-Za-z_][A-Za-z0-9_]*[:][A-Za-z_][A-Za-z0-9_]*
 /// What a weight's name is written with; `{layer}` and `{expert}` stand for numbers.
 const WEIGHT: &str = "^[A-Za-z0-9._{}-]+$";
 
-/// The JSON Schema (draft 7) of a description. It says which keys, operations and types there are; what an expression or a value means is for
-/// [`super::Description::parse`] alone to tell.
+/// The JSON Schema (draft 7) of a description. It says which keys, operations and types there are; what an expression or a value means, only
+/// [`super::Description::parse`] checks.
 pub fn json_schema() -> Value {
     let section = |more: &[(&str, Value)], required: &[&str]| {
         let mut properties = Map::new();
@@ -161,7 +161,7 @@ fn operation(signature: &Signature) -> Value {
     then
 }
 
-/// A schema with the text that an editor shows; behind a reference it stands in an `allOf`, where draft 7 heeds both.
+/// A schema with the text that an editor shows; after a reference it stands in an `allOf`, where draft 7 heeds both.
 fn described(schema: Value, text: &str) -> Value {
     match schema {
         Value::Object(mut fields) if !fields.contains_key("$ref") => {

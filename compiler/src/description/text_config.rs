@@ -15,8 +15,8 @@ const PREFIXES: &[(&str, &str)] =
     &[("language_model.", ""), ("model.language_model.", "model."), ("model.text_model.", "model.")];
 
 /// The configuration of the language model, where config.json is of a model of several parts. What the whole says of `tie_word_embeddings` and the
-/// data type comes first, as in transformers. Its `architectures` are the whole's, with the `model_type` of the language model behind a colon
-/// (`Gemma3ForConditionalGeneration:gemma3_text`), since the whole may run it otherwise than it runs alone.
+/// data type comes first, as in transformers. Its `architectures` are the whole's, with the `model_type` of the language model after a colon
+/// (`Gemma3ForConditionalGeneration:gemma3_text`), since the whole may run it otherwise than it runs by itself.
 pub fn language_model_config(config: &Value) -> Option<Value> {
     let whole = config.as_object()?;
     let table = |key: &str| whole.get(key)?.as_object().filter(|table| !table.is_empty());

@@ -7,7 +7,7 @@ use super::names::{Module, Names};
 use super::write::Writer;
 use crate::description::Value;
 
-/// Families in which neighbours are the pairs of RoPE: no tensor tells it, and few configurations do.
+/// Families in which neighbours are the pairs of RoPE: no tensor says it, and few configurations do.
 const NEIGHBOURS: &[&str] = &[
     "gptj",
     "codegen",
@@ -22,7 +22,7 @@ const NEIGHBOURS: &[&str] = &[
     "llama4_text",
 ];
 
-/// Families that norm q and k behind RoPE, not before it.
+/// Families that normalise q and k after RoPE, not before it.
 const NORM_BEHIND_ROPE: &[&str] = &["hunyuan_v1_dense", "hunyuan_v1_moe", "nanochat"];
 
 /// Families whose layers with a window have RoPE, and the others none.
@@ -72,7 +72,7 @@ fn out_size(module: &Module, hidden: usize) -> usize {
 /// Writes the lines from the block's input to its output, `o`.
 pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x: &str) {
     key_heads(writer, attention, sizes);
-    // A norm over all heads at once has no place behind RoPE, which turns each.
+    // A norm over all heads at once has no place after RoPE, which turns each.
     let each_head = |norm: &Option<Module>| norm.as_ref().is_some_and(|norm| norm.shape == [sizes.head_dim]);
     let norm_last = each_head(&attention.q_norm) && each_head(&attention.k_norm) && is_one_of(writer, NORM_BEHIND_ROPE);
     for (letter, module, norm) in

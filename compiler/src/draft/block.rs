@@ -1,4 +1,4 @@
-//! What the modules of one layer are for, told from their names and shapes.
+//! What the modules of one layer are for, by their names and shapes.
 
 use super::names::{Module, Modules};
 
@@ -52,7 +52,7 @@ pub(super) struct Norms {
 pub(super) struct Sizes {
     pub hidden: usize,
     pub heads: usize,
-    /// Where the configuration or q's weight tells it.
+    /// Where the configuration or q's weight says it.
     pub head_dim: usize,
 }
 
@@ -194,7 +194,7 @@ impl Mlp {
         mlp
     }
 
-    /// Takes the tensors that hold all experts, one axis more in front: `[experts, out, in]`, gate and up in one.
+    /// Takes the tensors that hold all experts, with a leading axis more: `[experts, out, in]`, gate and up in one.
     fn stacked(modules: &mut Modules, hidden: usize) -> Option<Mlp> {
         let down = modules.iter().find(|module| module.shape.len() == 3 && module.shape[1] == hidden)?.clone();
         let wide = [down.shape[0], 2 * down.shape[2], hidden];
@@ -237,7 +237,7 @@ impl Experts {
 }
 
 impl Norms {
-    /// Takes the norms over a whole row. What stands where is told from the names, and from how many there are.
+    /// Takes the norms over a whole row. What stands where follows from the names, and from how many there are.
     pub fn take(modules: &mut Modules, hidden: usize) -> Norms {
         // A norm inside a block, as BitNet has, has no place in a draft.
         let found = modules.take_all(|module| module.shape == [hidden] && !module.last().contains("sub_norm"));
@@ -275,9 +275,9 @@ impl Norms {
         norms
     }
 
-    /// Puts right what names alone have put in the wrong place, and gives back what has none.
+    /// Corrects what names put in the wrong place, and returns what has none.
     fn settle(&mut self, mut rest: Vec<Module>, modules: &mut Modules) {
-        // Two names for what is before the MLP: the one of the attention stands behind the attention.
+        // Two names for what is before the MLP: the one of the attention stands after the attention.
         if let Some(at) = rest.iter().position(|module| module.stem.to_lowercase().contains("att"))
             && self.after_attention.is_none()
         {
@@ -288,7 +288,7 @@ impl Norms {
                 self.after_attention = self.before_mlp.replace(rest.remove(at));
             }
         }
-        // Norms behind both blocks and none before: OLMo 2.
+        // Norms after both blocks and none before: OLMo 2.
         if self.before_attention.is_none() && self.after_mlp.is_some() && self.after_attention.is_none() {
             self.after_attention = self.before_mlp.take();
         }

@@ -28,7 +28,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("moe_intermediate_size", &["expert_intermediate_size", "moe_ffn_hidden_size", "ffn_hidden_size_per_expert"]),
 ];
 
-/// Where the epsilon of norms may stand; the first are for RMSNorm alone.
+/// Where the epsilon of norms may stand; the first are for RMSNorm only.
 const EPSILONS: &[&str] = &[
     "rms_norm_eps",
     "rms_norm_epsilon",

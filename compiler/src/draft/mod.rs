@@ -21,7 +21,7 @@ use keys::Keys;
 use names::{Module, Names};
 use write::Writer;
 
-/// A description, written as far as it can be told.
+/// A description, written as far as names and shapes say it.
 #[derive(Clone, Debug)]
 pub struct Draft {
     /// The TOML.
@@ -36,7 +36,7 @@ pub struct Draft {
 /// model of several parts those of its language model, as [`crate::description::language_model_names`] calls them.
 ///
 /// # Errors
-/// A configuration that is no object, or tensors that no layers can be told from.
+/// A configuration that is no object, or tensors that show no layers.
 pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>) -> Result<Draft> {
     let inner = language_model_config(config);
     let config = inner.as_ref().unwrap_or(config);

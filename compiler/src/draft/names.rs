@@ -24,7 +24,7 @@ pub(super) struct Names {
     pub uneven: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
 
-/// What layers with routed experts have alone, and those without.
+/// What only layers with routed experts have, and only those without.
 #[derive(Debug)]
 pub(super) struct Kinds {
     /// The layers without experts.
@@ -207,7 +207,7 @@ impl Modules {
     }
 }
 
-/// A name with the number behind `experts.` as `{expert}`.
+/// A name with the number after `experts.` as `{expert}`.
 fn expert(name: &str) -> String {
     let Some((before, rest)) = name.split_once("experts.") else { return name.to_owned() };
     match rest.split_once('.') {

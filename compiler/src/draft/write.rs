@@ -20,7 +20,7 @@ pub(super) struct Writer {
     pub bare_norms: bool,
     /// The condition of the lines to come, where not all layers have them.
     pub when: Option<String>,
-    /// Weights are stored `[in, out]`, told from those that are not square.
+    /// Weights are stored `[in, out]`, as those that are not square show.
     transposed: bool,
     sections: [Vec<String>; 3],
     section: usize,
@@ -54,7 +54,7 @@ impl Writer {
         self.sections[self.section].push(format!("  {{ out = \"{out}\", op = \"{op}\", {rest}{when} }},"));
     }
 
-    /// The condition under which a layer is one of these, which have no experts; the key that tells it counts as read.
+    /// The condition under which a layer is one of these, which have no experts; the key that says it counts as read.
     pub fn dense_layers(&mut self, layers: &[usize]) -> String {
         let listed = |value: &Value| matches!(value, Value::List(items) if items.iter().map(Value::number).eq(layers.iter().map(|layer| Some(*layer as f64))));
         let first = layers.iter().copied().eq(0..layers.len());
@@ -127,7 +127,7 @@ impl Writer {
         self.keys.text("model_type").is_some_and(|family| family.contains("gemma") && !later(family))
     }
 
-    /// Tells from matrices that are not square whether weights are stored `[in, out]`.
+    /// Whether weights are stored `[in, out]`, by matrices that are not square.
     pub fn learn_orientation(&mut self, attention: &Attention, mlp: &Mlp, sizes: Sizes) {
         let outs = [&attention.q, &attention.k, &attention.v, &attention.fused, &mlp.gate, &mlp.up, &mlp.fused];
         let turned = |module: &Module| module.shape[0] == sizes.hidden && module.shape[1] != sizes.hidden;

@@ -127,7 +127,7 @@ impl Graph {
         }
     }
 
-    /// All nodes that the outputs need, operands before users, in an order that depends on the graph alone.
+    /// All nodes that the outputs need, operands before users, in an order that depends on the graph only.
     pub fn ordered(&self) -> Vec<NodeId> {
         let mut done = std::collections::HashSet::new();
         let mut order = Vec::with_capacity(self.inner.node_count());

@@ -31,7 +31,7 @@ pub enum Op {
     Add,
     /// `a · b`, element by element.
     Mul,
-    /// `a · sigmoid(b)`, element by element; `b` may be one value a token.
+    /// `a · sigmoid(b)`, element by element; `b` may be one value per token.
     Glu,
     /// An activation function, element by element.
     Activation(Activation),
@@ -57,7 +57,7 @@ pub enum Op {
 pub struct Matmul {
     /// Applied to `x` first; recomputed by whoever multiplies.
     pub norm: Option<Norm>,
-    /// One entry a weight, all read against the same `x`: whether it has a bias. A plain product has one result an entry.
+    /// One entry per weight, all multiplied by the same `x`: whether it has a bias. A plain product has one result per entry.
     pub biases: Vec<bool>,
     /// Weights are stored `[in, out]`.
     pub transposed: bool,
@@ -117,7 +117,7 @@ pub struct Attention {
     pub window: Option<usize>,
     /// `cap · tanh(score / cap)` before the softmax.
     pub softcap: Option<f32>,
-    /// A learned logit a head that takes part in the softmax and adds no value.
+    /// A learned logit per head that takes part in the softmax and adds no value.
     pub sinks: bool,
     /// Takes `k` and `v` of the step, puts them into the caches, and returns those too.
     pub append: bool,
@@ -135,11 +135,11 @@ pub struct Attention {
 /// what a share is before it is normalised.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Route {
-    /// Experts a token.
+    /// Experts per token.
     pub top_k: usize,
-    /// What makes shares of logits.
+    /// How logits become shares.
     pub scoring: Scoring,
-    /// Has a bias, which counts for the choice alone.
+    /// Has a bias, which is added for the choice only.
     pub bias: bool,
     /// The shares of the chosen are divided by their sum.
     pub normalise: bool,
@@ -147,10 +147,10 @@ pub struct Route {
     pub scale: f32,
 }
 
-/// An MLP a expert.
+/// An MLP per expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Experts {
-    /// Behind the gate, or behind `up` where there is no gate.
+    /// Applied to the gate, or to `up` where there is no gate.
     pub activation: Activation,
     /// Has a gate.
     pub gated: bool,
@@ -208,7 +208,7 @@ pub enum Role {
     QNormWeight,
     /// Weight of the fused norm of k.
     KNormWeight,
-    /// Sink logits, one a head.
+    /// Sink logits, one per head.
     Sinks,
     /// Weight of the fused output projection.
     ProjWeight,
@@ -339,12 +339,12 @@ impl Matmul {
         }
     }
 
-    /// Whether nothing follows the products: more may still be fused behind them.
+    /// Whether nothing follows the products: more may still be fused after them.
     pub fn is_bare(&self) -> bool {
         self.epilogue == Epilogue::None && !self.residual && !self.sample
     }
 
-    /// How many results: one a weight, or one where they are gated, and the sampled token.
+    /// How many results: one per weight, or one where they are gated, and the sampled token.
     pub fn result_count(&self) -> usize {
         let products = if matches!(self.epilogue, Epilogue::Gate(_)) { 1 } else { self.biases.len() };
         products + usize::from(self.sample)
@@ -422,7 +422,7 @@ impl Attention {
 }
 
 impl Rope {
-    /// The angles, worked out.
+    /// The angles of all pairs.
     pub fn table(&self) -> RopeTable {
         let (frequencies, magnitude) = self.frequencies();
         RopeTable { dim: self.dim, interleaved: self.interleaved, frequencies, magnitude }

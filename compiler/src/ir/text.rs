@@ -166,7 +166,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
     list.text
 }
 
-/// How many weights a matmul has where `biases` is not written: two gated ones, else one a product.
+/// How many weights a matmul has where `biases` is not written: two gated ones, else one per product.
 pub(super) fn weights_implied(matmul: &Matmul, results: usize) -> usize {
     match matmul.epilogue {
         Epilogue::Gate(_) => 2,

@@ -25,7 +25,7 @@ pub enum Dim {
 }
 
 impl Type {
-    /// `f32[T, sizes…]`: an activation, one row a token.
+    /// `f32[T, sizes…]`: an activation, one row per token.
     pub fn activation(sizes: &[usize]) -> Type {
         let mut shape = vec![Dim::Tokens];
         shape.extend(sizes.iter().map(|&size| Dim::Fixed(size)));
@@ -47,7 +47,7 @@ impl Type {
         Type { format: Format::I32, shape: vec![Dim::Tokens] }
     }
 
-    /// The product of the known sizes: elements a token for an activation, elements in all for a weight.
+    /// The product of the known sizes: elements per token for an activation, elements in all for a weight.
     pub fn row_size(&self) -> usize {
         self.fixed_sizes().product()
     }

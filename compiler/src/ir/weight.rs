@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What a weight is read from.
 ///
 /// In text, `name` is a tensor. `name[16..24 of 48]` is rows 16 to 23 of every 48, `name[:, 16..24 of 48]` columns, and so on inwards. `name[3]` is
-/// one matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one after the other, as one with an axis more in front. A
+/// one matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one after the other, as one with a leading axis more. A
 /// bracket, brace or backslash of a tensor's own name has a backslash before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
@@ -25,7 +25,7 @@ pub struct WeightRef {
 pub enum TensorName {
     /// By its whole name.
     One(String),
-    /// `head`, a number below `count`, `tail`: in that order, as one with an axis more in front.
+    /// `head`, a number below `count`, `tail`: in that order, as one with a leading axis more.
     Stack {
         /// Before the number.
         head: String,

@@ -1,4 +1,4 @@
-//! Rewrites of the graph: what the project exists for. One rewrite a file, one table, one driver.
+//! Rewrites of the graph: what the project exists for. One rewrite per file, one table, one driver.
 //!
 //! A rewrite reads the graph and returns a patch, or why there is none. Only [`run`] changes the graph.
 

@@ -7,7 +7,7 @@ use crate::ir::{Format, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
 /// q, k and v, or gate and up, become one product. Saves a kernel and its edge for each further weight, and the reads
 /// of `x`. Weights keep the order in which their products are used. Must not join what belongs to different layers,
 /// or weights that lie differently in memory: one kernel walks them all; nor an MLP's products with others of the same
-/// vector (where attention and MLP are parallel): its activation is fused behind them.
+/// vector (where attention and MLP are parallel): its activation is fused after them.
 pub const PACK_PROJECTIONS: Rewrite =
     Rewrite { name: "pack-projections", doc: "matmul(x, w0), matmul(x, w1), … => matmul(x, w0, w1, …)", find };
 

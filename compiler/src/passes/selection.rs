@@ -49,7 +49,7 @@ impl Selection {
         Ok(selection)
     }
 
-    /// Leaves out every pass behind `name`.
+    /// Leaves out every pass after `name`.
     ///
     /// # Errors
     /// A name that no pass has, with the nearest one that there is.

@@ -223,7 +223,7 @@ pub enum Io {
     PromptPositions,
     /// `i32[rows]`: its sequence, in every row.
     PromptSequences,
-    /// Sampling parameters, one record a sequence.
+    /// Sampling parameters, one record per sequence.
     Parameters,
     /// `u32[sequences][RING]` in host memory: the sampled tokens, by position.
     Ring,

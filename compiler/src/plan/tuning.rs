@@ -1,4 +1,4 @@
-//! Tuning records: launch shapes that were measured on a GPU, where they beat the plan's own rules.
+//! Tuning records: launch shapes that were measured on a GPU, where they beat the plan's own heuristics.
 //!
 //! A record is a TOML file for one architecture. `fusec tune` writes it; those in `tuning/` are inside the binary.
 
@@ -54,10 +54,10 @@ pub struct MatvecTuning {
     /// Whether the next kernel begins only when what this one depends on is done.
     #[serde(default)]
     pub late: bool,
-    /// Whether what is added to results is loaded while they are made; absent: as the rules have it.
+    /// Whether bias and residual are loaded before the epilogue; absent: by the heuristics.
     #[serde(default)]
     pub ahead: Option<bool>,
-    /// Microseconds of a whole step with this shape, and with the rules'.
+    /// Microseconds of a whole step with this shape, and with those of the heuristics.
     pub us: f64,
     /// The latter.
     pub default_us: f64,
@@ -82,25 +82,25 @@ pub struct AttentionTuning {
     /// Keys that make a further block worth its while.
     pub keys: usize,
     /// While there are few keys: row tiles that a cluster makes of the projection in the kernel that attends and projects. 0: they are two kernels
-    /// here too; absent: as the rules have it.
+    /// here too; absent: by the heuristics.
     #[serde(default)]
     pub slice: Option<usize>,
-    /// While there are few keys: warps a block; absent: as the rules have it.
+    /// While there are few keys: warps per block; absent: by the heuristics.
     #[serde(default)]
     pub near_warps: Option<usize>,
-    /// While there are few keys: rows of x that a cluster takes, where one attends and projects; absent: as the rules have it.
+    /// While there are few keys: rows of x that a cluster takes, where one attends and projects; absent: by the heuristics.
     #[serde(default)]
     pub near_rows: Option<usize>,
-    /// While there are few keys: query heads a block, where it does not project; absent: as the rules have it.
+    /// While there are few keys: query heads per block, where it does not project; absent: by the heuristics.
     #[serde(default)]
     pub near_group: Option<usize>,
-    /// Sums that a product with keys is made in, 1 or 2; absent: as the rules have it.
+    /// Sums that a product with keys is computed in, 1 or 2; absent: by the heuristics.
     #[serde(default)]
     pub chains: Option<usize>,
     /// Whether the next kernel begins only when what this one depends on is done.
     #[serde(default)]
     pub late: bool,
-    /// Microseconds of a whole step with this shape, and with the rules'.
+    /// Microseconds of a whole step with this shape, and with those of the heuristics.
     pub us: f64,
     /// The latter.
     pub default_us: f64,
@@ -112,7 +112,7 @@ pub enum TuningSource {
     /// The shipped one of its architecture, where there is one.
     #[default]
     Shipped,
-    /// None: the rules alone.
+    /// None: only the heuristics.
     None,
     /// A file.
     File(PathBuf),
@@ -187,7 +187,7 @@ impl Tuning {
 }
 
 impl MatvecTuning {
-    /// What tells the products apart that have a shape of their own.
+    /// What identifies the products that have a shape of their own.
     pub fn key(&self) -> TuningKey {
         TuningKey::Product(self.kind.clone(), self.k, self.tiles, self.batch)
     }
@@ -213,7 +213,7 @@ impl MatvecTuning {
 }
 
 impl AttentionTuning {
-    /// What tells the attentions apart that have a shape of their own.
+    /// What identifies the attentions that have a shape of their own.
     pub fn key(&self) -> TuningKey {
         TuningKey::Attention(self.heads, self.key_heads, self.head_dim, self.window, self.batch)
     }
@@ -286,7 +286,7 @@ impl fmt::Display for Tuning {
     }
 }
 
-/// A line of a record that says what the rules do not.
+/// A line of a record that says what the heuristics do not.
 fn option<T: fmt::Display>(key: &str, value: Option<&T>) -> String {
     value.map_or(String::new(), |value| format!("{key} = {value}\n"))
 }

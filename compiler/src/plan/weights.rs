@@ -27,7 +27,7 @@ pub struct WeightBuffer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recipe {
-    /// bfloat16 tiles in mma.m16n8k16 A-fragment order (`tiles.cuh` describes it), `k` columns, parts one behind the other.
+    /// bfloat16 tiles in mma.m16n8k16 A-fragment order (`tiles.cuh` describes it), `k` columns, parts one after the other.
     Tiles {
         /// The weights.
         parts: Vec<Part>,

@@ -49,7 +49,7 @@ pub struct BenchArgs {
     /// Prompt lengths; 32,512, as far as the context reaches, where none are given.
     #[arg(long, env = "FUSE_PROMPTS", value_delimiter = ',')]
     prompts: Option<Vec<usize>>,
-    /// Decode steps a run.
+    /// Decode steps per run.
     #[arg(long, env = "FUSE_BENCH_TOKENS", default_value_t = 128)]
     tokens: usize,
     /// Runs of each measurement.
@@ -76,7 +76,7 @@ struct Report {
     /// Bytes a second.
     read_ceiling: f64,
     weight_bytes_per_step: usize,
-    /// Microseconds that the weights alone take at the ceiling.
+    /// Microseconds of reading the weights at the ceiling.
     floor_us: f64,
     check: String,
     decode: Vec<Decode>,
@@ -88,7 +88,7 @@ struct Report {
 struct Decode {
     batch: usize,
     depth: usize,
-    /// Median of the runs' medians, the fastest and the slowest run; each step timed alone.
+    /// Median of the runs' medians, the fastest and the slowest run; each step timed by itself.
     step_us: f64,
     step_us_min: f64,
     step_us_max: f64,

@@ -111,7 +111,7 @@ fn checked(text: &str, parameters: impl Fn(f32) -> SamplingParameters) -> Result
     Ok(value)
 }
 
-/// In a few words, for the line that tells what was run.
+/// In a few words, for the line that says what was run.
 pub fn describe(parameters: &SamplingParameters) -> String {
     let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed } = parameters;
     let mut changes = String::new();

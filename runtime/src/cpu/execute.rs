@@ -32,7 +32,7 @@ pub(crate) struct Scratch {
     pub scores: Vec<f32>,
 }
 
-/// Parts that each thread should find in a large step, so that the last to end is not far behind.
+/// Parts that each thread should find in a large step, so that the last to end is not late.
 const CHUNKS_A_THREAD: usize = 4;
 /// Panels that a thread multiplies before it does their epilogue.
 pub(crate) const GROUP_PANELS: usize = 32;
@@ -41,7 +41,7 @@ const GROUP_BYTES: usize = 16 << 10;
 
 /// One pass over a plan, as all threads see it.
 ///
-/// Soundness of every access below: a thread writes only the rows, columns or heads of a chunk that it alone claimed, and the plan puts a barrier
+/// Soundness of every access below: a thread writes only the rows, columns or heads of a chunk that only it claimed, and the plan puts a barrier
 /// between a step that writes a buffer or a cache and every other that touches it.
 pub(crate) struct Execution<'a> {
     pub plan: &'a Plan,
@@ -173,7 +173,7 @@ impl Execution<'_> {
         unsafe { self.memory.read(place.start + row * place.size, place.size) }
     }
 
-    /// Part of a row, which this thread alone touches in this step.
+    /// Part of a row, which only this thread touches in this step.
     #[allow(clippy::mut_from_ref)]
     pub(super) fn write(&self, buffer: Buffer, row: usize, from: usize, length: usize) -> &mut [f32] {
         let place = self.plan.places[buffer];

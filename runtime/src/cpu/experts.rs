@@ -1,4 +1,4 @@
-//! Routed experts: of the weights, those of the chosen experts alone are read.
+//! Routed experts: of the weights, only those of the chosen experts are read.
 
 use std::ops::Range;
 
@@ -74,7 +74,7 @@ impl Execution<'_> {
         }
     }
 
-    /// `a · sigmoid(b)`, where `b` has one value a row or as many as `a`.
+    /// `a · sigmoid(b)`, where `b` has one value per row or as many as `a`.
     pub(super) fn glu(&self, a: Buffer, b: Buffer, out: Buffer, row: usize, part: Range<usize>) {
         let b = self.row(b, row);
         let values = self.row(a, row)[part.clone()].iter().zip(part.clone());

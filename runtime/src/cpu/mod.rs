@@ -1,7 +1,7 @@
 //! The CPU executor: any graph, fused or not, on threads and SIMD.
 //!
 //! Weights keep the graph's storage type (bf16 as a rule) and are packed once; activations, caches and sums are `f32`. The order of each sum
-//! depends on its length alone, so the same rows give the same bits whatever the threads, the batch, or the cut of the prompt.
+//! depends only on its length, so the same rows give the same bits whatever the threads, the batch, or the cut of the prompt.
 
 mod attention;
 mod bandwidth;

@@ -30,7 +30,7 @@ pub trait WeightSource: Sync {
     fn read_rows_f32(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
 }
 
-/// What a packed matrix is made of. Equal recipes share one copy: a tied head is its embedding.
+/// How a packed matrix is made. Equal recipes share one copy: a tied head is its embedding.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Recipe {
     /// Names in the checkpoint. All have as many columns as the first.

@@ -40,7 +40,7 @@ pub(crate) struct Scheduled {
 pub(crate) struct Place {
     /// Its first float.
     pub start: usize,
-    /// Floats a row.
+    /// Floats per row.
     pub size: usize,
 }
 

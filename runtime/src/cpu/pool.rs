@@ -17,7 +17,7 @@ pub(crate) struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// What a job is told: which thread it is on, of how many, and what is done.
+/// What a job is given: which thread it is on, of how many, and what is done.
 pub(crate) struct Worker<'a> {
     /// This thread's number, from 0.
     pub index: usize,
@@ -49,7 +49,7 @@ struct StepCounters {
     done: Padded<AtomicU64>,
 }
 
-/// Alone on its pair of cache lines, so that waiting on one does not slow another.
+/// The only one on its pair of cache lines, so that waiting on one does not slow another.
 #[repr(align(128))]
 struct Padded<T>(T);
 

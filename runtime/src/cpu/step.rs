@@ -2,7 +2,7 @@
 
 use fusec::ir::{Activation, Epilogue, NormKind, Route};
 
-/// The number of a buffer: an activation, one row a token.
+/// The number of a buffer: an activation, one row per token.
 pub(crate) type Buffer = usize;
 
 /// One thing to do for all rows, split over the threads.
@@ -13,7 +13,7 @@ pub(crate) enum Step {
     Embed { ids: Ids, table: usize, out: Buffer },
     /// Norm and rotation of each head.
     Heads(HeadsStep),
-    /// Matrix products against one operand, and what is fused behind them.
+    /// Matrix products against one operand, and what is fused after them.
     Matmul(MatmulStep),
     /// Attention over the caches.
     Attention(AttentionStep),
@@ -25,7 +25,7 @@ pub(crate) enum Step {
     Map { map: Map, x: Buffer, out: Buffer },
     /// Which experts a row goes to.
     Route(RouteStep),
-    /// What the chosen experts have inside.
+    /// Hidden values of the chosen experts.
     ExpertHidden(HiddenStep),
     /// The sum of the chosen experts.
     ExpertSum(SumStep),
@@ -214,7 +214,7 @@ impl Step {
 /// A buffer before it has a place.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BufferShape {
-    /// Floats a row.
+    /// Floats per row.
     pub size: usize,
     /// It holds rows of the tail only, of which there are fewer at a time.
     pub tail: bool,
@@ -227,6 +227,6 @@ pub(crate) struct CacheShape {
     pub name: String,
     /// Key heads.
     pub heads: usize,
-    /// Floats a head.
+    /// Floats per head.
     pub dim: usize,
 }

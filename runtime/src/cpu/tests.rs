@@ -1,4 +1,4 @@
-//! The executor against the interpreter: every op alone, whole models fused and not, batches, cuts of a prompt, threads.
+//! The executor against the interpreter: every op by itself, whole models fused and not, batches, cuts of a prompt, threads.
 
 use std::ops::Range;
 

@@ -32,7 +32,7 @@ impl Gpu {
     /// Opens the GPU with this number, from zero, and takes its primary context.
     ///
     /// # Errors
-    /// As [`Gpu::probe`], where there is no GPU with this number, or where it cannot be used (another process may own it alone).
+    /// As [`Gpu::probe`], where there is no GPU with this number, or where it cannot be used (another process may own it exclusively).
     pub fn open(ordinal: usize) -> Result<Gpu> {
         let count = Gpu::probe().with_context(|| format!("cannot open cuda:{ordinal}"))?;
         ensure!(ordinal < count, "there is no cuda:{ordinal}: this machine has {count} GPUs, numbered from 0");

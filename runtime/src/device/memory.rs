@@ -176,7 +176,7 @@ pub struct PinnedBuffer {
     len: usize,
 }
 
-// SAFETY: the memory belongs to this value alone; shared access from the host goes through atomics.
+// SAFETY: the memory belongs to this value only; shared access from the host goes through atomics.
 unsafe impl Send for PinnedBuffer {}
 // SAFETY: as above: every method on `&self` that touches the memory is atomic.
 unsafe impl Sync for PinnedBuffer {}

@@ -284,7 +284,7 @@ impl GenerationDefaults {
         })
     }
 
-    /// How many tokens may follow a prompt of so many, where the model says.
+    /// How many tokens may follow a prompt of that many, where the model says.
     ///
     /// # Errors
     /// A prompt that leaves no room in the model's `max_length`.

@@ -9,7 +9,7 @@ use super::Profile;
 const LEFT_OUT: &[(&str, bool)] = &[("--trace", true), ("--kernel", true), ("--json", false)];
 
 /// The command that runs `program arguments…` again under Nsight Compute and measures the first launch of a kernel, which `fuserun profile` makes
-/// at the depth that was asked for, before anything else. Its caches are empty then (the tool's own default) and its clocks are left alone.
+/// at the depth that was asked for, before anything else. Its caches are empty then (the tool's own default) and its clocks stay at their defaults.
 pub fn command(kernel: &str, program: &str, arguments: &[String]) -> String {
     let mut words = ["ncu", "--set", "full", "--clock-control", "none", "--kernel-name"].map(str::to_owned).to_vec();
     words.extend([format!("regex:^{kernel}$"), "--launch-count".into(), "1".into(), program.to_owned()]);

@@ -4,7 +4,7 @@ use fusec::plan::{Reads, StepKind};
 
 use super::*;
 
-/// Llama-3.2-1B's step at depth 511, batch 2, each launch 4 us alone and 3 us in the step, but the second, which ends with the first.
+/// Llama-3.2-1B's step at depth 511, batch 2, each launch 4 us by itself and 3 us in the step, but the second, which ends with the first.
 fn profile() -> Profile {
     let (file, text) = find_for(&["LlamaForCausalLM"]).expect("it is shipped");
     let description = Description::parse(text, file).expect("a shipped description");

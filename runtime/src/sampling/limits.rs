@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail, ensure};
 
-/// Checks that a prompt can be run in a context of so many positions.
+/// Checks that a prompt can be run in a context of that many positions.
 ///
 /// # Errors
 /// No tokens, more than the context holds, or a token beyond the vocabulary.

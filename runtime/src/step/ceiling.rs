@@ -70,7 +70,7 @@ impl MemoryReader {
         Ok(rates[RUNS / 2])
     }
 
-    /// Puts reads of at least `bytes` bytes into the stream: caches hold nothing else behind them.
+    /// Puts reads of at least `bytes` bytes into the stream: caches hold nothing else after them.
     ///
     /// # Errors
     /// The driver refuses a launch.

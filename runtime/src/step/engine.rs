@@ -415,7 +415,7 @@ impl GpuEngine {
     }
 }
 
-/// Puts launches of a plan into a stream, each behind the one before it: `overlapped`, each may start before that one ends.
+/// Puts launches of a plan into a stream, each after the one before it: `overlapped`, each may start before that one ends.
 pub(super) fn enqueue(
     stream: &Stream,
     plan: &Plan,
@@ -454,10 +454,10 @@ fn decoded_batch(step: &Step) -> Option<usize> {
     }
 }
 
-/// The device code of a step's kernels, loaded for this step alone, with the step's share of shared memory.
+/// The device code of a step's kernels, loaded for this step only, with the step's share of shared memory.
 ///
 /// A kernel that steps share would have one share of shared memory for them all, and a step whose kernels differ in it waits at each change: an H200 took 487 us
-/// for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, where alone they take 468 and 303. Where code lies makes no difference.
+/// for a step of Qwen3-0.6B at batch 4 and 327 for SmolLM2's, where by themselves they take 468 and 303. Where code lies makes no difference.
 pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]>, step: &Step) -> Result<StepKernels> {
     let mut kernels = StepKernels::new();
     for launch in &step.launches {

@@ -1,4 +1,4 @@
-//! What the sampling kernel is told of a sequence.
+//! The parameters of a sequence for the sampling kernel.
 
 use super::addresses::PARAMETER_BYTES;
 use crate::sampling::SamplingParameters;

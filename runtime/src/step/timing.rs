@@ -16,17 +16,17 @@ pub const NOTHING: &str = "extern \"C\" __global__ void nothing() {}\n";
 /// Launches that are put into the stream at a time: the driver's queue holds them and their events.
 const QUEUED: usize = 200;
 
-/// Reads ahead of timed launches begin with so many caches full, and grow at most so often: they last while the host is putting in the launches.
+/// Reads before timed launches begin with this many caches full, and grow at most this often: they last while the host is putting in the launches.
 const CACHES_READ: usize = 8;
 const GROWTHS: usize = 5;
 
 /// The launches of a decode step, each in microseconds, in order.
 #[derive(Clone, Debug, Default)]
 pub struct LaunchTimes {
-    /// Each by itself: the interval between an event before it and one behind it, less the same interval around a kernel that does nothing.
+    /// Each by itself: the interval between an event before it and one after it, less the same interval around a kernel that does nothing.
     /// Nothing overlaps it, and its weights are in no cache.
     pub alone: Vec<f64>,
-    /// From the start of a captured step that ends behind the launch to its end: as launches overlap in the whole step, so here.
+    /// From the start of a captured step that ends after the launch to its end: as launches overlap in the whole step, so here.
     pub ends: Vec<f64>,
     /// Whether the launches lay ready when those by themselves were timed. Where not (under a tool that runs them one by one), the host's time is in them.
     pub queued: bool,

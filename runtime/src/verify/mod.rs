@@ -29,7 +29,7 @@ pub struct Comparison {
     pub found: f32,
     /// The value expected there.
     pub expected: f32,
-    /// Tokens whose row alone is beyond the bound.
+    /// Tokens whose row is beyond the bound by itself.
     pub tokens: Vec<usize>,
 }
 
@@ -249,7 +249,7 @@ impl Reporter<'_> {
         diagnostics
     }
 
-    /// The call, and those behind it that lie between it and calls whose values agree.
+    /// The call, and those after it that lie between it and calls whose values agree.
     fn suspects(&self, call: usize, sound: &BTreeSet<usize>) -> BTreeSet<usize> {
         let (mut found, mut queue) = (BTreeSet::new(), vec![call]);
         while let Some(call) = queue.pop() {

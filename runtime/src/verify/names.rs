@@ -85,7 +85,7 @@ impl<'a> Index<'a> {
         self.producers[call].values().copied().flatten()
     }
 
-    /// transformers' hidden state: the input of a layer, and the last one behind the norm of the head.
+    /// transformers' hidden state: the input of a layer, and the last one after the norm of the head.
     fn hidden_state(&self, number: usize) -> Option<usize> {
         let carried = self.carried?;
         match number {
@@ -129,7 +129,7 @@ impl<'a> Index<'a> {
         found
     }
 
-    /// The scale behind an embedding.
+    /// The scale after an embedding.
     fn scaled(&self, call: usize) -> Option<usize> {
         let behind = |next: &usize| {
             self.calls[*next].op == OpName::Scale && self.producers[*next].get("x").copied().flatten() == Some(call)
@@ -143,7 +143,7 @@ impl<'a> Index<'a> {
         self.calls.iter().rposition(|call| call.layer == layer && call.outs.iter().any(|out| out == value))
     }
 
-    /// The last call before the layers, or behind them, that defines a value.
+    /// The last call before the layers, or after them, that defines a value.
     fn outside(&self, after: bool, value: &str) -> Option<usize> {
         let head = self.head();
         let range = if after { head..self.calls.len() } else { 0..head };
@@ -152,7 +152,7 @@ impl<'a> Index<'a> {
         self.calls[range].iter().rposition(defines).map(|at| start + at)
     }
 
-    /// Where the calls behind the layers begin.
+    /// Where the calls after the layers begin.
     fn head(&self) -> usize {
         self.calls.iter().rposition(|call| call.layer.is_some()).map_or(0, |last| last + 1)
     }

@@ -164,7 +164,7 @@ impl Checkpoint {
         tensors::account(&self.origin, &self.shapes(), required, spare)
     }
 
-    /// Checks that a head that is tied has no other values of its own: which of the two a model computes with nothing tells.
+    /// Checks that a head that is tied has no other values of its own: nothing says which of the two a model computes with.
     ///
     /// # Errors
     /// `lm_head.weight` differs from each embedding of its shape among the `required` tensors.
@@ -228,7 +228,7 @@ impl Checkpoint {
     }
 }
 
-/// Counter-based noise: each value depends on the seed and its index alone.
+/// Counter-based noise: each value depends only on the seed and its index.
 mod noise {
     /// Folds a tensor's name into the seed (FNV-1a).
     pub(super) fn seed(seed: u64, name: &str) -> u64 {

@@ -48,7 +48,7 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
     })
 }
 
-/// The tensors of the language model, as they are called where it is alone.
+/// The tensors of the language model, as they are called where it is the whole model.
 fn of_language_model(config: &Value, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
     let names: Vec<&String> = tensors.keys().collect();
     let own = language_model_names(config, &names);

@@ -79,7 +79,7 @@ impl Shape {
 pub(super) enum Start {
     /// What the record has for fewer rows.
     FewerRows,
-    /// What it has, the next kernel beginning behind each only when what that depends on is done.
+    /// What it has, each trigger after its wait.
     Late,
 }
 
@@ -280,7 +280,7 @@ mod tests {
         }
     }
 
-    /// Shapes of a family's decode step, as the rules have them.
+    /// Shapes of a family's decode step, as the heuristics choose them.
     fn shapes(architecture: &str, batch: usize) -> Vec<Shape> {
         let (file, text) = find_for(&[architecture]).expect("it is shipped");
         let description = Description::parse(text, file).expect("a shipped description");

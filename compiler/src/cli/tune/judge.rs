@@ -19,7 +19,7 @@ pub(super) struct About {
     pub driver: String,
 }
 
-/// A candidate's step beside that of the rules, in microseconds.
+/// A candidate's step beside that of the heuristics, in microseconds.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(super) struct Measured {
     pub us: f64,
@@ -27,7 +27,7 @@ pub(super) struct Measured {
     /// Rounds in which it was the faster one.
     pub wins: usize,
     pub rounds: usize,
-    /// How far its logits are from the rules'.
+    /// How far its logits are from those of the heuristics.
     pub nmse: f64,
 }
 

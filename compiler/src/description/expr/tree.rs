@@ -1,4 +1,4 @@
-//! What an expression is made of.
+//! The nodes of an expression.
 
 use super::super::diagnostics::Span;
 use super::super::value::Value;
@@ -95,7 +95,7 @@ impl Expr {
         self.parts().into_iter().for_each(|part| part.visit_lists(visit));
     }
 
-    /// The expressions that it is made of.
+    /// Its parts.
     fn parts(&self) -> Vec<&Expr> {
         match &self.kind {
             Kind::Literal(_) | Kind::Layer | Kind::Key(_) => Vec::new(),

@@ -142,7 +142,7 @@ impl Interpreter {
         Ok(())
     }
 
-    /// The state that this value is the next version of, if it is the result of an append.
+    /// The state that this value is after the step, if the node changes one.
     fn appended_state(&self, value: Value) -> Option<String> {
         let next = self.graph.op(value.node).next_states();
         let (role, _) = next.iter().find(|(_, result)| *result == value.result)?;

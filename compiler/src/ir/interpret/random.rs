@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use super::{Interpreter, Tensor, is_int, sizes};
 use crate::ir::{Graph, Op, Role, Start, Type, WeightRef};
 
-/// Runs a graph on random weights, caches and inputs, which depend on their names and the seed alone: graphs that
+/// Runs a graph on random weights, caches and inputs, which depend only on their names and the seed: graphs that
 /// compute the same from the same leaves return the same. A first step of `tokens` tokens is followed by a step of
 /// one, if the context has room; the outputs of both are returned. Positions start in the middle of the room there
 /// is, with random values in the cache before them.

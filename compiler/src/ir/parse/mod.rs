@@ -23,7 +23,7 @@ impl Graph {
         Graph::parse_with_lines(text).map(|(graph, _)| graph)
     }
 
-    /// Reads the text form, and tells the line that each node stands on.
+    /// Reads the text form, and returns the line that each node stands on.
     ///
     /// # Errors
     /// Text that is no graph.

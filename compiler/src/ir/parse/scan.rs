@@ -13,7 +13,7 @@ pub(super) struct Scan {
 /// How deep attributes nest at most: a scaling within a rope within an attention, and room.
 const DEPTH: usize = 8;
 
-/// An attribute: `name=value`, or `name` alone for a flag that is set.
+/// An attribute: `name=value`, or only `name` for a flag that is set.
 #[derive(Debug)]
 pub(super) struct Attribute {
     pub(super) name: String,
@@ -137,7 +137,7 @@ impl Scan {
         }
     }
 
-    /// Attributes up to `close`, which is consumed; the opening bracket is behind.
+    /// Attributes up to `close`, which is consumed; the opening bracket is consumed already.
     pub(super) fn attributes(&mut self, close: char) -> Result<Vec<Attribute>, ParseError> {
         let mut attributes = Vec::new();
         while !self.eat(close) {

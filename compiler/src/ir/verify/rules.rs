@@ -1,4 +1,4 @@
-//! One rule an op.
+//! One rule per op.
 
 use super::fused::{attention, matmul};
 use super::terms::{

@@ -162,7 +162,7 @@ pub(super) fn matrix(name: &str, ty: &Type) -> Result<[usize; 2], String> {
     }
 }
 
-/// A weight of one axis; `why` tells where its size comes from.
+/// A weight of one axis; `why` says where its size comes from.
 pub(super) fn vector(name: &str, ty: &Type, size: usize, why: impl Fn() -> String) -> Check {
     if is_float(ty) && ty.shape == [Dim::Fixed(size)] {
         return Ok(());

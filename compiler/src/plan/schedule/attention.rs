@@ -19,7 +19,7 @@ use crate::plan::{Arg, PACKED_FORMAT, Recipe};
 const CONTEXT: Source = Source::Ready(Arg::Context);
 
 impl Builder<'_, '_> {
-    /// RoPE and cache writes that stand alone.
+    /// RoPE and cache writes that are not fused into an attention.
     pub(super) fn positional(&mut self, node: NodeId, op: &Op) -> Result<()> {
         let x = self.pointer(node, Role::X)?;
         let ty = self.graph().type_of(self.operand(node, Role::X)?).clone();
@@ -157,7 +157,7 @@ impl Builder<'_, '_> {
         Ok(())
     }
 
-    /// Attention of a prompt's rows, behind which their keys and values are in the caches.
+    /// Attention of a prompt's rows; their keys and values are put into the caches before it.
     fn attention_rows(
         &mut self,
         node: NodeId,

@@ -14,7 +14,7 @@ use crate::plan::kernels::{
 use crate::plan::place::{NULL, Source};
 use crate::plan::{Arg, PACKED_FORMAT, Recipe};
 
-/// Pairs of a router's weight, 1 KB each, that a block of the product in front may have in its shared memory.
+/// Steps of a router's weight, 1 KB each, that a block of the product before it may have in its shared memory.
 const MOST_PAIRS: usize = 16;
 
 /// What the kernels of one node of experts share.
@@ -111,7 +111,7 @@ impl Builder<'_, '_> {
         let parts = vec![self.part(router, Role::Weight(0), rows)?];
         let packed = self.planner.weight(Recipe::Tiles { parts, k, gated: false, transposed: matmul.transposed });
         let norm_weight = self.vector(router, Role::NormWeight, offset)?;
-        // The sums of a product whose columns blocks share lie in front of the logits.
+        // The sums of a product whose columns blocks share lie before the logits.
         let before = if spec.split > 1 { self.sum_bytes(value) } else { 0 };
         let buffer = self.buffer(before + ROUTER_COPIES * self.rows.count * rows * 8);
         if spec.split > 1 {
@@ -272,7 +272,7 @@ impl Builder<'_, '_> {
         Ok((Source::Ready(Arg::Weight(self.planner.weight(recipe))), [count, rows, k]))
     }
 
-    /// The sum that alone reads `value` and what it adds, where that is there: its launch is then left out. Else `value`.
+    /// The sum that is the only reader of `value`, and what it adds, where that is computed already: its launch is then left out. Else `value`.
     fn with_residual(&mut self, value: Value) -> (Value, Source) {
         let alone = (value, NULL);
         let graph = self.graph();

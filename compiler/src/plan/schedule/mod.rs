@@ -50,7 +50,7 @@ impl Default for PlanOptions {
 }
 
 impl PlanOptions {
-    /// Nothing to launch: for who needs the graph alone.
+    /// Nothing to launch: for callers that need only the graph.
     pub fn none() -> PlanOptions {
         PlanOptions { batches: Vec::new(), prompts: Vec::new(), ..PlanOptions::default() }
     }
@@ -101,7 +101,7 @@ struct Planner<'g> {
     numbers: HashMap<NodeId, usize>,
     /// Nodes up to the last layer, in order.
     body: Vec<NodeId>,
-    /// Nodes behind the last layer.
+    /// Nodes after the last layer.
     head: Vec<NodeId>,
     weights: Vec<WeightBuffer>,
     recipes: HashMap<Recipe, usize>,
@@ -117,7 +117,7 @@ impl<'g> Planner<'g> {
         let last_layer = order.iter().rposition(|&node| graph.node(node).layer.is_some());
         let split = last_layer.map_or(0, |position| position + 1);
         ensure!(split > 0, "the graph {:?} has no layers", graph.name);
-        // What the head does not need of a layer (caches) may be ordered behind it: a node is the head's if it depends on no later layer node.
+        // What the head does not need of a layer (caches) may be ordered after it: a node is the head's if it depends on no later layer node.
         let (body, head) = order.split_at(split);
         Ok(Planner {
             graph,
@@ -221,12 +221,12 @@ struct Builder<'p, 'g> {
     covered: Vec<NodeId>,
     buffers: Vec<Buffer>,
     launches: Vec<Draft>,
-    /// The steps so far: kind, the launch behind the last of them, the buffer of its logits.
+    /// The steps so far: kind, the end of its launches, the buffer of its logits.
     ends: Vec<(StepKind, usize, Option<usize>)>,
     logits: Option<usize>,
-    /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel in front of the router makes.
+    /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel before the router computes.
     summed: HashSet<Value>,
-    /// Of many rows, results of norms as products take them: a row of what rounding to bfloat16 keeps, and one of what it leaves.
+    /// Of many rows, results of norms as products read them: a hi/lo split in bfloat16.
     paired: HashMap<Value, Place>,
     /// Whether a launch is of a form that only near steps have.
     has_near_form: bool,
@@ -375,7 +375,7 @@ impl<'p, 'g> Builder<'p, 'g> {
         })
     }
 
-    /// Whether the launch in front can set what the next one adds to to zero.
+    /// Whether the launch before the next one can zero what the next one adds to.
     fn can_zero(&self) -> bool {
         let begun = self.ends.last().map_or(0, |end| end.1);
         self.few() && self.launches[begun..].last().is_some_and(Draft::can_zero)

@@ -239,7 +239,7 @@ impl Builder<'_, '_> {
         })
     }
 
-    /// Rows of `x` under the norm that `node` has or is, two bfloat16 a value.
+    /// Rows of `x` under the norm that `node` has or is, as a hi/lo split in bfloat16.
     fn paired_norm(&mut self, node: NodeId, norm: &Norm, x: Source, k: usize) -> Result<Place> {
         let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
         let storage = self.x_storage(k);

@@ -10,8 +10,8 @@ use crate::plan::tuning::{AttentionTuning, MatvecTuning, Tuning};
 
 /// Two blocks share the columns of a row tile where there are too few row tiles to occupy the device, if their results may be `summed`.
 ///
-/// 64 KB of weights in flight a block, two blocks a multiprocessor, is what was best on an H200 (Llama-3.2-1B, batch 1, us a step: 8 warps
-/// by 8 steps 694, one block a multiprocessor 753). Row tiles are finished together where a ring has room for several.
+/// 64 KB of weights in flight per block, two blocks per multiprocessor, was best on an H200 (Llama-3.2-1B, batch 1, us per step: 8 warps
+/// by 8 steps 694, one block per multiprocessor 753). Row tiles are finished together where a ring has room for several.
 pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
     let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
@@ -41,8 +41,8 @@ fn tuned_product<'t>(spec: &dyn Family, tuning: &'t Tuning) -> Option<&'t Matvec
     tuning.product(&spec.tuning(0)?)
 }
 
-/// Query heads that a block takes, of those that share a key head: up to four, whose weights fill a product's columns with what rounding keeps and
-/// what it leaves (on an H200 a layer of Qwen3-30B-A3B takes 1.4 us less than with its eight); up to eight rather than one by one.
+/// Query heads that a block takes, of those that share a key head: up to four, whose softmax weights fill a product's eight columns as hi/lo
+/// splits (on an H200 a layer of Qwen3-30B-A3B takes 1.4 us less than with its eight); up to eight rather than one by one.
 pub(super) fn query_group(share: usize, head_dim: usize) -> usize {
     let within = |most: usize| (1..=most).rev().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
     match within(4) {
@@ -54,13 +54,13 @@ pub(super) fn query_group(share: usize, head_dim: usize) -> usize {
 
 /// Query heads that a block takes of those that share a key head where it takes all their keys: few, that is many blocks, but no more than 32.
 ///
-/// On an H200, us a step: Qwen3-0.6B at batch 1 with 16 blocks 447, with 8 458; at batch 2 with 32 493, with 16 497; at batch 4 with 64 594, with 32 574. A
+/// On an H200, us per step: Qwen3-0.6B at batch 1 with 16 blocks 447, with 8 458; at batch 2 with 32 493, with 16 497; at batch 4 with 64 594, with 32 574. A
 /// layer of Qwen3-30B-A3B with 32 blocks 35.8, with 16 36.1, with 8 36.5.
 pub(super) fn near_group(heads: usize, share: usize, rows: usize) -> usize {
     (1..=share).find(|group| share.is_multiple_of(*group) && heads / group * rows <= 32).unwrap_or(share)
 }
 
-/// Warps, and the keys that make a further block worth its while. On an H200, us a step, before near steps took all keys in one block:
+/// Warps, and the keys per block before one more block is used. On an H200, us per step, before near steps took all keys in one block:
 ///
 /// Llama-3.2-1B (heads of 64) with splits of 128 keys takes 684 at depth 512 and 825 at 4096, of 256 keys 687 and 767, of 512 keys 697 and 761.
 /// Qwen3-0.6B (heads of 128: eight warps that hold 16 keys each have too few registers) with 4 warps and 64 keys takes 479, 540 and 605 at batch 1,
@@ -71,7 +71,7 @@ pub(super) fn attention_shape(head_dim: usize) -> (usize, usize) {
 
 /// Sums that a product with keys is made in: two are ready sooner, where a warp has registers for them.
 ///
-/// On an H200, us a step: Qwen3-0.6B with two 429, with one 456; a layer of Qwen3-30B-A3B with two 36.2, with one, beside whose blocks those of the
+/// On an H200, us per step: Qwen3-0.6B with two 429, with one 456; a layer of Qwen3-30B-A3B with two 36.2, with one, beside whose blocks those of the
 /// next kernel fit, 34.9, and a record may say so.
 pub(super) fn attention_chains(head_dim: usize) -> usize {
     if head_dim > 128 { 1 } else { 2 }
@@ -79,7 +79,7 @@ pub(super) fn attention_chains(head_dim: usize) -> usize {
 
 /// Warps with 16 queries each, warps that share those, and keys a tile, of the kernel that attends with many rows.
 ///
-/// Four warps a block. Where rows are few, fewer queries a block occupy more of the device, and the warps share the keys instead. Heads beyond
+/// Four warps per block. Where rows are few, fewer queries per block occupy more of the device, and the warps share the keys instead. Heads beyond
 /// 128 values have their queries in shared memory, of which a block may have 99 KB on the smallest parts.
 pub(super) fn attention_rows_shape(
     heads: usize,
@@ -106,7 +106,7 @@ pub(super) struct ClusterShape {
 
 /// The shape of the kernel that attends and projects for `batch` rows of x and `rows` of its result; none where two kernels are better.
 ///
-/// An H200 holds 15 clusters of 8 blocks at a block a multiprocessor: as many slices are all there at once. Measured there, us a step at batch 1:
+/// An H200 holds 15 clusters of 8 blocks at one block per multiprocessor: that many slices run at once. Measured there, us per step at batch 1:
 /// SmolLM2-135M 337 against 343, Llama-3.2-1B 648 against 659, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688. That was
 /// against keys split over blocks: where one block takes all keys of a head, Llama-3.2-1B takes 645, and its record says so. With a cluster for each row
 /// SmolLM2 takes 287 against 306 at two rows, if the next kernel begins late.

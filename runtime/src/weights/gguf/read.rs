@@ -88,7 +88,7 @@ const READ_AS_TEXT: &[&str] = &[
     "tokenizer.ggml.tokens",
 ];
 
-/// Reads the metadata alone.
+/// Reads only the metadata.
 pub(super) fn metadata(file: &[u8]) -> Result<Metadata> {
     Ok(Cursor { file, at: 0 }.header()?.1)
 }
@@ -216,7 +216,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// The type behind GGUF's number for it.
+/// The type of GGUF's number for it.
 fn dtype_of(number: u32) -> Dtype {
     match number {
         0 => Dtype::F32,

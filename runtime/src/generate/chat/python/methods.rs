@@ -307,7 +307,7 @@ fn title(text: &str) -> String {
     out
 }
 
-/// A letter as a word begins with it: of those that become two, the first alone is a capital.
+/// A letter as a word begins with it: of those that become two, only the first is a capital.
 fn capital(character: char) -> String {
     let mut upper = character.to_uppercase();
     let first = upper.next().map(String::from).unwrap_or_default();

@@ -169,7 +169,7 @@ impl Spec {
         Ok(if self.conversion.is_ascii_uppercase() { made.to_uppercase() } else { made })
     }
 
-    /// As many digits as are asked for, without the zeros behind the last of them, in the shorter form.
+    /// As many digits as are asked for, without trailing zeros, in the shorter form.
     fn general(&self, magnitude: f64, digits: usize) -> String {
         let long = exponential(magnitude, digits - 1);
         let Some((mantissa, exponent)) = long.split_once('e') else { return long };
@@ -185,7 +185,7 @@ impl Spec {
         }
     }
 
-    /// With `#`, a point stands behind whole numbers too.
+    /// With `#`, a point follows whole numbers too.
     fn with_point(&self, text: String) -> String {
         match (self.alternate && !text.contains('.'), text.split_once('e')) {
             (false, _) => text,

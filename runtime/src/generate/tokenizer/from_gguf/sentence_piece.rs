@@ -42,7 +42,7 @@ pub(super) fn build(metadata: &Metadata, tokens: &[&str], kinds: &Kinds<'_>) -> 
     Ok(inner)
 }
 
-/// How a user-defined token is found in a text before any merge; `None` where merges alone make it.
+/// How a user-defined token is found in a text before any merge; `None` where only merges make it.
 ///
 /// One that is spelled with marks of spaces is looked for after spaces have become marks. Where a text gets a space of its own, looking for it
 /// would give that space to the token too.

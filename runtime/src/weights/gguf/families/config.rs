@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json, json};
 /// SmolLM3 turns q and k in three layers of four; a GGUF file does not say so.
 const SMOLLM3_TURNED_OF: u64 = 4;
 
-/// StarCoder 2's checkpoints, told by their layers, have a window that their files do not have.
+/// StarCoder 2's checkpoints, recognised by their layers, have a window that their files do not have.
 const STARCODER2: ([u64; 3], u64) = ([30, 32, 40], 4096);
 
 /// Gemma 2's window and soft caps, of scores and of logits, where a file does not say them.
@@ -102,7 +102,7 @@ pub(super) fn config(family: &Family, contents: &Contents, files: &[&[u8]]) -> R
             config.put("use_parallel_residual", json!(keys.boolean("use_parallel_residual")?.unwrap_or(true)));
         }
         "stablelm" => {
-            // The key is true in files of models whose config.json does not say: the second norm tells.
+            // The key is true in files of models whose config.json does not say: the second norm shows it.
             keys.boolean("use_parallel_residual")?;
             config.put("use_parallel_residual", json!(!has("blk.0.ffn_norm.weight")));
             config.put("qk_layernorm", json!(has("blk.0.attn_q_norm.weight")));
@@ -157,7 +157,7 @@ impl Config<'_> {
     /// What Gemma 2 and 3 have beyond Gemma: windows on some layers, a scale of scores, soft caps.
     fn put_gemma(&mut self, keys: &Keys<'_>, layers: u64, share: u64, head_dim: u64) -> Result<()> {
         let third = self.family.model_type == "gemma3_text";
-        // The scale is the head size's but in the 27B models, which are told by their layers: a file does not say it.
+        // The scale is the head size's but in the 27B models, which are recognised by their layers: a file does not say it.
         let largest = if third { 62 } else { 46 };
         self.put("query_pre_attn_scalar", json!(if layers == largest { share } else { head_dim }));
         let (window, scores, logits) = GEMMA2;

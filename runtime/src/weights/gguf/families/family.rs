@@ -14,7 +14,7 @@ pub(super) struct Family {
     pub rotation: Rotation,
     /// (the usual key of config.json, the family's own).
     pub keys: Names,
-    /// config.json's keys that say whether there are biases, each with the tensor that tells.
+    /// config.json's keys that say whether there are biases, each with the tensor that shows it.
     pub biases: Names,
     /// `blk.N.` becomes this and `N.`.
     pub layers: &'static str,

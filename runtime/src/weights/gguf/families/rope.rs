@@ -1,4 +1,4 @@
-//! `rope_scaling` behind the metadata and the tensors of rotation factors.
+//! `rope_scaling` from the metadata and the tensors of rotation factors.
 
 use super::super::contents::Contents;
 use super::family::INSTEAD;
@@ -7,7 +7,7 @@ use crate::weights::dtype::Dtype;
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value as Json, json};
 
-/// The tensor that carries llama 3's scaled rotation frequencies as divisors, one a pair.
+/// The tensor that carries llama 3's scaled rotation frequencies as divisors, one per pair.
 pub(super) const DIVISORS: &str = "rope_freqs.weight";
 
 /// Longrope's divisors within and beyond the trained context.
@@ -19,7 +19,7 @@ pub(super) fn is_factors(name: &str) -> bool {
     [DIVISORS, SHORT, LONG].contains(&name)
 }
 
-/// `rope_scaling` from the metadata or the tensors of factors, of `rotated` values a head; null where the rotation is plain.
+/// `rope_scaling` from the metadata or the tensors of factors, of `rotated` values per head; null where the rotation is plain.
 pub(super) fn scaling(keys: &Keys<'_>, contents: &Contents, files: &[&[u8]], theta: f64, rotated: u64) -> Result<Json> {
     let factors = |name: &str| -> Result<Option<Vec<f32>>> {
         let Some(entry) = contents.tensors.get(name) else { return Ok(None) };

@@ -249,11 +249,11 @@ const GATED_MLP: Names = &[("ffn_gate", "mlp.gate_proj"), ("ffn_up", "mlp.up_pro
 /// A norm before each block.
 const PRE_NORMS: Names = &[("attn_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm")];
 
-/// A norm behind each block.
+/// A norm after each block.
 const POST_NORMS: Names =
     &[("post_attention_norm", "post_attention_layernorm"), ("post_ffw_norm", "post_feedforward_layernorm")];
 
-/// A norm before and behind each block.
+/// A norm before and after each block.
 const SANDWICH_NORMS: Names = &[
     ("attn_norm", "input_layernorm"),
     ("post_attention_norm", "post_attention_layernorm"),

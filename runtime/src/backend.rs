@@ -1,5 +1,7 @@
 //! A compiled model on a device: the GPU's captured steps, the CPU's threads, or the reference interpreter.
 
+mod cpu_slots;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
@@ -12,9 +14,11 @@ use fusec::tensors;
 use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
-use crate::sampling::{Marks, SamplingParameters, check_logits, check_prompt, sample};
+use crate::sampling::{SamplingParameters, check_logits, check_prompt};
+use crate::slots::{Event, Request, Slots, Ticket};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
+pub use cpu_slots::CpuSlots;
 
 /// Where a model runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -247,55 +251,34 @@ fn generate_on_cpu(
     stops: &[u32],
     take: &mut dyn FnMut(usize, u32) -> bool,
 ) -> Result<()> {
-    let (vocabulary, options) = (model.vocabulary(), model.options());
-    ensure!(limit > 0, "nothing to generate: the limit is 0 tokens");
+    let sequences = model.options().sequences;
     ensure!(
-        !prompts.is_empty() && prompts.len() <= options.sequences,
-        "{} prompts at once; the model was loaded for {}",
-        prompts.len(),
-        options.sequences
+        !prompts.is_empty() && prompts.len() <= sequences,
+        "{} prompts at once; the model was loaded for {sequences}",
+        prompts.len()
     );
-    let mut marks: Vec<Option<Marks>> = Vec::new();
-    for prompt in prompts {
-        check_prompt(prompt, vocabulary, options.context)?;
-        marks.push(Marks::new(sampling, prompt, vocabulary)?);
-    }
-    let mut choose = |logits: &[f32], position: usize, sequence: usize| {
-        let Some(marks) = &mut marks[sequence] else {
-            return sample(logits, sampling, position as u32, sequence as u32);
-        };
-        let mut changed = logits.to_vec();
-        marks.apply(sampling, &mut changed);
-        let token = sample(&changed, sampling, position as u32, sequence as u32);
-        marks.note(token);
-        token
+    let mut slots = Slots::new(CpuSlots::new(model));
+    let request = |(choice, prompt): (u32, &Vec<u32>)| Request {
+        prompt: prompt.clone(),
+        sampling: sampling.clone(),
+        choice,
+        limit,
+        stops: stops.to_vec(),
     };
-    // The next token of each live sequence, with its position.
-    let mut live: Vec<(usize, u32, usize)> = Vec::new();
-    for (sequence, prompt) in prompts.iter().enumerate() {
-        let logits = model.forward(&rows(prompt, sequence), Logits::Last)?;
-        check_logits(logits, prompt.len() - 1)?;
-        live.push((sequence, choose(logits, prompt.len() - 1, sequence), prompt.len()));
-    }
-    loop {
-        live.retain(|&(sequence, token, position)| {
-            let made = position + 1 - prompts[sequence].len();
-            take(sequence, token) && !stops.contains(&token) && made < limit && position < options.context
-        });
-        if live.is_empty() {
-            return Ok(());
-        }
-        let rows: Vec<Row> = live
-            .iter()
-            .map(|&(sequence, token, position)| Row { token, position: position as u32, sequence: sequence as u32 })
-            .collect();
-        let logits = model.forward(&rows, Logits::All)?;
-        for ((sequence, token, position), logits) in live.iter_mut().zip(logits.chunks_exact(vocabulary)) {
-            check_logits(logits, *position)?;
-            *token = choose(logits, *position, *sequence);
-            *position += 1;
+    let submitted =
+        (0..).zip(prompts).map(|prompt| slots.submit(request(prompt)).map_err(|refused| anyhow!("{refused}")));
+    let tickets: Vec<Ticket> = submitted.collect::<Result<_>>()?;
+    while !slots.is_idle() {
+        for (ticket, event) in slots.poll()? {
+            let sequence = tickets.iter().position(|known| *known == ticket).context("a ticket is of a prompt")?;
+            match event {
+                Event::Token(token) if !take(sequence, token) => slots.leave(ticket)?,
+                Event::Failed(message) => bail!("{message}"),
+                Event::Read { .. } | Event::Token(_) | Event::Ended(_) => {}
+            }
         }
     }
+    Ok(())
 }
 
 fn rows(tokens: &[u32], sequence: usize) -> Vec<Row> {

@@ -62,6 +62,7 @@ const RUNTIME: &[Room] = &[
     ("device", &[]),
     ("map", &[]),
     ("sampling", &[]),
+    ("slots", &["sampling"]),
     ("cpu", &["fusec::ir", "fusec::threads"]),
     (
         "weights",
@@ -92,6 +93,7 @@ const RUNTIME: &[Room] = &[
             "cpu",
             "device",
             "sampling",
+            "slots",
             "step",
             "weights",
             "fusec::build",

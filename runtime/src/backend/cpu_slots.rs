@@ -1,0 +1,147 @@
+//! Slots on the CPU: each step runs and its tokens are there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::cpu::{CpuModel, Logits, Row};
+use crate::sampling::{Marks, SamplingParameters, check_logits, sample};
+use crate::slots::{Chosen, Limits, Request, Steps};
+
+/// How long a part of a prompt may keep others from their next tokens.
+const BESIDE: Duration = Duration::from_millis(25);
+
+/// Tokens of a prompt that are taken at once where nobody waits: between parts a request can leave.
+const ALONE: usize = 512;
+
+/// A model on the CPU whose sequences are slots.
+pub struct CpuSlots<'m> {
+    model: &'m mut CpuModel,
+    slots: Vec<Option<Decoding>>,
+    /// Of prompts: measured, the latest counting most.
+    tokens_per_second: f64,
+}
+
+/// A slot that has begun.
+struct Decoding {
+    sampling: SamplingParameters,
+    choice: u32,
+    marks: Option<Marks>,
+    /// Where the next row goes.
+    position: usize,
+    /// What came of the latest logits, until it is given.
+    fresh: Option<Chosen>,
+    /// The newest token that was given: the next step runs it.
+    newest: Option<u32>,
+}
+
+impl<'m> CpuSlots<'m> {
+    /// All of the model's sequences, free.
+    pub fn new(model: &'m mut CpuModel) -> CpuSlots<'m> {
+        let slots = (0..model.options().sequences).map(|_| None).collect();
+        CpuSlots { model, slots, tokens_per_second: 0.0 }
+    }
+}
+
+impl Steps for CpuSlots<'_> {
+    fn limits(&self) -> Limits {
+        let options = self.model.options();
+        Limits {
+            slots: options.sequences,
+            context: options.context,
+            vocabulary: self.model.vocabulary(),
+            // Its states are caches by position, which is all that it runs.
+            resumes: true,
+        }
+    }
+
+    fn part(&self, left: usize, beside: bool) -> usize {
+        let most = if beside { (BESIDE.as_secs_f64() * self.tokens_per_second) as usize } else { ALONE };
+        most.clamp(1, ALONE).min(left)
+    }
+
+    fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
+        let marks = Marks::new(&request.sampling, &request.prompt, self.model.vocabulary())?;
+        let sampling = request.sampling.clone();
+        self.slots[slot] =
+            Some(Decoding { sampling, choice: request.choice, marks, position, fresh: None, newest: None });
+        Ok(())
+    }
+
+    fn prompt(&mut self, slot: usize, position: usize, tokens: &[u32], last: bool) -> Result<Duration> {
+        let begin = Instant::now();
+        let row =
+            |(index, &token): (usize, &u32)| Row { token, position: (position + index) as u32, sequence: slot as u32 };
+        let rows: Vec<Row> = tokens.iter().enumerate().map(row).collect();
+        let logits = self.model.forward(&rows, if last { Logits::Last } else { Logits::None })?;
+        if let Some(decoding) = &mut self.slots[slot] {
+            decoding.position = position + tokens.len();
+            if last {
+                decoding.choose(logits);
+            }
+        }
+        let took = begin.elapsed();
+        let rate = tokens.len() as f64 / took.as_secs_f64().max(1e-9);
+        self.tokens_per_second =
+            if self.tokens_per_second == 0.0 { rate } else { 0.5 * (self.tokens_per_second + rate) };
+        Ok(took)
+    }
+
+    fn step(&mut self, take: &mut dyn FnMut(usize, Chosen)) -> Result<Duration> {
+        let begin = Instant::now();
+        let mut rows = Vec::new();
+        for (slot, decoding) in self.slots.iter_mut().enumerate() {
+            let Some(decoding) = decoding else { continue };
+            if let Some(token) = decoding.newest.take() {
+                rows.push(Row { token, position: decoding.position as u32, sequence: slot as u32 });
+                decoding.position += 1;
+            }
+        }
+        if !rows.is_empty() {
+            let width = self.model.vocabulary();
+            let logits = self.model.forward(&rows, Logits::All)?;
+            for (row, logits) in rows.iter().zip(logits.chunks_exact(width)) {
+                if let Some(decoding) = &mut self.slots[row.sequence as usize] {
+                    decoding.choose(logits);
+                }
+            }
+        }
+        for (slot, decoding) in self.slots.iter_mut().enumerate() {
+            let Some(decoding) = decoding else { continue };
+            if let Some(chosen) = decoding.fresh.take() {
+                if let Chosen::Token(token) = chosen {
+                    decoding.newest = Some(token);
+                }
+                take(slot, chosen);
+            }
+        }
+        Ok(begin.elapsed())
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        self.slots[slot] = None;
+        Ok(())
+    }
+}
+
+impl Decoding {
+    /// The next token, from the logits after the row before `position`.
+    fn choose(&mut self, logits: &[f32]) {
+        let at = self.position - 1;
+        if let Err(error) = check_logits(logits, at) {
+            self.fresh = Some(Chosen::Broken(error.to_string()));
+            return;
+        }
+        let token = match &mut self.marks {
+            None => sample(logits, &self.sampling, at as u32, self.choice),
+            Some(marks) => {
+                let mut changed = logits.to_vec();
+                marks.apply(&self.sampling, &mut changed);
+                let token = sample(&changed, &self.sampling, at as u32, self.choice);
+                marks.note(token);
+                token
+            }
+        };
+        self.fresh = Some(Chosen::Token(token));
+    }
+}

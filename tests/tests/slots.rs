@@ -1,0 +1,77 @@
+//! Slots of the demo model on the CPU: a request's tokens are the same to the bit alone and beside others, whoever comes and goes.
+
+use std::collections::BTreeMap;
+
+use fuserun::backend::{Backend, CpuSlots, Device, LoadOptions};
+use fuserun::model::{ModelName, OpenModel};
+use fuserun::sampling::SamplingParameters;
+use fuserun::slots::{Event, Request, Slots, Ticket};
+
+const CONTEXT: usize = 96;
+
+fn load(sequences: usize, threads: usize) -> Backend {
+    let options = LoadOptions { context: CONTEXT, sequences, batches: vec![1], threads: Some(threads) };
+    let model = OpenModel::open(&ModelName::default()).expect("the demo model is in the binary");
+    model.load(&Device::Cpu, &options).expect("it fits")
+}
+
+/// Prompts of several lengths that share beginnings, greedy and drawn, with a penalty and without.
+fn requests() -> Vec<Request> {
+    let request = |index: usize| {
+        let prompt = (0..1 + index * 7 % 40).map(|at| ((at * 31 + index % 3 * 17) % 200) as u32).collect();
+        let drawn = SamplingParameters { temperature: 0.9, top_p: 0.95, seed: index as u64, ..Default::default() };
+        let sampling = match index % 3 {
+            0 => SamplingParameters::default(),
+            1 => drawn,
+            _ => SamplingParameters { repetition_penalty: 1.3, ..drawn },
+        };
+        Request { prompt, sampling, choice: index as u32 % 2, limit: 3 + index * 5 % 17, stops: Vec::new() }
+    };
+    (0..12).map(request).collect()
+}
+
+/// The tokens of each request. A request that is never to end comes with each, and leaves after some polls.
+fn run(backend: &mut Backend, requests: &[Request], leavers: bool) -> Vec<Vec<u32>> {
+    let Backend::Cpu(model) = backend else { panic!("it was loaded on the CPU") };
+    let mut slots = Slots::new(CpuSlots::new(model));
+    let endless = Request { limit: usize::MAX, ..requests[0].clone() };
+    let (mut tickets, mut left): (Vec<Ticket>, Vec<Ticket>) = Default::default();
+    for request in requests {
+        tickets.push(slots.submit(request.clone()).expect("it is taken"));
+        if leavers {
+            left.push(slots.submit(endless.clone()).expect("it is taken"));
+        }
+    }
+    let mut tokens: BTreeMap<Ticket, Vec<u32>> = BTreeMap::new();
+    let mut polls = 0;
+    while !slots.is_idle() {
+        for (ticket, event) in slots.poll().expect("no fault") {
+            match event {
+                Event::Token(token) => tokens.entry(ticket).or_default().push(token),
+                Event::Failed(message) => panic!("{message}"),
+                Event::Read { .. } | Event::Ended(_) => {}
+            }
+        }
+        polls += 1;
+        if polls % 9 == 0
+            && let Some(ticket) = left.pop()
+        {
+            slots.leave(ticket).expect("no fault");
+        }
+    }
+    tickets.iter().map(|ticket| tokens.remove(ticket).unwrap_or_default()).collect()
+}
+
+#[test]
+fn tokens_depend_on_the_request_only() {
+    let requests = requests();
+    // Each in a model of its own: nothing was there before it.
+    let alone: Vec<Vec<u32>> =
+        requests.iter().flat_map(|request| run(&mut load(1, 1), std::slice::from_ref(request), false)).collect();
+    assert!(alone.iter().zip(&requests).all(|(tokens, request)| tokens.len() == request.limit));
+    assert!(alone.iter().collect::<std::collections::BTreeSet<_>>().len() > 8, "they differ: {alone:?}");
+    for (slots, threads, leavers) in [(1, 2, false), (2, 1, false), (4, 2, false), (4, 1, true), (3, 2, true)] {
+        let beside = run(&mut load(slots, threads), &requests, leavers);
+        assert_eq!(beside, alone, "{slots} slots, {threads} threads, leavers {leavers}");
+    }
+}

@@ -1,4 +1,4 @@
-//! The kernels of every shipped description compile with no GPU, where none may spill and those of decode steps use no stack. Sources that differ in numbers only
+//! The kernels of every shipped description compile with no GPU, where on sm_90a none may spill and those of decode steps use no stack. Sources that differ in numbers only
 //! are one form; of each form the longest source, which has the largest sizes, stands for the rest. By default a form is compiled for sm_90a; a form for each
 //! other architecture, and all sources that differ in small numbers (batches, warps, depths) for sm_90a, where what is recorded of them does not hold any more.
 //! `tests/run all` compiles every source for every architecture that it is planned for.
@@ -29,6 +29,12 @@ struct Source {
     /// In a decode step.
     decodes: bool,
 }
+
+/// Where launch shapes are measured: nothing spills there.
+const MEASURED: &str = "sm_90a";
+
+/// Bytes that a kernel may spill on other architectures, whose assemblers hand out registers in their own ways: a few values outside the loops.
+const MOST_SPILLS: u32 = 64;
 
 #[test]
 fn each_form_of_a_kernel_compiles() -> Result<()> {
@@ -208,7 +214,7 @@ fn compile_unless_known(what: &str, archs: &[Arch], forms: &[(&String, &Source)]
 /// Compiles sources for an architecture.
 ///
 /// # Errors
-/// One does not compile; else a line for each one that spills, and for each one of a decode step that has a stack.
+/// One does not compile; else a line for each one that spills more than it may, and for each one of a decode step that has a stack beyond that.
 fn compile_for(arch: Arch, sources: &[(&String, &Source)]) -> Result<()> {
     let options = Options { cache: Some(root().join(".cache/kernels")), ..Options::default() };
     let texts = sources.iter().map(|&(name, source)| (name.clone(), source.text.clone())).collect();
@@ -218,7 +224,8 @@ fn compile_for(arch: Arch, sources: &[(&String, &Source)]) -> Result<()> {
         let report = compiled[*name].report.kernel(name).expect("the report names the kernel");
         assert!(report.registers > 0, "{name}: no registers are told");
         let (spills, stack) = (report.spill_store_bytes + report.spill_load_bytes, report.stack_bytes);
-        if spills > 0 || (stack > 0 && source.decodes) {
+        let (most_spills, most_stack) = if arch.to_string() == MEASURED { (0, 0) } else { (MOST_SPILLS, MOST_SPILLS) };
+        if spills > most_spills || (stack > most_stack && source.decodes) {
             wrong += &format!("\n{name} for {arch}: {spills} bytes of spills, {stack} bytes of stack");
         }
     }

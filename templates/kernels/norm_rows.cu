@@ -1,10 +1,10 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: {% if self.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block per row, whose values it reads once.
+// {{ self.name() }}: {% if self.0.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block per row, whose values it reads once.
 {% include "activations.cuh" %}
-constexpr int SIZE = {{ size }};                // values per row
-constexpr bool LAYER = {{ self.layer() }};             // subtract the mean
-constexpr float EPS = {{ self.epsilon() }};
-constexpr int WARPS = {{ self.warps() }};
+constexpr int SIZE = {{ self.0.size }};                // values per row
+constexpr bool LAYER = {{ self.0.layer() }};             // subtract the mean
+constexpr float EPS = {{ self.0.epsilon() }};
+constexpr int WARPS = {{ self.0.warps() }};
 constexpr int PARTS = {{ self.parts() }};              // bfloat16 per result: 2 is a hi/lo split
 constexpr int THREADS = 32 * WARPS, FOURS = SIZE / 4, TURNS = (FOURS + THREADS - 1) / THREADS;
 static_assert(SIZE % 64 == 0, "results are 64 columns and 64 columns");

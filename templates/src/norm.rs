@@ -23,15 +23,15 @@ pub struct Norm {
 }
 
 impl Norm {
-    fn warps(&self) -> usize {
+    pub(crate) fn warps(&self) -> usize {
         (self.size / 128).clamp(1, 8)
     }
 
-    fn layer(&self) -> bool {
+    pub(crate) fn layer(&self) -> bool {
         self.kind == NormKind::Layer
     }
 
-    fn epsilon(&self) -> Float {
+    pub(crate) fn epsilon(&self) -> Float {
         Float(self.eps)
     }
 }

@@ -4,38 +4,18 @@ use askama::Template;
 use serde::{Deserialize, Serialize};
 
 use crate::family::{Family, Param, text_of};
-use crate::values::{Float, NormKind, mark};
+use crate::norm::Norm;
+use crate::values::mark;
 
-/// A norm over rows whose results are in the order of `activations.cuh`, one block per row.
+/// A norm over rows whose results are in the order of `activations.cuh` ([`Storage::Tiled`](crate::Storage::Tiled)), one block per row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Template)]
 #[template(path = "norm_rows.cu")]
-pub struct NormRows {
-    /// Which.
-    pub kind: NormKind,
-    /// Values per row.
-    pub size: usize,
-    /// Added to the mean square or the variance.
-    pub eps: f32,
-    /// The result is a hi/lo split.
-    pub paired: bool,
-}
+pub struct NormRows(pub Norm);
 
 impl NormRows {
-    fn warps(&self) -> usize {
-        (self.size / 128).clamp(1, 8)
-    }
-
-    fn layer(&self) -> bool {
-        self.kind == NormKind::Layer
-    }
-
-    fn epsilon(&self) -> Float {
-        Float(self.eps)
-    }
-
     /// bfloat16 per result.
     fn parts(&self) -> usize {
-        if self.paired { 2 } else { 1 }
+        if self.0.paired { 2 } else { 1 }
     }
 }
 
@@ -50,7 +30,7 @@ impl Family for NormRows {
     }
 
     fn stem(&self) -> String {
-        format!("{}_rows{}_k{}", self.kind.name(), mark(self.paired, "_paired"), self.size)
+        format!("{}_rows{}_k{}", self.0.kind.name(), mark(self.0.paired, "_paired"), self.0.size)
     }
 
     fn text(&self) -> String {
@@ -62,10 +42,10 @@ impl Family for NormRows {
     }
 
     fn threads(&self) -> usize {
-        32 * self.warps()
+        self.0.threads()
     }
 
     fn grid(&self, rows: usize) -> [usize; 3] {
-        [rows, 1, 1]
+        self.0.grid(rows)
     }
 }

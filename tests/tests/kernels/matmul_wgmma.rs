@@ -1,7 +1,9 @@
 //! `matmul_wgmma.cu` and what writes its rows in the order of `activations.cuh`, against the interpreter.
 
 use anyhow::{Result, ensure};
-use fuse_kernels::{Activation, Elementwise, Expression, Matmul, MatmulWgmma, NormKind, NormRows, Storage, Tiles};
+use fuse_kernels::{
+    Activation, Elementwise, Expression, Matmul, MatmulWgmma, Norm, NormKind, NormRows, Storage, Tiles,
+};
 use fuse_tests::host_build::HostBuffer;
 use fusec::ir::{self, Epilogue, Op, Tensor, evaluate};
 
@@ -192,7 +194,7 @@ fn rows_for_products() -> Result<()> {
         let (weight, bias) = (random.floats(size), random.floats(size));
         let out = HostBuffer::output::<u16>(2 * rows * size);
         let kind = if layer { NormKind::Layer } else { NormKind::Rms };
-        let norm = NormRows { kind, size, eps: 1e-5, paired: true };
+        let norm = NormRows(Norm { kind, size, eps: 1e-5, paired: true, out: Storage::Tiled });
         let [weights, biases] = [&weight, &bias].map(|values| HostBuffer::input(values));
         let arguments = [
             ("x", given_x.address()),

@@ -555,10 +555,7 @@ impl<'p, 'g> Builder<'p, 'g> {
         let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
         let spec = match spec.out {
-            Storage::Tiled => {
-                let kernels::Norm { kind, size, eps, paired, .. } = spec;
-                KernelSpec::NormRows(NormRows { kind, size, eps, paired })
-            }
+            Storage::Tiled => KernelSpec::NormRows(NormRows(spec)),
             Storage::F32 | Storage::BF16 => KernelSpec::Norm(spec),
         };
         self.launch(spec, rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])

@@ -45,7 +45,7 @@ fn each_form_of_a_kernel_compiles() -> Result<()> {
     compile_for(target.archs[0], &forms)
 }
 
-/// Batches, warps and depths decide how many registers a kernel needs.
+/// Batches, warps and depths decide the registers that each kernel needs.
 #[test]
 fn each_shape_of_a_kernel_compiles() -> Result<()> {
     let target = target_of("sm_90a");

@@ -267,8 +267,7 @@ impl<S: Steps> Slots<S> {
         if work.decodes {
             // The step that puts the newest token into the states may not have begun.
             slot.history.truncate((work.request.prompt.len() + work.produced).saturating_sub(1));
-            self.steps.leave(index)?;
         }
-        Ok(())
+        self.steps.leave(index)
     }
 }

@@ -34,7 +34,7 @@ pub trait Steps {
     /// A fault of the device.
     fn step(&mut self, take: &mut dyn FnMut(usize, Chosen)) -> Result<Duration>;
 
-    /// Stops a slot that decodes. No token of it is given after this.
+    /// Stops a slot that has begun. No token of it is given after this.
     ///
     /// # Errors
     /// A fault of the device.

@@ -14,7 +14,7 @@ use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, NormRows, 
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
 use super::{Arg, Io, Kernel, Part, Plan, Recipe, StateBuffer, StateLayout, Step, StepKind, WeightBuffer};
-use crate::ir::{Dim, Graph, NodeId, Norm, Op, Results, Role, State, Type, Value, WeightRef};
+use crate::ir::{Dim, Format, Graph, NodeId, Norm, Op, Results, Role, State, Type, Value, WeightRef};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
 pub(crate) const MULTIPROCESSORS: usize = 132;
@@ -284,8 +284,14 @@ impl<'p, 'g> Builder<'p, 'g> {
             match &op {
                 Op::Input(_) | Op::Weight(_) => {}
                 Op::State(state) => {
-                    let state = self.planner.state(state, self.graph().type_of(node.result(0)))?;
-                    self.set(node.result(0), Source::Ready(Arg::State(state)), Storage::BF16);
+                    let ty = self.graph().type_of(node.result(0));
+                    let storage = match ty.format {
+                        Format::F32 => Storage::F32,
+                        Format::BF16 => Storage::BF16,
+                        Format::F16 | Format::I32 => bail!("the state {state} is {ty}: no kernel reads that"),
+                    };
+                    let state = self.planner.state(state, ty)?;
+                    self.set(node.result(0), Source::Ready(Arg::State(state)), storage);
                 }
                 Op::Embedding => self.embedding(node)?,
                 Op::Matmul(matmul) => self.matmul(node, matmul, sample)?,

@@ -2,7 +2,7 @@
 
 mod named;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
@@ -158,11 +158,12 @@ impl OpenModel {
     /// What to tell the user of weights that the CPU takes as they are stored and a GPU does not.
     pub fn rounded(&self) -> Option<String> {
         let formats = self.formats().0;
-        let first = formats.values().next()?;
-        let (count, name) = (formats.len(), first.name());
-        Some(format!(
-            "{count} weights are stored as {name}: a GPU takes them as bf16, whose values have 8 bits, not 11"
-        ))
+        let names: BTreeSet<Format> = formats.values().copied().collect();
+        let names: Vec<&str> = names.into_iter().map(Format::name).collect();
+        let (count, names) = (formats.len(), names.join(", "));
+        (count > 0).then(|| {
+            format!("{count} weights are stored as {names}: a GPU takes them as bf16, whose values have 8 bits")
+        })
     }
 
     /// How its checkpoint stores the weights, where kernels read that.

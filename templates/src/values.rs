@@ -96,11 +96,55 @@ pub enum Format {
     F16,
     /// bfloat16: the upper half of an `f32`.
     BF16,
+    /// 32 values of 8 bits with a scale. This and the next are blocks as GGUF has them.
+    Q8_0,
+    /// 32 values of 4 bits with a scale, centred on 8.
+    Q4_0,
+    /// 32 values of 4 bits with a scale and a minimum.
+    Q4_1,
+    /// 32 values of 5 bits with a scale, centred on 16.
+    Q5_0,
+    /// 32 values of 5 bits with a scale and a minimum.
+    Q5_1,
+    /// 256 values of 2 bits in 16 groups, each with a 4-bit scale and minimum.
+    Q2K,
+    /// 256 values of 3 bits in 16 groups, each with a 6-bit scale.
+    Q3K,
+    /// 256 values of 4 bits in 8 groups, each with a 6-bit scale and minimum.
+    Q4K,
+    /// 256 values of 5 bits in 8 groups, each with a 6-bit scale and minimum.
+    Q5K,
+    /// 256 values of 6 bits in 16 groups, each with an 8-bit scale.
+    Q6K,
+    /// 32 values of a table of 16 with a scale.
+    Iq4Nl,
+    /// 256 values of the same table in 8 groups, each with a 6-bit scale.
+    Iq4Xs,
+    /// 32 values of 4-bit floats with a power of two.
+    Mxfp4,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 4] = [Format::F32, Format::I32, Format::F16, Format::BF16];
+    pub const ALL: [Format; 17] = [
+        Format::F32,
+        Format::I32,
+        Format::F16,
+        Format::BF16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q2K,
+        Format::Q3K,
+        Format::Q4K,
+        Format::Q5K,
+        Format::Q6K,
+        Format::Iq4Nl,
+        Format::Iq4Xs,
+        Format::Mxfp4,
+    ];
 
     /// Its row of the table: the name in text, values per block, bytes per block, and how a step of a row tile is packed where kernels read it.
     const fn row(self) -> (&'static str, usize, usize, Option<Packed>) {
@@ -109,6 +153,19 @@ impl Format {
             Format::I32 => ("i32", 1, 4, None),
             Format::F16 => ("f16", 1, 2, None),
             Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024 })),
+            Format::Q8_0 => ("q8_0", 32, 34, None),
+            Format::Q4_0 => ("q4_0", 32, 18, None),
+            Format::Q4_1 => ("q4_1", 32, 20, None),
+            Format::Q5_0 => ("q5_0", 32, 22, None),
+            Format::Q5_1 => ("q5_1", 32, 24, None),
+            Format::Q2K => ("q2_k", 256, 84, None),
+            Format::Q3K => ("q3_k", 256, 110, None),
+            Format::Q4K => ("q4_k", 256, 144, None),
+            Format::Q5K => ("q5_k", 256, 176, None),
+            Format::Q6K => ("q6_k", 256, 210, None),
+            Format::Iq4Nl => ("iq4_nl", 32, 18, None),
+            Format::Iq4Xs => ("iq4_xs", 256, 136, None),
+            Format::Mxfp4 => ("mxfp4", 32, 17, None),
         }
     }
 
@@ -127,9 +184,15 @@ impl Format {
         Format::ALL.into_iter().find(|format| format.name() == name)
     }
 
+    /// (values, bytes) of a block as a checkpoint stores it; plain formats have blocks of one value.
+    pub const fn block(self) -> (usize, usize) {
+        let (_, values, bytes, _) = self.row();
+        (values, bytes)
+    }
+
     /// Bytes of `values` consecutive values as a checkpoint stores them; `None` where they do not end with a block, or are too many.
     pub fn bytes(self, values: usize) -> Option<usize> {
-        let (_, per_block, bytes, _) = self.row();
+        let (per_block, bytes) = self.block();
         values.is_multiple_of(per_block).then(|| (values / per_block).checked_mul(bytes)).flatten()
     }
 }

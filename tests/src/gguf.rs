@@ -1,15 +1,17 @@
 //! Hugging Face checkpoints as the GGUF files that llama.cpp's converter makes of them: its names, orders and metadata keys, in f32.
 
+mod blocks;
 mod file;
 mod names;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fusec::ir::WeightRef;
+use fusec::ir::{Format, WeightRef};
 use fuserun::weights::Checkpoint;
 use serde_json::Value;
 
+pub use blocks::random_blocks;
 use file::File;
 pub use file::Meta;
 
@@ -20,8 +22,27 @@ pub fn gguf_of(folder: &Path, more: &[(&str, Meta)]) -> Vec<u8> {
     gguf_with(folder, more, &[])
 }
 
+/// As [`gguf_of`], with random blocks of the format that `pick` gives for a matrix by its name in the file, where its rows are whole blocks.
+pub fn gguf_of_blocks(folder: &Path, pick: &dyn Fn(&str) -> Format) -> Vec<u8> {
+    written(folder, &[], &[], pick)
+}
+
 /// As [`gguf_of`]; `whole` are metadata keys by their whole names.
 pub fn gguf_with(folder: &Path, more: &[(&str, Meta)], whole: &[(&str, Meta)]) -> Vec<u8> {
+    written(folder, more, whole, &|_| Format::F32)
+}
+
+fn written(folder: &Path, more: &[(&str, Meta)], whole: &[(&str, Meta)], pick: &dyn Fn(&str) -> Format) -> Vec<u8> {
+    let mut seed = 0;
+    let mut put = |file: &mut File, name: &str, shape: &[usize], values: &[f32]| {
+        seed += 1;
+        let format = pick(name);
+        let in_blocks = shape.len() > 1 && format != Format::F32 && format.bytes(shape[shape.len() - 1]).is_some();
+        match in_blocks {
+            true => file.stored(name, shape, blocks::number(format), &random_blocks(format, values.len(), seed)),
+            false => file.tensor(name, shape, values),
+        }
+    };
     let checkpoint = Checkpoint::open(folder).expect("a golden opens");
     let config = checkpoint.config().clone();
     let model = config["model_type"].as_str().expect("a model_type");
@@ -43,7 +64,7 @@ pub fn gguf_with(folder: &Path, more: &[(&str, Meta)], whole: &[(&str, Meta)]) -
         let Tensor { shape, values } = tensor.modified(model, &name, &config);
         let renamed = names::rename(model, &name).unwrap_or_else(|| panic!("{model} has no name for {name}"));
         if !name.contains(".experts.") {
-            file.tensor(&renamed, &shape, &values);
+            put(&mut file, &renamed, &shape, &values);
             continue;
         }
         match stacks.iter_mut().find(|(stack, ..)| *stack == renamed) {
@@ -54,7 +75,7 @@ pub fn gguf_with(folder: &Path, more: &[(&str, Meta)], whole: &[(&str, Meta)]) -
             None => stacks.push((renamed, [&[1], &shape[..]].concat(), values)),
         }
     }
-    stacks.iter().for_each(|(name, shape, values)| file.tensor(name, shape, values));
+    stacks.iter().for_each(|(name, shape, values)| put(&mut file, name, shape, values));
     file.bytes()
 }
 

@@ -5,7 +5,7 @@
 
 use fuse_tests::smollm2_gguf;
 use fusec::description::Spare;
-use fusec::ir::WeightRef;
+use fusec::ir::{Format, WeightRef};
 use fuserun::generate::chat::{ChatTemplate, Message};
 use fuserun::generate::tokenizer::Tokenizer;
 use fuserun::weights::{Checkpoint, Dtype};
@@ -96,7 +96,7 @@ fn every_tensor_reads_to_the_bit() {
     assert_eq!(rows, whole[33 * 576..97 * 576]);
     assert_eq!(
         (checkpoint.dtype(&q.to_string()).unwrap(), checkpoint.dtype("model.embed_tokens.weight").unwrap()),
-        (Dtype::Q4_1, Dtype::Q8_0)
+        (Dtype::Of(Format::Q4_1), Dtype::Of(Format::Q8_0))
     );
 }
 

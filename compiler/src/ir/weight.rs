@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write};
 
+use fuse_kernels::Format;
 use serde::{Deserialize, Serialize};
 
 /// What a weight is read from.
@@ -100,6 +101,16 @@ impl WeightRef {
             *size = *size / part.size * part.step;
         }
         if self.matrix.is_some() { None } else { Some(shape) }
+    }
+
+    /// Whether rows of the weight, whose shape that is, are whole blocks of the tensors' rows.
+    pub fn has_whole_blocks(&self, shape: &[usize], format: Format) -> bool {
+        let whole = |values: usize| format.bytes(values).is_some();
+        let stacked = usize::from(matches!(self.tensor, TensorName::Stack { .. }));
+        let axes = shape.len() - stacked + usize::from(self.matrix.is_some());
+        let cut = self.part.filter(|part| part.axis + 1 == axes);
+        shape.last().is_none_or(|&last| whole(last))
+            && cut.is_none_or(|part| [part.first, part.size, part.step].into_iter().all(whole))
     }
 
     /// The weight's shape where each tensor has `shape`; `None` where that has no such part or matrix.
@@ -281,6 +292,25 @@ mod tests {
         assert_eq!(weight("w[1, 0..2 of 4]").matrix, Some(1));
         assert_eq!(weight("w[3]").shape(&[3, 8]), None);
         assert_eq!(weight("w[0..8 of 24]").shape(&[25, 5]), None);
+    }
+
+    #[test]
+    fn parts_that_cut_blocks_have_no_rows_of_them() {
+        for (text, shape, format, whole) in [
+            ("w", vec![4, 64], Format::Q8_0, true),
+            ("w", vec![4, 64], Format::Q4K, false),
+            ("w", vec![4, 40], Format::Q8_0, false),
+            ("w", vec![4, 40], Format::F16, true),
+            ("w[0..5 of 9]", vec![5, 64], Format::Q8_0, true),
+            ("w[:, 32..64 of 96]", vec![4, 32], Format::Q8_0, true),
+            ("w[:, 16..48 of 96]", vec![4, 32], Format::Q8_0, false),
+            ("w[3, 1..2 of 4]", vec![1, 64], Format::Q8_0, true),
+            ("w[3, :, 16..48 of 64]", vec![4, 32], Format::Q8_0, false),
+            ("a.{0..2}.b[:, 16..48 of 64]", vec![2, 4, 32], Format::Q8_0, false),
+            ("a.{0..2}.b[1..2 of 4]", vec![2, 1, 32], Format::Q8_0, true),
+        ] {
+            assert_eq!(weight(text).has_whole_blocks(&shape, format), whole, "{text} of {}", format.name());
+        }
     }
 
     #[test]

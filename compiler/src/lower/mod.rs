@@ -336,7 +336,9 @@ impl Lowering<'_> {
             let message = format!("`{name}` is {} and {tensor} {}", formats[0].name(), other.name());
             return Err(mismatch(call, message).help("the experts of a layer are one weight, which has one format"));
         }
-        self.weight_of_type(call, name, Type::weight(formats[0], shape))
+        // What cuts blocks has no rows of them: its values are widened, exactly.
+        let format = if name.has_whole_blocks(shape, formats[0]) { formats[0] } else { Format::F32 };
+        self.weight_of_type(call, name, Type::weight(format, shape))
     }
 
     fn weight_of_type(&mut self, call: &Call, name: &WeightRef, ty: Type) -> Lowered {

@@ -6,7 +6,7 @@ use crate::ir::{Format, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
 ///
 /// q, k and v, or gate and up, become one product. Saves a kernel and its edge for each further weight, and the reads
 /// of `x`. Weights keep the order in which their products are used. Must not join what belongs to different layers,
-/// or weights that lie differently in memory: one kernel walks them all; nor an MLP's products with others of the same
+/// or weights that lie differently in memory: one kernel walks them all, and what kernels do not read as it is becomes bf16 together; nor an MLP's products with others of the same
 /// vector (where attention and MLP are parallel): its activation is fused after them.
 pub const PACK_PROJECTIONS: Rewrite =
     Rewrite { name: "pack-projections", doc: "matmul(x, w0), matmul(x, w1), … => matmul(x, w0, w1, …)", find };
@@ -54,6 +54,9 @@ fn is_activated(graph: &Graph, node: NodeId) -> bool {
     graph.users(node.result(0)).iter().any(|&user| matches!(graph.op(user), Op::Activation(_) | Op::Mul))
 }
 
+/// The format in which kernels read the weight of a product: blocks that no kernel reads as they are become bf16.
 fn weight_format(graph: &Graph, node: NodeId) -> Result<Format, Miss> {
-    Ok(graph.type_of(operand(graph, node, Role::Weight(0))?).format)
+    let format = graph.type_of(operand(graph, node, Role::Weight(0))?).format;
+    let widened = format.block().0 > 1 && format.packed().is_none();
+    Ok(if widened { Format::BF16 } else { format })
 }

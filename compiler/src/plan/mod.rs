@@ -6,12 +6,15 @@ mod schedule;
 pub mod tuning;
 mod weights;
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use fuse_kernels as kernels;
 pub use fuse_kernels::{KernelSpec, RING, Reads};
 
+use crate::ir::Format;
 pub use crate::ir::{Replay, Start};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
@@ -281,11 +284,15 @@ impl Plan {
         Ok(())
     }
 
-    /// How many buffers of weights hold rounded values, and from which format: `113 of 147 weights are rounded: f16 -> bf16`.
+    /// How many buffers of weights hold rounded values, and from which formats: `113 of 147 weights are rounded: f16, q4_k -> bf16`.
     pub fn rounding(&self) -> Option<String> {
-        let rounded: Vec<String> = self.weights.iter().filter_map(|weight| weight.recipe.rounding()).collect();
-        let first = rounded.first()?;
-        Some(format!("{} of {} weights are rounded: {first}", rounded.len(), self.weights.len()))
+        let mut rounded: Vec<BTreeSet<Format>> = self.weights.iter().map(|weight| weight.recipe.rounded()).collect();
+        rounded.retain(|formats| !formats.is_empty());
+        let names: BTreeSet<Format> = rounded.iter().flatten().copied().collect();
+        let names: Vec<&str> = names.into_iter().map(Format::name).collect();
+        let (count, all) = (rounded.len(), self.weights.len());
+        let bf16 = PACKED_FORMAT.name();
+        (count > 0).then(|| format!("{count} of {all} weights are rounded: {} -> {bf16}", names.join(", ")))
     }
 
     /// Bytes of packed weights that one decode step reads.

@@ -1,5 +1,7 @@
 //! How checkpoint tensors become the buffers that kernels read.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use fuse_kernels::Packed;
@@ -104,11 +106,10 @@ impl Recipe {
         }
     }
 
-    /// What is rounded on the way into the buffer, as `f16 -> bf16`; `None` where every value is kept.
-    pub fn rounding(&self) -> Option<String> {
-        let (Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. }) = self else { return None };
-        let from = parts.iter().map(|part| part.from).find(|from| !is_bf16(from))?;
-        Some(format!("{} -> {}", from.name(), Format::BF16.name()))
+    /// The formats that are rounded to bfloat16 on the way into the buffer; none where every value is kept.
+    pub fn rounded(&self) -> BTreeSet<Format> {
+        let (Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. }) = self else { return BTreeSet::new() };
+        parts.iter().map(|part| part.from).filter(|from| !is_bf16(from)).collect()
     }
 
     /// The weights it reads.

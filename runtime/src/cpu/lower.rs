@@ -11,6 +11,7 @@ use super::step::{
     Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, HiddenStep, Ids, Map, MatmulStep,
     NormStep, Operand, RopeStep, RouteStep, Step, SumStep,
 };
+use super::tile::kept;
 
 /// Steps under construction.
 pub(crate) struct Lowering<'a> {
@@ -349,7 +350,7 @@ impl<'a> Lowering<'a> {
         let down = self.operand(node, Role::Down)?;
         let [_, outputs, _] = self.sizes(down)?;
         let each = |this: &mut Self, weights: &[Value], rows: usize, columns: usize| -> Result<Vec<usize>> {
-            let format = this.graph.type_of(weights[0]).format;
+            let format = kept(this.graph.type_of(weights[0]).format);
             let names = weights.iter().map(|&weight| this.weight_ref(weight));
             let names: Vec<WeightRef> = names.collect::<Result<_>>()?;
             let recipe = |expert: usize| Recipe {
@@ -458,7 +459,7 @@ impl<'a> Lowering<'a> {
         transposed: bool,
         paired: bool,
     ) -> Result<usize> {
-        let format = self.graph.type_of(weights[0]).format;
+        let format = kept(self.graph.type_of(weights[0]).format);
         ensure!(format != Format::I32, "a matrix of i32");
         let names = weights.iter().map(|&weight| self.weight_ref(weight)).collect::<Result<Vec<_>>>()?;
         Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, format, transposed, paired }))

@@ -200,7 +200,7 @@ fn fill_row(panel: &mut [u8], row: usize, format: Format, values: impl Iterator<
             Format::BF16 => target.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
             Format::F16 => target.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
             Format::F32 => target.copy_from_slice(&value.to_le_bytes()),
-            Format::I32 => unreachable!("{NO_PANELS}"),
+            _ => unreachable!("{NO_PANELS}"),
         }
     }
 }

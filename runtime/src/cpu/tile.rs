@@ -16,13 +16,18 @@ pub(crate) const GROUP: usize = 16;
 pub(crate) const TILE_TOKENS: usize = 3;
 
 /// What lowering has refused.
-pub(crate) const NO_PANELS: &str = "no matrix is of i32";
+pub(crate) const NO_PANELS: &str = "matrices are of f16, bf16 or f32";
+
+/// The format in which panels hold a weight: quantised blocks are widened, and rounded to bf16.
+pub(crate) fn kept(format: Format) -> Format {
+    if format.block().0 > 1 { Format::BF16 } else { format }
+}
 
 /// Bytes of a value in a panel.
 pub(crate) fn value_bytes(format: Format) -> usize {
     match format {
         Format::F16 | Format::BF16 => 2,
-        Format::F32 | Format::I32 => 4,
+        _ => 4,
     }
 }
 
@@ -36,7 +41,7 @@ pub(crate) fn panel_bytes(format: Format, columns: usize) -> usize {
 pub(crate) fn slot(format: Format, column: usize) -> usize {
     match format {
         Format::BF16 => column % LANES * 2 + column / LANES,
-        Format::F16 | Format::F32 | Format::I32 => column,
+        _ => column,
     }
 }
 
@@ -66,8 +71,8 @@ pub(crate) fn multiply(
                 (Format::F32, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
                 (Format::F32, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
                 (Format::F32, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
-                (Format::I32, _) => unreachable!("{NO_PANELS}"),
-                _ => unreachable!("a tile has one to {TILE_TOKENS} rows"),
+                (Format::F16 | Format::BF16 | Format::F32, _) => unreachable!("a tile has one to {TILE_TOKENS} rows"),
+                _ => unreachable!("{NO_PANELS}"),
             }
         }
         return;
@@ -83,7 +88,7 @@ pub(crate) fn widen_group(format: Format, bytes: &[u8]) -> [f32; GROUP] {
         Format::BF16 => f32::from_bits((half_word(slot(format, column)) as u32) << 16),
         Format::F16 => half::f16::from_bits(half_word(column)).to_f32(),
         Format::F32 => f32::from_le_bytes(std::array::from_fn(|i| bytes[4 * column + i])),
-        Format::I32 => unreachable!("{NO_PANELS}"),
+        _ => unreachable!("{NO_PANELS}"),
     })
 }
 

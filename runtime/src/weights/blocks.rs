@@ -1,32 +1,66 @@
-//! GGUF's quantised blocks. Each function takes one whole block and appends its values; the layout stands above it, in bytes, little-endian.
+//! Stored values as f32, exactly; quantised ones to the bit as ggml's reference has them. The layout of a block stands above its function, in bytes,
+//! little-endian.
+
+use fusec::ir::Format;
+
+/// Appends the values of whole blocks, each as exact as f32 holds it.
+///
+/// Bytes behind the last whole block are not looked at.
+///
+/// # Panics
+/// Of [`Format::I32`], which no weight has.
+pub fn decode(format: Format, bytes: &[u8], out: &mut Vec<f32>) {
+    let (values, size) = format.block();
+    out.reserve(bytes.len() / size * values);
+    let one: fn(&[u8], &mut Vec<f32>) = match format {
+        Format::F32 => |bytes, out| out.push(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        Format::F16 => |bytes, out| out.push(half_at(bytes, 0)),
+        Format::BF16 => |bytes, out| out.push(half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32()),
+        Format::Q8_0 => q8_0,
+        Format::Q4_0 => q4_0,
+        Format::Q4_1 => q4_1,
+        Format::Q5_0 => q5_0,
+        Format::Q5_1 => q5_1,
+        Format::Q2K => q2_k,
+        Format::Q3K => q3_k,
+        Format::Q4K => q4_k,
+        Format::Q5K => q5_k,
+        Format::Q6K => q6_k,
+        Format::Iq4Nl => iq4_nl,
+        Format::Iq4Xs => iq4_xs,
+        Format::Mxfp4 => mxfp4,
+        Format::I32 => panic!("no weight is of i32"),
+    };
+    bytes.chunks_exact(size).for_each(|block| one(block, out));
+}
 
 /// `scale: f16, q: [i8; 32]`; value i = scale · q\[i].
-pub(super) fn q8_0(block: &[u8], out: &mut Vec<f32>) {
+fn q8_0(block: &[u8], out: &mut Vec<f32>) {
     let scale = half_at(block, 0);
     out.extend(block[2..34].iter().map(|&q| scale * f32::from(q as i8)));
 }
 
 /// `scale: f16, q: [u8; 16]`; value i < 16 is the low nibble of byte i, value 16 + i its high nibble; value = scale · (nibble − 8).
-pub(super) fn q4_0(block: &[u8], out: &mut Vec<f32>) {
+fn q4_0(block: &[u8], out: &mut Vec<f32>) {
     let scale = half_at(block, 0);
     let q = &block[2..18];
     out.extend(nibbles(q).map(|nibble| scale * (f32::from(nibble) - 8.0)));
 }
 
 /// `scale: f16, minimum: f16, q: [u8; 16]`; nibbles as in Q4_0; value = scale · nibble + minimum.
-pub(super) fn q4_1(block: &[u8], out: &mut Vec<f32>) {
+fn q4_1(block: &[u8], out: &mut Vec<f32>) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     out.extend(nibbles(&block[4..20]).map(|nibble| scale * f32::from(nibble) + minimum));
 }
 
 /// `scale: f16, high: u32, q: [u8; 16]`; value i has nibble i as in Q4_0 and bit i of `high` as its fifth bit; value = scale · (five bits − 16).
-pub(super) fn q5_0(block: &[u8], out: &mut Vec<f32>) {
+fn q5_0(block: &[u8], out: &mut Vec<f32>) {
     let scale = half_at(block, 0);
     out.extend(five_bits(&block[2..22]).map(|q| scale * (f32::from(q) - 16.0)));
 }
 
 /// `scale: f16, minimum: f16, high: u32, q: [u8; 16]`; bits as in Q5_0; value = scale · five bits + minimum.
-pub(super) fn q5_1(block: &[u8], out: &mut Vec<f32>) {
+fn q5_1(block: &[u8], out: &mut Vec<f32>) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     out.extend(five_bits(&block[4..24]).map(|q| scale * f32::from(q) + minimum));
 }
@@ -35,7 +69,7 @@ pub(super) fn q5_1(block: &[u8], out: &mut Vec<f32>) {
 ///
 /// 8 groups of 32 values; group g has a 6-bit scale s and minimum m (see [`group_scale`]). Groups 2p and 2p + 1 are the low and the high nibbles
 /// of bytes 32p to 32p + 32 of `q`; value = (scale · s) · nibble − minimum · m.
-pub(super) fn q4_k(block: &[u8], out: &mut Vec<f32>) {
+fn q4_k(block: &[u8], out: &mut Vec<f32>) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let packed = &block[4..16];
     for group in 0..8 {
@@ -47,7 +81,7 @@ pub(super) fn q4_k(block: &[u8], out: &mut Vec<f32>) {
 }
 
 /// `scale: f16, minimum: f16, packed: [u8; 12], high: [u8; 32], q: [u8; 128]`; as Q4_K, with bit g of `high[i]` as the fifth bit of value i of group g.
-pub(super) fn q5_k(block: &[u8], out: &mut Vec<f32>) {
+fn q5_k(block: &[u8], out: &mut Vec<f32>) {
     let (scale, minimum) = (half_at(block, 0), half_at(block, 2));
     let (packed, high) = (&block[4..16], &block[16..48]);
     for group in 0..8 {
@@ -65,7 +99,7 @@ pub(super) fn q5_k(block: &[u8], out: &mut Vec<f32>) {
 /// Two halves of 128 values, each four runs of 32. Run r of half h: value l has the low nibbles (r < 2) or high nibbles (r ≥ 2) of
 /// `low[64h + 32(r mod 2) + l]` and bits 2r and 2r + 1 of `high[32h + l]` above them; its group of 16 is 8h + 2r + l / 16;
 /// value = (scale · scales\[group]) · (six bits − 32).
-pub(super) fn q6_k(block: &[u8], out: &mut Vec<f32>) {
+fn q6_k(block: &[u8], out: &mut Vec<f32>) {
     let scale = half_at(block, 208);
     for half in 0..2 {
         for run in 0..4 {
@@ -78,6 +112,79 @@ pub(super) fn q6_k(block: &[u8], out: &mut Vec<f32>) {
             }));
         }
     }
+}
+
+/// `groups: [u8; 16], q: [u8; 64], scale: f16, minimum: f16`.
+///
+/// 16 groups of 16 values; the low nibble of a group's byte is its scale s, the high one its minimum m. Two halves of 128 values, each four runs of 32:
+/// run r of half h has bits 2r and 2r + 1 of `q[32h..32h + 32]`, its groups are 8h + 2r and 8h + 2r + 1; value = (scale · s) · two bits − minimum · m.
+fn q2_k(block: &[u8], out: &mut Vec<f32>) {
+    let (scale, minimum) = (half_at(block, 80), half_at(block, 82));
+    for group in 0..16 {
+        let both = block[group];
+        let (s, m) = (scale * f32::from(both & 15), minimum * f32::from(both >> 4));
+        let (q, shift) = two_bits(&block[16..80], group);
+        out.extend(q.iter().map(|q| s * f32::from(q >> shift & 3) - m));
+    }
+}
+
+/// `high: [u8; 32], q: [u8; 64], packed: [u8; 12], scale: f16`.
+///
+/// Groups and two bits as in Q2_K. Value l of run r of half h is 4 less where bit 4h + r of `high[l]` is not set. A group's 6-bit scale has its low four
+/// bits in the nibbles of the first 8 packed bytes (low ones first) and its upper two in bits 2(g / 4) of byte 8 + g mod 4; it is 32 too large.
+fn q3_k(block: &[u8], out: &mut Vec<f32>) {
+    let (high, packed, scale) = (&block[..32], &block[96..108], half_at(block, 108));
+    for group in 0..16 {
+        let low = nibble_of(packed[group % 8], group / 8);
+        let six = low | (packed[8 + group % 4] >> (2 * (group / 4)) & 3) << 4;
+        let s = scale * (f32::from(six) - 32.0);
+        let (q, shift) = two_bits(&block[32..96], group);
+        let high = &high[16 * (group % 2)..][..16];
+        out.extend(q.iter().zip(high).map(|(q, high)| {
+            let less = if high >> (group / 2) & 1 == 1 { 0.0 } else { 4.0 };
+            s * (f32::from(q >> shift & 3) - less)
+        }));
+    }
+}
+
+/// `scale: f16, q: [u8; 16]`; nibbles as in Q4_0; value = scale · [`TABLE`]\[nibble].
+fn iq4_nl(block: &[u8], out: &mut Vec<f32>) {
+    let scale = half_at(block, 0);
+    out.extend(nibbles(&block[2..18]).map(|nibble| scale * f32::from(TABLE[usize::from(nibble)])));
+}
+
+/// `scale: f16, high: u16, low: [u8; 4], q: [u8; 128]`.
+///
+/// 8 groups of 32 values, each 16 bytes of `q` with nibbles as in Q4_0. Group g's 6-bit scale s is nibble g of `low` with bits 2g and 2g + 1 of `high`
+/// above it; value = (scale · (s − 32)) · [`TABLE`]\[nibble].
+fn iq4_xs(block: &[u8], out: &mut Vec<f32>) {
+    let (scale, high) = (half_at(block, 0), u16::from_le_bytes([block[2], block[3]]));
+    for (group, q) in block[8..].chunks_exact(16).enumerate() {
+        let six = nibble_of(block[4 + group / 2], group % 2) | ((high >> (2 * group) & 3) as u8) << 4;
+        let s = scale * (f32::from(six) - 32.0);
+        out.extend(nibbles(q).map(|nibble| s * f32::from(TABLE[usize::from(nibble)])));
+    }
+}
+
+/// `exponent: u8, q: [u8; 16]`; nibbles as in Q4_0, each a float of 1 sign, 2 exponent and 1 mantissa bits; value = 2^(exponent − 127) · that.
+///
+/// [`TWICE`] has the floats doubled, so half the scale is taken: a subnormal for exponents below 2.
+fn mxfp4(block: &[u8], out: &mut Vec<f32>) {
+    let exponent = u32::from(block[0]);
+    let half = f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 });
+    out.extend(nibbles(&block[1..17]).map(|nibble| half * f32::from(TWICE[usize::from(nibble)])));
+}
+
+/// The values of IQ4_NL's and IQ4_XS's nibbles.
+const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the values of MXFP4's nibbles.
+const TWICE: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The 16 bytes that hold a group's two bits in Q2_K and Q3_K, and where in them.
+fn two_bits(q: &[u8], group: usize) -> (&[u8], usize) {
+    let (half, run, side) = (group / 8, group % 8 / 2, group % 2);
+    (&q[32 * half + 16 * side..][..16], 2 * run)
 }
 
 /// The 6-bit (scale, minimum) of group 0 to 7 in a K-quant's 12 packed bytes: for g < 4 the low six bits of byte g and byte g + 4; for g ≥ 4 the low and
@@ -122,6 +229,24 @@ mod tests {
         let mut out = Vec::new();
         dequantise(&block, &mut out);
         out
+    }
+
+    #[test]
+    fn plain_types_widen_exactly() {
+        let widened = |format, bytes: &[u8]| {
+            let mut out = vec![7.0];
+            decode(format, bytes, &mut out);
+            assert_eq!(out.remove(0), 7.0, "decoding appends");
+            out
+        };
+        assert_eq!(widened(Format::F32, &1.1f32.to_le_bytes()), [1.1f32]);
+        // 0x3C01 = 1 + 2^-10, 0x0001 = 2^-24 (the smallest subnormal), 0xFC00 = -infinity
+        assert_eq!(
+            widened(Format::F16, &[0x01, 0x3C, 0x01, 0x00, 0x00, 0xFC]),
+            [1.0 + 2f32.powi(-10), 2f32.powi(-24), f32::NEG_INFINITY]
+        );
+        // 0x3F81 = 1 + 2^-7, 0xC000 = -2
+        assert_eq!(widened(Format::BF16, &[0x81, 0x3F, 0x00, 0xC0]), [1.0078125, -2.0]);
     }
 
     #[test]

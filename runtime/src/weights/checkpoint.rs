@@ -53,7 +53,9 @@ impl Checkpoint {
             let file = checkpoint.sources.len();
             let bytes = 0..4 * values.len();
             checkpoint.sources.push(Source::Floats(values));
-            checkpoint.tensors.insert(name, Tensor { shape, dtype: Dtype::F32, file, bytes, stored: Stored::Plain });
+            checkpoint
+                .tensors
+                .insert(name, Tensor { shape, dtype: Dtype::Of(Format::F32), file, bytes, stored: Stored::Plain });
         }
         Ok(checkpoint)
     }
@@ -79,7 +81,7 @@ impl Checkpoint {
             let bytes = 0..if ones { 4 * shape[0] } else { 0 };
             checkpoint.tensors.insert(
                 name.clone(),
-                Tensor { shape: shape.clone(), dtype: Dtype::F32, file, bytes, stored: Stored::Plain },
+                Tensor { shape: shape.clone(), dtype: Dtype::Of(Format::F32), file, bytes, stored: Stored::Plain },
             );
         }
         checkpoint
@@ -203,10 +205,13 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
     }
 
-    /// The format of each weight that is stored in one that kernels read as it is. Others are rounded to bfloat16.
+    /// The format of each weight that is stored in half precision, or in quantised blocks along its rows. Others are taken as bfloat16.
     pub fn formats(&self) -> BTreeMap<String, Format> {
-        let half = self.tensors.iter().filter(|(_, tensor)| tensor.dtype == Dtype::F16);
-        half.map(|(name, _)| (name.clone(), Format::F16)).collect()
+        let kept = |tensor: &Tensor| match tensor.dtype {
+            Dtype::Of(Format::F16) => Some(Format::F16),
+            _ => self.raw_tensor_format(tensor).filter(|format| format.block().0 > 1),
+        };
+        self.tensors.iter().filter_map(|(name, tensor)| Some((name.clone(), kept(tensor)?))).collect()
     }
 
     pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::description::{language_model_config, language_model_names};
 use fusec::files::{Kind, mistaken, read_json};
 use fusec::folder;
+use fusec::ir::Format;
 use fusec::tensors::may_be_dropped;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::Value;
@@ -177,9 +178,9 @@ fn expected_length(bytes: &[u8], header: u64) -> Option<u64> {
 
 fn dtype_of(dtype: safetensors::Dtype) -> Dtype {
     match dtype {
-        safetensors::Dtype::F32 => Dtype::F32,
-        safetensors::Dtype::F16 => Dtype::F16,
-        safetensors::Dtype::BF16 => Dtype::Bf16,
+        safetensors::Dtype::F32 => Dtype::Of(Format::F32),
+        safetensors::Dtype::F16 => Dtype::Of(Format::F16),
+        safetensors::Dtype::BF16 => Dtype::Of(Format::BF16),
         safetensors::Dtype::F64 => Dtype::Unsupported("F64"),
         safetensors::Dtype::F8_E4M3 => Dtype::Unsupported("F8_E4M3"),
         safetensors::Dtype::F8_E5M2 => Dtype::Unsupported("F8_E5M2"),

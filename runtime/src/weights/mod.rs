@@ -6,9 +6,11 @@ mod dtype;
 pub mod gguf;
 mod hugging_face;
 mod pack;
+mod raw;
 mod select;
 mod stored;
 
+pub use blocks::decode;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use pack::{dummy_pattern, lane_share, pack};

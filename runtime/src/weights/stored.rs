@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use anyhow::Result;
 
+use super::blocks::decode;
 use super::dtype::Dtype;
 
 /// Where a tensor lies and how to read it.
@@ -58,15 +59,16 @@ pub(super) fn append(tensor: &Tensor, source: &[u8], rows: Range<usize>, out: &m
         return append_turned(tensor, bytes, rows, out);
     }
     let row_bytes = tensor.dtype.bytes(columns)?;
+    let Some(format) = tensor.dtype.format() else { return Ok(()) };
     let begin = out.len();
     match tensor.stored {
         Stored::Plain | Stored::PlusOne => {
-            tensor.dtype.widen(&bytes[rows.start * row_bytes..rows.end * row_bytes], out);
+            decode(format, &bytes[rows.start * row_bytes..rows.end * row_bytes], out);
         }
         stored => {
             for row in rows {
                 let at = stored.place(row, count);
-                tensor.dtype.widen(&bytes[at * row_bytes..(at + 1) * row_bytes], out);
+                decode(format, &bytes[at * row_bytes..(at + 1) * row_bytes], out);
             }
         }
     }
@@ -80,7 +82,8 @@ pub(super) fn append(tensor: &Tensor, source: &[u8], rows: Range<usize>, out: &m
 fn append_turned(tensor: &Tensor, bytes: &[u8], rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
     let (count, columns) = tensor.rows_and_columns();
     let row_bytes = tensor.dtype.bytes(count)?;
-    let Some((per_block, block_bytes)) = tensor.dtype.block() else { return Ok(()) };
+    let Some(format) = tensor.dtype.format() else { return Ok(()) };
+    let (per_block, block_bytes) = format.block();
     let blocks = rows.start / per_block..rows.end.div_ceil(per_block);
     let skipped = rows.start - blocks.start * per_block;
     let begin = out.len();
@@ -88,7 +91,7 @@ fn append_turned(tensor: &Tensor, bytes: &[u8], rows: Range<usize>, out: &mut Ve
     let mut values = Vec::new();
     for (column, stored) in bytes.chunks_exact(row_bytes.max(1)).take(columns).enumerate() {
         values.clear();
-        tensor.dtype.widen(&stored[blocks.start * block_bytes..blocks.end * block_bytes], &mut values);
+        decode(format, &stored[blocks.start * block_bytes..blocks.end * block_bytes], &mut values);
         for (row, value) in values[skipped..skipped + rows.len()].iter().enumerate() {
             out[begin + row * columns + column] = *value;
         }
@@ -98,7 +101,7 @@ fn append_turned(tensor: &Tensor, bytes: &[u8], rows: Range<usize>, out: &mut Ve
 
 impl Stored {
     /// Where row `row` of `count` lies.
-    fn place(self, row: usize, count: usize) -> usize {
+    pub(super) fn place(self, row: usize, count: usize) -> usize {
         match self {
             Stored::Pairs { heads } => {
                 let size = count / heads;
@@ -117,12 +120,14 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Dtype;
+    use fusec::ir::Format;
+
     use super::*;
 
     fn read(shape: &[usize], stored: Stored, values: &[f32], rows: Range<usize>) -> Vec<f32> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let tensor = Tensor { shape: shape.to_vec(), dtype: Dtype::F32, file: 0, bytes: 0..bytes.len(), stored };
+        let tensor =
+            Tensor { shape: shape.to_vec(), dtype: Dtype::Of(Format::F32), file: 0, bytes: 0..bytes.len(), stored };
         let mut out = vec![9.0];
         append(&tensor, &bytes, rows, &mut out).unwrap();
         assert_eq!(out.remove(0), 9.0, "reading appends");
@@ -158,7 +163,8 @@ mod tests {
         };
         let bytes = [stored_row(0), stored_row(60)].concat();
         let shape = vec![64, 2];
-        let tensor = Tensor { shape, dtype: Dtype::Q8_0, file: 0, bytes: 0..bytes.len(), stored: Stored::Turned };
+        let tensor =
+            Tensor { shape, dtype: Dtype::Of(Format::Q8_0), file: 0, bytes: 0..bytes.len(), stored: Stored::Turned };
         let mut out = Vec::new();
         append(&tensor, &bytes, 31..34, &mut out).unwrap();
         assert_eq!(out, [31.0, 91.0, 32.0, 92.0, 33.0, 93.0]);

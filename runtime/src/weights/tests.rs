@@ -1,7 +1,7 @@
 use super::gguf::test_file::{Builder, text};
 use super::*;
 use fusec::description::Spare;
-use fusec::ir::WeightRef;
+use fusec::ir::{Format, WeightRef};
 use safetensors::tensor::TensorView;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ fn a_directory_reads_every_plain_type() {
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["bf16", "f16", "f32", "ids"]);
     assert_eq!(
         (checkpoint.shape(&"f32".into()).unwrap(), checkpoint.dtype("bf16").unwrap()),
-        (vec![3, 2], Dtype::Bf16)
+        (vec![3, 2], Dtype::Of(Format::BF16))
     );
     assert_eq!(checkpoint.read_f32(&"f16".into()).unwrap(), [1.5, -2.0]);
     assert_eq!(checkpoint.read_f32(&"bf16".into()).unwrap(), [3.0, -0.25]);

@@ -55,13 +55,18 @@ impl File {
 
     /// Adds a tensor of f32, its slowest dimension first.
     pub(super) fn tensor(&mut self, name: &str, shape: &[usize], values: &[f32]) {
+        self.stored(name, shape, 0, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    }
+
+    /// Adds a tensor of the type of that number.
+    pub(super) fn stored(&mut self, name: &str, shape: &[usize], number: u32, bytes: &[u8]) {
         self.tensors += 1;
         self.listed.extend(text(name));
         self.listed.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|dimension| self.listed.extend((*dimension as u64).to_le_bytes()));
-        self.listed.extend(0u32.to_le_bytes());
+        self.listed.extend(number.to_le_bytes());
         self.listed.extend((self.data.len() as u64).to_le_bytes());
-        self.data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        self.data.extend(bytes);
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
     }
 

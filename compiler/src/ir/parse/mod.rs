@@ -152,7 +152,8 @@ impl Reader {
 fn read_type(scan: &mut Scan) -> Result<Type, ParseError> {
     let column = scan.column();
     let name = scan.word("a type such as `f32[T, 64]`")?;
-    let unknown = || scan.error_at(column, format!("unknown element type `{name}`; there are f32, f16, bf16 and i32"));
+    let all = || Format::ALL.map(Format::name).join(", ");
+    let unknown = || scan.error_at(column, format!("unknown element type `{name}`; there are {}", all()));
     let format = Format::of_name(&name).ok_or_else(unknown)?;
     scan.expect('[')?;
     let mut shape = Vec::new();

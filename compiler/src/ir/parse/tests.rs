@@ -192,7 +192,12 @@ fn errors_say_where_and_what() {
         ("%0 = input : f32[T]", 1, 6, "input needs a name in double quotes"),
         ("%0 = input \"x : f32[T]", 1, 12, "the double quote is not closed"),
         ("%0 = input \"\\q\" : f32[T]", 1, 13, "not an escape; there are \\\", \\\\, \\n and \\u{hex}"),
-        ("%0 = input \"x\" : f8[T]", 1, 18, "unknown element type `f8`; there are f32, f16, bf16 and i32"),
+        (
+            "%0 = input \"x\" : f8[T]",
+            1,
+            18,
+            "unknown element type `f8`; there are f32, i32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4",
+        ),
         ("%0 = input \"x\" : f32[T, -1]", 1, 25, "expected a size, `T` or `C`, found `-1`"),
         ("%0 = input \"x\" : f32[Tokens]", 1, 23, "expected `,` or `]`, found `okens]`"),
         ("%0, %1 = input \"x\" : f32[T]", 1, 22, "2 values named, but 1 type"),

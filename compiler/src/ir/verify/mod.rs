@@ -117,7 +117,8 @@ fn check(graph: &Graph, id: NodeId) -> Check {
         // Products of sizes are taken without further care from here on.
         let values = ty.fixed_sizes().try_fold(1, usize::checked_mul);
         if ty.last_size().is_some_and(|last| ty.format.bytes(last).is_none()) {
-            return Err(format!("result {result} is {ty}: its rows do not end with a block"));
+            let (values, _) = ty.format.block();
+            return Err(format!("result {result} is {ty}: its rows do not end with a block of {values} values"));
         }
         if values.and_then(|values| ty.format.bytes(values)).is_none() {
             return Err(format!("result {result} is {ty}: more bytes than can be counted"));

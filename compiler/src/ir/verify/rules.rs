@@ -2,8 +2,8 @@
 
 use super::fused::{attention, matmul};
 use super::terms::{
-    Check, Checked, activation, appended, cache, heads, is_activation, is_float, logits, matrix, must, norm_over,
-    positive, result_count, rope, same,
+    Check, Checked, activation, appended, cache, heads, is_activation, is_float, is_plain, logits, matrix, must,
+    norm_over, positive, result_count, rope, same,
 };
 use crate::ir::{Op, Replay, Role, Start, State, Type};
 
@@ -27,7 +27,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
         },
         Op::Weight(_) => match result {
             ty if is_float(ty) && !ty.shape.is_empty() && ty.fixed_sizes().count() == ty.shape.len() => Ok(()),
-            ty => Err(format!("a weight is f32, f16 or bf16 of known sizes, not {ty}")),
+            ty => Err(format!("a weight is of known sizes and of floats or quantised blocks, not {ty}")),
         },
         Op::State(state) => kept(state, result),
         Op::Embedding => {
@@ -99,7 +99,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
 fn kept(state: &State, ty: &Type) -> Check {
     match state.replay {
         Replay::Same => cache("result", ty),
-        Replay::Once if !is_float(ty) || ty.shape.is_empty() || ty.fixed_sizes().count() != ty.shape.len() => {
+        Replay::Once if !is_plain(ty) || ty.shape.is_empty() || ty.fixed_sizes().count() != ty.shape.len() => {
             Err(format!("a state that each step changes is f32, f16 or bf16 of known sizes, not {ty}"))
         }
         Replay::Once if state.start == Start::Any => {

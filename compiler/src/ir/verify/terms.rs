@@ -172,7 +172,7 @@ pub(super) fn vector(name: &str, ty: &Type, size: usize, why: impl Fn() -> Strin
 
 pub(super) fn cache(name: &str, ty: &Type) -> Check {
     match ty.shape[..] {
-        [Dim::Context, Dim::Fixed(_), Dim::Fixed(_)] if is_float(ty) => Ok(()),
+        [Dim::Context, Dim::Fixed(_), Dim::Fixed(_)] if is_plain(ty) => Ok(()),
         _ => Err(format!("{name} is {ty}, but must be a cache f32, f16 or bf16[C, kv_heads, head_dim]")),
     }
 }
@@ -192,8 +192,14 @@ fn positive64(name: &str, value: f64) -> Check {
     if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{name} is {value}; it must be above 0")) }
 }
 
+/// Floats, or blocks that stand for floats.
 pub(super) fn is_float(ty: &Type) -> bool {
     ty.format != Format::I32
+}
+
+/// Floats one by one, which can be written one by one.
+pub(super) fn is_plain(ty: &Type) -> bool {
+    is_float(ty) && ty.format.block().0 == 1
 }
 
 pub(super) fn is_activation(ty: &Type) -> bool {

@@ -288,7 +288,7 @@ impl<'p, 'g> Builder<'p, 'g> {
                     let storage = match ty.format {
                         Format::F32 => Storage::F32,
                         Format::BF16 => Storage::BF16,
-                        Format::F16 | Format::I32 => bail!("the state {state} is {ty}: no kernel reads that"),
+                        _ => bail!("the state {state} is {ty}: no kernel reads that"),
                     };
                     let state = self.planner.state(state, ty)?;
                     self.set(node.result(0), Source::Ready(Arg::State(state)), storage);

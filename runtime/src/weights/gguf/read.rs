@@ -4,6 +4,7 @@ use super::super::dtype::Dtype;
 use super::contents::{Contents, Entry, MAGIC, Metadata, Value};
 use anyhow::{Context, Result, bail, ensure};
 use fusec::files::{Kind, mistaken};
+use fusec::ir::Format;
 use std::collections::BTreeMap;
 
 /// Elements of the longest metadata list that is read: several times the largest vocabulary, and little memory for a corrupt count.
@@ -60,7 +61,7 @@ fn place(
         .checked_add(offset)
         .and_then(|start| usize::try_from(start).ok())
         .with_context(|| format!("the offset of tensor {name} overflows"))?;
-    if dtype.block().is_none() {
+    if dtype.format().is_none() {
         return Ok(0..0);
     }
     let columns = shape.last().copied().unwrap_or(1);
@@ -218,40 +219,49 @@ impl<'a> Cursor<'a> {
 
 /// The type of GGUF's number for it.
 fn dtype_of(number: u32) -> Dtype {
+    let format = match number {
+        0 => Format::F32,
+        1 => Format::F16,
+        2 => Format::Q4_0,
+        3 => Format::Q4_1,
+        6 => Format::Q5_0,
+        7 => Format::Q5_1,
+        8 => Format::Q8_0,
+        10 => Format::Q2K,
+        11 => Format::Q3K,
+        12 => Format::Q4K,
+        13 => Format::Q5K,
+        14 => Format::Q6K,
+        20 => Format::Iq4Nl,
+        23 => Format::Iq4Xs,
+        30 => Format::BF16,
+        39 => Format::Mxfp4,
+        _ => return Dtype::Unsupported(name_of(number)),
+    };
+    Dtype::Of(format)
+}
+
+/// GGUF's name of a type that is not read.
+fn name_of(number: u32) -> &'static str {
     match number {
-        0 => Dtype::F32,
-        1 => Dtype::F16,
-        2 => Dtype::Q4_0,
-        3 => Dtype::Q4_1,
-        6 => Dtype::Q5_0,
-        7 => Dtype::Q5_1,
-        8 => Dtype::Q8_0,
-        12 => Dtype::Q4K,
-        13 => Dtype::Q5K,
-        14 => Dtype::Q6K,
-        30 => Dtype::Bf16,
-        9 => Dtype::Unsupported("Q8_1"),
-        10 => Dtype::Unsupported("Q2_K"),
-        11 => Dtype::Unsupported("Q3_K"),
-        15 => Dtype::Unsupported("Q8_K"),
-        16 => Dtype::Unsupported("IQ2_XXS"),
-        17 => Dtype::Unsupported("IQ2_XS"),
-        18 => Dtype::Unsupported("IQ3_XXS"),
-        19 => Dtype::Unsupported("IQ1_S"),
-        20 => Dtype::Unsupported("IQ4_NL"),
-        21 => Dtype::Unsupported("IQ3_S"),
-        22 => Dtype::Unsupported("IQ2_S"),
-        23 => Dtype::Unsupported("IQ4_XS"),
-        24 => Dtype::Unsupported("I8"),
-        25 => Dtype::Unsupported("I16"),
-        26 => Dtype::Unsupported("I32"),
-        27 => Dtype::Unsupported("I64"),
-        28 => Dtype::Unsupported("F64"),
-        29 => Dtype::Unsupported("IQ1_M"),
-        34 => Dtype::Unsupported("TQ1_0"),
-        35 => Dtype::Unsupported("TQ2_0"),
-        39 => Dtype::Unsupported("MXFP4"),
-        _ => Dtype::Unsupported("a type of unknown number"),
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        40 => "NVFP4",
+        _ => "a type of unknown number",
     }
 }
 
@@ -282,7 +292,7 @@ mod tests {
         assert_eq!(contents.metadata.list("a.list"), Some(&[Value::Unsigned(7), Value::Unsigned(9)][..]));
         assert_eq!(contents.metadata.float("a.float"), Some(0.5));
         let w = &contents.tensors["w"];
-        assert_eq!((w.shape.as_slice(), w.dtype), (&[3, 2][..], Dtype::F32));
+        assert_eq!((w.shape.as_slice(), w.dtype), (&[3, 2][..], Dtype::Of(Format::F32)));
         assert_eq!(&file[w.bytes.clone()][20..], 6f32.to_le_bytes());
         assert_eq!(file[contents.tensors["v"].bytes.clone()], [0, 0x3C, 0, 0xC0]);
     }

@@ -7,6 +7,7 @@ use super::rope;
 use crate::weights::dtype::Dtype;
 use anyhow::{Context, Result, ensure};
 use fusec::description::MAX_LAYERS;
+use fusec::ir::Format;
 use serde_json::{Map, Value as Json, json};
 
 /// SmolLM3 turns q and k in three layers of four; a GGUF file does not say so.
@@ -248,8 +249,8 @@ fn working_dtype(contents: &Contents) -> &'static str {
         contents.tensors.values().filter(|tensor| tensor.shape.len() > 1).map(|tensor| tensor.dtype).peekable();
     let first = matrices.peek().copied();
     match first.filter(|&first| matrices.all(|dtype| dtype == first)) {
-        Some(Dtype::F32) => "float32",
-        Some(Dtype::F16) => "float16",
+        Some(Dtype::Of(Format::F32)) => "float32",
+        Some(Dtype::Of(Format::F16)) => "float16",
         _ => "bfloat16",
     }
 }

@@ -3,8 +3,10 @@
 use super::super::contents::Contents;
 use super::family::INSTEAD;
 use super::keys::Keys;
+use crate::weights::blocks::decode;
 use crate::weights::dtype::Dtype;
 use anyhow::{Result, bail, ensure};
+use fusec::ir::Format;
 use serde_json::{Value as Json, json};
 
 /// The tensor that carries llama 3's scaled rotation frequencies as divisors, one per pair.
@@ -23,9 +25,9 @@ pub(super) fn is_factors(name: &str) -> bool {
 pub(super) fn scaling(keys: &Keys<'_>, contents: &Contents, files: &[&[u8]], theta: f64, rotated: u64) -> Result<Json> {
     let factors = |name: &str| -> Result<Option<Vec<f32>>> {
         let Some(entry) = contents.tensors.get(name) else { return Ok(None) };
-        ensure!(entry.dtype == Dtype::F32, "{name} is {}, not F32", entry.dtype);
+        ensure!(entry.dtype == Dtype::Of(Format::F32), "{name} is {}, not F32", entry.dtype);
         let mut factors = Vec::new();
-        entry.dtype.widen(&files[entry.file][entry.bytes.clone()], &mut factors);
+        decode(Format::F32, &files[entry.file][entry.bytes.clone()], &mut factors);
         ensure!(
             factors.len() as u64 == rotated / 2 && factors.iter().all(|factor| factor.is_finite() && *factor > 0.0),
             "{name} is no list of {} positive numbers, one for each pair of rotated values",

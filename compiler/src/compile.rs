@@ -1,6 +1,7 @@
 //! The whole way from a description to an artifact.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::json;
@@ -23,6 +24,8 @@ pub struct CompileOptions {
     pub plan: PlanOptions,
     /// How the checkpoint stores its weights.
     pub formats: Formats,
+    /// How they are taken.
+    pub weights: WeightFormat,
     /// The longest sequence that is meant to run, in positions; none: what the configuration says. See [`lower`].
     pub context: Option<usize>,
 }
@@ -35,6 +38,32 @@ impl Formats {
     /// The format of a tensor.
     pub fn of(&self, tensor: &str) -> Format {
         self.0.get(tensors::locate(tensor, &self.0)).copied().unwrap_or(Format::BF16)
+    }
+}
+
+/// How weights are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// As the checkpoint stores them, where kernels read that.
+    #[default]
+    Stored,
+    /// In this format: quantised where their rows are whole blocks of it.
+    As(Format),
+}
+
+impl FromStr for WeightFormat {
+    type Err = String;
+
+    /// `auto`, or the name of a format that kernels read.
+    fn from_str(text: &str) -> Result<WeightFormat, String> {
+        let packed = || Format::ALL.into_iter().filter(|format| format.packed().is_some());
+        if text == "auto" {
+            return Ok(WeightFormat::Stored);
+        }
+        packed().find(|format| format.name() == text).map(WeightFormat::As).ok_or_else(|| {
+            let names: Vec<&str> = packed().map(Format::name).collect();
+            format!("give auto, or one of {}", names.join(", "))
+        })
     }
 }
 
@@ -69,12 +98,22 @@ pub fn compile(
     options: &CompileOptions,
 ) -> Result<Model> {
     let resolved = description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-    let described = lower(&resolved, &|tensor| options.formats.of(tensor), options.context)
-        .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let format = |tensor: &str| match options.weights {
+        WeightFormat::Stored => options.formats.of(tensor),
+        WeightFormat::As(format) if format.is_whole() => Format::BF16,
+        WeightFormat::As(format) => format,
+    };
+    let described = lower(&resolved, &format, options.context).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     let mut graph = described.clone();
     let report = passes::run(&mut graph, &options.passes, &mut |_, _, _| {})?;
     let tuning = options.plan.tuning.clone();
-    let plan = plan(&graph, &options.plan).with_context(|| format!("cannot plan {}", graph.name))?;
+    let mut plan_options = options.plan.clone();
+    if let WeightFormat::As(whole) = options.weights
+        && whole.is_whole()
+    {
+        plan_options.whole = whole;
+    }
+    let plan = plan(&graph, &plan_options).with_context(|| format!("cannot plan {}", graph.name))?;
     let sources = plan
         .kernels
         .iter()

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
-use fusec::compile::{CompileOptions, Formats, Model, compile};
+use fusec::compile::{CompileOptions, Formats, Model, WeightFormat, compile};
 use fusec::description::{Beyond, Description, Facts, Resolved, architectures};
 use fusec::files;
 use fusec::ir::{Format, Graph, verify};
@@ -39,6 +39,7 @@ pub struct OpenModel {
     artifact: Option<Artifact>,
     passes: Selection,
     tuning: TuningSource,
+    weights: WeightFormat,
     embedded: bool,
     overrides: Option<String>,
     name: String,
@@ -64,6 +65,7 @@ impl OpenModel {
             checkpoint,
             passes: name.passes.clone().unwrap_or_else(Selection::all),
             tuning: name.tuning.clone(),
+            weights: name.weights,
             embedded: named.is_demo(),
             overrides,
             name: named.title(),
@@ -144,7 +146,13 @@ impl OpenModel {
     /// # Errors
     /// As [`OpenModel::compile`].
     pub fn compile_for(&self, plan: PlanOptions, context: Option<usize>) -> Result<Model> {
-        let options = CompileOptions { passes: self.passes.clone(), plan, formats: self.formats(), context };
+        let options = CompileOptions {
+            passes: self.passes.clone(),
+            plan,
+            formats: self.formats(),
+            weights: self.weights,
+            context,
+        };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
             let found = checkpoint.shapes();
@@ -158,9 +166,10 @@ impl OpenModel {
     /// What to tell the user of weights that the CPU takes as they are stored and a GPU does not.
     pub fn rounded(&self) -> Option<String> {
         let formats = self.formats().0;
-        let names: BTreeSet<Format> = formats.values().copied().collect();
+        let rounded: Vec<Format> = formats.values().copied().filter(|format| !format.is_read()).collect();
+        let names: BTreeSet<Format> = rounded.iter().copied().collect();
         let names: Vec<&str> = names.into_iter().map(Format::name).collect();
-        let (count, names) = (formats.len(), names.join(", "));
+        let (count, names) = (rounded.len(), names.join(", "));
         (count > 0).then(|| {
             format!("{count} weights are stored as {names}: a GPU takes them as bf16, whose values have 8 bits")
         })

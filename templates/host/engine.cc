@@ -59,13 +59,13 @@ constexpr unsigned char RING = 255;   // the Shadow of bytes that a barrier of a
 constexpr u32 POISON = 0x7fa57fa5;   // NaN as a float and as two bfloat16
 enum State { RUNNING, AT_BLOCK_BARRIER, AT_CLUSTER_BARRIER, AT_WARP, AT_RING, AT_GROUP, DONE };
 enum Kind { WARP_BARRIER, SHUFFLE_XOR, SHUFFLE_UP, SHUFFLE_FROM, MMA, PRODUCTS };
-const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma_bf16", "await_products"};
+const char* const KIND_NAMES[] = {"warp_barrier", "shuffle_xor", "shuffle_up", "shuffle_from", "mma", "await_products"};
 
 // What copy_async brings: 16 bytes, and where to.
 struct Copy { char* to; char bytes[16]; };
 
 // A product of a warpgroup on its way: what it adds to and reads when it is waited for, and the stage it is of.
-struct Product { float* d; const u32* a; const char* b; int columns; u32 stage; };
+struct Product { float* d; const u32* a; const char* b; int columns; u32 stage; bool halves; };
 
 // What store_bulk sends: read when it is waited for.
 struct Store { char* to; const char* from; u64 bytes; };
@@ -225,18 +225,28 @@ float bf16(u32 bits) {
   memcpy(&value, &bits, 4);
   return value;
 }
-float half_of(u32 pair, u32 odd) { return bf16(odd ? pair >> 16 : pair & 0xffff); }
+float f16(u32 bits) {
+  const u32 sign = (bits & 0x8000) << 16, rest = bits & 0x7fff;
+  const u32 normal = (rest << 13) + 0x38000000, special = 0x7f800000 | rest << 13;
+  float value = (float)rest * 5.9604644775390625e-8f;      // subnormal
+  if (rest >= 0x400) memcpy(&value, rest >= 0x7c00 ? &special : &normal, 4);
+  return sign ? -value : value;
+}
+float half_of(u32 pair, u32 odd, bool halves) {
+  const u32 bits = odd ? pair >> 16 : pair & 0xffff;
+  return halves ? f16(bits) : bf16(bits);
+}
 
 // mma.m16n8k16: A[row][k] is in lane row % 8 * 4 + k % 8 / 2, register row / 8 + 2 (k / 8); B[k][n] in lane n * 4 + k % 8 / 2, register
 // k / 8; D[row][n] in lane row % 8 * 4 + n / 2, register row / 8 * 2 + n % 2.
-void multiply(Thread* lanes) {
+void multiply(Thread* lanes, bool halves) {
   for (u32 row = 0; row < 16; row++) {
     for (u32 n = 0; n < 8; n++) {
       float& d = lanes[row % 8 * 4 + n / 2].d.d[row / 8 * 2 + n % 2];
       double sum = d;
       for (u32 k = 0; k < 16; k++) {
-        const float a = half_of(lanes[row % 8 * 4 + k % 8 / 2].a[row / 8 + 2 * (k / 8)], k % 2);
-        const float b = half_of(lanes[n * 4 + k % 8 / 2].b[k / 8], k % 2);
+        const float a = half_of(lanes[row % 8 * 4 + k % 8 / 2].a[row / 8 + 2 * (k / 8)], k % 2, halves);
+        const float b = half_of(lanes[n * 4 + k % 8 / 2].b[k / 8], k % 2, halves);
         sum += (double)a * b;
       }
       d = (float)sum;
@@ -254,7 +264,7 @@ void finish_products(Thread* lanes, u32 latest) {
     const Product& first = lanes->products[done];
     for (u32 i = 1; i < 32; i++) {
       const Product& other = lanes[i].products[done];
-      if (lanes[i].product_count != lanes->product_count || other.b != first.b || other.columns != first.columns || other.stage != first.stage) {
+      if (lanes[i].product_count != lanes->product_count || other.b != first.b || other.columns != first.columns || other.stage != first.stage || other.halves != first.halves) {
         snprintf(launch->error, launch->error_bytes, "kernel %s, block (%u, %u, %u): the warp diverged: thread %u and thread %u multiply differently", launch->name,
                  block.x, block.y, block.z, number(lanes), number(lanes + i));
         failed = true;
@@ -268,12 +278,12 @@ void finish_products(Thread* lanes, u32 latest) {
         if (k % 8 == 0) check_shared((const void*)at, 16);
         u16 bits;
         memcpy(&bits, (const void*)at, 2);
-        b[k] = bf16(bits);
+        b[k] = half_of(bits, 0, first.halves);
       }
       for (u32 row = 0; row < 16; row++) {
         float& d = lanes[row % 8 * 4 + n % 8 / 2].products[done].d[n / 8 * 4 + row / 8 * 2 + n % 2];
         double sum = d;
-        for (u32 k = 0; k < 16; k++) sum += (double)half_of(lanes[row % 8 * 4 + k % 8 / 2].products[done].a[row / 8 + 2 * (k / 8)], k % 2) * b[k];
+        for (u32 k = 0; k < 16; k++) sum += (double)half_of(lanes[row % 8 * 4 + k % 8 / 2].products[done].a[row / 8 + 2 * (k / 8)], k % 2, first.halves) * b[k];
         d = (float)sum;
       }
     }
@@ -305,7 +315,7 @@ void exchange(u32 warp) {
     case SHUFFLE_XOR: for (int i = 0; i < 32; i++) lanes[i].value = values[(i ^ by) & 31]; break;
     case SHUFFLE_UP: for (int i = 0; i < 32; i++) lanes[i].value = values[i >= by ? i - by : i]; break;
     case SHUFFLE_FROM: for (int i = 0; i < 32; i++) lanes[i].value = values[lanes[i].parameter & 31]; break;
-    case MMA: multiply(lanes); break;
+    case MMA: multiply(lanes, by != 0); break;
     case PRODUCTS:   // which may fail where no thread runs
       if (!_setjmp(scheduler)) finish_products(lanes, (u32)by);
       if (failed) return;
@@ -830,9 +840,9 @@ void fuse_store_bulk(void* to, const void* from, u32 bytes) {
   current->stores[current->store_count++] = {(char*)to, (const char*)from, bytes};
 }
 void fuse_await_stores() { send_stores(); }
-void fuse_multiply(float* d, const u32* a, const char* b, int columns) {
+void fuse_multiply(float* d, const u32* a, const char* b, int columns, int halves) {
   if (current->product_count == MAX_PRODUCTS) fail("more than %u products on their way", MAX_PRODUCTS);
-  current->products[current->product_count++] = {d, a, b, columns, current->stages};
+  current->products[current->product_count++] = {d, a, b, columns, current->stages, halves != 0};
 }
 void fuse_products_end() { current->stages++; }
 void fuse_await_products(int latest) { exchange_with(PRODUCTS, latest, 0); }
@@ -853,10 +863,10 @@ void fuse_stream(const void* p, u64 bytes) {
   access(p, bytes, STREAM);
 }
 void fuse_settled(const void* p, u64 bytes) { access(p, bytes, SETTLED); }
-FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1) {
+FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1, int halves) {
   current->d = d;
   current->a[0] = a.x, current->a[1] = a.y, current->a[2] = a.z, current->a[3] = a.w, current->b[0] = b0, current->b[1] = b1;
-  exchange_with(MMA, 0, 0);
+  exchange_with(MMA, halves, 0);
   return current->d;
 }
 u32 fuse_atomic_add4(u32* p, u32 value) { access(p, 4, ATOMIC); *p += value; return *p - value; }

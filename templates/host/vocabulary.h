@@ -48,7 +48,7 @@ void fuse_group_barrier(int count);
 void fuse_shared_before_copies();
 void fuse_store_bulk(void* to, const void* from, u32 bytes);
 void fuse_await_stores();
-void fuse_multiply(float* d, const u32* a, const char* b, int columns);
+void fuse_multiply(float* d, const u32* a, const char* b, int columns, int halves);
 void fuse_products_end();
 void fuse_await_products(int latest);
 void fuse_copy_async(void* to, const void* from);
@@ -58,7 +58,7 @@ void fuse_launch_dependents();
 void fuse_wait_for_dependencies();
 void fuse_stream(const void* p, u64 bytes);
 void fuse_settled(const void* p, u64 bytes);
-FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1);
+FuseAccumulators fuse_mma(FuseAccumulators d, Vec4 a, u32 b0, u32 b1, int halves);
 u64 fuse_shuffle_xor(u64 value, int mask);
 u64 fuse_shuffle_from(u64 value, int lane);
 u64 fuse_shuffle_up(u64 value, int delta);
@@ -107,7 +107,6 @@ DEVICE void give_registers() {}
 DEVICE void products_begin() {}
 DEVICE void products_end() { fuse_products_end(); }
 template <int LATEST> DEVICE void await_products() { fuse_await_products(LATEST); }
-template <int N> DEVICE void multiply(float (&d)[N], const Vec4& a, const char* b) { fuse_multiply(d, &a.x, b, 2 * N); }
 DEVICE Vec4 load_peer(const Vec4* p, int rank) {
   const u64 *low = (const u64*)p, first = fuse_load_peer(low, 8, rank), second = fuse_load_peer(low + 1, 8, rank);
   return {(u32)first, (u32)(first >> 32), (u32)second, (u32)(second >> 32)};
@@ -121,6 +120,10 @@ __attribute__((no_sanitize_thread)) DEVICE int load_early(const int* p) {
   return *p;
 }
 __attribute__((no_sanitize_thread)) DEVICE Vec4 load_stream(const Vec4* p) {
+  fuse_stream(p, sizeof *p);
+  return *p;
+}
+__attribute__((no_sanitize_thread)) DEVICE u64 load_stream(const u64* p) {
   fuse_stream(p, sizeof *p);
   return *p;
 }
@@ -155,7 +158,12 @@ DEVICE float load_peer(const float* p, int rank) { return float_of((u32)fuse_loa
 
 DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
   const Vec4 words = {a.x, a.y, a.z, a.w};   // reads that are checked; that of an argument is not
-  const FuseAccumulators sum = fuse_mma({ {d[0], d[1], d[2], d[3]} }, words, b0, b1);
+  const FuseAccumulators sum = fuse_mma({ {d[0], d[1], d[2], d[3]} }, words, b0, b1, 0);
+  d[0] = sum.d[0], d[1] = sum.d[1], d[2] = sum.d[2], d[3] = sum.d[3];
+}
+DEVICE void mma_f16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  const Vec4 words = {a.x, a.y, a.z, a.w};
+  const FuseAccumulators sum = fuse_mma({ {d[0], d[1], d[2], d[3]} }, words, b0, b1, 1);
   d[0] = sum.d[0], d[1] = sum.d[1], d[2] = sum.d[2], d[3] = sum.d[3];
 }
 
@@ -164,6 +172,23 @@ DEVICE u32 fuse_bf16(float value) {
   if (value != value) return 0x7fff;                        // the NaN that cvt.rn.bf16x2 gives
   return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+DEVICE u32 fuse_f16(float value) {
+  const u32 bits = bits_of(value), sign = bits >> 16 & 0x8000;
+  const float size = fabsf(value);
+  if (value != value) return 0x7fff;                        // the NaN that cvt.rn.f16x2 gives
+  if (size >= 65520.0f) return sign | 0x7bff;               // and its largest number
+  if (size < 6.103515625e-5f) return sign | (u32)(int)rintf(size * 16777216.0f);
+  const u32 rounded = (bits & 0x7fffffff) + 0xfff + (bits >> 13 & 1);
+  return sign | (rounded - 0x38000000) >> 13;
+}
+DEVICE u32 pack_f16(float low, float high) { return fuse_f16(high) << 16 | fuse_f16(low); }
+DEVICE float f16_low(u32 pair) {
+  const u32 sign = (pair & 0x8000) << 16, rest = pair & 0x7fff;
+  if (rest >= 0x7c00) return float_of(sign | 0x7f800000 | rest << 13);
+  if (rest < 0x400) return float_of(sign | bits_of((float)rest * 5.9604644775390625e-8f));
+  return float_of(sign | ((rest << 13) + 0x38000000));
+}
+DEVICE float f16_high(u32 pair) { return f16_low(pair >> 16); }
 DEVICE u32 pack_bf16(float low, float high) { return fuse_bf16(high) << 16 | fuse_bf16(low); }
 
 DEVICE float shuffle_xor(float value, int mask) { return float_of((u32)fuse_shuffle_xor(bits_of(value), mask)); }
@@ -187,6 +212,7 @@ DEVICE int warp_sum(int value) {
   for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
   return value;
 }
+DEVICE u32 odd_bytes(u32 w) { return w >> 8 & 0x00ff00ffu; }
 DEVICE int count_bits(u32 value) { return __builtin_popcount(value); }
 DEVICE int leading_zeros(u32 value) { return value ? __builtin_clz(value) : 32; }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return fuse_shuffle_xor(value, mask); }

@@ -113,7 +113,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     const int row = i / COLUMNS, head = i % COLUMNS / HEAD_DIM, d = i % HEAD_DIM, job = row * GROUPS + head / GROUP;
     float peak, total;
     const float value = merge(shared.parts + job * PARTS, PARTS, head % GROUP, d, SINKS ? sinks + rank * BLOCK_HEADS + head : nullptr, peak, total);
-    store((u16*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total);
+    store((Operand*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total);
   }
   block_barrier();
   cluster_join();
@@ -129,13 +129,14 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     for (int step = part; step < BLOCK_STEPS; step += SPLIT) {
       Held held;
       load_again(held, shared.weights[t] + STEP_WORDS * step + lane);
-      const Vec4 x = *(const Vec4*)((const u16*)shared.staged[group % BATCH] + STEP * step + 8 * quad);
-      multiply(sum, held, x);
+#pragma unroll
+      for (int pair = 0; pair < PAIRS; pair++)
+        multiply(sum, held, pair, load_staged((const u16*)shared.staged[group % BATCH], STEP * step + 32 * pair, quad));
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const int b = 2 * quad + i % 2, result = (16 * t + group + i / 2 * 8) * BATCH + b;
-      if (b < BATCH) store_peer(&shared.products[rank][part][result % SHARE], sum[0][i] + sum[1][i], result / SHARE);
+      if (b < BATCH) store_peer(&shared.products[rank][part][result % SHARE], (sum[0][i] + sum[1][i]) * FACTOR, result / SHARE);
     }
   }
   // 5 Sums and epilogue. Bias and residual are loaded before the products of the other blocks arrive.

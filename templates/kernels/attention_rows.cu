@@ -77,10 +77,11 @@ DEVICE void copy_tile(Vec4* tile, const u16* from, int base, int last) {
   }
 }
 
-// Eight results of a query.
-DEVICE void store_eight(u16* to, const float (&v)[8], int count) {
+// Eight results of a query, of 16 bits or fp32.
+template <typename T>
+DEVICE void store_eight(T* to, const float (&v)[8], int count) {
   if (HEAD_DIM % 8 == 0) {
-    *(Vec4*)to = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+    *(Vec4*)to = {pack_two(T(), v[0], v[1]), pack_two(T(), v[2], v[3]), pack_two(T(), v[4], v[5]), pack_two(T(), v[6], v[7])};
   } else {
 #pragma unroll
     for (int i = 0; i < 8; i++)
@@ -266,7 +267,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
 {% if out.is_tiled() %}#pragma unroll
     for (int j = 0; j < 8; j += 2) {
       const int column = head * HEAD_DIM + 8 * chunk + j;
-      if (8 * chunk + j < HEAD_DIM) *(u32*)(out + activation_at(row, column, rows, 1, 0)) = pack_bf16(v[j], v[j + 1]);
+      if (8 * chunk + j < HEAD_DIM) *(u32*)(out + activation_at(row, column, rows, 1, 0)) = pack_two(Out(), v[j], v[j + 1]);
     }
 {% else %}    store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);
 {% endif %}  }

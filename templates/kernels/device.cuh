@@ -2,6 +2,7 @@
 typedef unsigned short u16;  // a bfloat16 in memory
 typedef unsigned int u32;
 typedef unsigned long long u64;
+struct f16 { u16 bits; };  // an activation in memory as IEEE half precision: a sixteenth of its value
 struct alignas(16) Vec4 { u32 x, y, z, w; };  // 16 bytes: eight bfloat16 or four floats
 
 #ifdef FUSE_HOST
@@ -96,6 +97,12 @@ DEVICE Vec4 load_stream(const Vec4* p) {
   return v;
 }
 
+DEVICE u64 load_stream(const u64* p) {
+  u64 v;
+  asm volatile("ld.global.nc.L1::no_allocate.u64 %0, [%1];" : "=l"(v) : "l"(p));
+  return v;
+}
+
 // 16 bytes, loaded at this place in the code: a load that the compiler moves up occupies registers for longer.
 DEVICE Vec4 load_here(const Vec4* p) {
   Vec4 v;
@@ -152,11 +159,35 @@ DEVICE void mma_bf16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// The same for IEEE half precision, subnormal numbers included, which take no longer.
+DEVICE void mma_f16(float (&d)[4], const Vec4& a, u32 b0, u32 b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 { %0, %1, %2, %3}, { %4, %5, %6, %7}, { %8, %9}, { %0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
 // Two floats rounded to nearest even, `low` in the lower half.
 DEVICE u32 pack_bf16(float low, float high) {
   u32 packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// The same for half precision: what is beyond its range becomes the largest number.
+DEVICE u32 pack_f16(float low, float high) {
+  u32 packed;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+DEVICE float f16_low(u32 pair) {
+  float value;
+  asm("{ .reg .b16 low, high; mov.b32 { low, high}, %1; cvt.f32.f16 %0, low; }" : "=f"(value) : "r"(pair));
+  return value;
+}
+DEVICE float f16_high(u32 pair) {
+  float value;
+  asm("{ .reg .b16 low, high; mov.b32 { low, high}, %1; cvt.f32.f16 %0, high; }" : "=f"(value) : "r"(pair));
+  return value;
 }
 
 DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
@@ -179,6 +210,7 @@ DEVICE int warp_sum(int value) {
   asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
   return sum;
 }
+DEVICE u32 odd_bytes(u32 w) { return __byte_perm(w, 0, 0x4341); }   // bytes 1 and 3, each in a half
 DEVICE int count_bits(u32 value) { return __popc(value); }
 DEVICE int leading_zeros(u32 value) { return __clz(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
@@ -214,6 +246,7 @@ DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32
 DEVICE float bf16_low(u32 pair) { return float_of(pair << 16); }
 DEVICE float bf16_high(u32 pair) { return float_of(pair & 0xffff0000u); }
 
+DEVICE u32 even_bytes(u32 w) { return w & 0x00ff00ffu; }
 DEVICE u32 low_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
 DEVICE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
 DEVICE u32 word(const Vec4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
@@ -222,6 +255,15 @@ DEVICE float load(const float* p) { return *p; }
 DEVICE float load(const u16* p) { return float_of((u32)*p << 16); }
 DEVICE void store(float* p, float value) { *p = value; }
 DEVICE void store(u16* p, float value) { *p = (u16)pack_bf16(value, 0.0f); }
+
+// Activations in half precision reach 16 times as far as its numbers: 1,048,064. Those below 2^-10 have fewer bits.
+constexpr float F16_UNIT = 16.0f;
+DEVICE float load(const f16* p) { return F16_UNIT * f16_low(p->bits); }
+DEVICE void store(f16* p, float value) { p->bits = (u16)pack_f16(value / F16_UNIT, 0.0f); }
+
+// Two activations of a type of 16 bits as a word.
+DEVICE u32 pack_two(u16, float low, float high) { return pack_bf16(low, high); }
+DEVICE u32 pack_two(f16, float low, float high) { return pack_f16(low / F16_UNIT, high / F16_UNIT); }
 
 DEVICE float warp_sum(float value) {
 #pragma unroll

@@ -11,9 +11,9 @@ static_assert(NORM || !SUMMED, "the root mean square of a row is that of its nor
 constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;               // steps of a row tile that a warp takes
 constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of steps per row tile
 constexpr bool WHOLE = STEPS == WARPS * DEPTH * CHUNKS;          // nothing is padded
-// x is a hi/lo split in bfloat16: two columns of the product where eight have room for them, else two rounds.
-constexpr int ROUNDS = 2 * BATCH > 8 ? 2 : 1;
-constexpr int COLUMNS = ROUNDS == 1 ? 2 * BATCH : BATCH;
+// A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
+constexpr int ROUNDS = X_PARTS * BATCH > 8 ? 2 : 1;
+constexpr int COLUMNS = ROUNDS == 1 ? X_PARTS * BATCH : BATCH;
 constexpr int STAGED_K = STEPS * STEP;
 constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
 constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // groups of eight values of a row per thread
@@ -21,23 +21,38 @@ constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // grou
 {% include "floats.cuh" %}
 {% include "partial.cuh" %}
 
-// x · w into shared memory, and the warp's part of the sum of squares: RMS is applied to the products, which are linear in it.
-DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row) {
+// The root mean square of a row, inverted.
+DEVICE float inverse_rms(const float (&sums)[WARPS]) {
   float square = 0.0f;
+#pragma unroll
+  for (int i = 0; i < WARPS; i++) square += sums[i];
+  return rsqrtf(square / K + EPS);
+}
+
+// x · w into shared memory, and the warp's part of the sum of squares. RMS is applied to the products, which are linear in it; half precision has no room for x
+// as it is, so there it comes first.
+constexpr bool RMS_FIRST = NORM && X_PARTS == 1;
+DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row) {
+  float square = 0.0f, scale = X_UNIT;
+#pragma unroll
+  for (int pass = 0; pass < PASSES && NORM; pass++)
+#pragma unroll
+    for (int i = 0; i < 8; i++) square += v[pass][i] * v[pass][i];
+  if (NORM) {
+    square = warp_sum(square);
+    if (threadIdx.x % 32 == 0) sums[row][threadIdx.x / 32] = square;
+  }
+  if (RMS_FIRST) {
+    block_barrier();
+    scale *= inverse_rms(sums[row]);
+  }
 #pragma unroll
   for (int pass = 0; pass < PASSES; pass++) {
     const int k = 8 * (threadIdx.x + THREADS * pass);
     if (k >= STAGED_K) break;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      square += v[pass][i] * v[pass][i];
-      if (NORM) v[pass][i] *= w[pass][i];
-    }
-    store_pair(staged + row * STAGE_STRIDE + k, v[pass]);
-  }
-  if (NORM) {
-    square = warp_sum(square);
-    if (threadIdx.x % 32 == 0) sums[row][threadIdx.x / 32] = square;
+    for (int i = 0; i < 8; i++) v[pass][i] *= NORM ? scale * w[pass][i] : scale;
+    store_operands(staged + row * STAGE_STRIDE + k, v[pass]);
   }
 }
 
@@ -60,7 +75,7 @@ DEVICE void load_first(Held (&held)[DEPTH], const Vec4* expert, int tile, int wa
 }
 
 // weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
-// hidden: bfloat16 [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their numbers. zeros: `zero_count` floats that are
+// hidden: [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their numbers. zeros: `zero_count` floats that are
 // set to zero. Grid: any.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
@@ -118,15 +133,14 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   block_barrier();
 
   // Of the row that this warp finishes: RMS, and the shares of its experts, which are read after a barrier.
-  float scale = 1.0f;
+  float scale = FACTOR;
   if (warp < BATCH) {
-    float square = 0.0f, share[WORDS];
+    float share[WORDS];
+    const float rms = NORM ? inverse_rms(sums[warp]) : 1.0f;
+    if (!RMS_FIRST) scale *= rms;
 #pragma unroll
-    for (int i = 0; NORM && i < WARPS; i++) square += sums[warp][i];
-    if (NORM) scale = rsqrtf(square / K + EPS);
-#pragma unroll
-    for (int e = 0; SUMMED && e < WORDS; e++) logit[e] *= scale;
-    shares_of(share, logit, chosen, SUMMED ? top * scale : top, lane);
+    for (int e = 0; SUMMED && e < WORDS; e++) logit[e] *= rms;
+    shares_of(share, logit, chosen, SUMMED ? top * rms : top, lane);
 #pragma unroll
     for (int e = 0; e < WORDS; e++)
       if (32 * e + lane < EXPERTS) shares[warp][32 * e + lane] = share[e];
@@ -148,8 +162,9 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
         if (WHOLE || step < STEPS) {
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
-            const Vec4 b = *(const Vec4*)(staged + (group % COLUMNS + round * BATCH) * STAGE_STRIDE + STEP * step + 8 * quad);
-            multiply(sum, held[i], b);
+            const u16* row = staged + (group % COLUMNS + round * BATCH) * STAGE_STRIDE;
+#pragma unroll
+            for (int pair = 0; pair < PAIRS; pair++) multiply(sum, held[i], pair, load_staged(row, STEP * step + 32 * pair, quad));
           }
         }
         if (from) load_step(held[i], from, next_chunk, i, warp);

@@ -30,10 +30,10 @@ DEVICE void load_step(Held& held, const Vec4* const (&list)[MOST], int offset, i
   load_once(held, list[turn / SHARE] + offset + turn % SHARE * WARPS * STEP_WORDS);
 }
 
-// Eight of the columns of the expert at `slot` for row b.
-DEVICE Vec4 load_hidden(const u16* hidden, int slot, int b, int k) { return load_activations(hidden + ((u64)slot * BATCH + b) * K, k); }
+// Eight of the columns of the expert at `slot` for row b, or a lane's of a pair.
+DEVICE const u16* hidden_row(const u16* hidden, int slot, int b) { return hidden + ((u64)slot * BATCH + b) * K; }
 
-// weights: experts of packed tiles. hidden: bfloat16 [listed experts][BATCH][K]. logits: [BATCH][EXPERTS], or COPIES of that. residual: fp32
+// weights: experts of packed tiles. hidden: operands [listed experts][BATCH][K]. logits: [BATCH][EXPERTS], or COPIES of that. residual: fp32
 // [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
@@ -87,7 +87,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
-        if (row < BATCH * count) v[h] = load_hidden(hidden, ALONE ? slots[warp][row / BATCH] : row / BATCH, row % BATCH, rank * EXPERT_K + i % EXPERT_K);
+        if (row < BATCH * count) v[h] = load_activations(hidden_row(hidden, ALONE ? slots[warp][row / BATCH] : row / BATCH, row % BATCH), rank * EXPERT_K + i % EXPERT_K);
       }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -116,10 +116,12 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
       for (int i = 0; i < DEPTH; i++) {
         const int turn = DEPTH * chunk + i, next = DEPTH * next_chunk + i;
         if ((FULL || turn < turns) && is_step(turn, rank, warp)) {
-          const int b = group % BATCH, slot = turn / SHARE, k = STEP * (warp + WARPS * (turn % SHARE)) + 8 * quad;
-          const Vec4 v = STAGED ? *(const Vec4*)(staged + b * STAGE_STRIDE + slot * EXPERT_K + k)
-                                : load_hidden(hidden, ALONE ? slots[warp][slot] : slot, b, rank * EXPERT_K + k);
-          multiply(sum, held[i], v);
+          const int b = group % BATCH, slot = turn / SHARE, k = STEP * (warp + WARPS * (turn % SHARE));
+#pragma unroll
+          for (int pair = 0; pair < PAIRS; pair++)
+            multiply(sum, held[i], pair,
+                     STAGED ? load_staged(staged + b * STAGE_STRIDE, slot * EXPERT_K + k + 32 * pair, quad)
+                            : load_pair(hidden_row(hidden, ALONE ? slots[warp][slot] : slot, b), rank * EXPERT_K + k + 32 * pair, quad));
         }
         if (more && (FULL || next < turns)) load_step(held[i], list, offset, next, rank, warp);
       }
@@ -128,7 +130,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     leave_partial(partial[parity], sum, warp, lane);
     block_barrier();
     if (warp < BATCH) {
-      const float y = total_of(partial[parity], warp, lane) + add;
+      const float y = total_of(partial[parity], warp, lane) * FACTOR + add;
       if (writes && SPLIT == 2) accumulate((float*)out + warp * ROWS[0] + row, y);
       if (writes && SPLIT == 1) store(out + warp * ROWS[0] + row, y);
     }

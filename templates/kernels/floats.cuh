@@ -15,12 +15,13 @@ DEVICE void load_floats(float (&v)[8], const float* row, int k) {
   }
 }
 DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
-  return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+  return *(Vec4*)at = {pack_operands(v[0], v[1]), pack_operands(v[2], v[3]), pack_operands(v[4], v[5]), pack_operands(v[6], v[7])};
 }
 
-// Eight values as a hi/lo split: hi at `at`, lo BATCH rows further on.
-DEVICE void store_pair(u16* at, const float (&v)[8]) {
+// Eight values, in the unit of operands; as a hi/lo split hi at `at`, lo BATCH rows further on.
+DEVICE void store_operands(u16* at, const float (&v)[8]) {
   const Vec4 kept = store_eight(at, v);
+  if (X_PARTS == 1) return;
   const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),
                          v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
   store_eight(at + BATCH * STAGE_STRIDE, left);

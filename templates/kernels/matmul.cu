@@ -18,7 +18,7 @@ constexpr bool BY_PAIR = {{ gather.by_pair }};         // x has a row for each e
 {% endif %}
 struct Fragments {
   Held weights[ROW_TILES];
-  Vec4 rows[COLUMNS];
+  Vec4 rows[COLUMNS];                           // where a step is one pair; those of several are loaded one after the other
 };
 
 DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int step) {
@@ -29,7 +29,7 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
     load_again(f.weights[r], tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, step) + lane);
   }
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, STEP * step + 8 * quad);
+  for (int c = 0; c < COLUMNS && PAIRS == 1; c++) f.rows[c] = load_pair(x + (u64)source[c] * X_STRIDE, STEP * step, quad);
 }
 {% if gather.is_some() %}
 // A row that goes to the expert: its number among the results of all rows and experts, and its share.
@@ -60,7 +60,7 @@ DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slot
   return count;
 }
 {% endif %}
-// weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
+// weights: packed tiles. x: operands [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 {% if gather.is_some() %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu writes. A result is a row for each expert of a row.
 {% endif %}// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}.
 KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
@@ -104,17 +104,19 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
         for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, STEP * step + 8 * quad);
       }
 #pragma unroll
-      for (int c = 0; c < COLUMNS; c++) {
+      for (int pair = 0; pair < PAIRS; pair++) {
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-          multiply(sum[r][c], now.weights[r], now.rows[c]);
+        for (int c = 0; c < COLUMNS; c++) {
+          const Vec4 v = PAIRS == 1 ? now.rows[c] : load_pair(x + (u64)source[c] * X_STRIDE, STEP * step + 32 * pair, quad);
+#pragma unroll
+          for (int r = 0; r < ROW_TILES; r++) multiply(sum[r][c], now.weights[r], pair, v);
         }
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS && PAIRED; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-          multiply(sum[r][c], now.weights[r], left[c]);
+          multiply(sum[r][c], now.weights[r], 0, left[c]);
         }
       }
       now = next;
@@ -142,8 +144,8 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
 #pragma unroll
       for (int s = 0; s < SPLIT; s++) low += partial[s][row_warp][u][0][lane], high += partial[s][row_warp][u][1][lane];
     }
-    low += bias ? bias[tile * 16 + group] : 0.0f;
-    high += bias ? bias[tile * 16 + group + 8] : 0.0f;
+    low = low * FACTOR + (bias ? bias[tile * 16 + group] : 0.0f);
+    high = high * FACTOR + (bias ? bias[tile * 16 + group + 8] : 0.0f);
 #pragma unroll
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);

@@ -47,7 +47,7 @@ DEVICE Job job_of(int unit, int rows) {
   return {unit / row_blocks * BLOCK_TILES, row, least(COLUMNS, rows - row)};
 }
 
-// weights: packed tiles. x: bfloat16 in the order of activations.cuh, PARTS parts of [rows][K]. bias in packed row order, residual fp32
+// weights: packed tiles. x: operands in the order of activations.cuh, PARTS parts of [rows][K]. bias in packed row order, residual fp32
 // [rows][ROWS]: null where absent. Grid: as many clusters as there are jobs, which are row tiles / BLOCK_TILES times rows / COLUMNS, both rounded
 // up; or fewer without a split, which take them in turn.
 KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WORKERS + 32 * COPIERS, 1) {{ self.name() }}({{ self.signature() }}) {
@@ -187,15 +187,15 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
         float y[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          y[i] = TILED ? activate_rounded<ACTIVATION>(v[2 * h + i] + r.bias[h]) : activate<ACTIVATION>(v[2 * h + i] + r.bias[h]);
-          if (GATED) y[i] *= v[2 + i] + r.bias[1];
+          y[i] = TILED ? activate_rounded<ACTIVATION>(v[2 * h + i] * FACTOR + r.bias[h]) : activate<ACTIVATION>(v[2 * h + i] * FACTOR + r.bias[h]);
+          if (GATED) y[i] *= v[2 + i] * FACTOR + r.bias[1];
           y[i] += more[2 * h + i];
           if (!TILED && column + 2 * quad + i < r.count[h]) store(r.out[h] + (u64)(column + i) * r.stride[h], y[i]);
         }
         if (TILED) {
           // Two lanes with neighbouring columns of the result make two words: the lower one that of the first row, the other one that of the second.
           const float given = shuffle_xor(group % 2 == 0 ? y[1] : y[0], 4);
-          const u32 both = group % 2 == 0 ? pack_bf16(y[0], given) : pack_bf16(given, y[1]);
+          const u32 both = group % 2 == 0 ? pack_two(Out(), y[0], given) : pack_two(Out(), given, y[1]);
           const int row = column + 2 * quad + group % 2, even = TILE_ROWS * r.tile + 8 * h + group / 2 * 2;
           if (STAGED) *(u32*)(staged + activation_at(row, even, COLUMNS, 1, 0)) = both;
           else if (row < r.count[h]) *(u32*)((u16*)out0 + activation_at(job.row + row, TILE_ROWS * job.tile + even, rows, 1, 0)) = both;

@@ -11,7 +11,7 @@ constexpr int SPLIT = {{ split }};              // blocks that share the columns
 constexpr int NORM = {{ self.norm_code() }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = {{ self.eps() }};
 constexpr bool COMBINE = {{ combine.is_some() }};         // x is the partial results of a split attention
-constexpr bool STAGED = {{ staged }};           // x goes through shared memory as bfloat16
+constexpr bool STAGED = {{ staged }};           // x goes through shared memory as operands
 constexpr int HEADS = {{ self.heads() }}, HEAD_DIM = {{ self.head_dim() }};   // of that attention
 constexpr int ACTIVATION = {{ self.activation_code() }};
 constexpr bool LATE = {{ late }};               // triggers dependents after griddepcontrol.wait, not at the start
@@ -24,8 +24,8 @@ constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
 constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
-// An fp32 x is a hi/lo split in bfloat16: two columns of the product where eight have room for them, else two rounds.
-constexpr bool PAIRED = NORM != 0;
+// A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
+constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
@@ -130,14 +130,59 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           square[r] += v[r][i] * v[r][i];
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
+          v[r][i] *= X_UNIT;
         }
-        store_pair(staged + (row + r) * STAGE_STRIDE + k, v[r]);
+        store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
     }
 #pragma unroll
     for (int r = 0; r < ROWS_AT_ONCE && NORM == 1; r++) {
       square[r] = warp_sum(square[r]);
       if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
+    }
+  }
+}
+
+// rms_norm of x into shared memory. Half precision has no room for a residual as it is, so the root mean square comes first: the threads of a row add up the
+// squares, which a row of few values keeps in registers and another one reads again.
+constexpr bool KEPT = ROWS_AT_ONCE * PASSES <= 2;
+DEVICE void stage_rms_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8]) {
+  const int side = threadIdx.x / SIDE_THREADS, thread = threadIdx.x % SIDE_THREADS;
+#pragma unroll 1
+  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE * SIDES) {
+    const int row = first + side * ROWS_AT_ONCE;
+    float v[ROWS_AT_ONCE][PASSES][8], square[ROWS_AT_ONCE] = {};
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+      const int k = 8 * (thread + SIDE_THREADS * pass);
+#pragma unroll
+      for (int r = 0; r < ROWS_AT_ONCE; r++) {
+        load_floats<false>(v[r][pass], x + (row + r) * K, k);
+#pragma unroll
+        for (int i = 0; i < 8; i++) square[r] += v[r][pass][i] * v[r][pass][i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) {
+      square[r] = warp_sum(square[r]);
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
+    }
+    block_barrier();
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) {
+      float total = 0.0f;
+#pragma unroll
+      for (int i = 0; i < WARPS / SIDES; i++) total += sums[side * (WARPS / SIDES) + i][row + r];
+      const float scale = rsqrtf(total / K + EPS) * X_UNIT;
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) {
+        const int k = 8 * (thread + SIDE_THREADS * pass);
+        if (k >= STAGED_K) break;
+        if (!KEPT) load_floats<false>(v[r][pass], x + (row + r) * K, k);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[r][pass][i] *= scale * w[pass][i];
+        store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r][pass]);
+      }
     }
   }
 }
@@ -216,7 +261,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
     for (int r = 0; r < RUNS_AT_ONCE; r++) {
       const int i = RUN * (begin + r * THREADS), b = i / STAGED_K;
       if (b >= BATCH) break;
-      u16* to = staged + b * STAGE_STRIDE + i % STAGED_K;
+      Operand* to = (Operand*)staged + b * STAGE_STRIDE + i % STAGED_K;
 #pragma unroll
       for (int j = 0; j < RUN; j++) store(to + j, splits[r] > 0 ? sum[r][j] / total[r] : 0.0f);
     }
@@ -227,7 +272,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 // Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
 DEVICE bool beats(float value, float best) { return value > best || value != value; }
 
-// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else bfloat16 [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
+// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
@@ -246,7 +291,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) load_step(held[i], from, first_unit, 0, i, rank, warp);
   }
-  {% if router.is_some() %}SHARED Vec4 slice[SLICE][64], norm[UNIT * 4];
+  {% if router.is_some() %}SHARED Vec4 slice[SLICE][routing::STEP_WORDS], norm[UNIT * 4];
   SHARED float fresh[BATCH][UNIT * 16];
   copy_router(slice, norm, router, router_norm, first_unit);
   {% endif %}float w[PASSES][8];
@@ -266,19 +311,20 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   if (LATE) launch_dependents();
 
   // 2 x into shared memory.
-  if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
+  if (NORM == 1 && !PAIRED) stage_rms_norm(staged, sums, (const float*)x, w);
+  else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   {% if combine.is_some() %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
   {% endif %}
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
-  // RMS of the row of x that this warp finishes.
-  float scale = 1.0f;
-  if (NORM == 1) {
+  // What the results are multiplied by: the RMS of the row of x that this warp finishes, too, where it is not in the operands.
+  float scale = FACTOR;
+  if (NORM == 1 && PAIRED) {
     float square = 0.0f;
 #pragma unroll
     for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(warp % BATCH) * (WARPS / SIDES) + i][warp % BATCH];
-    scale = rsqrtf(square / K + EPS);
+    scale = rsqrtf(square / K + EPS) * FACTOR;
   }
 
   float best = NEGATIVE_INFINITY;
@@ -297,18 +343,22 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
-      Vec4 v[ROUNDS];
+      Vec4 v[ROUNDS][PAIRS];
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         if (is_step(unit, chunk, i, rank, warp)) {
-          const int k = STEP * step_of(chunk, i, warp) + 8 * quad;
+          const int k = STEP * step_of(chunk, i, warp);
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
-            // The row tiles of a turn share them.
-            if (i % UNIT == 0)
-              v[round] = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
-            multiply(sum[i % UNIT], held[i], v[round]);
+#pragma unroll
+            for (int pair = 0; pair < PAIRS; pair++) {
+              // The row tiles of a turn share them.
+              if (i % UNIT == 0)
+                v[round][pair] = STAGED ? load_staged(staged + row * STAGE_STRIDE, k + 32 * pair, quad)
+                                        : load_pair((const u16*)x + row * K, rank * STAGED_K + k + 32 * pair, quad);
+              multiply(sum[i % UNIT], held[i], pair, v[round][pair]);
+            }
           }
         }
         load_step(held[i], from, next_unit, next_chunk, i, rank, warp);

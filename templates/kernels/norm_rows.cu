@@ -5,7 +5,8 @@ constexpr int SIZE = {{ self.0.size }};                // values per row
 constexpr bool LAYER = {{ self.0.layer() }};             // subtract the mean
 constexpr float EPS = {{ self.0.epsilon() }};
 constexpr int WARPS = {{ self.0.warps() }};
-constexpr int PARTS = {{ self.parts() }};              // bfloat16 per result: 2 is a hi/lo split
+constexpr int PARTS = {{ self.parts() }};              // numbers per result: 2 is a hi/lo split in bfloat16
+typedef {{ self.0.out }} Out;
 constexpr int THREADS = 32 * WARPS, FOURS = SIZE / 4, TURNS = (FOURS + THREADS - 1) / THREADS;
 static_assert(SIZE % 64 == 0, "results are 64 columns and 64 columns");
 
@@ -25,7 +26,7 @@ DEVICE void load_four(float (&v)[4], const float* from) {
   v[0] = float_of(four.x), v[1] = float_of(four.y), v[2] = float_of(four.z), v[3] = float_of(four.w);
 }
 
-// x fp32 [rows][SIZE], out bfloat16 in the order of activations.cuh; weight, bias [SIZE], null where absent. Grid: rows.
+// x fp32 [rows][SIZE], out in the order of activations.cuh; weight, bias [SIZE], null where absent. Grid: rows.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float scratch[WARPS];
   launch_dependents();
@@ -61,8 +62,8 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
       const float a = (held[t][i] - mean) * scale * factor[i] + more[i], b = (held[t][i + 1] - mean) * scale * factor[i + 1] + more[i + 1];
-      u16* const to = out + activation_at(blockIdx.x, column + i, gridDim.x, PARTS, 0);
-      const u32 both = pack_bf16(a, b);
+      Out* const to = out + activation_at(blockIdx.x, column + i, gridDim.x, PARTS, 0);
+      const u32 both = pack_two(Out(), a, b);
       *(u32*)to = both;
       if (PARTS == 2) *(u32*)(to + (u64)gridDim.x * 64) = pack_bf16(a - bf16_low(both), b - bf16_high(both));
     }

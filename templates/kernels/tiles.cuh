@@ -14,7 +14,7 @@ typedef {{ tiles.out }} Out;                         // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
-// Eight consecutive bfloat16 of an activation row, zeros beyond K.
+// Eight consecutive operands of an activation row, zeros beyond K.
 DEVICE Vec4 load_activations(const u16* row, int k) {
   Vec4 v = {0, 0, 0, 0};
   if (K % 8 == 0) {
@@ -26,6 +26,19 @@ DEVICE Vec4 load_activations(const u16* row, int k) {
     v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
   }
   return v;
+}
+
+// A lane's activations of the pair that begins at column k of a row, which reaches to the end of its last step or is padded here.
+DEVICE Vec4 load_pair(const u16* row, int k, int quad) {
+  if (!NATURAL) return load_activations(row, k + 8 * quad);
+  const u32* at = (const u32*)(row + k) + quad;
+  return {at[0], at[4], at[8], at[12]};
+}
+// And of one that is staged, with its padding.
+DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
+  if (!NATURAL) return *(const Vec4*)(row + k + 8 * quad);
+  const u32* at = (const u32*)(row + k) + quad;
+  return {at[0], at[4], at[8], at[12]};
 }
 
 // Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.

@@ -1,4 +1,21 @@
-// How weights are packed, and what a warp does with a step of them. Each format has a file that defines the same names.
-{% match tiles.weights %}{% when crate::Format::BF16 %}{% include "weights/bf16.cuh" %}
+// How weights are packed, and what a warp does with a step of them. A pair is 16 rows by 32 columns: two A fragments of mma.m16n8k16. Lane l has rows l / 4 and l / 4 + 8 of
+// it. Each format defines the same names:
+//   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
+//   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
+//   value_of: one value of a step.
+{% if tiles.weights.operand() == "f16" %}{% include "weights/operand_f16.cuh" %}
+{% else %}{% include "weights/operand_bf16.cuh" %}
+{% endif %}{% match tiles.weights %}{% when crate::Format::BF16 | crate::Format::F16 %}{% include "weights/whole.cuh" %}
+{% when crate::Format::Q8_0 %}{% include "weights/scaled.cuh" %}
+{% include "weights/q8_0.cuh" %}
+{% when crate::Format::Q4_0 %}{% include "weights/scaled.cuh" %}
+{% include "weights/q4_0.cuh" %}
+{% when crate::Format::Q4_1 %}{% include "weights/scaled.cuh" %}
+{% include "weights/q4_1.cuh" %}
+{% when crate::Format::Q4K %}{% include "weights/scaled.cuh" %}
+{% include "weights/q4_k.cuh" %}
+{% when crate::Format::Q6K %}{% include "weights/scaled.cuh" %}
+{% include "weights/q6_k.cuh" %}
 {% when _ %}#error "no kernel reads {{ tiles.weights.name() }} weights"
-{% endmatch %}static_assert(STEP == {{ tiles.packed().columns }} && STEP_WORDS * 16 == {{ tiles.packed().bytes }}, "as they are packed");
+{% endmatch %}static_assert(STEP == {{ tiles.packed().columns }} && STEP_WORDS * 16 == {{ tiles.packed().bytes }} && PAIRS * 32 == STEP, "as they are packed");

@@ -48,8 +48,9 @@ DEVICE float reciprocal(float value) {
 // Products of a warpgroup, four warps whose first is a multiple of four: 64 rows of W by {{ columns }} rows of x, 16 columns. They run while the warps go on:
 // products_begin before the first of a stage, products_end after the last, await_products<N> until no more than the latest N stages are in flight.
 // Neither sums nor fragments nor rows of x may be touched before that.
-#ifndef FUSE_HOST
-#define OPERAND "bf16"
+#ifdef FUSE_HOST
+DEVICE void multiply(float (&d)[{{ registers }}], const Vec4& a, const char* b) { fuse_multiply(d, &a.x, b, {{ columns }}, IS_F16); }
+#else
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int LATEST>
@@ -57,7 +58,7 @@ DEVICE void await_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" 
 // d += A B. A: each warp's row tile in fragment order. B: in shared memory, rows of 128 bytes in the 128-byte swizzle, eight of them 1024 bytes from the next.
 DEVICE void multiply(float (&d)[{{ registers }}], const Vec4& a, const char* b) {
   const u64 rows = (u64)((u32)__cvta_generic_to_shared(b) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
-  asm volatile("wgmma.mma_async.sync.aligned.m64n{{ columns }}k16.f32." OPERAND "." OPERAND " {"
+  asm volatile("wgmma.mma_async.sync.aligned.m64n{{ columns }}k16.f32.{{ tiles.weights.operand() }}.{{ tiles.weights.operand() }} {"
                "{% for i in 0..registers %}{% if i > 0 %}, {% endif %}%{{ i }}{% endfor %}}, "
                "{ %{{ registers }}, %{{ registers + 1 }}, %{{ registers + 2 }}, %{{ registers + 3 }}}, %{{ registers + 4 }}, 1, 1, 1, 0;"
                : {% for i in 0..registers %}{% if i > 0 %}, {% endif %}"+f"(d[{{ i }}]){% endfor %}

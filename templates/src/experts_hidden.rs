@@ -60,7 +60,7 @@ impl Family for ExpertsHidden {
             Param::read("x", "const float*"),
             Param::weight("norm_weight", "const float*").or_null(),
             Param::read("logits", logits),
-            Param::write("hidden", "u16*"),
+            Param::write("hidden", "Out*"),
         ];
         params.extend(self.route.bias());
         params.extend(Param::zeros());
@@ -89,7 +89,7 @@ impl Family for ExpertsHidden {
 
     /// The rows of x, a hi/lo split of each.
     fn shared_bytes(&self) -> usize {
-        2 * self.batch * (self.tiles.padded_k() + 32) * 2
+        self.tiles.x_parts() * self.batch * (self.tiles.padded_k() + 32) * 2
     }
 
     fn reads(&self, rows: usize) -> Reads {
@@ -103,6 +103,6 @@ impl Family for ExpertsHidden {
 
     fn tuning(&self, _rows: usize) -> Option<TuningKey> {
         let row_tiles = self.route.most(self.batch) * self.tiles.count();
-        Some(TuningKey::Product(self.kind(), self.tiles.k, row_tiles, self.batch))
+        Some(TuningKey::Product(self.tiles.tuned(self.kind()), self.tiles.k, row_tiles, self.batch))
     }
 }

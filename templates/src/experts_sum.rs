@@ -97,6 +97,6 @@ impl Family for ExpertsSum {
 
     fn tuning(&self, _rows: usize) -> Option<TuningKey> {
         let columns = self.route.most(self.batch) * self.tiles.k;
-        Some(TuningKey::Product("experts_sum".into(), columns, self.tiles.count(), self.batch))
+        Some(TuningKey::Product(self.tiles.tuned("experts_sum".into()), columns, self.tiles.count(), self.batch))
     }
 }

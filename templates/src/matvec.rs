@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::{Family, Param, Reads, TuningKey, text_of};
 use crate::values::{
-    Activation, Float, MOST_STAGED, NormKind, Splits, Tiles, activation_code, mark, norm_code, norm_eps,
+    Activation, Float, Format, MOST_STAGED, NormKind, Splits, Tiles, activation_code, mark, norm_code, norm_eps,
 };
 
 /// Copies of the sums that a [`Matvec::router`] adds to: blocks that add to one word wait for each other.
@@ -109,6 +109,11 @@ impl Matvec {
         self.batch * (self.tiles.steps().div_ceil(self.split) * self.tiles.packed().columns + 32) * 2
     }
 
+    /// How the router's weight is packed: for operands of the same type.
+    pub fn router_weights(&self) -> Format {
+        if self.tiles.weights == Format::BF16 { Format::BF16 } else { Format::F16 }
+    }
+
     fn norm_code(&self) -> usize {
         if self.paired { 3 } else { norm_code(self.norm) }
     }
@@ -181,10 +186,10 @@ impl Family for Matvec {
         [self.blocks, 1, 1]
     }
 
-    /// The rows of x; under a norm and for a hi/lo split two of each.
+    /// The rows of x; under a norm and of fp32 as many of each as an operand has parts.
     fn shared_bytes(&self) -> usize {
         match (self.norm.is_some() || self.paired, self.staged) {
-            (true, _) => 2 * self.stage_bytes(),
+            (true, _) => self.tiles.x_parts() * self.stage_bytes(),
             (false, true) => self.stage_bytes(),
             (false, false) => 0,
         }
@@ -196,6 +201,6 @@ impl Family for Matvec {
     }
 
     fn tuning(&self, _rows: usize) -> Option<TuningKey> {
-        Some(TuningKey::Product(self.kind(), self.tiles.k, self.tiles.count(), self.batch))
+        Some(TuningKey::Product(self.tiles.tuned(self.kind()), self.tiles.k, self.tiles.count(), self.batch))
     }
 }

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::{Family, Param, text_of};
 use crate::norm::Norm;
-use crate::values::mark;
+use crate::values::{Storage, mark};
 
-/// A norm over rows whose results are in the order of `activations.cuh` ([`Storage::Tiled`](crate::Storage::Tiled)), one block per row.
+/// A norm over rows whose results are in the order of `activations.cuh` ([`Storage::is_tiled`](crate::Storage::is_tiled)), one block per row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Template)]
 #[template(path = "norm_rows.cu")]
 pub struct NormRows(pub Norm);
@@ -25,12 +25,13 @@ impl Family for NormRows {
             Param::read("x", "const float*"),
             Param::weight("weight", "const float*").or_null(),
             Param::weight("bias", "const float*").or_null(),
-            Param::write("out", "u16*"),
+            Param::write("out", "Out*"),
         ]
     }
 
     fn stem(&self) -> String {
-        format!("{}_rows{}_k{}", self.0.kind.name(), mark(self.0.paired, "_paired"), self.0.size)
+        let half = mark(self.0.out == Storage::TiledF16, "_f16");
+        format!("{}_rows{}{half}_k{}", self.0.kind.name(), mark(self.0.paired, "_paired"), self.0.size)
     }
 
     fn text(&self) -> String {

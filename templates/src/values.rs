@@ -151,18 +151,18 @@ impl Format {
         match self {
             Format::F32 => ("f32", 1, 4, None),
             Format::I32 => ("i32", 1, 4, None),
-            Format::F16 => ("f16", 1, 2, None),
-            Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024 })),
-            Format::Q8_0 => ("q8_0", 32, 34, None),
-            Format::Q4_0 => ("q4_0", 32, 18, None),
-            Format::Q4_1 => ("q4_1", 32, 20, None),
+            Format::F16 => ("f16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
+            Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
+            Format::Q8_0 => ("q8_0", 32, 34, Some(Packed { columns: 64, bytes: 1088, registers: 10 })),
+            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 8 })),
+            Format::Q4_1 => ("q4_1", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Q5_0 => ("q5_0", 32, 22, None),
             Format::Q5_1 => ("q5_1", 32, 24, None),
             Format::Q2K => ("q2_k", 256, 84, None),
             Format::Q3K => ("q3_k", 256, 110, None),
-            Format::Q4K => ("q4_k", 256, 144, None),
+            Format::Q4K => ("q4_k", 256, 144, Some(Packed { columns: 128, bytes: 1216, registers: 14 })),
             Format::Q5K => ("q5_k", 256, 176, None),
-            Format::Q6K => ("q6_k", 256, 210, None),
+            Format::Q6K => ("q6_k", 256, 210, Some(Packed { columns: 128, bytes: 1696, registers: 17 })),
             Format::Iq4Nl => ("iq4_nl", 32, 18, None),
             Format::Iq4Xs => ("iq4_xs", 256, 136, None),
             Format::Mxfp4 => ("mxfp4", 32, 17, None),
@@ -172,6 +172,26 @@ impl Format {
     /// How kernels read weights of this format; `None` where they do not: such weights are stored in another.
     pub const fn packed(self) -> Option<Packed> {
         self.row().3
+    }
+
+    /// Whether kernels read blocks of this format as they are.
+    pub const fn is_read(self) -> bool {
+        self.packed().is_some() && !self.is_whole()
+    }
+
+    /// Whether it has 16 bits per value and no scales.
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Format::BF16 | Format::F16)
+    }
+
+    /// The type of the operands that kernels multiply weights of this format by, as PTX names it.
+    pub const fn operand(self) -> &'static str {
+        if matches!(self, Format::BF16) { "bf16" } else { "f16" }
+    }
+
+    /// How activations are stored for products with such weights.
+    pub const fn activations(self) -> Storage {
+        if matches!(self, Format::BF16) { Storage::BF16 } else { Storage::F16 }
     }
 
     /// The name in graph text, recipes and messages.
@@ -204,12 +224,20 @@ pub struct Packed {
     pub columns: usize,
     /// Bytes.
     pub bytes: usize,
+    /// Registers that a thread holds of it.
+    pub registers: usize,
 }
 
 impl Packed {
     /// Steps of a row tile of `k` columns.
     pub const fn steps(self, k: usize) -> usize {
         k.div_ceil(self.columns)
+    }
+
+    /// Steps that a warp of eight has in flight at most: 64 registers of them, which are 64 KB per block of 16 bits a weight; 48 of what needs registers to become
+    /// fragments.
+    pub const fn depth(self) -> usize {
+        if self.registers == 8 && self.columns == 32 { 8 } else { 48 / self.registers }
     }
 
     /// Bytes of `row_tiles` row tiles of `k` columns.
@@ -232,7 +260,7 @@ impl<'de> Deserialize<'de> for Format {
 }
 
 /// How results are stored. Prints as the type in CUDA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Storage {
     /// `float`.
@@ -241,6 +269,10 @@ pub enum Storage {
     BF16,
     /// bfloat16 in the order in which [`crate::MatmulWgmma`] reads rows: `activations.cuh`.
     Tiled,
+    /// A sixteenth of the value in half precision, a `f16` of `device.cuh`.
+    F16,
+    /// The same in that order.
+    TiledF16,
 }
 
 impl Storage {
@@ -248,23 +280,34 @@ impl Storage {
     pub fn bytes(self) -> usize {
         match self {
             Storage::F32 => 4,
-            Storage::BF16 | Storage::Tiled => 2,
+            Storage::BF16 | Storage::Tiled | Storage::F16 | Storage::TiledF16 => 2,
         }
     }
 
-    /// `f32`, `bf16` or, in tiles, `bf16t`.
+    /// The same values in the order of `activations.cuh`.
+    pub fn tiled(self) -> Storage {
+        match self {
+            Storage::F16 | Storage::TiledF16 => Storage::TiledF16,
+            Storage::F32 | Storage::BF16 | Storage::Tiled => Storage::Tiled,
+        }
+    }
+
+    /// `f32`, `bf16`, `f16` or, in tiles, `bf16t` and `f16t`.
     pub fn name(self) -> &'static str {
         match self {
             Storage::F32 => "f32",
             Storage::BF16 => "bf16",
             Storage::Tiled => "bf16t",
+            Storage::F16 => "f16",
+            Storage::TiledF16 => "f16t",
         }
     }
 }
 
 impl Storage {
-    pub(crate) fn is_tiled(self) -> bool {
-        self == Storage::Tiled
+    /// Whether it is in the order of `activations.cuh`.
+    pub fn is_tiled(self) -> bool {
+        matches!(self, Storage::Tiled | Storage::TiledF16)
     }
 }
 
@@ -273,6 +316,7 @@ impl fmt::Display for Storage {
         f.write_str(match self {
             Storage::F32 => "float",
             Storage::BF16 | Storage::Tiled => "u16",
+            Storage::F16 | Storage::TiledF16 => "f16",
         })
     }
 }
@@ -386,9 +430,20 @@ impl Tiles {
         self.rows.get(output).copied().unwrap_or(0)
     }
 
+    /// Rows that a row of an fp32 x takes in shared memory: a hi/lo split in bfloat16 is two.
+    pub(crate) fn x_parts(&self) -> usize {
+        if self.weights == Format::BF16 { 2 } else { 1 }
+    }
+
+    /// `kind` as records of tuning name it: weights of other bytes take other launch shapes.
+    pub(crate) fn tuned(&self, kind: String) -> String {
+        if self.weights.is_whole() { kind } else { format!("{kind}_{}", self.weights.name()) }
+    }
+
     pub(crate) fn suffix(&self) -> String {
         let rows: Vec<String> = self.rows.iter().map(usize::to_string).collect();
-        format!("{}_k{}_n{}", self.out.name(), self.k, rows.join("_"))
+        let weights = if is_bf16(&self.weights) { String::new() } else { format!("_{}", self.weights.name()) };
+        format!("{}{weights}_k{}_n{}", self.out.name(), self.k, rows.join("_"))
     }
 }
 

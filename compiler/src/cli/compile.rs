@@ -10,7 +10,7 @@ use clap::builder::PossibleValuesParser;
 
 use super::model::{ModelArgs, Opened};
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
-use crate::compile::{CompileOptions, Model, artifact};
+use crate::compile::{CompileOptions, Model, WeightFormat, artifact};
 use crate::console::tell;
 use crate::description::Beyond;
 use crate::output;
@@ -34,9 +34,9 @@ pub(super) struct CompileArgs {
     /// Positions a sequence may have where `fuserun` is given no other number: kept in the file's manifest.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     max_context: Option<u32>,
-    /// How weights are taken: auto, as the checkpoint stores them, where kernels read that; or bf16.
-    #[arg(long, env = "FUSE_WEIGHTS", default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "bf16"]))]
-    weights: String,
+    /// How weights are taken: auto, as the checkpoint stores them, where kernels read that; or bf16, f16, q8_0, q4_0 and other formats of the docs.
+    #[arg(long, env = "FUSE_WEIGHTS", default_value = "auto", value_name = "FORMAT")]
+    weights: WeightFormat,
     /// A folder for the graph as described and after each pass, the plan of each architecture, each kernel's source, and the assembler's reports.
     #[arg(long, env = "FUSE_DUMP", value_name = "DIR")]
     dump: Option<PathBuf>,
@@ -84,8 +84,7 @@ pub(super) fn summaries(models: &[(Arch, Model)]) -> String {
 
 /// Compiles and writes the artifact; a line about each plan on stderr, then about the file.
 pub(super) fn run(args: &CompileArgs) -> Result<()> {
-    let mut opened = args.model.open()?;
-    opened.keeps_formats = args.weights == "auto";
+    let opened = args.model.open()?;
     let options = args.options()?;
     let models = args.target.models(&opened, &options)?;
     if let (Some(context), Some((_, model))) = (options.context, models.first()) {
@@ -133,6 +132,7 @@ impl CompileArgs {
             passes: self.model.selection()?,
             plan: PlanOptions { batches, ..PlanOptions::default() },
             context: self.max_context.map(|positions| positions as usize),
+            weights: self.weights,
             ..CompileOptions::default()
         })
     }

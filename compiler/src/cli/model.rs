@@ -49,8 +49,6 @@ pub(super) struct Opened {
     pub description: Description,
     /// None: the description's preset.
     pub config: Option<Value>,
-    /// Whether weights are taken as the checkpoint stores them, where kernels read that; else as bfloat16.
-    pub keeps_formats: bool,
     /// The checkpoint's folder.
     checkpoint: Option<PathBuf>,
     /// Whether the user was told of keys that nothing knows.
@@ -72,7 +70,7 @@ impl ModelArgs {
             (None, None) => bail!("no description is named"),
         };
         let description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
-        Ok(Opened { file, text, description, config, keeps_formats: true, checkpoint, noted: Once::new() })
+        Ok(Opened { file, text, description, config, checkpoint, noted: Once::new() })
     }
 
     /// The passes that run.
@@ -94,8 +92,8 @@ impl Opened {
     /// The model up to the text of its kernels, its tensors found in the checkpoint where one is named.
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
         let formats = match &self.checkpoint {
-            Some(folder) if self.keeps_formats => checkpoint::tensors(folder)?.formats,
-            _ => Formats::default(),
+            Some(folder) => checkpoint::tensors(folder)?.formats,
+            None => Formats::default(),
         };
         let model = compile(&self.description, self.config.as_ref(), &CompileOptions { formats, ..options.clone() })?;
         self.account(&model)?;

@@ -337,7 +337,8 @@ impl Lowering<'_> {
             return Err(mismatch(call, message).help("the experts of a layer are one weight, which has one format"));
         }
         // What cuts blocks has no rows of them: its values are widened, exactly.
-        let format = if name.has_whole_blocks(shape, formats[0]) { formats[0] } else { Format::F32 };
+        let blocks = shape.len() > 1 && name.has_whole_blocks(shape, formats[0]);
+        let format = if blocks || formats[0].block().0 == 1 { formats[0] } else { Format::F32 };
         self.weight_of_type(call, name, Type::weight(format, shape))
     }
 

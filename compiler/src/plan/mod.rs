@@ -19,7 +19,7 @@ pub use crate::ir::{Replay, Start};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use tuning::{Tuning, TuningSource};
-pub use weights::{PACKED, PACKED_FORMAT, Part, Recipe, WeightBuffer};
+pub use weights::{Part, Recipe, WeightBuffer};
 
 /// Everything the runtime needs to run a model, for one set of packed weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -284,15 +284,15 @@ impl Plan {
         Ok(())
     }
 
-    /// How many buffers of weights hold rounded values, and from which formats: `113 of 147 weights are rounded: f16, q4_k -> bf16`.
+    /// How many buffers of weights hold rounded values, and from which format to which: `113 of 147 weights are rounded: f16 -> bf16, q5_k -> bf16`.
     pub fn rounding(&self) -> Option<String> {
-        let mut rounded: Vec<BTreeSet<Format>> = self.weights.iter().map(|weight| weight.recipe.rounded()).collect();
+        let mut rounded: Vec<BTreeSet<(Format, Format)>> =
+            self.weights.iter().map(|weight| weight.recipe.rounded().into_iter().collect()).collect();
         rounded.retain(|formats| !formats.is_empty());
-        let names: BTreeSet<Format> = rounded.iter().flatten().copied().collect();
-        let names: Vec<&str> = names.into_iter().map(Format::name).collect();
+        let kinds: BTreeSet<(Format, Format)> = rounded.iter().flatten().copied().collect();
+        let kinds: Vec<String> = kinds.iter().map(|(from, to)| format!("{} -> {}", from.name(), to.name())).collect();
         let (count, all) = (rounded.len(), self.weights.len());
-        let bf16 = PACKED_FORMAT.name();
-        (count > 0).then(|| format!("{count} of {all} weights are rounded: {} -> {bf16}", names.join(", ")))
+        (count > 0).then(|| format!("{count} of {all} weights are rounded: {}", kinds.join(", ")))
     }
 
     /// Bytes of packed weights that one decode step reads.

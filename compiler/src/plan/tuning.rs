@@ -11,7 +11,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::kernels::TuningKey;
+use super::kernels::{Packed, TuningKey};
+use crate::ir::Format;
+
+/// A step of weights without scales.
+const WHOLE: Packed = Format::BF16.packed().expect("kernels read it");
 
 /// What was measured on one GPU. Without entries it changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -61,6 +65,15 @@ pub struct MatvecTuning {
     pub us: f64,
     /// The latter.
     pub default_us: f64,
+}
+
+impl MatvecTuning {
+    /// How the weights are packed: the kind names a format that is not whole.
+    pub fn packed(&self) -> Packed {
+        let named = |format: &Format| self.kind.ends_with(&format!("_{}", format.name()));
+        let format = Format::ALL.into_iter().filter(|format| !format.is_whole()).find(named);
+        format.and_then(Format::packed).unwrap_or(WHOLE)
+    }
 }
 
 /// The shape of the attentions that a key fits.

@@ -1,18 +1,8 @@
 //! How checkpoint tensors become the buffers that kernels read.
 
-use std::collections::BTreeSet;
-
 use serde::{Deserialize, Serialize};
 
-use fuse_kernels::Packed;
-
 use crate::ir::{Format, WeightRef};
-
-/// The format of packed weights: others are rounded to it.
-pub const PACKED_FORMAT: Format = Format::BF16;
-
-/// A step of them.
-pub const PACKED: Packed = PACKED_FORMAT.packed().expect("kernels read it");
 
 /// A buffer of weights on the device, made once at load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,7 +19,7 @@ pub struct WeightBuffer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recipe {
-    /// bfloat16 tiles in mma.m16n8k16 A-fragment order (`tiles.cuh` describes it), `k` columns, parts one after the other.
+    /// Row tiles of `k` columns in mma.m16n8k16 A-fragment order (`weights.cuh` describes it), parts one after the other.
     Tiles {
         /// The weights.
         parts: Vec<Part>,
@@ -39,6 +29,9 @@ pub enum Recipe {
         gated: bool,
         /// Parts are stored `[in, out]`.
         transposed: bool,
+        /// How they are packed.
+        #[serde(default = "bf16", skip_serializing_if = "is_bf16")]
+        format: Format,
     },
     /// As [`Recipe::Tiles`], for each of `count` experts: tiles of the first, then those of the second, and so on.
     Experts {
@@ -50,6 +43,9 @@ pub enum Recipe {
         gated: bool,
         /// Experts.
         count: usize,
+        /// As in the tiles.
+        #[serde(default = "bf16", skip_serializing_if = "is_bf16")]
+        format: Format,
     },
     /// fp32 biases in the row order of a [`Recipe::Tiles`] of the same parts; zeros where a part has none.
     Biases {
@@ -76,7 +72,7 @@ pub struct Part {
     pub tensor: WeightRef,
     /// Its rows: results of the product.
     pub rows: usize,
-    /// How the checkpoint stores it. The buffer holds bfloat16: another format is rounded.
+    /// How the checkpoint stores it. What the buffer's format cannot hold is rounded.
     #[serde(default = "bf16", skip_serializing_if = "is_bf16")]
     pub from: Format,
 }
@@ -93,9 +89,10 @@ impl Recipe {
     /// Bytes of the buffer.
     pub fn bytes(&self) -> usize {
         match self {
-            Recipe::Tiles { parts, k, gated, .. } => {
+            Recipe::Tiles { parts, k, gated, format, .. } => {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
-                PACKED.bytes_of(row_tiles(&rows, *gated), *k)
+                let packed = format.packed().expect("only formats that kernels read are planned");
+                packed.bytes_of(row_tiles(&rows, *gated), *k)
             }
             Recipe::Experts { count, .. } => self.expert(0).map_or(0, |expert| count * expert.bytes()),
             Recipe::Biases { parts, gated } => {
@@ -106,10 +103,14 @@ impl Recipe {
         }
     }
 
-    /// The formats that are rounded to bfloat16 on the way into the buffer; none where every value is kept.
-    pub fn rounded(&self) -> BTreeSet<Format> {
-        let (Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. }) = self else { return BTreeSet::new() };
-        parts.iter().map(|part| part.from).filter(|from| !is_bf16(from)).collect()
+    /// What is rounded on the way into the buffer, as `f32 -> bf16`, in the order of the parts; none where every value is kept. A bfloat16 weight is a number in half
+    /// precision, times a power of two.
+    pub fn rounded(&self) -> Vec<(Format, Format)> {
+        let (Recipe::Tiles { parts, format, .. } | Recipe::Experts { parts, format, .. }) = self else {
+            return Vec::new();
+        };
+        let holds = |from: Format| from == *format || (from, *format) == (Format::BF16, Format::F16);
+        parts.iter().map(|part| part.from).filter(|&from| !holds(from)).map(|from| (from, *format)).collect()
     }
 
     /// The weights it reads.
@@ -125,9 +126,9 @@ impl Recipe {
 
     /// The recipe of one expert's part of the buffer; `None` for what is not of experts.
     pub fn expert(&self, index: usize) -> Option<Recipe> {
-        let Recipe::Experts { parts, k, gated, .. } = self else { return None };
+        let &Recipe::Experts { ref parts, k, gated, format, .. } = self else { return None };
         let part = |part: &Part| Part { tensor: part.tensor.matrix(index), ..part.clone() };
-        Some(Recipe::Tiles { parts: parts.iter().map(part).collect(), k: *k, gated: *gated, transposed: false })
+        Some(Recipe::Tiles { parts: parts.iter().map(part).collect(), k, gated, transposed: false, format })
     }
 
     /// For each row of the packed order, the part and the row of it that stands there; `None` for padding. Empty for a vector and for experts.

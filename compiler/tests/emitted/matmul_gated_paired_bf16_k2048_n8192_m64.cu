@@ -2,34 +2,55 @@
 // matmul_gated_paired_bf16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
 // eight rows of x, over its share of the columns of W.
 // A packed weight: row tiles of 16 rows, each a run of steps.
-// How weights are packed, and what a warp does with a step of them. Each format has a file that defines the same names.
-// bfloat16. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
+// How weights are packed, and what a warp does with a step of them. A pair is 16 rows by 32 columns: two A fragments of mma.m16n8k16. Lane l has rows l / 4 and l / 4 + 8 of
+// it. Each format defines the same names:
+//   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
+//   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
+//   value_of: one value of a step.
+// Products of bfloat16: an fp32 x is a hi/lo split.
+typedef u16 Operand;
+constexpr bool IS_F16 = false;
+constexpr int X_PARTS = 2;                                // operands of an fp32 x
+constexpr float X_UNIT = 1.0f;                            // an operand is this much of its value
+DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
+DEVICE float low_operand(u32 pair) { return bf16_low(pair); }
+DEVICE float high_operand(u32 pair) { return bf16_high(pair); }
+DEVICE u32 pack_operands(float low, float high) { return pack_bf16(low, high); }
+// 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
 constexpr int STEP = 32;                                  // columns of a step
-constexpr int STEP_WORDS = 64;                                 // 16-byte words of a row tile's step
+constexpr int PAIRS = 1;                                  // of tiles
+constexpr int STEP_WORDS = 64;                            // 16-byte words of a row tile's step
+constexpr bool NATURAL = false;
+constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;          // what is held is this much of a weight
+constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);        // what sums of products are multiplied by
 
 // A lane's share of a step. `from` is the step's word `lane`.
 struct Held { Vec4 tile[2]; };
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
-// Adds the products of a step with eight activations per lane: into two sums, which halves the dependency chain, or into one.
-DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
-  mma_bf16(sum[0], held.tile[0], x.x, x.y);
-  mma_bf16(sum[1], held.tile[1], x.z, x.w);
+// Parentheses: the mma of this namespace, where the file is included in one.
+DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x) {
+  (mma)(sum[0], held.tile[0], x.x, x.y);
+  (mma)(sum[1], held.tile[1], x.z, x.w);
 }
-DEVICE void multiply(float (&sum)[4], const Held& held, const Vec4& x) {
-  mma_bf16(sum, held.tile[0], x.x, x.y);
-  mma_bf16(sum, held.tile[1], x.z, x.w);
+DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x) {
+  (mma)(sum, held.tile[0], x.x, x.y);
+  (mma)(sum, held.tile[1], x.z, x.w);
 }
+
+DEVICE float low_weight(u32 pair) { return low_operand(pair) / W_UNIT; }
+DEVICE float high_weight(u32 pair) { return high_operand(pair) / W_UNIT; }
 
 // One value of a step.
 DEVICE float value_of(const Vec4* step, int row, int column) {
   // Two of the eight columns of a quad fill one register of one tile.
   const int tile = column / 4 % 2, half = column / 2 % 2, odd = column % 2, quad = column / 8;
-  const u16* lane = (const u16*)(step + tile * 32 + row % 8 * 4 + quad);
-  return load(lane + (row / 8 + 2 * half) * 2 + odd);
+  const u32 pair = word(step[tile * 32 + row % 8 * 4 + quad], row / 8 + 2 * half);
+  return odd ? high_weight(pair) : low_weight(pair);
 }
 
 // The products of a lane's eight columns with h, summed: of row lane / 4, and of the row eight below.
@@ -38,11 +59,11 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
   const u32 upper[4] = {a.x, a.z, b.x, b.z}, lower[4] = {a.y, a.w, b.y, b.w};
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    low += bf16_low(upper[j]) * h[2 * j] + bf16_high(upper[j]) * h[2 * j + 1];
-    high += bf16_low(lower[j]) * h[2 * j] + bf16_high(lower[j]) * h[2 * j + 1];
+    low += low_weight(upper[j]) * h[2 * j] + high_weight(upper[j]) * h[2 * j + 1];
+    high += low_weight(lower[j]) * h[2 * j] + high_weight(lower[j]) * h[2 * j + 1];
   }
 }
-static_assert(STEP == 32 && STEP_WORDS * 16 == 1024, "as they are packed");
+static_assert(STEP == 32 && STEP_WORDS * 16 == 1024 && PAIRS * 32 == STEP, "as they are packed");
 constexpr int K = 2048;                          // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
 constexpr int OUTPUTS = 1;              // weights packed one after the other, each in its own row tiles
@@ -57,7 +78,7 @@ typedef u16 Out;                         // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
-// Eight consecutive bfloat16 of an activation row, zeros beyond K.
+// Eight consecutive operands of an activation row, zeros beyond K.
 DEVICE Vec4 load_activations(const u16* row, int k) {
   Vec4 v = {0, 0, 0, 0};
   if (K % 8 == 0) {
@@ -69,6 +90,19 @@ DEVICE Vec4 load_activations(const u16* row, int k) {
     v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
   }
   return v;
+}
+
+// A lane's activations of the pair that begins at column k of a row, which reaches to the end of its last step or is padded here.
+DEVICE Vec4 load_pair(const u16* row, int k, int quad) {
+  if (!NATURAL) return load_activations(row, k + 8 * quad);
+  const u32* at = (const u32*)(row + k) + quad;
+  return {at[0], at[4], at[8], at[12]};
+}
+// And of one that is staged, with its padding.
+DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
+  if (!NATURAL) return *(const Vec4*)(row + k + 8 * quad);
+  const u32* at = (const u32*)(row + k) + quad;
+  return {at[0], at[4], at[8], at[12]};
 }
 
 // Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
@@ -90,7 +124,7 @@ constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // pairs of results per lane: a 
 
 struct Fragments {
   Held weights[ROW_TILES];
-  Vec4 rows[COLUMNS];
+  Vec4 rows[COLUMNS];                           // where a step is one pair; those of several are loaded one after the other
 };
 
 DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int step) {
@@ -101,10 +135,10 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
     load_again(f.weights[r], tile_pointer(weights, first_tile + r < TILES ? first_tile + r : TILES - 1, step) + lane);
   }
 #pragma unroll
-  for (int c = 0; c < COLUMNS; c++) f.rows[c] = load_activations(x + (u64)source[c] * X_STRIDE, STEP * step + 8 * quad);
+  for (int c = 0; c < COLUMNS && PAIRS == 1; c++) f.rows[c] = load_pair(x + (u64)source[c] * X_STRIDE, STEP * step, quad);
 }
 
-// weights: packed tiles. x: bfloat16 [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
+// weights: packed tiles. x: operands [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 // Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
 KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, u64 rows) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
@@ -132,17 +166,19 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
         for (int c = 0; c < COLUMNS; c++) left[c] = load_activations(x + (u64)source[c] * X_STRIDE + K, STEP * step + 8 * quad);
       }
 #pragma unroll
-      for (int c = 0; c < COLUMNS; c++) {
+      for (int pair = 0; pair < PAIRS; pair++) {
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-          multiply(sum[r][c], now.weights[r], now.rows[c]);
+        for (int c = 0; c < COLUMNS; c++) {
+          const Vec4 v = PAIRS == 1 ? now.rows[c] : load_pair(x + (u64)source[c] * X_STRIDE, STEP * step + 32 * pair, quad);
+#pragma unroll
+          for (int r = 0; r < ROW_TILES; r++) multiply(sum[r][c], now.weights[r], pair, v);
         }
       }
 #pragma unroll
       for (int c = 0; c < COLUMNS && PAIRED; c++) {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) {
-          multiply(sum[r][c], now.weights[r], left[c]);
+          multiply(sum[r][c], now.weights[r], 0, left[c]);
         }
       }
       now = next;
@@ -170,8 +206,8 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_bf16_k2048_n8192_m
 #pragma unroll
       for (int s = 0; s < SPLIT; s++) low += partial[s][row_warp][u][0][lane], high += partial[s][row_warp][u][1][lane];
     }
-    low += bias ? bias[tile * 16 + group] : 0.0f;
-    high += bias ? bias[tile * 16 + group + 8] : 0.0f;
+    low = low * FACTOR + (bias ? bias[tile * 16 + group] : 0.0f);
+    high = high * FACTOR + (bias ? bias[tile * 16 + group + 8] : 0.0f);
 #pragma unroll
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);

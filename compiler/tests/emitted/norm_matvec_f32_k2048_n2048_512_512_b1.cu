@@ -1,34 +1,55 @@
 // After templates/kernels/device.cuh:
 // norm_matvec_f32_k2048_n2048_512_512_b1: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 // A packed weight: row tiles of 16 rows, each a run of steps.
-// How weights are packed, and what a warp does with a step of them. Each format has a file that defines the same names.
-// bfloat16. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
+// How weights are packed, and what a warp does with a step of them. A pair is 16 rows by 32 columns: two A fragments of mma.m16n8k16. Lane l has rows l / 4 and l / 4 + 8 of
+// it. Each format defines the same names:
+//   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
+//   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
+//   value_of: one value of a step.
+// Products of bfloat16: an fp32 x is a hi/lo split.
+typedef u16 Operand;
+constexpr bool IS_F16 = false;
+constexpr int X_PARTS = 2;                                // operands of an fp32 x
+constexpr float X_UNIT = 1.0f;                            // an operand is this much of its value
+DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
+DEVICE float low_operand(u32 pair) { return bf16_low(pair); }
+DEVICE float high_operand(u32 pair) { return bf16_high(pair); }
+DEVICE u32 pack_operands(float low, float high) { return pack_bf16(low, high); }
+// 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
 constexpr int STEP = 32;                                  // columns of a step
-constexpr int STEP_WORDS = 64;                                 // 16-byte words of a row tile's step
+constexpr int PAIRS = 1;                                  // of tiles
+constexpr int STEP_WORDS = 64;                            // 16-byte words of a row tile's step
+constexpr bool NATURAL = false;
+constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;          // what is held is this much of a weight
+constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);        // what sums of products are multiplied by
 
 // A lane's share of a step. `from` is the step's word `lane`.
 struct Held { Vec4 tile[2]; };
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
-// Adds the products of a step with eight activations per lane: into two sums, which halves the dependency chain, or into one.
-DEVICE void multiply(float (&sum)[2][4], const Held& held, const Vec4& x) {
-  mma_bf16(sum[0], held.tile[0], x.x, x.y);
-  mma_bf16(sum[1], held.tile[1], x.z, x.w);
+// Parentheses: the mma of this namespace, where the file is included in one.
+DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x) {
+  (mma)(sum[0], held.tile[0], x.x, x.y);
+  (mma)(sum[1], held.tile[1], x.z, x.w);
 }
-DEVICE void multiply(float (&sum)[4], const Held& held, const Vec4& x) {
-  mma_bf16(sum, held.tile[0], x.x, x.y);
-  mma_bf16(sum, held.tile[1], x.z, x.w);
+DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x) {
+  (mma)(sum, held.tile[0], x.x, x.y);
+  (mma)(sum, held.tile[1], x.z, x.w);
 }
+
+DEVICE float low_weight(u32 pair) { return low_operand(pair) / W_UNIT; }
+DEVICE float high_weight(u32 pair) { return high_operand(pair) / W_UNIT; }
 
 // One value of a step.
 DEVICE float value_of(const Vec4* step, int row, int column) {
   // Two of the eight columns of a quad fill one register of one tile.
   const int tile = column / 4 % 2, half = column / 2 % 2, odd = column % 2, quad = column / 8;
-  const u16* lane = (const u16*)(step + tile * 32 + row % 8 * 4 + quad);
-  return load(lane + (row / 8 + 2 * half) * 2 + odd);
+  const u32 pair = word(step[tile * 32 + row % 8 * 4 + quad], row / 8 + 2 * half);
+  return odd ? high_weight(pair) : low_weight(pair);
 }
 
 // The products of a lane's eight columns with h, summed: of row lane / 4, and of the row eight below.
@@ -37,11 +58,11 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
   const u32 upper[4] = {a.x, a.z, b.x, b.z}, lower[4] = {a.y, a.w, b.y, b.w};
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    low += bf16_low(upper[j]) * h[2 * j] + bf16_high(upper[j]) * h[2 * j + 1];
-    high += bf16_low(lower[j]) * h[2 * j] + bf16_high(lower[j]) * h[2 * j + 1];
+    low += low_weight(upper[j]) * h[2 * j] + high_weight(upper[j]) * h[2 * j + 1];
+    high += low_weight(lower[j]) * h[2 * j] + high_weight(lower[j]) * h[2 * j + 1];
   }
 }
-static_assert(STEP == 32 && STEP_WORDS * 16 == 1024, "as they are packed");
+static_assert(STEP == 32 && STEP_WORDS * 16 == 1024 && PAIRS * 32 == STEP, "as they are packed");
 constexpr int K = 2048;                          // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
 constexpr int OUTPUTS = 3;              // weights packed one after the other, each in its own row tiles
@@ -56,7 +77,7 @@ typedef float Out;                         // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
-// Eight consecutive bfloat16 of an activation row, zeros beyond K.
+// Eight consecutive operands of an activation row, zeros beyond K.
 DEVICE Vec4 load_activations(const u16* row, int k) {
   Vec4 v = {0, 0, 0, 0};
   if (K % 8 == 0) {
@@ -68,6 +89,19 @@ DEVICE Vec4 load_activations(const u16* row, int k) {
     v.x = e[0] | e[1] << 16, v.y = e[2] | e[3] << 16, v.z = e[4] | e[5] << 16, v.w = e[6] | e[7] << 16;
   }
   return v;
+}
+
+// A lane's activations of the pair that begins at column k of a row, which reaches to the end of its last step or is padded here.
+DEVICE Vec4 load_pair(const u16* row, int k, int quad) {
+  if (!NATURAL) return load_activations(row, k + 8 * quad);
+  const u32* at = (const u32*)(row + k) + quad;
+  return {at[0], at[4], at[8], at[12]};
+}
+// And of one that is staged, with its padding.
+DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
+  if (!NATURAL) return *(const Vec4*)(row + k + 8 * quad);
+  const u32* at = (const u32*)(row + k) + quad;
+  return {at[0], at[4], at[8], at[12]};
 }
 
 // Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
@@ -86,7 +120,7 @@ constexpr int SPLIT = 1;              // blocks that share the columns of a row 
 constexpr int NORM = 1;                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = 1e-5f;
 constexpr bool COMBINE = false;         // x is the partial results of a split attention
-constexpr bool STAGED = true;           // x goes through shared memory as bfloat16
+constexpr bool STAGED = true;           // x goes through shared memory as operands
 constexpr int HEADS = 1, HEAD_DIM = 1;   // of that attention
 constexpr int ACTIVATION = 5;
 constexpr bool LATE = false;               // triggers dependents after griddepcontrol.wait, not at the start
@@ -99,8 +133,8 @@ constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
 constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
-// An fp32 x is a hi/lo split in bfloat16: two columns of the product where eight have room for them, else two rounds.
-constexpr bool PAIRED = NORM != 0;
+// A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
+constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
@@ -174,12 +208,13 @@ DEVICE void load_floats(float (&v)[8], const float* row, int k) {
   }
 }
 DEVICE Vec4 store_eight(u16* at, const float (&v)[8]) {
-  return *(Vec4*)at = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
+  return *(Vec4*)at = {pack_operands(v[0], v[1]), pack_operands(v[2], v[3]), pack_operands(v[4], v[5]), pack_operands(v[6], v[7])};
 }
 
-// Eight values as a hi/lo split: hi at `at`, lo BATCH rows further on.
-DEVICE void store_pair(u16* at, const float (&v)[8]) {
+// Eight values, in the unit of operands; as a hi/lo split hi at `at`, lo BATCH rows further on.
+DEVICE void store_operands(u16* at, const float (&v)[8]) {
   const Vec4 kept = store_eight(at, v);
+  if (X_PARTS == 1) return;
   const float left[8] = {v[0] - bf16_low(kept.x), v[1] - bf16_high(kept.x), v[2] - bf16_low(kept.y), v[3] - bf16_high(kept.y),
                          v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
   store_eight(at + BATCH * STAGE_STRIDE, left);
@@ -256,14 +291,59 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           square[r] += v[r][i] * v[r][i];
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
+          v[r][i] *= X_UNIT;
         }
-        store_pair(staged + (row + r) * STAGE_STRIDE + k, v[r]);
+        store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
     }
 #pragma unroll
     for (int r = 0; r < ROWS_AT_ONCE && NORM == 1; r++) {
       square[r] = warp_sum(square[r]);
       if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
+    }
+  }
+}
+
+// rms_norm of x into shared memory. Half precision has no room for a residual as it is, so the root mean square comes first: the threads of a row add up the
+// squares, which a row of few values keeps in registers and another one reads again.
+constexpr bool KEPT = ROWS_AT_ONCE * PASSES <= 2;
+DEVICE void stage_rms_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8]) {
+  const int side = threadIdx.x / SIDE_THREADS, thread = threadIdx.x % SIDE_THREADS;
+#pragma unroll 1
+  for (int first = 0; first < BATCH; first += ROWS_AT_ONCE * SIDES) {
+    const int row = first + side * ROWS_AT_ONCE;
+    float v[ROWS_AT_ONCE][PASSES][8], square[ROWS_AT_ONCE] = {};
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+      const int k = 8 * (thread + SIDE_THREADS * pass);
+#pragma unroll
+      for (int r = 0; r < ROWS_AT_ONCE; r++) {
+        load_floats<false>(v[r][pass], x + (row + r) * K, k);
+#pragma unroll
+        for (int i = 0; i < 8; i++) square[r] += v[r][pass][i] * v[r][pass][i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) {
+      square[r] = warp_sum(square[r]);
+      if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][row + r] = square[r];
+    }
+    block_barrier();
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) {
+      float total = 0.0f;
+#pragma unroll
+      for (int i = 0; i < WARPS / SIDES; i++) total += sums[side * (WARPS / SIDES) + i][row + r];
+      const float scale = rsqrtf(total / K + EPS) * X_UNIT;
+#pragma unroll
+      for (int pass = 0; pass < PASSES; pass++) {
+        const int k = 8 * (thread + SIDE_THREADS * pass);
+        if (k >= STAGED_K) break;
+        if (!KEPT) load_floats<false>(v[r][pass], x + (row + r) * K, k);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v[r][pass][i] *= scale * w[pass][i];
+        store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r][pass]);
+      }
     }
   }
 }
@@ -294,7 +374,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 // Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
 DEVICE bool beats(float value, float best) { return value > best || value != value; }
 
-// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else bfloat16 [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
+// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
@@ -327,18 +407,19 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
   if (LATE) launch_dependents();
 
   // 2 x into shared memory.
-  if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
+  if (NORM == 1 && !PAIRED) stage_rms_norm(staged, sums, (const float*)x, w);
+  else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
   
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
-  // RMS of the row of x that this warp finishes.
-  float scale = 1.0f;
-  if (NORM == 1) {
+  // What the results are multiplied by: the RMS of the row of x that this warp finishes, too, where it is not in the operands.
+  float scale = FACTOR;
+  if (NORM == 1 && PAIRED) {
     float square = 0.0f;
 #pragma unroll
     for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(warp % BATCH) * (WARPS / SIDES) + i][warp % BATCH];
-    scale = rsqrtf(square / K + EPS);
+    scale = rsqrtf(square / K + EPS) * FACTOR;
   }
 
   float best = NEGATIVE_INFINITY;
@@ -357,18 +438,22 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
-      Vec4 v[ROUNDS];
+      Vec4 v[ROUNDS][PAIRS];
 #pragma unroll
       for (int i = 0; i < DEPTH; i++) {
         if (is_step(unit, chunk, i, rank, warp)) {
-          const int k = STEP * step_of(chunk, i, warp) + 8 * quad;
+          const int k = STEP * step_of(chunk, i, warp);
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
-            // The row tiles of a turn share them.
-            if (i % UNIT == 0)
-              v[round] = STAGED ? *(const Vec4*)(staged + row * STAGE_STRIDE + k) : load_activations((const u16*)x + row * K, rank * STAGED_K + k);
-            multiply(sum[i % UNIT], held[i], v[round]);
+#pragma unroll
+            for (int pair = 0; pair < PAIRS; pair++) {
+              // The row tiles of a turn share them.
+              if (i % UNIT == 0)
+                v[round][pair] = STAGED ? load_staged(staged + row * STAGE_STRIDE, k + 32 * pair, quad)
+                                        : load_pair((const u16*)x + row * K, rank * STAGED_K + k + 32 * pair, quad);
+              multiply(sum[i % UNIT], held[i], pair, v[round][pair]);
+            }
           }
         }
         load_step(held[i], from, next_unit, next_chunk, i, rank, warp);

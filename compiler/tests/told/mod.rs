@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use fusec::compile::Model;
+use fusec::ir::Format;
 use fusec::plan::{Arg, Launch, Plan, Recipe, StateLayout, Step, StepKind};
 use sha2::{Digest, Sha256};
 
@@ -78,19 +79,24 @@ fn title(step: &Step) -> String {
     format!("{:?}: {} launches{logits}\n", step.kind, step.launches.len())
 }
 
+/// What is packed in another format than most.
+fn unless_bf16(format: Format) -> String {
+    if format == Format::BF16 { String::new() } else { format!(" as {}", format.name()) }
+}
+
 /// Weights by recipe, and caches.
 fn buffers(plan: &Plan) -> String {
     let mut text = String::new();
     for (index, weight) in plan.weights.iter().enumerate() {
         let tensors = &weight.name;
         let how = match &weight.recipe {
-            Recipe::Tiles { parts, k, gated, transposed } => {
+            Recipe::Tiles { parts, k, gated, transposed, format } => {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
-                format!("tiles k {k} rows {rows:?} gated {gated} transposed {transposed}")
+                format!("tiles k {k} rows {rows:?} gated {gated} transposed {transposed}{}", unless_bf16(*format))
             }
-            Recipe::Experts { parts, k, gated, count } => {
+            Recipe::Experts { parts, k, gated, count, format } => {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
-                format!("experts {count} k {k} rows {rows:?} gated {gated}")
+                format!("experts {count} k {k} rows {rows:?} gated {gated}{}", unless_bf16(*format))
             }
             Recipe::Biases { parts, gated } => {
                 let parts: Vec<(Option<String>, usize)> =

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use fusec::compile::WeightFormat;
 use fusec::console::tell;
 use fusec::passes::Selection;
 use fusec::plan::TuningSource;
@@ -37,6 +38,9 @@ pub struct ModelArgs {
     /// Launch shapes on a GPU: auto (the shipped record of its architecture, where there is one), none (the plan's own rules), or a record of fusec tune.
     #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
     tuning: TuningSource,
+    /// How weights are taken: auto, as they are stored, where kernels read that; or bf16, f16, q8_0, q4_0 and other formats of the docs.
+    #[arg(long, env = "FUSE_WEIGHTS", value_name = "FORMAT", default_value = "auto")]
+    weights: WeightFormat,
     /// CPU threads; the default is every core.
     #[arg(long, env = "FUSE_THREADS", value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -51,6 +55,7 @@ impl ModelArgs {
             dummy_weights,
             passes: self.passes.clone(),
             tuning: self.tuning.clone(),
+            weights: self.weights,
         }
     }
 

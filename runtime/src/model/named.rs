@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use fusec::artifact::Artifact;
+use fusec::compile::WeightFormat;
 use fusec::description::{also_served, architectures, find_serving, lacking, user_folder};
 use fusec::files;
 use fusec::folder::{self, checkpoint_folder};
@@ -30,6 +31,8 @@ pub struct ModelName {
     pub passes: Option<Selection>,
     /// Where launch shapes on a GPU come from.
     pub tuning: TuningSource,
+    /// How weights are taken.
+    pub weights: WeightFormat,
 }
 
 /// The same, each path by what it is. Nothing at all is the demo model.

@@ -2,9 +2,11 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use fusec::ir::Format;
 use fusec::plan::{Launch, Plan, RING, Recipe, Start, StateBuffer, Step, StepKind};
 
 use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES};
@@ -549,18 +551,18 @@ fn repeat(gpu: &Gpu, buffer: &DeviceBuffer, pattern: &[u8]) -> Result<()> {
 }
 
 fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<DeviceBuffer>> {
-    let pattern = match source {
-        WeightSource::Dummy => dummy_pattern(64 << 20),
-        WeightSource::Checkpoint(_) => Vec::new(),
-    };
+    let mut patterns: BTreeMap<Format, Vec<u8>> = BTreeMap::new();
     plan.weights
         .iter()
         .map(|weight| match source {
             WeightSource::Checkpoint(checkpoint) => gpu.upload(&pack(&weight.recipe, checkpoint)?, &weight.name),
             WeightSource::Dummy => {
                 let buffer = gpu.alloc(weight.bytes, &weight.name)?;
-                if matches!(weight.recipe, Recipe::Tiles { .. } | Recipe::Experts { .. }) {
-                    repeat(gpu, &buffer, &pattern)?;
+                if let Recipe::Tiles { format, .. } | Recipe::Experts { format, .. } = weight.recipe {
+                    if let Entry::Vacant(entry) = patterns.entry(format) {
+                        entry.insert(dummy_pattern(format)?);
+                    }
+                    repeat(gpu, &buffer, &patterns[&format])?;
                 } else {
                     let ones = vec![1f32; weight.bytes / 4];
                     buffer.upload(0, bytemuck::cast_slice(&ones))?;

@@ -7,13 +7,15 @@ pub mod gguf;
 mod hugging_face;
 mod pack;
 mod raw;
+mod row_tiles;
 mod select;
 mod stored;
 
 pub use blocks::decode;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
-pub use pack::{dummy_pattern, lane_share, pack};
+pub use pack::{dummy_pattern, pack};
+pub use row_tiles::{ROWS, lane_share, pack_row, pack_whole, whole_bits};
 
 use crate::map::map_file;
 use anyhow::{Result, bail, ensure};

@@ -1,12 +1,14 @@
 //! Checkpoint tensors into the buffers that kernels read, by the plan's recipes.
 
-use anyhow::{Context, Result, ensure};
-use fusec::ir::WeightRef;
-use fusec::plan::{PACKED, Part, Recipe};
+use std::ops::Range;
+
+use anyhow::{Context, Result, bail, ensure};
+use fusec::ir::{Format, WeightRef};
+use fusec::plan::Recipe;
 use fusec::threads;
-use half::bf16;
 
 use super::Checkpoint;
+use super::row_tiles::{ROWS, pack_row, pack_whole, set_scales, whole_bits};
 
 /// Makes the buffer of a recipe.
 ///
@@ -14,7 +16,7 @@ use super::Checkpoint;
 /// A tensor that is missing or has another shape than the recipe says.
 pub fn pack(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     match recipe {
-        Recipe::Tiles { parts, k, transposed, .. } => tiles(recipe, parts, *k, *transposed, checkpoint),
+        Recipe::Tiles { .. } => tiles(recipe, checkpoint),
         Recipe::Experts { count, .. } => {
             let mut packed = Vec::with_capacity(recipe.bytes());
             for index in 0..*count {
@@ -40,16 +42,8 @@ pub fn pack(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     }
 }
 
-/// Eight bfloat16 of columns `8 quad ..` of rows `r` and `r + 8`: the share of lane `4 r + quad` in both tiles of a pair.
-///
-/// In the first tile the lane's A fragment is columns 0, 1 of the low row, of the high row, then columns 2, 3 of each; the second tile
-/// goes on with columns 4 to 7. So eight consecutive activations are the B fragments of both tiles.
-pub fn lane_share(low: &[u16], high: &[u16]) -> ([u16; 8], [u16; 8]) {
-    let tile = |c: usize| [low[c], low[c + 1], high[c], high[c + 1], low[c + 2], low[c + 3], high[c + 2], high[c + 3]];
-    (tile(0), tile(4))
-}
-
-fn tiles(recipe: &Recipe, parts: &[Part], k: usize, transposed: bool, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
+fn tiles(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
+    let &Recipe::Tiles { ref parts, k, transposed, format, .. } = recipe else { bail!("not a recipe of row tiles") };
     for part in parts {
         let expected = if transposed { [k, part.rows] } else { [part.rows, k] };
         let shape = checkpoint.shape(&part.tensor)?;
@@ -62,57 +56,77 @@ fn tiles(recipe: &Recipe, parts: &[Part], k: usize, transposed: bool, checkpoint
             parts.iter().map(|part| turn(&checkpoint.read_f32(&part.tensor)?, k, part.rows)).collect::<Result<_>>()?
         }
     };
+    let packed = format.packed().with_context(|| format!("no kernel reads {} weights", format.name()))?;
     let packed_rows = recipe.packed_rows();
-    let steps = PACKED.steps(k);
+    let steps = packed.steps(k);
     let mut out = vec![0u8; recipe.bytes()];
-    ensure!(out.len() == packed_rows.len() / 16 * steps * PACKED.bytes, "the recipe's size is not its rows' size");
+    ensure!(out.len() == packed_rows.len() / ROWS * steps * packed.bytes, "the recipe's size is not its rows' size");
     threads::for_each(
         threads::available(),
-        out.chunks_mut(steps * PACKED.bytes).enumerate(),
-        Vec::new,
-        |scratch: &mut Vec<f32>, (tile, out)| {
-            let mut rows = vec![0u16; 16 * steps * PACKED.columns];
-            let wanted = &packed_rows[tile * 16..tile * 16 + 16];
-            // Neighbouring rows of one part are read in one go.
-            let mut first = 0;
-            while first < 16 {
-                let Some((part, begin)) = wanted[first] else {
-                    first += 1;
+        out.chunks_mut(steps * packed.bytes).enumerate(),
+        Scratch::default,
+        |scratch: &mut Scratch, (tile, out)| {
+            let wanted = &packed_rows[tile * ROWS..(tile + 1) * ROWS];
+            for (first, part, rows) in runs(wanted) {
+                let name = &parts[part].tensor;
+                let read = || format!("rows {} to {} of {name}", rows.start, rows.end);
+                if !format.is_whole() {
+                    scratch.raw.clear();
+                    checkpoint.raw_rows(name, rows.clone(), &mut scratch.raw).with_context(read)?;
+                    let row_bytes =
+                        format.bytes(k).with_context(|| format!("{name}: {k} columns are not whole blocks"))?;
+                    for (row, blocks) in scratch.raw.chunks_exact(row_bytes).enumerate() {
+                        pack_row(format, first + row, blocks, out).with_context(read)?;
+                    }
                     continue;
-                };
-                let mut count = 1;
-                while first + count < 16 && wanted[first + count] == Some((part, begin + count)) {
-                    count += 1;
                 }
                 let values: &[f32] = if transposed {
-                    &turned[part][begin * k..(begin + count) * k]
+                    &turned[part][rows.start * k..rows.end * k]
                 } else {
-                    let name = &parts[part].tensor;
-                    checkpoint
-                        .read_rows_f32(name, begin..begin + count, scratch)
-                        .with_context(|| format!("rows {begin} to {} of {name}", begin + count))?;
-                    scratch
+                    checkpoint.read_rows_f32(name, rows.clone(), &mut scratch.values).with_context(read)?;
+                    &scratch.values
                 };
+                let columns = steps * packed.columns;
+                scratch.whole.resize(ROWS * columns, 0);
                 for (row, values) in values.chunks_exact(k).enumerate() {
-                    let into = &mut rows[(first + row) * steps * PACKED.columns..][..k];
-                    into.iter_mut().zip(values).for_each(|(to, &value)| *to = bf16::from_f32(value).to_bits());
+                    let into = &mut scratch.whole[(first + row) * columns..][..k];
+                    for (to, &value) in into.iter_mut().zip(values) {
+                        *to = whole_bits(format, value).with_context(|| {
+                            format!("{name} has the weight {value}, which {} cannot hold", format.name())
+                        })?;
+                    }
                 }
-                first += count;
             }
-            for (step, out) in out.chunks_exact_mut(PACKED.bytes).enumerate() {
-                let (first_tile, second_tile) = out.split_at_mut(PACKED.bytes / 2);
-                for lane in 0..32 {
-                    let (row, column) = (lane / 4, PACKED.columns * step + 8 * (lane % 4));
-                    let share = |row: usize| &rows[row * steps * PACKED.columns + column..][..8];
-                    let (first, second) = lane_share(share(row), share(row + 8));
-                    first_tile[16 * lane..16 * lane + 16].copy_from_slice(bytemuck::cast_slice(&first));
-                    second_tile[16 * lane..16 * lane + 16].copy_from_slice(bytemuck::cast_slice(&second));
-                }
+            if format.is_whole() {
+                scratch.whole.resize(ROWS * steps * packed.columns, 0);
+                pack_whole(&scratch.whole, steps * packed.columns, out);
+                scratch.whole.clear();
             }
             anyhow::Ok(())
         },
     )?;
     Ok(out)
+}
+
+/// What a thread that packs uses again for each row tile.
+#[derive(Default)]
+struct Scratch {
+    values: Vec<f32>,
+    raw: Vec<u8>,
+    whole: Vec<u16>,
+}
+
+/// Neighbouring rows of one part, which are read in one go: where they begin in a row tile, the part, its rows.
+fn runs(wanted: &[Option<(usize, usize)>]) -> Vec<(usize, usize, Range<usize>)> {
+    let mut runs: Vec<(usize, usize, Range<usize>)> = Vec::new();
+    for (at, &row) in wanted.iter().enumerate() {
+        let Some((part, row)) = row else { continue };
+        match runs.last_mut() {
+            Some((first, of, rows)) if *of == part && rows.end == row && *first + rows.len() == at => rows.end += 1,
+            _ => runs.push((at, part, row..row + 1)),
+        }
+    }
+    runs
 }
 
 fn vector(tensor: &WeightRef, size: usize, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
@@ -127,25 +141,42 @@ fn turn(values: &[f32], k: usize, rows: usize) -> Result<Vec<f32>> {
     Ok((0..rows).flat_map(|row| (0..k).map(move |column| values[column * rows + row])).collect())
 }
 
-/// Random bytes that are bfloat16 weights of standard deviation near 0.02, for `--dummy-weights`: a pattern to be repeated.
-pub fn dummy_pattern(bytes: usize) -> Vec<u8> {
+/// Random weights of standard deviation near 0.02 as kernels read them, for `--dummy-weights`: a pattern of whole steps, to be repeated.
+pub fn dummy_pattern(format: Format) -> Result<Vec<u8>> {
+    const ROW_TILES: usize = 512;
+    const COLUMNS: usize = 4096;
+    let packed = format.packed().with_context(|| format!("no kernel reads {} weights", format.name()))?;
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
-    let mut values: Vec<u16> = Vec::with_capacity(bytes / 2);
-    for _ in 0..bytes / 2 {
+    let mut random = || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        let uniform = (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
-        values.push(bf16::from_f32(uniform * 0.07).to_bits());
+        (state >> 40) as u32
+    };
+    let mut pattern = vec![0u8; packed.bytes_of(ROW_TILES, COLUMNS)];
+    for out in pattern.chunks_exact_mut(packed.bytes_of(1, COLUMNS)) {
+        if format.is_whole() {
+            let value = |random: u32| (random as f32 / (1u64 << 24) as f32 - 0.5) * 0.07;
+            let bits = (0..ROWS * COLUMNS).map(|_| whole_bits(format, value(random())).context("a small weight"));
+            pack_whole(&bits.collect::<Result<Vec<u16>>>()?, COLUMNS, out);
+            continue;
+        }
+        for row in 0..ROWS {
+            let bytes = format.bytes(COLUMNS).context("rows of a pattern are whole blocks")?;
+            let mut blocks: Vec<u8> = (0..bytes).map(|_| random() as u8).collect();
+            set_scales(format, &mut blocks);
+            pack_row(format, row, &blocks, out)?;
+        }
     }
-    bytemuck::cast_slice(&values).to_vec()
+    Ok(pattern)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use fusec::ir::Format;
+    use fusec::plan::Part;
+    use half::bf16;
 
     use super::*;
 
@@ -178,7 +209,7 @@ mod tests {
         let parts = [("a", 19), ("b", 5)]
             .map(|(tensor, rows)| Part { tensor: tensor.into(), rows, from: Format::BF16 })
             .to_vec();
-        let recipe = Recipe::Tiles { parts, k: 40, gated: false, transposed: false };
+        let recipe = Recipe::Tiles { parts, k: 40, gated: false, transposed: false, format: Format::BF16 };
         let packed = pack(&recipe, &checkpoint).expect("packs");
         let (a, b) = (checkpoint.read_f32(&"a".into()).unwrap(), checkpoint.read_f32(&"b".into()).unwrap());
         for row in 0..48 {
@@ -198,7 +229,7 @@ mod tests {
     fn gated_tiles_hold_eight_rows_of_each_part() {
         let checkpoint = checkpoint(&[("gate", 11, 32), ("up", 11, 32)]);
         let parts = ["gate", "up"].map(|tensor| Part { tensor: tensor.into(), rows: 11, from: Format::BF16 }).to_vec();
-        let recipe = Recipe::Tiles { parts, k: 32, gated: true, transposed: false };
+        let recipe = Recipe::Tiles { parts, k: 32, gated: true, transposed: false, format: Format::BF16 };
         let packed = pack(&recipe, &checkpoint).expect("packs");
         let (gate, up) = (checkpoint.read_f32(&"gate".into()).unwrap(), checkpoint.read_f32(&"up".into()).unwrap());
         for row in 0..16 {
@@ -215,7 +246,7 @@ mod tests {
     fn transposed_weights_pack_as_their_transposes() {
         let checkpoint = checkpoint(&[("w", 32, 16)]);
         let parts = vec![Part { tensor: "w".into(), rows: 16, from: Format::BF16 }];
-        let recipe = Recipe::Tiles { parts, k: 32, gated: false, transposed: true };
+        let recipe = Recipe::Tiles { parts, k: 32, gated: false, transposed: true, format: Format::BF16 };
         let packed = pack(&recipe, &checkpoint).expect("packs");
         let w = checkpoint.read_f32(&"w".into()).unwrap();
         for row in 0..16 {

@@ -33,7 +33,14 @@ impl Prepared {
         };
         let open = OpenModel::open(&name)?;
         let tuning = case.tuning.clone();
-        let options = PlanOptions { batches: vec![1, 2], prompts: vec![ROWS], tuning, clusters: true, wgmma: true };
+        let options = PlanOptions {
+            batches: vec![1, 2],
+            prompts: vec![ROWS],
+            tuning,
+            clusters: true,
+            wgmma: true,
+            ..PlanOptions::default()
+        };
         let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;

@@ -76,6 +76,7 @@ impl Case {
         let parts = match storage {
             Storage::F32 => out.values::<f32>()?,
             Storage::BF16 | Storage::Tiled => from_bf16(&out.values::<u16>()?),
+            Storage::F16 | Storage::TiledF16 => from_f16(&out.values::<u16>()?),
         };
         let statistics = statistics.values::<f32>()?;
         for (row, &(position, _)) in self.rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
@@ -96,7 +97,7 @@ impl Case {
                 }
             }
         }
-        let bound = if *storage == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
+        let bound = if *storage != Storage::F32 { Bound::Rounded } else { Bound::Exact };
         compare("attention", &expected, &got, bound)
     }
 }

@@ -56,7 +56,7 @@ impl Case {
         let mut problem = Problem::new(attention, self.norm_weights, &self.rows);
         let inputs = Inputs::new(&problem);
         let mut random = Random(rows as u64 * 10 + batch as u64);
-        let weight = Matrix::random(&mut random, rows, k);
+        let weight = Matrix::of(tiles.weights, &mut random, rows, k);
         let (bias, residual) = (random.floats(rows), random.floats(batch * rows));
         let packed = pack(std::slice::from_ref(&weight), false);
 
@@ -76,8 +76,7 @@ impl Case {
         let mut expected = Vec::new();
         for b in 0..batch {
             let x = (0..attention.heads).flat_map(|head| problem.attended(b, head));
-            // What the weights multiply is a bfloat16.
-            let x: Vec<f64> = x.map(|value| f64::from(round(value as f32))).collect();
+            let x: Vec<f64> = x.map(|value| round_operand(tiles.weights, value)).collect();
             expected.extend((0..rows).map(|row| {
                 let product: f64 = weight.row(row).iter().zip(&x).map(|(&weight, x)| f64::from(weight) * x).sum();
                 let bias = if self.bias { f64::from(bias[row]) } else { 0.0 };

@@ -102,8 +102,11 @@ impl Case {
         ];
         kernel.launch(rows, &arguments)?;
         match storage {
-            Storage::Tiled => compare("attention", &expected, &untiled(&out.written()?, rows, 1, 0), Bound::Stored),
-            Storage::BF16 => compare("attention", &expected, &written(&out, storage)?, Bound::Stored),
+            Storage::Tiled | Storage::TiledF16 => {
+                let got = untiled(&out.written()?, rows, 1, 0, storage == Storage::TiledF16);
+                compare("attention", &expected, &got, Bound::Stored)
+            }
+            Storage::BF16 | Storage::F16 => compare("attention", &expected, &written(&out, storage)?, Bound::Stored),
             Storage::F32 => compare("attention", &expected, &written(&out, storage)?, self.bound),
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use fuse_kernels::{
-    Activation, ExpertsHidden, ExpertsSum, Gather, Matmul, ROUTER_COPIES, Route, RouteRows, Scoring, Storage, Tiles,
+    Activation, ExpertsHidden, ExpertsSum, Format, Gather, Matmul, ROUTER_COPIES, Route, RouteRows, Scoring, Storage,
+    Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 
@@ -188,7 +189,8 @@ fn choose(route: &Route, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
 /// A weight of each expert: of the gate and of up, or of one.
 fn weights_of(random: &mut Random, experts: usize, tiles: &Tiles) -> Vec<Vec<Matrix>> {
     let parts = if tiles.gated { 2 } else { 1 };
-    let matrices = |random: &mut Random| (0..parts).map(|_| Matrix::random(random, tiles.rows[0], tiles.k)).collect();
+    let matrices =
+        |random: &mut Random| (0..parts).map(|_| Matrix::of(tiles.weights, random, tiles.rows[0], tiles.k)).collect();
     (0..experts).map(|_| matrices(random)).collect()
 }
 
@@ -246,7 +248,9 @@ impl Hidden {
         if self.zeros > 0 {
             ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
         }
-        compare("hidden", &expected, &from_bf16(&out.written::<u16>()?), Bound::Stored)
+        // Half precision is one operand of x, rounded.
+        let bound = if tiles.weights == Format::BF16 { Bound::Stored } else { Bound::Rounded };
+        compare("hidden", &expected, &written(&out, tiles.out)?, bound)
     }
 }
 
@@ -270,7 +274,7 @@ impl Sum {
             expected[at % batch * size..][..size].iter_mut().zip(added).for_each(|(sum, y)| *sum += y);
         }
 
-        let (weights, hidden) = (packed(&weights, tiles), HostBuffer::input(&to_bf16(&inside)));
+        let (weights, hidden) = (packed(&weights, tiles), HostBuffer::input(&to_operands(tiles.weights, &inside)));
         // The rows that sums are of are whatever they are: one factor of all logits leaves their order alone.
         let logits = chosen.given_logits(*summed, &random.floats(batch * SIZES[0]));
         let (bias, residual) = (HostBuffer::input(&chosen.bias), HostBuffer::input(&residual));
@@ -337,9 +341,9 @@ impl Rows {
         for (row, chosen) in chosen.rows.iter().enumerate() {
             for (slot, &(expert, share)) in chosen.iter().enumerate() {
                 let x = &x[if gather.by_pair { row * top_k + slot } else { row } * k..][..k];
-                let x: Vec<f64> = match gather.by_pair {
-                    true => x.iter().map(|&value| round(value).into()).collect(),
-                    false => x.iter().map(split).collect(),
+                let x: Vec<f64> = match kernel.paired {
+                    true => x.iter().map(split).collect(),
+                    false => x.iter().map(|&value| round_operand(tiles.weights, value.into())).collect(),
                 };
                 let share = if gather.by_pair { 1.0 } else { share };
                 expected.extend(product(&weights[expert], *activation, &x).iter().map(|y| share * y));
@@ -347,7 +351,7 @@ impl Rows {
         }
         let halves = |row: &[f32]| [row.to_vec(), row.iter().copied().map(left_of).collect()].concat();
         let x: Vec<f32> = if kernel.paired { x.chunks(k).flat_map(halves).collect() } else { x };
-        let (weights, x) = (packed(&weights, tiles), HostBuffer::input(&to_bf16(&x)));
+        let (weights, x) = (packed(&weights, tiles), HostBuffer::input(&to_operands(tiles.weights, &x)));
         let out = room(expected.len(), tiles.out);
         let arguments = [
             ("weights", weights.address()),

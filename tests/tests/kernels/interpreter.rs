@@ -68,8 +68,7 @@ fn check_product(
     let shapes: Vec<Vec<usize>> = rows[..results].iter().map(|&rows| vec![tokens, rows]).collect();
     let expected = evaluate(&Op::Matmul(op.clone()), &operands, &shapes)?;
 
-    let matrices: Vec<Matrix> =
-        weights.iter().map(|w| Matrix { rows: w.shape[0], columns: k, values: w.data.clone() }).collect();
+    let matrices: Vec<Matrix> = weights.iter().map(|w| Matrix::whole(w.shape[0], k, w.data.clone())).collect();
     let zeros_or = |(bias, has): (&Tensor, &bool)| if *has { bias.data.clone() } else { vec![0.0; bias.data.len()] };
     let packed_bias = pack_bias(&biases.iter().zip(&op.biases).map(zeros_or).collect::<Vec<_>>(), gated);
     let tiles = Tiles { weights: Format::BF16, k, rows: rows[..results].to_vec(), gated, out };
@@ -115,8 +114,8 @@ fn check_product(
     }
     let bound = match (op.norm.is_some(), out) {
         (true, _) => Bound::Unrounded,
-        (false, Storage::BF16 | Storage::Tiled) => Bound::Rounded,
         (false, Storage::F32) => Bound::Exact,
+        (false, _) => Bound::Rounded,
     };
     for (index, (expected, buffer)) in expected.iter().zip(&outs).enumerate() {
         judge(&format!("result {index}"), expected, &written(buffer, out)?, bound)?;
@@ -331,7 +330,7 @@ fn rows_of_a_table() -> Result<()> {
     let table = rounded(&mut Random(1), &[vocabulary, k]);
     let ids = [40, 0, 17];
     let expected = evaluate(&Op::Embedding, &[&Tensor::ints(&ids), &table], &[vec![3, k]])?;
-    let weights = HostBuffer::input(&pack(&[Matrix { rows: vocabulary, columns: k, values: table.data }], false));
+    let weights = HostBuffer::input(&pack(&[Matrix::whole(vocabulary, k, table.data)], false));
     let (ids, out) = (HostBuffer::input(&ids), HostBuffer::output::<f32>(3 * k));
     let arguments = [("weights", weights.address()), ("tokens", ids.address()), ("out", out.address())];
     run(&Embedding { tiles: tiles(k, &[vocabulary]) }, 3, &arguments)?;

@@ -6,6 +6,7 @@ mod attention_projection;
 mod attention_rows;
 mod caught;
 mod experts;
+mod formats;
 mod interpreter;
 mod matmul;
 mod matmul_wgmma;

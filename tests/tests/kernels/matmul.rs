@@ -42,7 +42,7 @@ impl Case {
             Matvec { activation: *activation, residual: self.residual, ..Matvec::plain(tiles.clone(), self.rows) };
         let problem = Problem::new(&matvec::Case { bias: self.bias, ..matvec::Case::of(product) }, &mut Random(7));
         let weights = HostBuffer::input(&problem.packed);
-        let x = HostBuffer::input(&to_bf16(&problem.given));
+        let x = HostBuffer::input(&to_operands(tiles.weights, &problem.given));
         let bias = HostBuffer::input(&problem.bias);
         let residual = HostBuffer::input(&problem.residual);
         let outs: Vec<HostBuffer> = tiles.rows.iter().map(|&rows| room(self.rows * rows, tiles.out)).collect();

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use fuse_kernels::{
-    Activation, Elementwise, Expression, Matmul, MatmulWgmma, Norm, NormKind, NormRows, Storage, Tiles,
+    Activation, Elementwise, Expression, Format, Matmul, MatmulWgmma, Norm, NormKind, NormRows, Storage, Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 use fusec::ir::{self, Epilogue, Op, Tensor, evaluate};
@@ -19,28 +19,29 @@ fn place(row: usize, column: usize, rows: usize, parts: usize, part: usize) -> u
     ((block * parts + part) * rows + row) * 64 + chunk * 8 + transposed % 4 * 2 + column % 2
 }
 
-fn tiled(parts: &[Vec<f32>], rows: usize) -> Vec<u16> {
+fn tiled(weights: Format, parts: &[Vec<f32>], rows: usize) -> Vec<u16> {
     let k = parts[0].len() / rows;
     let mut order = vec![0; parts.len() * rows * k];
     for (part, values) in parts.iter().enumerate() {
-        for (at, bits) in to_bf16(values).into_iter().enumerate() {
+        for (at, bits) in to_operands(weights, values).into_iter().enumerate() {
             order[place(at / k, at % k, rows, parts.len(), part)] = bits;
         }
     }
     order
 }
 
-/// The values of a part, row by row.
-pub fn untiled(order: &[u16], rows: usize, parts: usize, part: usize) -> Vec<f32> {
+/// The values of a part, row by row. `halves`: in half precision.
+pub fn untiled(order: &[u16], rows: usize, parts: usize, part: usize, halves: bool) -> Vec<f32> {
     let k = order.len() / rows / parts;
     let at = |at: usize| order[place(at / k, at % k, rows, parts, part)];
-    from_bf16(&(0..rows * k).map(at).collect::<Vec<u16>>())
+    let values: Vec<u16> = (0..rows * k).map(at).collect();
+    if halves { from_f16(&values) } else { from_bf16(&values) }
 }
 
 /// One product, as the compiler may emit it.
 #[derive(Clone, Debug)]
-struct Case {
-    kernel: MatmulWgmma,
+pub struct Case {
+    pub kernel: MatmulWgmma,
     /// Rows of x.
     tokens: usize,
     bias: bool,
@@ -48,34 +49,35 @@ struct Case {
 }
 
 /// A product with nothing fused; `block`: times 128 rows of the weight, and rows of x. A block per job.
-fn plain(k: usize, rows: &[usize], (pieces, columns): (usize, usize)) -> MatmulWgmma {
+pub fn plain(k: usize, rows: &[usize], (pieces, columns): (usize, usize)) -> MatmulWgmma {
     let tiles = tiles(k, rows);
     MatmulWgmma { tiles, pieces, columns, paired: false, split: 1, most_blocks: 1 << 20, activation: None }
 }
 
 /// The same with a gate.
-fn gated(activation: Activation, kernel: MatmulWgmma) -> MatmulWgmma {
+pub fn gated(activation: Activation, kernel: MatmulWgmma) -> MatmulWgmma {
     MatmulWgmma { activation: Some(activation), tiles: Tiles { gated: true, ..kernel.tiles }, ..kernel }
 }
 
 /// The same with results that are stored so.
-fn stored(out: Storage, kernel: MatmulWgmma) -> MatmulWgmma {
+pub fn stored(out: Storage, kernel: MatmulWgmma) -> MatmulWgmma {
     MatmulWgmma { tiles: Tiles { out, ..kernel.tiles }, ..kernel }
 }
 
 impl Case {
-    fn of(kernel: MatmulWgmma, tokens: usize) -> Case {
+    pub fn of(kernel: MatmulWgmma, tokens: usize) -> Case {
         Case { kernel, tokens, bias: false, residual: false }
     }
 
-    fn check(&self, mutation: Option<Mutation>) -> Result<()> {
+    pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         ensure!(self.kernel.is_sound(), "no kernel has this shape");
         let built = build(&self.kernel, mutation)?;
-        let MatmulWgmma { tiles: Tiles { k, rows, gated, out: storage, .. }, paired, activation, .. } = &self.kernel;
-        let (k, gated, storage, tokens) = (*k, *gated, *storage, self.tokens);
+        let MatmulWgmma { tiles: Tiles { weights: format, k, rows, gated, out: storage }, paired, activation, .. } =
+            &self.kernel;
+        let (format, k, gated, storage, tokens) = (*format, *k, *gated, *storage, self.tokens);
         let mut random = Random((k + tokens) as u64);
         let weights: Vec<usize> = if gated { vec![rows[0]; 2] } else { rows.clone() };
-        let matrices: Vec<Matrix> = weights.iter().map(|&rows| Matrix::random(&mut random, rows, k)).collect();
+        let matrices: Vec<Matrix> = weights.iter().map(|&rows| Matrix::of(format, &mut random, rows, k)).collect();
         let biases: Vec<Vec<f32>> = weights.iter().map(|&rows| random.floats(rows)).collect();
         let residual = random.floats(tokens * rows[0]);
         let x = random.floats(tokens * k);
@@ -105,7 +107,7 @@ impl Case {
 
         let packed = HostBuffer::input(&pack(&matrices, gated));
         let (bias, residual) = (HostBuffer::input(&pack_bias(&biases, gated)), HostBuffer::input(&residual));
-        let x = HostBuffer::input(&tiled(&parts, tokens));
+        let x = HostBuffer::input(&tiled(format, &parts, tokens));
         let outs: Vec<HostBuffer> = rows.iter().map(|rows| room(tokens * rows, storage)).collect();
         let out = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
         let arguments = [
@@ -122,8 +124,10 @@ impl Case {
         for (index, (expected, buffer)) in expected.iter().zip(&outs).enumerate() {
             let (got, bound) = match storage {
                 Storage::F32 => (buffer.written::<f32>()?, Bound::Exact),
-                Storage::BF16 => (from_bf16(&buffer.written::<u16>()?), Bound::Stored),
-                Storage::Tiled => (untiled(&buffer.written::<u16>()?, tokens, 1, 0), Bound::Stored),
+                Storage::BF16 | Storage::F16 => (written(buffer, storage)?, Bound::Stored),
+                Storage::Tiled | Storage::TiledF16 => {
+                    (untiled(&buffer.written::<u16>()?, tokens, 1, 0, storage == Storage::TiledF16), Bound::Stored)
+                }
             };
             let expected: Vec<f64> = expected.data.iter().map(|&value| value.into()).collect();
             compare(&format!("output {index}"), &expected, &got, bound)?;
@@ -188,7 +192,7 @@ fn rows_for_products() -> Result<()> {
     let elementwise = Elementwise { kind: Expression::Scale(0.5), size, out: Storage::Tiled };
     build(&elementwise, None)?.launch(rows, &[("a", given_x.address()), ("out", out.address())])?;
     let expected: Vec<f64> = x.iter().map(|&value| 0.5 * f64::from(value)).collect();
-    compare("elementwise", &expected, &untiled(&out.written()?, rows, 1, 0), Bound::Stored)?;
+    compare("elementwise", &expected, &untiled(&out.written()?, rows, 1, 0, false), Bound::Stored)?;
 
     for (layer, weighted) in [(false, true), (true, true), (false, false)] {
         let (weight, bias) = (random.floats(size), random.floats(size));
@@ -214,7 +218,7 @@ fn rows_for_products() -> Result<()> {
             }
         }
         let order: Vec<u16> = out.written()?;
-        let [high, low] = [0, 1].map(|part| untiled(&order, rows, 2, part));
+        let [high, low] = [0, 1].map(|part| untiled(&order, rows, 2, part, false));
         compare("norm", &expected, &high, Bound::Stored)?;
         let sum: Vec<f32> = high.iter().zip(&low).map(|(high, low)| high + low).collect();
         compare("norm, both parts", &expected, &sum, Bound::Exact)?;
@@ -244,7 +248,7 @@ fn rows_for_products() -> Result<()> {
         row.map(|(&weight, &value)| f64::from(weight) * f64::from(value)).sum()
     };
     let expected: Vec<f64> = (0..rows * 128).map(dot).collect();
-    compare("matmul", &expected, &untiled(&out.written()?, rows, 1, 0), Bound::Stored)
+    compare("matmul", &expected, &untiled(&out.written()?, rows, 1, 0, false), Bound::Stored)
 }
 
 #[test]
@@ -316,7 +320,7 @@ fn mistakes_in_a_product_for_a_product_are_caught() {
             ("shuffle_xor(group % 2 == 0 ? y[1] : y[0], 4)", "shuffle_xor(group % 2 == 0 ? y[0] : y[1], 4)", "output"),
             ("group / 2 * 2;", "group;", "not aligned"),
             ("(chunk ^ row % 8) * 8", "chunk * 8", "output"),
-            ("v[2 + i] + r.bias[1]", "v[2 + i] + r.bias[0]", "output"),
+            ("v[2 + i] * FACTOR + r.bias[1]", "v[2 + i] * FACTOR + r.bias[0]", "output"),
         ],
     );
 }

@@ -1,7 +1,7 @@
 //! `matvec.cu` against sums in f64.
 
 use anyhow::{Result, ensure};
-use fuse_kernels::{Activation, Combine, Matvec, NormKind, Splits, Storage, Tiles};
+use fuse_kernels::{Activation, Combine, Format, Matvec, NormKind, Splits, Storage, Tiles};
 use fuse_tests::host_build::HostBuffer;
 
 use crate::router::Router;
@@ -75,7 +75,11 @@ impl Case {
         let computed = norm.is_some() || self.kernel.paired || combine.is_some();
         let positions = HostBuffer::input(&problem.positions);
         let statistics = HostBuffer::input(&problem.statistics);
-        let x = if computed { HostBuffer::input(&problem.given) } else { HostBuffer::input(&to_bf16(&problem.given)) };
+        let x = if computed {
+            HostBuffer::input(&problem.given)
+        } else {
+            HostBuffer::input(&to_operands(tiles.weights, &problem.given))
+        };
         let weights = HostBuffer::input(&problem.packed);
         let norm_weight = HostBuffer::input(&problem.norm_weight);
         let norm_bias = HostBuffer::input(&problem.norm_bias);
@@ -114,7 +118,7 @@ impl Case {
             ensure!(left == 0, "{left} of {} floats are not zero", self.zeros);
         }
 
-        let bound = if computed || storage == Storage::BF16 { Bound::Rounded } else { Bound::Exact };
+        let bound = if computed || storage != Storage::F32 { Bound::Rounded } else { Bound::Exact };
         let mut first = Vec::new();
         for (index, buffer) in outs.iter().enumerate() {
             let mut got = written(buffer, storage)?;
@@ -166,7 +170,7 @@ impl Problem {
         let Matvec { tiles, batch, norm, paired, combine, .. } = &case.kernel;
         let (k, batch) = (tiles.k, *batch);
         let rows = if tiles.gated { vec![tiles.rows[0]; 2] } else { tiles.rows.clone() };
-        let weights: Vec<Matrix> = rows.iter().map(|&rows| Matrix::random(random, rows, k)).collect();
+        let weights: Vec<Matrix> = rows.iter().map(|&rows| Matrix::of(tiles.weights, random, rows, k)).collect();
         let biases: Vec<Vec<f32>> = rows.iter().map(|&rows| random.floats(rows)).collect();
         let mut residual = random.floats(batch * rows[0]);
         if let Some(row) = case.broken {
@@ -225,8 +229,8 @@ impl Problem {
 
     /// Row `b` of what the weights multiply, rounded as the kernel rounds it. Under combine it also makes up what the blocks left.
     fn prepared(&mut self, case: &Case, b: usize, random: &mut Random) -> Vec<f64> {
-        let Matvec { tiles: Tiles { k, .. }, batch, norm, paired, combine, .. } = &case.kernel;
-        let k = *k;
+        let Matvec { tiles: Tiles { weights, k, .. }, batch, norm, paired, combine, .. } = &case.kernel;
+        let (k, weights) = (*k, *weights);
         if let &Some(Combine { heads, head_dim, splits }) = combine {
             let position = self.positions[b];
             let seen = if splits.window > 0 { (position + 1).min(splits.window as i32) } else { position + 1 } as usize;
@@ -248,11 +252,14 @@ impl Problem {
                 }
             }
             let mean = |(i, x): (usize, &f64)| if active > 0 { x / total[i / head_dim] } else { 0.0 };
-            return x.iter().enumerate().map(mean).map(|x| f64::from(round(x as f32))).collect();
+            return x.iter().enumerate().map(mean).map(|x| round_operand(weights, x)).collect();
         }
         let x: Vec<f64> = self.given[b * k..][..k].iter().map(|&value| f64::from(value)).collect();
-        // A hi/lo split goes through shared memory: under rms_norm before the division, under layer_norm after all.
+        // A hi/lo split goes through shared memory: under rms_norm before the division, under layer_norm after all. A half is rounded after all.
         let staged = |value: f64| {
+            if weights != Format::BF16 {
+                return round_operand(weights, value);
+            }
             let kept = round(value as f32);
             f64::from(kept) + f64::from(round(value as f32 - kept))
         };
@@ -265,7 +272,8 @@ impl Problem {
         let weight = |i: usize| if case.norm_weight { f64::from(self.norm_weight[i]) } else { 1.0 };
         let bias = |i: usize| if case.norm_bias { f64::from(self.norm_bias[i]) } else { 0.0 };
         let normed = |(i, value): (usize, &f64)| match kind {
-            NormKind::Rms => staged(value * weight(i)) * scale,
+            NormKind::Rms if weights == Format::BF16 => staged(value * weight(i)) * scale,
+            NormKind::Rms => staged(value * weight(i) * scale),
             NormKind::Layer => staged((value - mean) * scale * weight(i) + bias(i)),
         };
         x.iter().enumerate().map(normed).collect()

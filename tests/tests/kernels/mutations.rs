@@ -17,12 +17,16 @@ fn in_a_matvec() {
         |mutation| case.check(mutation),
         &[
             // A wrong stride, in one of the two places.
-            ("staged + row * STAGE_STRIDE + k)", "staged + row * (STAGE_STRIDE - 32) + k)", "shared memory"),
+            (
+                "load_staged(staged + row * STAGE_STRIDE,",
+                "load_staged(staged + row * (STAGE_STRIDE - 32),",
+                "shared memory",
+            ),
             // What rounding leaves: dropped, or put where it was not asked for.
             ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "output"),
             ("at + BATCH * STAGE_STRIDE, left", "at + STAGE_STRIDE, left", "shared memory"),
             ("(row + r) * STAGE_STRIDE", "(row + r) * STEPS * 32", "shared memory"),
-            ("warp) + 8 * quad", "warp) + 4 * quad", "line"),
+            ("row + k + 8 * quad)", "row + k + 4 * quad)", "line"),
             // A missed tail, of the columns and of the rows.
             ("k + i >= K ? 0.0f", "k + i >= K - 1 ? 0.0f", "output"),
             ("k + i >= K ? 0.0f", "k + i > K ? 0.0f", "buffer of"),
@@ -277,7 +281,7 @@ fn in_the_insides_of_experts() {
             ("x + row * K", "x", "hidden"),
             ("sums[row][threadIdx.x / 32] = square", "sums[0][threadIdx.x / 32] = square", "shared memory"),
             ("square / K + EPS", "square + EPS", "hidden"),
-            ("v[pass][i] *= w[pass][i]", "v[pass][i] *= 1.0f", "hidden"),
+            ("scale * w[pass][i]", "scale", "hidden"),
             // Items: their experts, their row tiles, what comes next.
             ("list[next / TILES])", "list[0])", "hidden"),
             ("((tile * STEPS", "((0 * STEPS", "hidden"),
@@ -331,7 +335,7 @@ fn in_a_sum_of_experts() {
             ("(u64)slot * BATCH + b", "(u64)slot * BATCH", "sum"),
             ("row / BATCH * EXPERT_K + i % EXPERT_K) = v", "i % EXPERT_K) = v", "race"),
             ("begin + 8 * THREADS * h, row", "begin, row", "shared memory"),
-            ("+ slot * EXPERT_K + k)\n", "+ k)\n", "sum"),
+            ("slot * EXPERT_K + k + 32", "k + 32", "sum"),
             ("offset += teams * STEPS * STEP_WORDS", "offset += STEPS * STEP_WORDS", "sum"),
             ("same ? chunk + 1 : 0", "0", "sum"),
             ("chunk + 1 < chunks", "true", "sum"),

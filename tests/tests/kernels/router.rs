@@ -22,7 +22,8 @@ impl Router {
     pub fn new(case: &Case, random: &mut Random) -> Option<Router> {
         let Matvec { router, tiles, batch, .. } = &case.kernel;
         let (experts, rows) = ((*router)?, tiles.rows[0]);
-        let (weight, norm_weight) = (Matrix::random(random, experts, rows), random.floats(rows));
+        let weight = Matrix::of(case.kernel.router_weights(), random, experts, rows);
+        let norm_weight = random.floats(rows);
         let packed = HostBuffer::input(&pack(std::slice::from_ref(&weight), false));
         let (norm, logits) =
             (HostBuffer::input(&norm_weight), HostBuffer::inout(&vec![0u64; ROUTER_COPIES * batch * experts]));
@@ -112,7 +113,7 @@ fn in_the_choice_of_one_row() {
         &[
             ("copy < COPIES; copy++", "copy < COPIES - 1; copy++", "hidden"),
             ("copy * BATCH * EXPERTS", "copy * EXPERTS / 2", "hidden"),
-            ("logit[e] *= scale", "logit[e] *= 1.0f", "hidden"),
+            ("logit[e] *= rms", "logit[e] *= 1.0f", "hidden"),
             ("if (slot == blockIdx.x / TILES) load_first", "if (slot == 0) load_first", "hidden"),
             ("blockIdx.x % TILES, warp, lane);\n    });", "0, warp, lane);\n    });", "hidden"),
             ("lists[warp][slot] = expert", "lists[0][slot] = expert", "shared memory"),

@@ -6,7 +6,8 @@ use std::fmt::Debug;
 use anyhow::{Context, Result, bail, ensure};
 use fuse_kernels::{Activation, Family, Format, Kind, Storage, Tiles};
 use fuse_tests::host_build::{HostBuffer, HostKernel};
-use half::bf16;
+use fuserun::weights::{decode, pack_row};
+use half::{bf16, f16};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -42,20 +43,77 @@ pub fn to_bf16(values: &[f32]) -> Vec<u16> {
     values.iter().map(|&value| bf16::from_f32(value).to_bits()).collect()
 }
 
+/// As `f16` of device.cuh holds them: a sixteenth of the value.
+fn to_f16(values: &[f32]) -> Vec<u16> {
+    values.iter().map(|&value| f16::from_f32(value / 16.0).to_bits()).collect()
+}
+
+/// Activations as products with weights of the format read them.
+pub fn to_operands(weights: Format, values: &[f32]) -> Vec<u16> {
+    if weights == Format::BF16 { to_bf16(values) } else { to_f16(values) }
+}
+
+/// An activation that was rounded to what such products read.
+pub fn round_operand(weights: Format, value: f64) -> f64 {
+    match weights {
+        Format::BF16 => round(value as f32).into(),
+        _ => 16.0 * f16::from_f64(value / 16.0).to_f64(),
+    }
+}
+
 pub fn from_bf16(values: &[u16]) -> Vec<f32> {
     values.iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect()
 }
 
-/// A row-major weight whose values bfloat16 holds exactly.
+pub fn from_f16(values: &[u16]) -> Vec<f32> {
+    values.iter().map(|&bits| 16.0 * f16::from_bits(bits).to_f32()).collect()
+}
+
+/// A row-major weight.
 pub struct Matrix {
     pub rows: usize,
     pub columns: usize,
     pub values: Vec<f32>,
+    /// How kernels read it, which holds the values exactly.
+    format: Format,
+    /// The values as quantised blocks.
+    blocks: Vec<u8>,
 }
 
 impl Matrix {
+    pub fn whole(rows: usize, columns: usize, values: Vec<f32>) -> Matrix {
+        Matrix { rows, columns, values, format: Format::BF16, blocks: Vec::new() }
+    }
+
     pub fn random(random: &mut Random, rows: usize, columns: usize) -> Matrix {
-        Matrix { rows, columns, values: random.rounded(rows * columns) }
+        Matrix::whole(rows, columns, random.rounded(rows * columns))
+    }
+
+    /// With values of the format: blocks of random integers, their scales about those of values around 1.
+    pub fn of(format: Format, random: &mut Random, rows: usize, columns: usize) -> Matrix {
+        if format.is_whole() {
+            return Matrix { format, ..Matrix::random(random, rows, columns) };
+        }
+        // Where a block has f16 numbers, and about how large they are.
+        let numbers: &[(usize, f32)] = match format {
+            Format::Q8_0 => &[(0, 0.01)],
+            Format::Q4_0 => &[(0, 0.15)],
+            Format::Q4_1 => &[(0, 0.15), (2, -1.0)],
+            Format::Q4K => &[(0, 0.005), (2, 0.03)],
+            Format::Q6K => &[(208, 0.0005)],
+            other => panic!("no blocks of {other:?}"),
+        };
+        let bytes = format.bytes(rows * columns).expect("rows are whole blocks");
+        let mut blocks: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
+        for block in blocks.chunks_exact_mut(format.block().1) {
+            for &(at, size) in numbers {
+                let number = f16::from_f32(size * (1.0 + 0.5 * random.value()));
+                block[at..at + 2].copy_from_slice(&number.to_le_bytes());
+            }
+        }
+        let mut values = Vec::new();
+        decode(format, &blocks, &mut values);
+        Matrix { rows, columns, values, format, blocks }
     }
 
     pub fn row(&self, row: usize) -> &[f32] {
@@ -89,7 +147,14 @@ fn row_tiles(rows: &[usize], gated: bool) -> usize {
 /// the tile, plus 8 if r is odd, and the lower or (r >= 2) upper half of the tile's columns.
 pub fn pack(weights: &[Matrix], gated: bool) -> Vec<u16> {
     let rows: Vec<usize> = weights.iter().map(|weight| weight.rows).collect();
-    let columns = weights[0].columns;
+    let (columns, format) = (weights[0].columns, weights[0].format);
+    if !format.is_whole() {
+        return pack_blocks(weights, &rows, gated);
+    }
+    let bits = |value: f32| match format {
+        Format::F16 => f16::from_f32(256.0 * value).to_bits(),
+        _ => bf16::from_f32(value).to_bits(),
+    };
     let mut packed = Vec::new();
     for tile in 0..row_tiles(&rows, gated) {
         for pair in 0..columns.div_ceil(32) {
@@ -102,7 +167,7 @@ pub fn pack(weights: &[Matrix], gated: bool) -> Vec<u16> {
                             let value = source(&rows, gated, tile, row)
                                 .filter(|_| column < columns)
                                 .map_or(0.0, |(weight, at)| weights[weight].row(at)[column]);
-                            packed.push(bf16::from_f32(value).to_bits());
+                            packed.push(bits(value));
                         }
                     }
                 }
@@ -110,6 +175,22 @@ pub fn pack(weights: &[Matrix], gated: bool) -> Vec<u16> {
         }
     }
     packed
+}
+
+/// Quantised blocks, by the runtime's packer: kernels judge it.
+fn pack_blocks(weights: &[Matrix], rows: &[usize], gated: bool) -> Vec<u16> {
+    let (columns, format) = (weights[0].columns, weights[0].format);
+    let tile_bytes = format.packed().expect("kernels read it").bytes_of(1, columns);
+    let row_bytes = format.bytes(columns).expect("rows are whole blocks");
+    let mut packed = vec![0u8; row_tiles(rows, gated) * tile_bytes];
+    for (tile, out) in packed.chunks_exact_mut(tile_bytes).enumerate() {
+        for row in 0..16 {
+            let Some((weight, at)) = source(rows, gated, tile, row) else { continue };
+            let blocks = &weights[weight].blocks[at * row_bytes..][..row_bytes];
+            pack_row(format, row, blocks, out).expect("a row of whole blocks");
+        }
+    }
+    packed.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
 }
 
 /// A value a packed row: biases in packed row order. Padding is NaN: nobody may look at it.
@@ -206,6 +287,7 @@ pub fn written(buffer: &HostBuffer, storage: Storage) -> Result<Vec<f32>> {
     Ok(match storage {
         Storage::F32 => buffer.written::<f32>()?,
         Storage::BF16 | Storage::Tiled => from_bf16(&buffer.written::<u16>()?),
+        Storage::F16 | Storage::TiledF16 => from_f16(&buffer.written::<u16>()?),
     })
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use super::judge::Measured;
 use crate::plan::kernels::{KernelSpec, TuningKey};
 use crate::plan::tuning::{AttentionTuning, MatvecTuning};
-use crate::plan::{MULTIPROCESSORS, PACKED, Tuning};
+use crate::plan::{MULTIPROCESSORS, Tuning};
 
 /// A launch shape with the key that it belongs to.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +142,7 @@ pub(super) fn candidates(shape: &Shape) -> Vec<Shape> {
 
 /// Warps that all get a step, depths that a warp's steps fill within a few tiles, and no more blocks than the registers hold.
 fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
-    let steps = PACKED.steps(entry.k);
+    let steps = entry.packed().steps(entry.k);
     let mut found = vec![MatvecTuning { late: !entry.late, ..entry.clone() }];
     found.extend([false, true].map(|ahead| MatvecTuning { ahead: Some(ahead), ..entry.clone() }));
     for warps in [4, 8, 16] {

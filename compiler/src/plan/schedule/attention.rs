@@ -7,13 +7,13 @@ use super::shapes::{
     ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, near_group, query_group,
 };
 use super::{Builder, MULTIPROCESSORS};
-use crate::ir::{Attention, NodeId, Norm, NormKind, Op, Results, Role, Rope};
+use crate::ir::{Attention, Format, NodeId, Norm, NormKind, Op, Results, Role, Rope};
 use crate::plan::kernels::{
     self, Append, AttentionProjection, AttentionRows, Combine, Heads, KernelSpec, KvAppend, Matvec, RopeRows,
     RopeTable, Splits, Storage, Tiles, TuningKey,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, PACKED_FORMAT, Recipe};
+use crate::plan::{Arg, Recipe};
 
 /// The number of positions that a cache holds.
 const CONTEXT: Source = Source::Ready(Arg::Context);
@@ -116,7 +116,7 @@ impl Builder<'_, '_> {
             let proj = self.proj_weight(node, attention, heads * head_dim)?;
             let warps = spec.warps;
             spec.warps = near_warps;
-            if let Some(shape) = cluster_shape(&spec, proj.rows, self.rows.count, tuned) {
+            if let Some(shape) = cluster_shape(&spec, proj.format, proj.rows, self.rows.count, tuned) {
                 spec.splits.keys = 1;
                 self.has_near_form = true;
                 return self.clustered(node, spec, proj, shape, operands);
@@ -143,7 +143,8 @@ impl Builder<'_, '_> {
             (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
         } else if whole {
             let out = self.buffer(self.rows.count * heads * head_dim * 2);
-            (Source::Buffer(out, 0), Storage::BF16, NULL)
+            let format = self.proj_format(node, attention, heads * head_dim)?;
+            (Source::Buffer(out, 0), format.activations(), NULL)
         } else {
             let (out, storage) = self.result(node.result(0));
             (out, storage, NULL)
@@ -170,7 +171,8 @@ impl Builder<'_, '_> {
         let (row_warps, parts, tile) = attention_rows_shape(heads, key_heads, head_dim, rows);
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
         let (out, storage) = if attention.proj.is_some() {
-            (Source::Buffer(self.buffer(rows * heads * head_dim * 2), 0), self.x_storage(heads * head_dim))
+            let format = self.proj_format(node, attention, heads * head_dim)?;
+            (Source::Buffer(self.buffer(rows * heads * head_dim * 2), 0), self.x_storage(format, heads * head_dim))
         } else {
             self.result(node.result(0))
         };
@@ -208,7 +210,7 @@ impl Builder<'_, '_> {
     ) -> Result<()> {
         let residual = self.optional(node, Role::Residual)?;
         let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { weights: PACKED_FORMAT, k: proj.k, rows: vec![proj.rows], gated: false, out: storage };
+        let tiles = Tiles { weights: proj.format, k: proj.k, rows: vec![proj.rows], gated: false, out: storage };
         operands.extend([("weights", proj.packed), ("bias", proj.bias), ("residual", residual), ("out", out)]);
         let spec = AttentionProjection { attention, tiles, batch: rows, cluster, slice };
         self.launch(KernelSpec::AttentionProjection(spec), self.rows.count, &operands)
@@ -260,8 +262,16 @@ impl Builder<'_, '_> {
             false => NULL,
         };
         let parts = vec![self.part(node, Role::ProjWeight, rows)?];
-        let recipe = Recipe::Tiles { parts, k, gated: false, transposed: proj.transposed };
-        Ok(ProjWeight { rows, k, packed: Source::Ready(Arg::Weight(self.planner.weight(recipe))), bias })
+        let format = self.proj_format(node, attention, k)?;
+        let recipe = Recipe::Tiles { parts, k, gated: false, transposed: proj.transposed, format };
+        Ok(ProjWeight { rows, k, format, packed: Source::Ready(Arg::Weight(self.planner.weight(recipe))), bias })
+    }
+
+    /// How the weight of the projection is packed.
+    fn proj_format(&self, node: NodeId, attention: &Attention, k: usize) -> Result<Format> {
+        let proj = attention.proj.context("no projection")?;
+        let stored = self.graph().type_of(self.operand(node, Role::ProjWeight)?).format;
+        Ok(self.packed_format([stored].into_iter(), k, proj.transposed))
     }
 
     /// The output projection that is fused with an attention.
@@ -276,10 +286,10 @@ impl Builder<'_, '_> {
         head_dim: usize,
         combine: Option<Splits>,
     ) -> Result<()> {
-        let ProjWeight { rows, k, packed, bias } = self.proj_weight(node, attention, heads * head_dim)?;
+        let ProjWeight { rows, k, format, packed, bias } = self.proj_weight(node, attention, heads * head_dim)?;
         let residual = self.optional(node, Role::Residual)?;
         if self.few() {
-            let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: Storage::F32 };
+            let tiles = Tiles { weights: format, k, rows: vec![rows], gated: false, out: Storage::F32 };
             let mut spec = Matvec {
                 combine: combine.map(|splits| Combine { heads, head_dim, splits }),
                 residual: attention.proj.is_some_and(|proj| proj.residual),
@@ -294,9 +304,9 @@ impl Builder<'_, '_> {
             self.launch(KernelSpec::Matvec(spec), self.rows.count, &operands.named())
         } else {
             let (out, storage) = self.result(node.result(0));
-            let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: storage };
+            let tiles = Tiles { weights: format, k, rows: vec![rows], gated: false, out: storage };
             let operands = vec![("weights", packed), ("x", x), ("bias", bias), ("residual", residual), ("out0", out)];
-            self.product_of_rows(tiles, false, None, self.x_storage(k), operands)
+            self.product_of_rows(tiles, false, None, self.x_storage(format, k), operands)
         }
     }
 }
@@ -305,6 +315,7 @@ impl Builder<'_, '_> {
 struct ProjWeight {
     rows: usize,
     k: usize,
+    format: Format,
     packed: Source,
     bias: Source,
 }

@@ -6,16 +6,23 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Builder;
 use super::products::Operands;
 use super::shapes::{gathered_shape, shape_experts_hidden, shape_experts_sum};
-use crate::ir::{Epilogue, Experts, Matmul, NodeId, Norm, NormKind, Op, Results, Role, Value};
+use crate::ir::{Epilogue, Experts, Format, Matmul, NodeId, Norm, NormKind, Op, Results, Role, Value};
 use crate::plan::kernels::{
     self, Elementwise, ExpertsHidden, ExpertsSum, Expression, Gather, KernelSpec, Matvec, ROUTER_COPIES, Route,
     RouteRows, Storage, Tiles,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, PACKED_FORMAT, Recipe};
+use crate::plan::{Arg, Recipe};
 
 /// Steps of a router's weight, 1 KB each, that a block of the product before it may have in its shared memory.
 const MOST_PAIRS: usize = 16;
+
+/// The packed weights of all experts.
+#[derive(Clone, Copy)]
+struct Stack {
+    packed: Source,
+    format: Format,
+}
 
 /// What the kernels of one node of experts share.
 struct Chosen {
@@ -27,8 +34,8 @@ struct Chosen {
     /// Of the choice; null where there is none.
     bias: Source,
     /// The packed gates and ups of all experts, and the packed downs.
-    inner: Source,
-    down: Source,
+    inner: Stack,
+    down: Stack,
     /// Sizes: x, what an expert has inside, the result.
     inputs: usize,
     features: usize,
@@ -109,7 +116,9 @@ impl Builder<'_, '_> {
         let (logits, k) = (router.result(0), graph.type_of(value).row_size());
         let rows = graph.type_of(logits).row_size();
         let parts = vec![self.part(router, Role::Weight(0), rows)?];
-        let packed = self.planner.weight(Recipe::Tiles { parts, k, gated: false, transposed: matmul.transposed });
+        let format = spec.router_weights();
+        let packed =
+            self.planner.weight(Recipe::Tiles { parts, k, gated: false, transposed: matmul.transposed, format });
         let norm_weight = self.vector(router, Role::NormWeight, offset)?;
         // The sums of a product whose columns blocks share lie before the logits.
         let before = if spec.split > 1 { self.sum_bytes(value) } else { 0 };
@@ -166,7 +175,13 @@ impl Builder<'_, '_> {
         let route = &chosen.route;
         let hidden = Source::Buffer(self.buffer(route.most(batch) * batch * features * 2), 0);
         let mut spec = ExpertsHidden {
-            tiles: Tiles { weights: PACKED_FORMAT, k: inputs, rows: vec![features], gated, out: Storage::BF16 },
+            tiles: Tiles {
+                weights: inner.format,
+                k: inputs,
+                rows: vec![features],
+                gated,
+                out: down.format.activations(),
+            },
             route: route.clone(),
             batch,
             summed,
@@ -177,14 +192,14 @@ impl Builder<'_, '_> {
             activation: experts.activation,
         };
         shape_experts_hidden(&mut spec, self.planner.tuning);
-        let mut operands = vec![("weights", inner), ("x", x), ("norm_weight", norm_weight), ("logits", logits)];
+        let mut operands = vec![("weights", inner.packed), ("x", x), ("norm_weight", norm_weight), ("logits", logits)];
         operands.push(("hidden", hidden));
         operands.extend(chosen.bias());
         self.launch(KernelSpec::ExpertsHidden(spec), batch, &operands)?;
 
         let (value, residual) = self.with_residual(node.result(0));
         let mut sum = ExpertsSum {
-            tiles: Tiles { weights: PACKED_FORMAT, k: features, rows: vec![outputs], gated: false, out: Storage::F32 },
+            tiles: Tiles { weights: down.format, k: features, rows: vec![outputs], gated: false, out: Storage::F32 },
             route: route.clone(),
             batch,
             summed,
@@ -204,7 +219,8 @@ impl Builder<'_, '_> {
             }
             _ => self.sum(value),
         };
-        let mut operands = vec![("weights", down), ("hidden", hidden), ("logits", logits), ("residual", residual)];
+        let mut operands =
+            vec![("weights", down.packed), ("hidden", hidden), ("logits", logits), ("residual", residual)];
         operands.push(("out", out));
         operands.extend(chosen.bias());
         self.launch(KernelSpec::ExpertsSum(sum), batch, &operands)
@@ -219,13 +235,14 @@ impl Builder<'_, '_> {
         let (x, paired) = match graph.op(given) {
             Op::Norm(norm) if self.is_of_experts(given, norm) => {
                 let (norm, from) = (norm.clone(), self.pointer(given, Role::X)?);
-                let out = Source::Buffer(self.buffer(rows * inputs * 4), 0);
-                let spec =
-                    kernels::Norm { kind: norm.kind, size: inputs, eps: norm.eps, paired: true, out: Storage::BF16 };
+                let paired = inner.format == Format::BF16;
+                let out = Source::Buffer(self.buffer(rows * inputs * if paired { 4 } else { 2 }), 0);
+                let storage = inner.format.activations();
+                let spec = kernels::Norm { kind: norm.kind, size: inputs, eps: norm.eps, paired, out: storage };
                 self.norm_rows(given, norm.offset, spec, from, out, rows)?;
-                (out, true)
+                (out, paired)
             }
-            _ => (self.rounded(self.place(node, Role::X)?, inputs, Storage::BF16)?.arg, false),
+            _ => (self.rounded(self.place(node, Role::X)?, inputs, inner.format.activations())?.arg, false),
         };
         let [shares, slots] = [(); 2].map(|()| Source::Buffer(self.buffer(rows * count * 4), 0));
         let takers = Source::Buffer(self.buffer(count * rows.div_ceil(32) * 4), 0);
@@ -236,17 +253,18 @@ impl Builder<'_, '_> {
 
         let gathered = [("rows", self.count()), ("shares", shares), ("slots", slots), ("bits", takers)];
         let gather = Gather { experts: count, top_k, by_pair: false };
-        let tiles = Tiles { weights: PACKED_FORMAT, k: inputs, rows: vec![features], gated, out: Storage::BF16 };
+        let out = down.format.activations();
+        let tiles = Tiles { weights: inner.format, k: inputs, rows: vec![features], gated, out };
         let mut spec = gathered_shape(tiles, paired, rows, gather);
         spec.activation = Some(experts.activation);
         let hidden = Source::Buffer(self.buffer(rows * top_k * features * 2), 0);
-        let operands = [&[("weights", inner), ("x", x), ("out0", hidden)][..], &gathered].concat();
+        let operands = [&[("weights", inner.packed), ("x", x), ("out0", hidden)][..], &gathered].concat();
         self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
-        let tiles = Tiles { weights: PACKED_FORMAT, k: features, rows: vec![outputs], gated: false, out: Storage::F32 };
+        let tiles = Tiles { weights: down.format, k: features, rows: vec![outputs], gated: false, out: Storage::F32 };
         let spec = gathered_shape(tiles, false, rows, Gather { by_pair: true, ..gather });
         let products = Source::Buffer(self.buffer(rows * top_k * outputs * 4), 0);
-        let operands = [&[("weights", down), ("x", hidden), ("out0", products)][..], &gathered].concat();
+        let operands = [&[("weights", down.packed), ("x", hidden), ("out0", products)][..], &gathered].concat();
         self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
         let (value, residual) = self.with_residual(node.result(0));
@@ -256,7 +274,7 @@ impl Builder<'_, '_> {
     }
 
     /// The packed weights of all experts, `[experts, out, in]` each.
-    fn stacks(&mut self, node: NodeId, roles: &[Role], gated: bool) -> Result<(Source, [usize; 3])> {
+    fn stacks(&mut self, node: NodeId, roles: &[Role], gated: bool) -> Result<(Stack, [usize; 3])> {
         let mut parts = Vec::new();
         let mut shape = None;
         for &role in roles {
@@ -268,8 +286,10 @@ impl Builder<'_, '_> {
             parts.push(self.part(node, role, rows)?);
         }
         let [count, rows, k] = shape.context("experts without weights")?;
-        let recipe = Recipe::Experts { parts, k, gated, count };
-        Ok((Source::Ready(Arg::Weight(self.planner.weight(recipe))), [count, rows, k]))
+        let format = self.packed_format(parts.iter().map(|part| part.from), k, false);
+        let recipe = Recipe::Experts { parts, k, gated, count, format };
+        let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
+        Ok((Stack { packed, format }, [count, rows, k]))
     }
 
     /// The sum that is the only reader of `value`, and what it adds, where that is computed already: its launch is then left out. Else `value`.

@@ -14,7 +14,7 @@ use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, NormRows, 
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
 use super::{Arg, Io, Kernel, Part, Plan, Recipe, StateBuffer, StateLayout, Step, StepKind, WeightBuffer};
-use crate::ir::{Dim, Format, Graph, NodeId, Norm, Op, Results, Role, State, Type, Value, WeightRef};
+use crate::ir::{Dim, Epilogue, Format, Graph, NodeId, Norm, Op, Results, Role, State, Type, Value, WeightRef};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
 pub(crate) const MULTIPROCESSORS: usize = 132;
@@ -35,6 +35,8 @@ pub struct PlanOptions {
     pub clusters: bool,
     /// Whether warpgroups may multiply: sm_90a.
     pub wgmma: bool,
+    /// How weights without scales are packed: bf16, or f16, which has one operand for an fp32 activation where bf16 has two.
+    pub whole: Format,
 }
 
 impl Default for PlanOptions {
@@ -45,6 +47,7 @@ impl Default for PlanOptions {
             tuning: Tuning::default(),
             clusters: false,
             wgmma: false,
+            whole: Format::BF16,
         }
     }
 }
@@ -97,6 +100,7 @@ struct Planner<'g> {
     tuning: &'g Tuning,
     clusters: bool,
     wgmma: bool,
+    whole: Format,
     /// Of the nodes, in the graph's text form.
     numbers: HashMap<NodeId, usize>,
     /// Nodes up to the last layer, in order.
@@ -124,6 +128,7 @@ impl<'g> Planner<'g> {
             tuning: &options.tuning,
             clusters: options.clusters,
             wgmma: options.wgmma,
+            whole: options.whole,
             numbers: graph.numbers(),
             body: body.to_vec(),
             head: head.to_vec(),
@@ -226,8 +231,8 @@ struct Builder<'p, 'g> {
     logits: Option<usize>,
     /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel before the router computes.
     summed: HashSet<Value>,
-    /// Of many rows, results of norms as products read them: a hi/lo split in bfloat16.
-    paired: HashMap<Value, Place>,
+    /// Of many rows, results of norms as products read them.
+    normed: HashMap<(Value, Storage), Place>,
     /// Whether a launch is of a form that only near steps have.
     has_near_form: bool,
 }
@@ -246,7 +251,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             ends: Vec::new(),
             logits: None,
             summed: HashSet::new(),
-            paired: HashMap::new(),
+            normed: HashMap::new(),
             has_near_form: false,
         }
     }
@@ -431,20 +436,47 @@ impl<'p, 'g> Builder<'p, 'g> {
                 && graph.operand(user, Role::Residual) != Some(value)
         };
         let rounded = !users.is_empty() && !graph.outputs.contains(&value) && users.iter().all(matmul_input);
+        // All of them have weights for operands of one type, and of one order.
+        let mut formats = users.iter().filter_map(|&user| self.matmul_formats(user).ok()).flatten();
+        let Some(format) = formats.next().filter(|_| rounded) else { return Storage::F32 };
+        let size = graph.type_of(value).row_size();
+        if formats.any(|other| self.x_storage(other, size) != self.x_storage(format, size)) {
+            return Storage::F32;
+        }
         // The head of a prompt step may run with one row only.
         let in_head = |node: NodeId| self.planner.head.contains(&node);
         let together = users.iter().all(|&user| in_head(user) == in_head(value.node));
         let tiles = !matches!(graph.op(value.node), Op::Embedding) && together;
-        match rounded {
-            true if tiles => self.x_storage(graph.type_of(value).row_size()),
-            true => Storage::BF16,
-            false => Storage::F32,
-        }
+        if tiles { self.x_storage(format, size) } else { format.activations() }
     }
 
-    /// How products read rows of `k` values that are rounded for them.
-    fn x_storage(&self, k: usize) -> Storage {
-        if self.planner.wgmma && !self.few() && k.is_multiple_of(64) { Storage::Tiled } else { Storage::BF16 }
+    /// How products with weights of this format read rows of `k` values that are rounded for them.
+    fn x_storage(&self, format: Format, k: usize) -> Storage {
+        let tiles = self.planner.wgmma && !self.few() && k.is_multiple_of(64) && format.is_whole();
+        if tiles { format.activations().tiled() } else { format.activations() }
+    }
+
+    /// How weights are packed that a checkpoint has in these formats and one kernel reads side by side, `k` columns each: as they are where kernels read that, else whole.
+    fn packed_format(&self, mut formats: impl Iterator<Item = Format>, k: usize, transposed: bool) -> Format {
+        let first = formats.next().unwrap_or(self.planner.whole);
+        let kept = first.is_read() && first.bytes(k).is_some() && !transposed;
+        if kept && formats.all(|format| format == first) { first } else { self.planner.whole }
+    }
+
+    /// The packed format of each weight of a product.
+    fn matmul_formats(&self, node: NodeId) -> Result<Vec<Format>> {
+        let graph = self.graph();
+        let Op::Matmul(matmul) = graph.op(node) else { bail!("a {} is no product", graph.op(node)) };
+        let k = graph.type_of(self.operand(node, Role::X)?).row_size();
+        let stored = |weight| Ok(graph.type_of(self.operand(node, Role::Weight(weight))?).format);
+        let stored: Vec<Format> = (0..matmul.biases.len()).map(stored).collect::<Result<_>>()?;
+        Ok(match matmul.epilogue {
+            // Gate and up share row tiles.
+            Epilogue::Gate(_) => vec![self.packed_format(stored.iter().copied(), k, matmul.transposed); stored.len()],
+            Epilogue::None | Epilogue::Activate(_) => {
+                stored.iter().map(|&format| self.packed_format([format].into_iter(), k, matmul.transposed)).collect()
+            }
+        })
     }
 
     /// Room for a result, stored as its users read it.
@@ -561,8 +593,8 @@ impl<'p, 'g> Builder<'p, 'g> {
         let weight = self.vector(node, Role::NormWeight, offset)?;
         let bias = self.vector(node, Role::NormBias, 0.0)?;
         let spec = match spec.out {
-            Storage::Tiled => KernelSpec::NormRows(NormRows(spec)),
-            Storage::F32 | Storage::BF16 => KernelSpec::Norm(spec),
+            Storage::Tiled | Storage::TiledF16 => KernelSpec::NormRows(NormRows(spec)),
+            Storage::F32 | Storage::BF16 | Storage::F16 => KernelSpec::Norm(spec),
         };
         self.launch(spec, rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])
     }

@@ -5,22 +5,23 @@ use anyhow::{Context, Result, bail, ensure};
 use super::shapes::{matmul_shape, shape_matvec};
 use super::wgmma::wgmma_shape;
 use super::{Builder, Place};
-use crate::ir::{Activation, Epilogue, Matmul, NodeId, Norm, Op, Results, Role, Value, WeightRef};
+use crate::ir::{Activation, Epilogue, Format, Matmul, NodeId, Norm, Op, Results, Role, Value, WeightRef};
 use crate::plan::kernels::{
     self, Elementwise, Embedding, Expression, KernelSpec, Matvec, SAMPLE_CLUSTER, Sample, Storage, Tiles,
 };
 use crate::plan::place::{NULL, Source};
-use crate::plan::{Arg, Io, PACKED_FORMAT, Recipe};
+use crate::plan::{Arg, Io, Recipe};
 
 impl Builder<'_, '_> {
     pub(super) fn embedding(&mut self, node: NodeId) -> Result<()> {
         let (tensor, sizes) = self.weight(node, Role::Table)?;
         let [rows, k] = sizes[..] else { bail!("the embedding table {tensor} has {} dimensions, not 2", sizes.len()) };
         let parts = vec![self.part(node, Role::Table, rows)?];
-        let recipe = Recipe::Tiles { parts, k, gated: false, transposed: false };
+        let format = self.packed_format(parts.iter().map(|part| part.from), k, false);
+        let recipe = Recipe::Tiles { parts, k, gated: false, transposed: false, format };
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
-        let tiles = Tiles { weights: PACKED_FORMAT, k, rows: vec![rows], gated: false, out: storage };
+        let tiles = Tiles { weights: format, k, rows: vec![rows], gated: false, out: storage };
         let ids = match self.graph().op(self.operand(node, Role::Ids)?.node) {
             Op::Input(name) if name == "positions" => self.positions(),
             Op::Input(name) if name == "tokens" => self.io(Io::Tokens, Io::PromptTokens),
@@ -32,9 +33,10 @@ impl Builder<'_, '_> {
 
     /// A copy of an activation that is rounded for a product, unless it is already.
     pub(super) fn rounded(&mut self, from: Place, size: usize, to: Storage) -> Result<Place> {
-        if from.storage != Storage::F32 {
+        if from.storage == to {
             return Ok(from);
         }
+        ensure!(from.storage == Storage::F32, "a product that reads {} has an x in {}", to.name(), from.storage.name());
         let buffer = self.buffer(self.rows.count * size * to.bytes());
         let spec = Elementwise { kind: Expression::Scale(1.0), size, out: to };
         let out = Source::Buffer(buffer, 0);
@@ -48,9 +50,15 @@ impl Builder<'_, '_> {
         let count = matmul.biases.len();
         let products = matmul.result_count() - usize::from(matmul.sample);
         let x_size = graph.type_of(self.operand(node, Role::X)?).row_size();
-        // A kernel has room for three outputs; more are further kernels.
-        for first in (0..count).step_by(3) {
-            let weights: Vec<usize> = (first..count.min(first + 3)).collect();
+        let formats = self.matmul_formats(node)?;
+        // A kernel has room for three outputs of one format; more are further kernels.
+        let mut next = 0;
+        while next < count {
+            let first = next;
+            let format = formats[first];
+            let alike = formats[first..].iter().take(3).take_while(|&&other| other == format).count();
+            next += alike;
+            let weights: Vec<usize> = (first..next).collect();
             let outputs: Vec<usize> = if gated { vec![0] } else { weights.clone() };
             ensure!(
                 outputs.iter().all(|&output| output < products),
@@ -78,11 +86,11 @@ impl Builder<'_, '_> {
             };
             let rows: Vec<usize> =
                 if gated { vec![parts[0].rows] } else { parts.iter().map(|part| part.rows).collect() };
-            let recipe = Recipe::Tiles { parts, k: x_size, gated, transposed: matmul.transposed };
+            let recipe = Recipe::Tiles { parts, k: x_size, gated, transposed: matmul.transposed, format };
             let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
             let x = self.place(node, Role::X)?;
             let residual = self.optional(node, Role::Residual)?;
-            let product = Product { node, matmul, packed, bias, residual };
+            let product = Product { node, matmul, format, packed, bias, residual };
             if self.few() {
                 self.matvec(&product, x, x_size, rows, &outputs, sample)?;
             } else {
@@ -102,7 +110,7 @@ impl Builder<'_, '_> {
         outputs: &[usize],
         sample: bool,
     ) -> Result<()> {
-        let &Product { node, matmul, packed, bias, residual } = product;
+        let &Product { node, matmul, format, packed, bias, residual } = product;
         // What a norm of its own made is rounded no more than what a norm within makes.
         let paired = matmul.norm.is_none() && x.storage == Storage::F32 && self.norm_of(node)?.is_some();
         let offset = matmul.norm.as_ref().map_or(0.0, |norm| norm.offset);
@@ -112,17 +120,12 @@ impl Builder<'_, '_> {
             residual,
             norm_weight: self.vector(node, Role::NormWeight, offset)?,
             norm_bias: self.vector(node, Role::NormBias, 0.0)?,
-            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k, Storage::BF16)?.arg },
+            x: if matmul.norm.is_some() || paired { x.arg } else { self.rounded(x, k, format.activations())?.arg },
             ..Operands::default()
         };
         let argmax = matmul.sample && sample;
-        let tiles = Tiles {
-            weights: PACKED_FORMAT,
-            k,
-            rows,
-            gated: matches!(matmul.epilogue, Epilogue::Gate(_)),
-            out: Storage::F32,
-        };
+        let tiles =
+            Tiles { weights: format, k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: Storage::F32 };
         let mut spec = Matvec {
             norm: matmul.norm.as_ref().map(|norm| (norm.kind, norm.eps)),
             paired,
@@ -177,28 +180,25 @@ impl Builder<'_, '_> {
         rows: Vec<usize>,
         outputs: &[usize],
     ) -> Result<()> {
-        let &Product { node, matmul, packed, bias, residual } = product;
+        let &Product { node, matmul, format, packed, bias, residual } = product;
+        let two = format == Format::BF16;
         let apart = self.norm_of(node)?;
         let (x, paired) = match (&matmul.norm, apart) {
-            (Some(norm), _) => (self.paired_norm(node, norm, x.arg, k)?, true),
+            (Some(norm), _) => (self.rounded_norm(node, norm, x.arg, k, format)?, two),
             (None, Some((of, norm))) => {
-                let out = match self.paired.get(&of.result(0)) {
+                let key = (of.result(0), self.x_storage(format, k));
+                let out = match self.normed.get(&key) {
                     Some(&known) => known,
-                    None => self.paired_norm(of, &norm, self.pointer(of, Role::X)?, k)?,
+                    None => self.rounded_norm(of, &norm, self.pointer(of, Role::X)?, k, format)?,
                 };
-                self.paired.insert(of.result(0), out);
-                (out, true)
+                self.normed.insert(key, out);
+                (out, two)
             }
-            (None, None) => (self.rounded(x, k, self.x_storage(k))?, false),
+            (None, None) => (self.rounded(x, k, self.x_storage(format, k))?, false),
         };
         let (outs, storage) = self.outputs(node, outputs);
-        let tiles = Tiles {
-            weights: PACKED_FORMAT,
-            k,
-            rows,
-            gated: matches!(matmul.epilogue, Epilogue::Gate(_)),
-            out: storage,
-        };
+        let tiles =
+            Tiles { weights: format, k, rows, gated: matches!(matmul.epilogue, Epilogue::Gate(_)), out: storage };
         let [out0, out1, out2] = outs;
         let mut operands = vec![("weights", packed), ("x", x.arg), ("bias", bias), ("residual", residual)];
         operands.extend([("out0", out0), ("out1", out1), ("out2", out2)]);
@@ -217,7 +217,7 @@ impl Builder<'_, '_> {
         mut operands: Vec<(&str, Source)>,
     ) -> Result<()> {
         let rows = self.rows.count;
-        let spec = if x == Storage::Tiled {
+        let spec = if x.is_tiled() {
             operands.push(("row_count", self.count()));
             let shape = wgmma_shape(&tiles, paired, activation, rows);
             let spec = shape.with_context(|| format!("no tile serves a product of {rows} rows with {tiles:?}"))?;
@@ -239,11 +239,19 @@ impl Builder<'_, '_> {
         })
     }
 
-    /// Rows of `x` under the norm that `node` has or is, as a hi/lo split in bfloat16.
-    fn paired_norm(&mut self, node: NodeId, norm: &Norm, x: Source, k: usize) -> Result<Place> {
-        let out = Source::Buffer(self.buffer(self.rows.count * k * 4), 0);
-        let storage = self.x_storage(k);
-        let spec = kernels::Norm { kind: norm.kind, size: k, eps: norm.eps, paired: true, out: storage };
+    /// Rows of `x` under the norm that `node` has or is, for products with weights of `format`: of bfloat16 as a hi/lo split.
+    pub(super) fn rounded_norm(
+        &mut self,
+        node: NodeId,
+        norm: &Norm,
+        x: Source,
+        k: usize,
+        format: Format,
+    ) -> Result<Place> {
+        let paired = format == Format::BF16;
+        let out = Source::Buffer(self.buffer(self.rows.count * k * if paired { 4 } else { 2 }), 0);
+        let storage = self.x_storage(format, k);
+        let spec = kernels::Norm { kind: norm.kind, size: k, eps: norm.eps, paired, out: storage };
         self.norm_rows(node, norm.offset, spec, x, out, self.rows.count)?;
         Ok(Place { arg: out, storage })
     }
@@ -296,6 +304,7 @@ impl Builder<'_, '_> {
 struct Product<'m> {
     node: NodeId,
     matmul: &'m Matmul,
+    format: Format,
     packed: Source,
     bias: Source,
     residual: Source,

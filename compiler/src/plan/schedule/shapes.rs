@@ -1,8 +1,7 @@
 //! The launch shapes of products: warps, what they hold, blocks.
 
 use super::MULTIPROCESSORS;
-use crate::ir::Activation;
-use crate::plan::PACKED_FORMAT;
+use crate::ir::{Activation, Format};
 use crate::plan::kernels::{
     AttentionProjection, ExpertsHidden, ExpertsSum, Family, Gather, Heads, Matmul, Matvec, Storage, Tiles,
 };
@@ -14,7 +13,8 @@ use crate::plan::tuning::{AttentionTuning, MatvecTuning, Tuning};
 /// by 8 steps 694, one block per multiprocessor 753). Row tiles are finished together where a ring has room for several.
 pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
-    let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
+    let untuned = (8, spec.tiles.packed().depth(), 2);
+    let (warps, most, per_multiprocessor) = tuned.map_or(untuned, |entry| (entry.warps, entry.depth, entry.blocks));
     let (tiles, steps) = (spec.tiles.count(), spec.tiles.steps());
     let slots = per_multiprocessor * MULTIPROCESSORS;
     let split = if summed && 2 * tiles <= slots && steps.is_multiple_of(2) { 2 } else { 1 };
@@ -112,6 +112,7 @@ pub(super) struct ClusterShape {
 /// SmolLM2 takes 287 against 306 at two rows, if the next kernel begins late.
 pub(super) fn cluster_shape(
     spec: &Heads,
+    weights: Format,
     rows: usize,
     batch: usize,
     tuned: Option<&AttentionTuning>,
@@ -123,8 +124,7 @@ pub(super) fn cluster_shape(
     let tuned = tuned.and_then(|entry| entry.slice);
     let slice = tuned.unwrap_or_else(|| rows.div_ceil(16).div_ceil(BLOCKS / cluster));
     let columns = spec.heads * spec.head_dim / cluster;
-    let tiles =
-        Tiles { weights: PACKED_FORMAT, k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
+    let tiles = Tiles { weights, k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
     let whole = AttentionProjection { attention: spec.clone(), tiles, batch: near_rows, cluster, slice };
     let wins = tuned.is_some() || (spec.head_dim <= 64 && batch == 1);
     let fits = || columns.is_multiple_of(whole.tiles.packed().columns) && whole.shared_bytes() <= MOST_SHARED;
@@ -133,7 +133,9 @@ pub(super) fn cluster_shape(
 
 /// Few rows make few blocks: there all warps share the columns of one row tile. With many rows they lie side by side.
 pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activation>, rows: usize) -> Matmul {
-    let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (2, 8, 2, 2) };
+    // Codes that become fragments leave registers for one row tile.
+    let many = if tiles.weights.is_whole() { 2 } else { 1 };
+    let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (many, 8, 2, 2) };
     Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation, gather: None }
 }
 
@@ -141,13 +143,15 @@ pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activa
 pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Gather) -> Matmul {
     let columns = (rows * gather.top_k).div_ceil(8 * gather.experts).next_power_of_two().min(8);
     let gather = Some(gather);
-    Matmul { tiles, row_tiles: 2, columns, row_warps: 2, split: 2, paired, activation: None, gather }
+    let row_tiles = if tiles.weights.is_whole() { 2 } else { 1 };
+    Matmul { tiles, row_tiles, columns, row_warps: 2, split: 2, paired, activation: None, gather }
 }
 
 /// The shape of the experts' hidden values: the row tiles of all that a step may need in turn over the blocks.
 pub(super) fn shape_experts_hidden(spec: &mut ExpertsHidden, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
-    let (warps, most, per_multiprocessor) = tuned.map_or((8, 8, 2), |entry| (entry.warps, entry.depth, entry.blocks));
+    let untuned = (8, spec.tiles.packed().depth(), 2);
+    let (warps, most, per_multiprocessor) = tuned.map_or(untuned, |entry| (entry.warps, entry.depth, entry.blocks));
     let row_tiles = spec.route.most(spec.batch) * spec.tiles.count();
     let share = spec.tiles.steps().div_ceil(warps);
     let even = || (most / 2 + 1..=most).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(most);
@@ -170,7 +174,8 @@ pub(super) fn shape_experts_sum(spec: &mut ExpertsSum, summed: bool, tuning: &Tu
     let least_padded = [8, 6].into_iter().filter(|&warps| warps >= spec.batch).min_by_key(|&warps| padded(warps));
     let warps = tuned.map_or(least_padded.unwrap_or(8), |entry| entry.warps);
     // Rings that the turns of a warp fill need no tests.
-    let (turns, held) = (most * steps.div_ceil(warps), tuned.map_or(64 / warps, |entry| entry.depth));
+    let (turns, held) =
+        (most * steps.div_ceil(warps), tuned.map_or(8 * spec.tiles.packed().depth() / warps, |entry| entry.depth));
     let depth = (held.div_ceil(2)..=held).rev().find(|&depth| turns.is_multiple_of(depth)).unwrap_or(held.min(turns));
     let turns = (row_tiles * split).div_ceil(slots);
     (spec.warps, spec.depth, spec.split) = (warps, depth, split);

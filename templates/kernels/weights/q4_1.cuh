@@ -1,0 +1,26 @@
+// 4-bit integers with a scale and an addend per 32 columns. A step is 64 columns: codes as those of q4_0; then 16 bytes per row of eight: scale and addend, f16, of the
+// row and of the one eight below, for each pair.
+constexpr int STEP = 64;
+constexpr int PAIRS = 2;
+constexpr int STEP_WORDS = 40;
+constexpr bool NATURAL = false;
+
+struct Held { Vec4 codes, scales; };
+DEVICE const Vec4* row_scales(const Vec4* from) { return from - threadIdx.x % 32 + 32 + threadIdx.x % 32 / 4; }
+DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_scales(from)); }
+DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_scales(from); }
+
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x) {
+  const u32 low = word(held.scales, 2 * pair), high = word(held.scales, 2 * pair + 1);
+  float fresh[4] = {}, whole[4] = {};
+  mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair)), x.x, x.y);
+  mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair + 1)), x.z, x.w);
+  sum_activations(whole, x);
+  add_scaled(sum, fresh, f16_low(low), f16_low(high));
+  add_scaled(sum, whole, f16_high(low), f16_high(high));
+}
+
+DEVICE float value_of(const Vec4* step, int row, int column) {
+  const u32 scales = word(step[32 + row % 8], column / 32 * 2 + row / 8);
+  return (float)nibble_at(step, row, column) * f16_low(scales) + f16_high(scales);
+}

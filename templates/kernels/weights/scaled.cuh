@@ -1,0 +1,44 @@
+// Integer codes and their scales: fresh sums of codes times x are multiplied by the scales of their rows in fp32, so that nothing is rounded but x.
+
+constexpr float W_UNIT = 1.0f / 16777216.0f;              // an integer code is a subnormal number, exact up to 1023
+constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);        // what sums of products are multiplied by
+
+// The same integer in all halves of a fragment, times the sign.
+DEVICE Vec4 all_halves(int n, bool negative) {
+  const u32 both = (u32)n * 0x00010001u | (negative ? 0x80008000u : 0);
+  return {both, both, both, both};
+}
+
+// sum += fresh, rows l / 4 times `low`, those eight below times `high`.
+DEVICE void add_scaled(float (&sum)[4], const float (&fresh)[4], float low, float high) {
+  sum[0] += low * fresh[0], sum[1] += low * fresh[1];
+  sum[2] += high * fresh[2], sum[3] += high * fresh[3];
+}
+
+// The sums of a lane's activations of a pair, in the unit of codes.
+DEVICE void sum_activations(float (&sum)[4], const Vec4& x) {
+  mma(sum, all_halves(1, false), x.x, x.y);
+  mma(sum, all_halves(1, false), x.z, x.w);
+}
+
+DEVICE float byte_of(u32 bytes, int i) { return (float)(bytes >> 8 * i & 0xff); }
+DEVICE float signed_byte_of(u32 bytes, int i) { return (float)(signed char)(bytes >> 8 * i & 0xff); }
+
+// Eight bytes behind the first `words` of a step for each row l / 4 of it.
+DEVICE const u64* row_eight(const Vec4* from, int words) {
+  const int lane = threadIdx.x % 32;
+  return (const u64*)(from - lane + words) + lane / 4;
+}
+
+struct Held;
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x);
+// Fresh sums are a chain of their own: the second sum stays zero, and takes no registers.
+DEVICE void multiply(float (&sum)[2][4], const Held& held, int pair, const Vec4& x) { multiply(sum[0], held, pair, x); }
+
+// A fragment of 4-bit codes: of rows l / 4 the lower byte of each half, of those eight below the upper.
+DEVICE Vec4 fragment_of_nibbles(u32 w) { return {w & 0x000f000fu, w >> 8 & 0x000f000fu, w >> 4 & 0x000f000fu, w >> 12 & 0x000f000fu}; }
+// And where a code of a row tile's 16 rows lies in 64 columns of them.
+DEVICE u32 nibble_at(const Vec4* codes, int row, int column) {
+  const int lane = row % 8 * 4 + column % 32 / 8, word_of = column / 32 * 2 + column % 8 / 4, half = column % 2, second = column % 4 / 2;
+  return word(codes[lane], word_of) >> (16 * half + 8 * (row / 8) + 4 * second) & 15;
+}

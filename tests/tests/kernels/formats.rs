@@ -1,0 +1,190 @@
+//! Every format of packed weights in every kernel that reads them, against the values that its blocks stand for.
+
+use anyhow::{Context, Result};
+use fuse_kernels::{
+    Activation, AttentionRows, Embedding, ExpertsHidden, ExpertsSum, Format, Matmul, MatmulWgmma, Matvec, Norm,
+    NormKind, Splits, Storage, Tiles,
+};
+use fuse_tests::host_build::HostBuffer;
+
+use crate::attention_projection;
+use crate::experts::{self, Hidden, Sum};
+use crate::matmul;
+use crate::matmul_wgmma;
+use crate::matvec::{self, Case, combining, gated, rms};
+use crate::support::*;
+
+/// Those that multiply in half precision.
+fn formats() -> impl Iterator<Item = Format> {
+    Format::ALL.into_iter().filter(|format| format.packed().is_some() && *format != Format::BF16)
+}
+
+/// Columns that are whole blocks, in steps that are not all full, times `many`.
+fn columns(format: Format, many: usize) -> usize {
+    let (values, _) = format.block();
+    many * if values > 1 { values } else { 44 }
+}
+
+fn with(format: Format, tiles: Tiles) -> Tiles {
+    Tiles { weights: format, ..tiles }
+}
+
+fn product(format: Format, kernel: Matvec) -> Matvec {
+    Matvec { tiles: with(format, kernel.tiles), ..kernel }
+}
+
+fn named<T>(format: Format, result: Result<T>) -> Result<T> {
+    result.with_context(|| format!("{} weights", format.name()))
+}
+
+#[test]
+fn products_of_few_rows() -> Result<()> {
+    for format in formats() {
+        let k = columns(format, 3);
+        let f16 = |kernel: Matvec| Matvec { tiles: Tiles { out: Storage::F16, ..kernel.tiles }, ..kernel };
+        let staged = |kernel| Matvec { staged: true, ..kernel };
+        let split = |kernel: Matvec| Matvec { split: 2, blocks: 2 * kernel.blocks, ..kernel };
+        let plain = |many, rows: &[usize], batch| product(format, matvec::plain(columns(format, many), rows, batch));
+        let share = plain(4, &[150], 2).tiles.steps().div_ceil(4);
+        let cases = [
+            Case::of(plain(1, &[19], 1)),
+            Case { bias: true, ..Case::of(staged(Matvec { residual: true, ..plain(3, &[40], 2) })) },
+            Case { bias: true, ..Case::of(f16(gated(Activation::Silu, rms(plain(3, &[37], 1))))) },
+            Case::of(rms(Matvec { argmax: true, depth: 3, ..plain(3, &[70], 8) })),
+            Case::of(rms(Matvec { warps: 8, depth: 2, ..plain(5, &[33, 16, 20], 4) })),
+            Case { norm_bias: true, ..Case::of(matvec::normed(NormKind::Layer, plain(3, &[20], 2))) },
+            Case::of(Matvec { paired: true, staged: true, ..plain(3, &[20], 4) }),
+            Case::of(split(staged(Matvec { residual: true, ..plain(4, &[75], 1) }))),
+            Case::of(Matvec { unit: 2, depth: 2 * share, warps: 4, ..plain(4, &[150], 2) }),
+            Case::of(combining(
+                4,
+                Splits { max: 4, keys: 4, window: 0 },
+                product(format, matvec::plain(4 * k, &[33], 2)),
+            )),
+        ];
+        named(format, matvec::check_all(&cases))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn products_of_many_rows() -> Result<()> {
+    for format in formats() {
+        let tiles = |many, rows: &[usize]| with(format, tiles(columns(format, many), rows));
+        let inside = Tiles { gated: true, out: Storage::F16, ..tiles(3, &[27]) };
+        let silu = Matmul { activation: Some(Activation::Silu), ..matmul::plain(inside, [2, 1, 2, 2]) };
+        let full = matmul::Case {
+            bias: true,
+            residual: true,
+            ..matmul::Case::of(matmul::plain(tiles(3, &[100]), [1, 4, 2, 2]), 17)
+        };
+        let cases = [
+            full,
+            matmul::Case::of(matmul::plain(tiles(1, &[20, 7, 33]), [2, 2, 1, 1]), 11),
+            matmul::Case::of(silu, 9),
+        ];
+        named(format, check_each(&cases, |case| &case.kernel, |case| case.check(None)))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn products_by_wgmma_in_half_precision() -> Result<()> {
+    let half = |kernel: MatmulWgmma| MatmulWgmma { tiles: with(Format::F16, kernel.tiles), ..kernel };
+    let plain = matmul_wgmma::plain(256, &[75], (1, 32));
+    let up = matmul_wgmma::gated(Activation::Silu, matmul_wgmma::plain(128, &[192], (1, 32)));
+    let cases = [
+        matmul_wgmma::Case::of(half(plain.clone()), 40),
+        matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::TiledF16, up.clone())), 40),
+        matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::F16, MatmulWgmma { split: 2, ..up })), 24),
+    ];
+    check_each(&cases, |case| &case.kernel, |case| case.check(None))
+}
+
+#[test]
+fn rows_of_a_table() -> Result<()> {
+    for format in formats() {
+        let (vocabulary, k) = (41, columns(format, 3));
+        let table = Matrix::of(format, &mut Random(1), vocabulary, k);
+        let ids = [40, 0, 17, -1, 8];
+        let value = |(token, i): (i32, usize)| if token < 0 { 0.0 } else { f64::from(table.row(token as usize)[i]) };
+        let expected: Vec<f64> = ids.iter().flat_map(|&token| (0..k).map(move |i| (token, i))).map(value).collect();
+        let weights = HostBuffer::input(&pack(std::slice::from_ref(&table), false));
+        let (tokens, out) = (HostBuffer::input(&ids), HostBuffer::output::<f32>(ids.len() * k));
+        let family = Embedding { tiles: with(format, tiles(k, &[vocabulary])) };
+        let arguments = [("weights", weights.address()), ("tokens", tokens.address()), ("out", out.address())];
+        build(&family, None)?.launch(ids.len(), &arguments)?;
+        named(format, compare("embedding", &expected, &out.written::<f32>()?, Bound::Exact))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn experts_of_few_rows() -> Result<()> {
+    for format in formats() {
+        let inside = Tiles { out: Storage::F16, ..with(format, experts::inside(columns(format, 2), 40)) };
+        let down = with(format, tiles(columns(format, 2), &[37]));
+        for batch in [1, 4] {
+            let kernel = ExpertsHidden { tiles: inside.clone(), ..experts::hidden(6, 2, batch) };
+            named(format, Hidden::of(kernel.clone()).check(None))?;
+            named(format, Hidden::of(ExpertsHidden { norm: None, ..kernel }).check(None))?;
+            let kernel = ExpertsSum { tiles: down.clone(), ..experts::sum(6, 2, batch) };
+            named(format, Sum::of(kernel.clone()).check(None))?;
+            named(format, Sum::of(ExpertsSum { staged: false, depth: 3, ..kernel }).check(None))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn experts_of_many_rows() -> Result<()> {
+    for format in formats() {
+        let inside = Tiles { out: Storage::F16, ..with(format, experts::inside(columns(format, 2), 40)) };
+        let mut case = experts::Rows::inside(experts::route(6, 2), inside, Activation::Silu, 16, 1);
+        case.product.paired = false;
+        named(format, case.check([None, None]))?;
+        let down = with(format, tiles(columns(format, 2), &[37]));
+        named(format, experts::Rows::by_pair(experts::route(6, 2), down, 16, 1).check([None, None]))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn attention_with_its_projection() -> Result<()> {
+    for format in formats() {
+        // Blocks of a cluster have whole steps of the columns.
+        let heads = format.packed().context("it is packed")?.columns.max(256) / 32;
+        let mut case = attention_projection::Case::new([2 * heads, 2, 32], 2, 37, 2).at(&[40, 3]);
+        case.kernel.tiles = with(format, case.kernel.tiles);
+        named(format, case.check(None))?;
+    }
+    Ok(())
+}
+
+/// What stores operands of such products: norms in both orders, and attention of many rows.
+#[test]
+fn operands_in_half_precision() -> Result<()> {
+    let case = crate::attention_rows::plain(4, 2, 32);
+    for out in [Storage::F16, Storage::TiledF16] {
+        crate::attention_rows::Case::of(AttentionRows { out, ..case.clone() }, 24).check(None)?;
+        let (rows, size, eps) = (3, 192, 1e-5);
+        let x: Vec<f32> = Random(3).floats(rows * size).iter().map(|value| 2.0 * value + 0.3).collect();
+        let normed = |row: &[f32]| {
+            let square = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / size as f64;
+            row.iter().map(|&x| f64::from(x) / (square + eps).sqrt()).collect::<Vec<f64>>()
+        };
+        let expected: Vec<f64> = x.chunks(size).flat_map(normed).collect();
+        let spec = Norm { kind: NormKind::Rms, size, eps: eps as f32, paired: false, out };
+        let (given, result) = (HostBuffer::input(&x), room(rows * size, out));
+        let arguments = [("x", given.address()), ("out", result.address())];
+        let got = if out.is_tiled() {
+            build(&fuse_kernels::NormRows(spec), None)?.launch(rows, &arguments)?;
+            matmul_wgmma::untiled(&result.written()?, rows, 1, 0, true)
+        } else {
+            build(&spec, None)?.launch(rows, &arguments)?;
+            written(&result, out)?
+        };
+        compare("norm", &expected, &got, Bound::Stored)?;
+    }
+    Ok(())
+}

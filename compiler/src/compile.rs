@@ -111,7 +111,7 @@ pub fn compile(
     if let WeightFormat::As(whole) = options.weights
         && whole.is_whole()
     {
-        plan_options.whole = whole;
+        plan_options.whole = Some(whole);
     }
     let plan = plan(&graph, &plan_options).with_context(|| format!("cannot plan {}", graph.name))?;
     let sources = plan

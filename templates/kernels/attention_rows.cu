@@ -267,7 +267,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
 {% if out.is_tiled() %}#pragma unroll
     for (int j = 0; j < 8; j += 2) {
       const int column = head * HEAD_DIM + 8 * chunk + j;
-      if (8 * chunk + j < HEAD_DIM) *(u32*)(out + activation_at(row, column, rows, 1, 0)) = pack_two(Out(), v[j], v[j + 1]);
+      if (8 * chunk + j < HEAD_DIM) *(u32*)(out + activation_at(row, column, rows)) = pack_two(Out(), v[j], v[j + 1]);
     }
 {% else %}    store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);
 {% endif %}  }

@@ -28,6 +28,6 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
     if (KIND == GLU) y /= 1.0f + expf(-b[at]);
     if (KIND == GLU_ROW) y /= 1.0f + expf(-b[blockIdx.x]);
     if (KIND == ACTIVATE) y = activate<ACTIVATION>(y);
-    store(out + {% if out.is_tiled() %}activation_at(blockIdx.x, i, gridDim.x, 1, 0){% else %}at{% endif %}, y);
+    store(out + {% if out.is_tiled() %}activation_at(blockIdx.x, i, gridDim.x){% else %}at{% endif %}, y);
   }
 }

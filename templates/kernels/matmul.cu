@@ -155,7 +155,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
       if (GATED) y *= high;
       {% if gather.is_some() %}if (!BY_PAIR) y *= takers[row - first_row].share;
       {% endif %}      if (residual) y += residual[at];
-      {% if tiles.out.is_tiled() %}store(out0 + activation_at(row, place.row, rows, 1, 0), y);{% else %}store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);{% endif %}
+      {% if tiles.out.is_tiled() %}store(out0 + activation_at(row, place.row, rows), y);{% else %}store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);{% endif %}
     }
   }
 }

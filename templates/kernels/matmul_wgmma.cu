@@ -6,7 +6,6 @@
 {% let registers = self.registers() %}{% include "wgmma.cuh" %}
 constexpr int PIECES = {{ pieces }};            // 64 rows of W per warpgroup
 constexpr int COLUMNS = {{ columns }};          // rows of x per block
-constexpr int PARTS = {{ self.parts() }};              // 2: x is a hi/lo split
 constexpr int STAGES = {{ self.stages() }};
 constexpr int SPLIT = {{ split }};              // blocks of a cluster that share the columns of W, and add in the order of their ranks
 constexpr int ACTIVATION = {{ self.activation_code() }};
@@ -16,7 +15,7 @@ constexpr int BLOCK_RESULTS = BLOCK_TILES * TILE_ROWS;
 constexpr int GROUPS = (TILES + BLOCK_TILES - 1) / BLOCK_TILES;
 constexpr int ROUNDS = K / 64 / SPLIT;            // stages of a job
 constexpr int TILE_BYTES = 2048, ROW_BYTES = 128;               // of a stage
-constexpr int WEIGHT_BYTES = BLOCK_TILES * TILE_BYTES, PART_BYTES = COLUMNS * ROW_BYTES, STAGE_BYTES = WEIGHT_BYTES + PARTS * PART_BYTES;
+constexpr int WEIGHT_BYTES = BLOCK_TILES * TILE_BYTES, STAGE_BYTES = WEIGHT_BYTES + COLUMNS * ROW_BYTES;
 constexpr int UNITS = BLOCK_TILES * COLUMNS / 8;                // results of a row tile and eight rows of x: four per lane
 constexpr int WORKERS = 256;
 constexpr int COPIERS = 4;                                      // warps that start copies: a single one cannot start them as fast as memory answers
@@ -29,6 +28,15 @@ static_assert(K % (64 * SPLIT) == 0, "a stage is 64 columns");
 static_assert(SPLIT == 1 || COLUMNS / 8 % RUN == 0, "a run is of one row tile");
 static_assert(SPLIT == 1 || UNITS * 512 <= STAGES * STAGE_BYTES, "sums of a block fit where its stages were");
 static_assert(!TILED || (OUTPUTS == 1 && ROWS[0] % 64 == 0), "results in the order of activations are 64 columns and 64 columns");
+
+// Products are in half precision. A bfloat16 becomes 256 times itself in it: the exponent has another bias, and what is below 2^-22 becomes almost nothing.
+constexpr float SUM_FACTOR = F16_UNIT / 256.0f;                 // what sums of products are multiplied by
+DEVICE u32 half_of(u32 pair) {
+  constexpr u32 LEAST = 0x34003400, MOST = 0x437f437f;          // magnitudes of which half precision has the exponents
+  const u32 size = least_halves(largest_halves(pair & 0x7fff7fff, LEAST), MOST);
+  return (size - LEAST) * 8 | (pair & 0x80008000);
+}
+DEVICE Vec4 halves_of(const Vec4& v) { return IS_F16 ? v : Vec4{half_of(v.x), half_of(v.y), half_of(v.z), half_of(v.w)}; }
 
 DEVICE int least(int a, int b) { return a < b ? a : b; }
 
@@ -47,7 +55,7 @@ DEVICE Job job_of(int unit, int rows) {
   return {unit / row_blocks * BLOCK_TILES, row, least(COLUMNS, rows - row)};
 }
 
-// weights: packed tiles. x: operands in the order of activations.cuh, PARTS parts of [rows][K]. bias in packed row order, residual fp32
+// weights: packed tiles. x: half precision in the order of activations.cuh, [rows][K]. bias in packed row order, residual fp32
 // [rows][ROWS]: null where absent. Grid: as many clusters as there are jobs, which are row tiles / BLOCK_TILES times rows / COLUMNS, both rounded
 // up; or fewer without a split, which take them in turn.
 KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WORKERS + 32 * COPIERS, 1) {{ self.name() }}({{ self.signature() }}) {
@@ -69,16 +77,16 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
     give_registers();
     const int lane = threadIdx.x % 32, copier = (threadIdx.x - WORKERS) / 32;
     const auto copy_weights = [&](const Job& job, int step, int slot) {
-      if (copier == 0 && lane == 0) barrier_expect(&full[slot], WEIGHT_BYTES + PARTS * job.count * ROW_BYTES);
+      if (copier == 0 && lane == 0) barrier_expect(&full[slot], WEIGHT_BYTES + job.count * ROW_BYTES);
       const int tile = lane * COPIERS + copier;
       if (tile < BLOCK_TILES)
         copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + tile * TILE_BYTES), tile_pointer(weights, least(job.tile + tile, TILES - 1), 64 / STEP * (first_step + step)),
                   TILE_BYTES, &full[slot]);
     };
     const auto copy_rows = [&](const Job& job, int step, int slot) {
-      if (copier == COPIERS - 1 && lane < PARTS)
-        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + WEIGHT_BYTES + lane * PART_BYTES),
-                  (const Vec4*)(x + ((u64)((first_step + step) * PARTS + lane) * rows + job.row) * 64), job.count * ROW_BYTES, &full[slot]);
+      if (copier == COPIERS - 1 && lane == 0)
+        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + WEIGHT_BYTES), (const Vec4*)(x + ((u64)(first_step + step) * rows + job.row) * 64), job.count * ROW_BYTES,
+                  &full[slot]);
     };
     constexpr int early = STAGES < ROUNDS ? STAGES : ROUNDS;
     Job job = job_of(first_job, rows);
@@ -122,7 +130,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
 #pragma unroll
       for (int piece = 0; piece < PIECES; piece++)
 #pragma unroll
-        for (int k = 0; k < 4; k++) to[piece][k] = ((const Vec4*)(stage + tile_of(piece) * TILE_BYTES))[32 * k + lane];
+        for (int k = 0; k < 4; k++) to[piece][k] = halves_of(((const Vec4*)(stage + tile_of(piece) * TILE_BYTES))[32 * k + lane]);
     };
     int before = -1;
     const auto multiply_stage = [&](const Vec4 (&now)[PIECES][4], Vec4 (&next)[PIECES][4], bool more) {
@@ -131,9 +139,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
 #pragma unroll
       for (int k = 0; k < 4; k++)
 #pragma unroll
-        for (int part = 0; part < PARTS; part++)
-#pragma unroll
-          for (int piece = 0; piece < PIECES; piece++) multiply(sum[piece], now[piece][k], stage + part * PART_BYTES + 32 * k);
+        for (int piece = 0; piece < PIECES; piece++) multiply(sum[piece], now[piece][k], stage + 32 * k);
       products_end();
       await_products<1>();
       // The stage before this one is done with, by all lanes.
@@ -187,8 +193,8 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
         float y[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          y[i] = TILED ? activate_rounded<ACTIVATION>(v[2 * h + i] * FACTOR + r.bias[h]) : activate<ACTIVATION>(v[2 * h + i] * FACTOR + r.bias[h]);
-          if (GATED) y[i] *= v[2 + i] * FACTOR + r.bias[1];
+          y[i] = TILED ? activate_rounded<ACTIVATION>(v[2 * h + i] * SUM_FACTOR + r.bias[h]) : activate<ACTIVATION>(v[2 * h + i] * SUM_FACTOR + r.bias[h]);
+          if (GATED) y[i] *= v[2 + i] * SUM_FACTOR + r.bias[1];
           y[i] += more[2 * h + i];
           if (!TILED && column + 2 * quad + i < r.count[h]) store(r.out[h] + (u64)(column + i) * r.stride[h], y[i]);
         }
@@ -197,8 +203,8 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
           const float given = shuffle_xor(group % 2 == 0 ? y[1] : y[0], 4);
           const u32 both = group % 2 == 0 ? pack_two(Out(), y[0], given) : pack_two(Out(), given, y[1]);
           const int row = column + 2 * quad + group % 2, even = TILE_ROWS * r.tile + 8 * h + group / 2 * 2;
-          if (STAGED) *(u32*)(staged + activation_at(row, even, COLUMNS, 1, 0)) = both;
-          else if (row < r.count[h]) *(u32*)((u16*)out0 + activation_at(job.row + row, TILE_ROWS * job.tile + even, rows, 1, 0)) = both;
+          if (STAGED) *(u32*)(staged + activation_at(row, even, COLUMNS)) = both;
+          else if (row < r.count[h]) *(u32*)((u16*)out0 + activation_at(job.row + row, TILE_ROWS * job.tile + even, rows)) = both;
         }
       }
     };
@@ -261,7 +267,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
       if (threadIdx.x == 0) {
         for (int c = 0; c < BLOCK_RESULTS / 64; c++) {
           const int column = TILE_ROWS * job.tile + 64 * c;
-          if (column < ROWS[0]) store_bulk((u16*)out0 + activation_at(job.row, column, rows, 1, 0), staged + c * COLUMNS * 64, job.count * ROW_BYTES);
+          if (column < ROWS[0]) store_bulk((u16*)out0 + activation_at(job.row, column, rows), staged + c * COLUMNS * 64, job.count * ROW_BYTES);
         }
         stores_end();
       }

@@ -5,7 +5,6 @@ constexpr int SIZE = {{ self.0.size }};                // values per row
 constexpr bool LAYER = {{ self.0.layer() }};             // subtract the mean
 constexpr float EPS = {{ self.0.epsilon() }};
 constexpr int WARPS = {{ self.0.warps() }};
-constexpr int PARTS = {{ self.parts() }};              // numbers per result: 2 is a hi/lo split in bfloat16
 typedef {{ self.0.out }} Out;
 constexpr int THREADS = 32 * WARPS, FOURS = SIZE / 4, TURNS = (FOURS + THREADS - 1) / THREADS;
 static_assert(SIZE % 64 == 0, "results are 64 columns and 64 columns");
@@ -62,10 +61,8 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
       const float a = (held[t][i] - mean) * scale * factor[i] + more[i], b = (held[t][i + 1] - mean) * scale * factor[i + 1] + more[i + 1];
-      Out* const to = out + activation_at(blockIdx.x, column + i, gridDim.x, PARTS, 0);
-      const u32 both = pack_two(Out(), a, b);
-      *(u32*)to = both;
-      if (PARTS == 2) *(u32*)(to + (u64)gridDim.x * 64) = pack_bf16(a - bf16_low(both), b - bf16_high(both));
+      Out* const to = out + activation_at(blockIdx.x, column + i, gridDim.x);
+      *(u32*)to = pack_two(Out(), a, b);
     }
   }
 }

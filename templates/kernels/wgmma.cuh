@@ -38,6 +38,17 @@ DEVICE Vec4 load_peer(const Vec4* p, int rank) {
 // Of a block of three warpgroups, two take registers from the third.
 DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+// The larger and the smaller of each half, without signs.
+DEVICE u32 largest_halves(u32 a, u32 b) {
+  u32 most;
+  asm("max.u16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+DEVICE u32 least_halves(u32 a, u32 b) {
+  u32 least;
+  asm("min.u16x2 %0, %1, %2;" : "=r"(least) : "r"(a), "r"(b));
+  return least;
+}
 DEVICE float reciprocal(float value) {
   float inverse;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(value));
@@ -49,7 +60,7 @@ DEVICE float reciprocal(float value) {
 // products_begin before the first of a stage, products_end after the last, await_products<N> until no more than the latest N stages are in flight.
 // Neither sums nor fragments nor rows of x may be touched before that.
 #ifdef FUSE_HOST
-DEVICE void multiply(float (&d)[{{ registers }}], const Vec4& a, const char* b) { fuse_multiply(d, &a.x, b, {{ columns }}, IS_F16); }
+DEVICE void multiply(float (&d)[{{ registers }}], const Vec4& a, const char* b) { fuse_multiply(d, &a.x, b, {{ columns }}, 1); }
 #else
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -58,7 +69,7 @@ DEVICE void await_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" 
 // d += A B. A: each warp's row tile in fragment order. B: in shared memory, rows of 128 bytes in the 128-byte swizzle, eight of them 1024 bytes from the next.
 DEVICE void multiply(float (&d)[{{ registers }}], const Vec4& a, const char* b) {
   const u64 rows = (u64)((u32)__cvta_generic_to_shared(b) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
-  asm volatile("wgmma.mma_async.sync.aligned.m64n{{ columns }}k16.f32.{{ tiles.weights.operand() }}.{{ tiles.weights.operand() }} {"
+  asm volatile("wgmma.mma_async.sync.aligned.m64n{{ columns }}k16.f32.f16.f16 {"
                "{% for i in 0..registers %}{% if i > 0 %}, {% endif %}%{{ i }}{% endfor %}}, "
                "{ %{{ registers }}, %{{ registers + 1 }}, %{{ registers + 2 }}, %{{ registers + 3 }}}, %{{ registers + 4 }}, 1, 1, 1, 0;"
                : {% for i in 0..registers %}{% if i > 0 %}, {% endif %}"+f"(d[{{ i }}]){% endfor %}

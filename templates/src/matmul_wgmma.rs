@@ -16,8 +16,6 @@ pub struct MatmulWgmma {
     pub pieces: usize,
     /// Rows of x per block.
     pub columns: usize,
-    /// x is a hi/lo split.
-    pub paired: bool,
     /// Blocks of a cluster that share the columns of the weight.
     pub split: usize,
     /// Blocks that take jobs in turn at most, where columns are not shared.
@@ -40,12 +38,7 @@ impl MatmulWgmma {
 
     /// 64 columns of the row tiles and of the rows of x.
     pub fn bytes_per_stage(&self) -> usize {
-        (128 * self.pieces + self.columns * self.parts()) * 128
-    }
-
-    /// bfloat16 per value of x.
-    pub fn parts(&self) -> usize {
-        if self.paired { 2 } else { 1 }
+        (128 * self.pieces + self.columns) * 128
     }
 
     /// Row tiles per block.
@@ -97,9 +90,9 @@ impl Family for MatmulWgmma {
     }
 
     fn stem(&self) -> String {
-        let [gated, paired] = [mark(self.tiles.gated, "_gated"), mark(self.paired, "_paired")];
+        let gated = mark(self.tiles.gated, "_gated");
         let MatmulWgmma { pieces, columns, split, .. } = self;
-        format!("matmul_wgmma{gated}{paired}_{}_m{}_n{columns}_s{split}", self.tiles.suffix(), 128 * pieces)
+        format!("matmul_wgmma{gated}_{}_m{}_n{columns}_s{split}", self.tiles.suffix(), 128 * pieces)
     }
 
     fn text(&self) -> String {

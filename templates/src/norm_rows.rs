@@ -5,19 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::{Family, Param, text_of};
 use crate::norm::Norm;
-use crate::values::{Storage, mark};
 
 /// A norm over rows whose results are in the order of `activations.cuh` ([`Storage::is_tiled`](crate::Storage::is_tiled)), one block per row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Template)]
 #[template(path = "norm_rows.cu")]
 pub struct NormRows(pub Norm);
-
-impl NormRows {
-    /// bfloat16 per result.
-    fn parts(&self) -> usize {
-        if self.0.paired { 2 } else { 1 }
-    }
-}
 
 impl Family for NormRows {
     fn params(&self) -> Vec<Param> {
@@ -30,8 +22,7 @@ impl Family for NormRows {
     }
 
     fn stem(&self) -> String {
-        let half = mark(self.0.out == Storage::TiledF16, "_f16");
-        format!("{}_rows{}{half}_k{}", self.0.kind.name(), mark(self.0.paired, "_paired"), self.0.size)
+        format!("{}_rows_k{}", self.0.kind.name(), self.0.size)
     }
 
     fn text(&self) -> String {

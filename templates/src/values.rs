@@ -267,12 +267,10 @@ pub enum Storage {
     F32,
     /// bfloat16 in a `u16`.
     BF16,
-    /// bfloat16 in the order in which [`crate::MatmulWgmma`] reads rows: `activations.cuh`.
-    Tiled,
     /// A sixteenth of the value in half precision, a `f16` of `device.cuh`.
     F16,
-    /// The same in that order.
-    TiledF16,
+    /// The same in the order in which [`crate::MatmulWgmma`] reads rows: `activations.cuh`.
+    Tiled,
 }
 
 impl Storage {
@@ -280,26 +278,17 @@ impl Storage {
     pub fn bytes(self) -> usize {
         match self {
             Storage::F32 => 4,
-            Storage::BF16 | Storage::Tiled | Storage::F16 | Storage::TiledF16 => 2,
+            Storage::BF16 | Storage::F16 | Storage::Tiled => 2,
         }
     }
 
-    /// The same values in the order of `activations.cuh`.
-    pub fn tiled(self) -> Storage {
-        match self {
-            Storage::F16 | Storage::TiledF16 => Storage::TiledF16,
-            Storage::F32 | Storage::BF16 | Storage::Tiled => Storage::Tiled,
-        }
-    }
-
-    /// `f32`, `bf16`, `f16` or, in tiles, `bf16t` and `f16t`.
+    /// `f32`, `bf16`, `f16` or, in tiles, `f16t`.
     pub fn name(self) -> &'static str {
         match self {
             Storage::F32 => "f32",
             Storage::BF16 => "bf16",
-            Storage::Tiled => "bf16t",
             Storage::F16 => "f16",
-            Storage::TiledF16 => "f16t",
+            Storage::Tiled => "f16t",
         }
     }
 }
@@ -307,7 +296,7 @@ impl Storage {
 impl Storage {
     /// Whether it is in the order of `activations.cuh`.
     pub fn is_tiled(self) -> bool {
-        matches!(self, Storage::Tiled | Storage::TiledF16)
+        self == Storage::Tiled
     }
 }
 
@@ -315,8 +304,8 @@ impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Storage::F32 => "float",
-            Storage::BF16 | Storage::Tiled => "u16",
-            Storage::F16 | Storage::TiledF16 => "f16",
+            Storage::BF16 => "u16",
+            Storage::F16 | Storage::Tiled => "f16",
         })
     }
 }

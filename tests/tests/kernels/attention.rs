@@ -75,8 +75,8 @@ impl Case {
         let mut got = Vec::new();
         let parts = match storage {
             Storage::F32 => out.values::<f32>()?,
-            Storage::BF16 | Storage::Tiled => from_bf16(&out.values::<u16>()?),
-            Storage::F16 | Storage::TiledF16 => from_f16(&out.values::<u16>()?),
+            Storage::BF16 => from_bf16(&out.values::<u16>()?),
+            Storage::F16 | Storage::Tiled => from_f16(&out.values::<u16>()?),
         };
         let statistics = statistics.values::<f32>()?;
         for (row, &(position, _)) in self.rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {

@@ -95,7 +95,7 @@ fn products_by_wgmma_in_half_precision() -> Result<()> {
     let up = matmul_wgmma::gated(Activation::Silu, matmul_wgmma::plain(128, &[192], (1, 32)));
     let cases = [
         matmul_wgmma::Case::of(half(plain.clone()), 40),
-        matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::TiledF16, up.clone())), 40),
+        matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::Tiled, up.clone())), 40),
         matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::F16, MatmulWgmma { split: 2, ..up })), 24),
     ];
     check_each(&cases, |case| &case.kernel, |case| case.check(None))
@@ -165,7 +165,7 @@ fn attention_with_its_projection() -> Result<()> {
 #[test]
 fn operands_in_half_precision() -> Result<()> {
     let case = crate::attention_rows::plain(4, 2, 32);
-    for out in [Storage::F16, Storage::TiledF16] {
+    for out in [Storage::F16, Storage::Tiled] {
         crate::attention_rows::Case::of(AttentionRows { out, ..case.clone() }, 24).check(None)?;
         let (rows, size, eps) = (3, 192, 1e-5);
         let x: Vec<f32> = Random(3).floats(rows * size).iter().map(|value| 2.0 * value + 0.3).collect();
@@ -179,7 +179,7 @@ fn operands_in_half_precision() -> Result<()> {
         let arguments = [("x", given.address()), ("out", result.address())];
         let got = if out.is_tiled() {
             build(&fuse_kernels::NormRows(spec), None)?.launch(rows, &arguments)?;
-            matmul_wgmma::untiled(&result.written()?, rows, 1, 0, true)
+            matmul_wgmma::untiled(&result.written()?, rows)
         } else {
             build(&spec, None)?.launch(rows, &arguments)?;
             written(&result, out)?

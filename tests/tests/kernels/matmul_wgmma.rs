@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use fuse_kernels::{
-    Activation, Elementwise, Expression, Format, Matmul, MatmulWgmma, Norm, NormKind, NormRows, Storage, Tiles,
+    Activation, Elementwise, Expression, Matmul, MatmulWgmma, Norm, NormKind, NormRows, Storage, Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 use fusec::ir::{self, Epilogue, Op, Tensor, evaluate};
@@ -12,30 +12,26 @@ use crate::support::*;
 
 /// Where `column` of `row` lies, as `activations.cuh` says in words: 64 columns of all rows after the other 64, in each 32 columns the 4 by 4 words of
 /// two values transposed, the 16-byte chunks of a row swizzled.
-fn place(row: usize, column: usize, rows: usize, parts: usize, part: usize) -> usize {
+fn place(row: usize, column: usize, rows: usize) -> usize {
     let (block, pair, word) = (column / 64, column / 32 % 2, column / 2 % 16);
     let transposed = word % 4 * 4 + word / 4;
     let chunk = (pair * 4 + transposed / 4) ^ (row % 8);
-    ((block * parts + part) * rows + row) * 64 + chunk * 8 + transposed % 4 * 2 + column % 2
+    (block * rows + row) * 64 + chunk * 8 + transposed % 4 * 2 + column % 2
 }
 
-fn tiled(weights: Format, parts: &[Vec<f32>], rows: usize) -> Vec<u16> {
-    let k = parts[0].len() / rows;
-    let mut order = vec![0; parts.len() * rows * k];
-    for (part, values) in parts.iter().enumerate() {
-        for (at, bits) in to_operands(weights, values).into_iter().enumerate() {
-            order[place(at / k, at % k, rows, parts.len(), part)] = bits;
-        }
+fn tiled(values: &[f32], rows: usize) -> Vec<u16> {
+    let k = values.len() / rows;
+    let mut order = vec![0; values.len()];
+    for (at, bits) in to_f16(values).into_iter().enumerate() {
+        order[place(at / k, at % k, rows)] = bits;
     }
     order
 }
 
-/// The values of a part, row by row. `halves`: in half precision.
-pub fn untiled(order: &[u16], rows: usize, parts: usize, part: usize, halves: bool) -> Vec<f32> {
-    let k = order.len() / rows / parts;
-    let at = |at: usize| order[place(at / k, at % k, rows, parts, part)];
-    let values: Vec<u16> = (0..rows * k).map(at).collect();
-    if halves { from_f16(&values) } else { from_bf16(&values) }
+/// The values, row by row.
+pub fn untiled(order: &[u16], rows: usize) -> Vec<f32> {
+    let k = order.len() / rows;
+    from_f16(&(0..rows * k).map(|at| order[place(at / k, at % k, rows)]).collect::<Vec<u16>>())
 }
 
 /// One product, as the compiler may emit it.
@@ -51,7 +47,7 @@ pub struct Case {
 /// A product with nothing fused; `block`: times 128 rows of the weight, and rows of x. A block per job.
 pub fn plain(k: usize, rows: &[usize], (pieces, columns): (usize, usize)) -> MatmulWgmma {
     let tiles = tiles(k, rows);
-    MatmulWgmma { tiles, pieces, columns, paired: false, split: 1, most_blocks: 1 << 20, activation: None }
+    MatmulWgmma { tiles, pieces, columns, split: 1, most_blocks: 1 << 20, activation: None }
 }
 
 /// The same with a gate.
@@ -72,7 +68,7 @@ impl Case {
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         ensure!(self.kernel.is_sound(), "no kernel has this shape");
         let built = build(&self.kernel, mutation)?;
-        let MatmulWgmma { tiles: Tiles { weights: format, k, rows, gated, out: storage }, paired, activation, .. } =
+        let MatmulWgmma { tiles: Tiles { weights: format, k, rows, gated, out: storage }, activation, .. } =
             &self.kernel;
         let (format, k, gated, storage, tokens) = (*format, *k, *gated, *storage, self.tokens);
         let mut random = Random((k + tokens) as u64);
@@ -80,12 +76,8 @@ impl Case {
         let matrices: Vec<Matrix> = weights.iter().map(|&rows| Matrix::of(format, &mut random, rows, k)).collect();
         let biases: Vec<Vec<f32>> = weights.iter().map(|&rows| random.floats(rows)).collect();
         let residual = random.floats(tokens * rows[0]);
-        let x = random.floats(tokens * k);
-        let high: Vec<f32> = x.iter().map(|&value| round(value)).collect();
-        let low: Vec<f32> = x.iter().zip(&high).map(|(value, high)| round(value - high)).collect();
-        let parts = if *paired { vec![high, low] } else { vec![high] };
-
-        let whole: Vec<f32> = (0..tokens * k).map(|at| parts.iter().map(|part| part[at]).sum()).collect();
+        // What half precision holds.
+        let x = from_f16(&to_f16(&random.floats(tokens * k)));
         let epilogue = match activation {
             None => Epilogue::None,
             Some(activation) if gated => Epilogue::Gate(*activation),
@@ -98,7 +90,7 @@ impl Case {
             residual: self.residual,
             ..ir::Matmul::plain(false)
         };
-        let mut operands = vec![Tensor::new([tokens, k], whole)];
+        let mut operands = vec![Tensor::new([tokens, k], x.clone())];
         operands.extend(matrices.iter().map(|matrix| Tensor::new([matrix.rows, k], matrix.values.clone())));
         operands.extend(biases.iter().filter(|_| self.bias).map(|bias| Tensor::new([bias.len()], bias.clone())));
         operands.extend(self.residual.then(|| Tensor::new([tokens, rows[0]], residual.clone())));
@@ -107,7 +99,7 @@ impl Case {
 
         let packed = HostBuffer::input(&pack(&matrices, gated));
         let (bias, residual) = (HostBuffer::input(&pack_bias(&biases, gated)), HostBuffer::input(&residual));
-        let x = HostBuffer::input(&tiled(format, &parts, tokens));
+        let x = HostBuffer::input(&tiled(&x, tokens));
         let outs: Vec<HostBuffer> = rows.iter().map(|rows| room(tokens * rows, storage)).collect();
         let out = |index: usize| outs.get(index).map_or(0, HostBuffer::address);
         let arguments = [
@@ -125,9 +117,7 @@ impl Case {
             let (got, bound) = match storage {
                 Storage::F32 => (buffer.written::<f32>()?, Bound::Exact),
                 Storage::BF16 | Storage::F16 => (written(buffer, storage)?, Bound::Stored),
-                Storage::Tiled | Storage::TiledF16 => {
-                    (untiled(&buffer.written::<u16>()?, tokens, 1, 0, storage == Storage::TiledF16), Bound::Stored)
-                }
+                Storage::Tiled => (untiled(&buffer.written::<u16>()?, tokens), Bound::Stored),
             };
             let expected: Vec<f64> = expected.data.iter().map(|&value| value.into()).collect();
             compare(&format!("output {index}"), &expected, &got, bound)?;
@@ -140,10 +130,9 @@ impl Case {
 fn products_of_many_rows() -> Result<()> {
     let biased = |kernel, tokens| Case { bias: true, ..Case::of(kernel, tokens) };
     let added = |kernel, tokens| Case { residual: true, ..biased(kernel, tokens) };
-    let packed = MatmulWgmma { paired: true, ..plain(192, &[40, 7, 100], (1, 32)) };
+    let packed = plain(192, &[40, 7, 100], (1, 32));
     let down = plain(256, &[75], (1, 32));
     let up = stored(Storage::Tiled, gated(Activation::Silu, plain(128, &[192], (1, 32))));
-    let up = MatmulWgmma { paired: true, ..up };
     let turns = |most_blocks, kernel| MatmulWgmma { most_blocks, ..kernel };
     let split = |split, kernel| MatmulWgmma { split, ..kernel };
     let cases = [
@@ -162,7 +151,6 @@ fn products_of_many_rows() -> Result<()> {
         biased(
             MatmulWgmma {
                 activation: Some(Activation::GeluTanh),
-                paired: true,
                 ..stored(Storage::Tiled, plain(128, &[192], (1, 32)))
             },
             40,
@@ -175,7 +163,7 @@ fn products_of_many_rows() -> Result<()> {
         added(split(4, plain(256, &[75], (1, 64))), 40),
         added(split(8, plain(512, &[129], (1, 32))), 40),
         // Wide blocks.
-        added(MatmulWgmma { paired: true, ..plain(256, &[75], (2, 128)) }, 40),
+        added(plain(256, &[75], (2, 128)), 40),
         added(plain(256, &[75], (1, 256)), 264),
     ];
     check_each(&cases, |case| &case.kernel, |case| case.check(None))
@@ -192,13 +180,13 @@ fn rows_for_products() -> Result<()> {
     let elementwise = Elementwise { kind: Expression::Scale(0.5), size, out: Storage::Tiled };
     build(&elementwise, None)?.launch(rows, &[("a", given_x.address()), ("out", out.address())])?;
     let expected: Vec<f64> = x.iter().map(|&value| 0.5 * f64::from(value)).collect();
-    compare("elementwise", &expected, &untiled(&out.written()?, rows, 1, 0, false), Bound::Stored)?;
+    compare("elementwise", &expected, &untiled(&out.written()?, rows), Bound::Stored)?;
 
     for (layer, weighted) in [(false, true), (true, true), (false, false)] {
         let (weight, bias) = (random.floats(size), random.floats(size));
-        let out = HostBuffer::output::<u16>(2 * rows * size);
+        let out = HostBuffer::output::<u16>(rows * size);
         let kind = if layer { NormKind::Layer } else { NormKind::Rms };
-        let norm = NormRows(Norm { kind, size, eps: 1e-5, paired: true, out: Storage::Tiled });
+        let norm = NormRows(Norm { kind, size, eps: 1e-5, paired: false, out: Storage::Tiled });
         let [weights, biases] = [&weight, &bias].map(|values| HostBuffer::input(values));
         let arguments = [
             ("x", given_x.address()),
@@ -217,11 +205,7 @@ fn rows_for_products() -> Result<()> {
                 expected.push((value - mean) / (square + 1e-5).sqrt() * factor + more);
             }
         }
-        let order: Vec<u16> = out.written()?;
-        let [high, low] = [0, 1].map(|part| untiled(&order, rows, 2, part, false));
-        compare("norm", &expected, &high, Bound::Stored)?;
-        let sum: Vec<f32> = high.iter().zip(&low).map(|(high, low)| high + low).collect();
-        compare("norm, both parts", &expected, &sum, Bound::Exact)?;
+        compare("norm", &expected, &untiled(&out.written()?, rows), Bound::Stored)?;
     }
 
     // A product whose columns do not fill stages, and whose results do.
@@ -248,13 +232,13 @@ fn rows_for_products() -> Result<()> {
         row.map(|(&weight, &value)| f64::from(weight) * f64::from(value)).sum()
     };
     let expected: Vec<f64> = (0..rows * 128).map(dot).collect();
-    compare("matmul", &expected, &untiled(&out.written()?, rows, 1, 0, false), Bound::Stored)
+    compare("matmul", &expected, &untiled(&out.written()?, rows), Bound::Stored)
 }
 
 #[test]
 fn mistakes_in_a_product_are_caught() {
     // More stages than the ring has, two rows of jobs for one block, idle rows of x.
-    let kernel = MatmulWgmma { paired: true, most_blocks: 1, ..plain(64 * 11, &[215], (1, 32)) };
+    let kernel = MatmulWgmma { most_blocks: 1, ..plain(64 * 11, &[215], (1, 32)) };
     let case = Case { bias: true, residual: true, ..Case::of(kernel, 40) };
     caught(
         "in_a_product",
@@ -271,20 +255,21 @@ fn mistakes_in_a_product_are_caught() {
                 "if (lane == 0) barrier_arrive(&empty[slot]);\n      await_products<1>();",
                 "without a barrier_wait",
             ),
-            ("WEIGHT_BYTES + PARTS * job.count * ROW_BYTES)", "STAGE_BYTES)", "waits for what does not come"),
+            ("WEIGHT_BYTES + job.count * ROW_BYTES)", "STAGE_BYTES)", "waits for what does not come"),
             ("    for (int s = 0; s < early; s++) copy_rows(job, s, s);", "", "waits for what does not come"),
             ("  block_barrier();\n\n  if (threadIdx", "\n  if (threadIdx", "shared memory"),
-            // Products: sums that are read too early, fragments of another tile, another part.
+            // Products: sums that are read too early, fragments of another tile, bfloat16 that becomes another number.
             ("await_products<0>();", "", "without a barrier_wait"),
             ("await_products<1>();", "await_products<2>();", "without a barrier_wait"),
-            ("+ part * PART_BYTES + 32 * k)", "+ 32 * k)", "output"),
-            ("+ part * PART_BYTES + 32 * k)", "+ part * PART_BYTES + 16 * k)", "output"),
+            ("* 8 | (pair & 0x80008000)", "* 8", "output"),
+            ("LEAST = 0x34003400", "LEAST = 0x34803400", "output"),
+            ("now[piece][k], stage + 32 * k)", "now[piece][k], stage + 16 * k)", "output"),
             ("(warp / 4 * PIECES + piece) * 4 + warp % 4", "warp % 4", "not written"),
             ("[32 * k + lane]", "[32 * (k ^ 1) + lane]", "output"),
             // Which rows.
             ("least(job.tile + tile, TILES - 1), 64 / STEP", "job.tile + tile, 2", "buffer of"),
             ("* rows + job.row) * 64)", "* rows) * 64)", "output"),
-            ("* PARTS + lane) * rows", "* PARTS) * rows", "output"),
+            ("(first_step + step) * rows + job.row", "first_step * rows + job.row", "output"),
             ("least(COLUMNS, rows - row)", "COLUMNS", "buffer of"),
             ("unit / row_blocks * BLOCK_TILES", "unit % row_blocks * BLOCK_TILES", "not written"),
             ("place.row < ROWS[place.output] ? job.count", "place.row <= ROWS[place.output] ? job.count", "buffer of"),
@@ -320,7 +305,7 @@ fn mistakes_in_a_product_for_a_product_are_caught() {
             ("shuffle_xor(group % 2 == 0 ? y[1] : y[0], 4)", "shuffle_xor(group % 2 == 0 ? y[0] : y[1], 4)", "output"),
             ("group / 2 * 2;", "group;", "not aligned"),
             ("(chunk ^ row % 8) * 8", "chunk * 8", "output"),
-            ("v[2 + i] * FACTOR + r.bias[1]", "v[2 + i] * FACTOR + r.bias[0]", "output"),
+            ("v[2 + i] * SUM_FACTOR + r.bias[1]", "v[2 + i] * SUM_FACTOR + r.bias[0]", "output"),
         ],
     );
 }

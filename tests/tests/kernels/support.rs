@@ -44,7 +44,7 @@ pub fn to_bf16(values: &[f32]) -> Vec<u16> {
 }
 
 /// As `f16` of device.cuh holds them: a sixteenth of the value.
-fn to_f16(values: &[f32]) -> Vec<u16> {
+pub fn to_f16(values: &[f32]) -> Vec<u16> {
     values.iter().map(|&value| f16::from_f32(value / 16.0).to_bits()).collect()
 }
 
@@ -286,8 +286,8 @@ pub fn room(values: usize, storage: Storage) -> HostBuffer {
 pub fn written(buffer: &HostBuffer, storage: Storage) -> Result<Vec<f32>> {
     Ok(match storage {
         Storage::F32 => buffer.written::<f32>()?,
-        Storage::BF16 | Storage::Tiled => from_bf16(&buffer.written::<u16>()?),
-        Storage::F16 | Storage::TiledF16 => from_f16(&buffer.written::<u16>()?),
+        Storage::BF16 => from_bf16(&buffer.written::<u16>()?),
+        Storage::F16 | Storage::Tiled => from_f16(&buffer.written::<u16>()?),
     })
 }
 

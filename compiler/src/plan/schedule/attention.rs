@@ -271,7 +271,7 @@ impl Builder<'_, '_> {
     fn proj_format(&self, node: NodeId, attention: &Attention, k: usize) -> Result<Format> {
         let proj = attention.proj.context("no projection")?;
         let stored = self.graph().type_of(self.operand(node, Role::ProjWeight)?).format;
-        Ok(self.packed_format([stored].into_iter(), k, proj.transposed))
+        Ok(self.packed_format(&[stored], k, proj.transposed, false))
     }
 
     /// The output projection that is fused with an attention.

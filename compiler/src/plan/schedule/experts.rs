@@ -286,7 +286,8 @@ impl Builder<'_, '_> {
             parts.push(self.part(node, role, rows)?);
         }
         let [count, rows, k] = shape.context("experts without weights")?;
-        let format = self.packed_format(parts.iter().map(|part| part.from), k, false);
+        let stored: Vec<Format> = parts.iter().map(|part| part.from).collect();
+        let format = self.packed_format(&stored, k, false, !roles.contains(&Role::Down));
         let recipe = Recipe::Experts { parts, k, gated, count, format };
         let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
         Ok((Stack { packed, format }, [count, rows, k]))

@@ -17,7 +17,8 @@ impl Builder<'_, '_> {
         let (tensor, sizes) = self.weight(node, Role::Table)?;
         let [rows, k] = sizes[..] else { bail!("the embedding table {tensor} has {} dimensions, not 2", sizes.len()) };
         let parts = vec![self.part(node, Role::Table, rows)?];
-        let format = self.packed_format(parts.iter().map(|part| part.from), k, false);
+        // As the head's weight, which it often is.
+        let format = self.packed_format(&[parts[0].from], k, false, true);
         let recipe = Recipe::Tiles { parts, k, gated: false, transposed: false, format };
         let table = self.planner.weight(recipe);
         let (out, storage) = self.result(node.result(0));
@@ -181,7 +182,7 @@ impl Builder<'_, '_> {
         outputs: &[usize],
     ) -> Result<()> {
         let &Product { node, matmul, format, packed, bias, residual } = product;
-        let two = format == Format::BF16;
+        let two = self.x_storage(format, k) == Storage::BF16;
         let apart = self.norm_of(node)?;
         let (x, paired) = match (&matmul.norm, apart) {
             (Some(norm), _) => (self.rounded_norm(node, norm, x.arg, k, format)?, two),
@@ -219,7 +220,7 @@ impl Builder<'_, '_> {
         let rows = self.rows.count;
         let spec = if x.is_tiled() {
             operands.push(("row_count", self.count()));
-            let shape = wgmma_shape(&tiles, paired, activation, rows);
+            let shape = wgmma_shape(&tiles, activation, rows);
             let spec = shape.with_context(|| format!("no tile serves a product of {rows} rows with {tiles:?}"))?;
             KernelSpec::MatmulWgmma(spec)
         } else {
@@ -230,7 +231,7 @@ impl Builder<'_, '_> {
     }
 
     /// The norm of whole rows that makes the x of a product and is no part of it.
-    fn norm_of(&self, node: NodeId) -> Result<Option<(NodeId, Norm)>> {
+    pub(super) fn norm_of(&self, node: NodeId) -> Result<Option<(NodeId, Norm)>> {
         let x = self.operand(node, Role::X)?;
         let ty = self.graph().type_of(x);
         Ok(match self.graph().op(x.node) {
@@ -248,9 +249,9 @@ impl Builder<'_, '_> {
         k: usize,
         format: Format,
     ) -> Result<Place> {
-        let paired = format == Format::BF16;
-        let out = Source::Buffer(self.buffer(self.rows.count * k * if paired { 4 } else { 2 }), 0);
         let storage = self.x_storage(format, k);
+        let paired = storage == Storage::BF16;
+        let out = Source::Buffer(self.buffer(self.rows.count * k * if paired { 4 } else { 2 }), 0);
         let spec = kernels::Norm { kind: norm.kind, size: k, eps: norm.eps, paired, out: storage };
         self.norm_rows(node, norm.offset, spec, x, out, self.rows.count)?;
         Ok(Place { arg: out, storage })

@@ -5,18 +5,12 @@ use crate::ir::Activation;
 use crate::plan::kernels::{MatmulWgmma, Tiles};
 
 /// The tile of a block, and the blocks that share its columns: the cheapest by [`cost`].
-pub(super) fn wgmma_shape(
-    tiles: &Tiles,
-    paired: bool,
-    activation: Option<Activation>,
-    rows: usize,
-) -> Option<MatmulWgmma> {
+pub(super) fn wgmma_shape(tiles: &Tiles, activation: Option<Activation>, rows: usize) -> Option<MatmulWgmma> {
     const BLOCKS: [(usize, usize); 6] = [(1, 32), (1, 64), (1, 128), (2, 64), (2, 128), (1, 256)];
     let spec = |((pieces, columns), split)| MatmulWgmma {
         tiles: tiles.clone(),
         pieces,
         columns,
-        paired,
         split,
         most_blocks: MULTIPROCESSORS,
         activation,
@@ -43,7 +37,7 @@ fn cost(spec: &MatmulWgmma, rows: usize) -> f64 {
     let area = (128 * spec.pieces * spec.columns) as f64;
     // Two stages do not hide what a third would.
     let slow = if spec.stages() < 3 { 2.75 } else { 1.0 };
-    let multiplied = 2.0 * area * 64.0 * spec.parts() as f64 / FLOP_PER_US * slow;
+    let multiplied = 2.0 * area * 64.0 / FLOP_PER_US * slow;
     let copied = spec.bytes_per_stage() as f64 / BYTES_PER_US;
     let steps = (spec.tiles.k / 64 / spec.split) as f64;
     let results = 2.9 * area / (128.0 * 128.0);

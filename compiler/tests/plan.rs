@@ -2,8 +2,10 @@
 //! argument that moves and a kernel whose text changes each show up as a difference here.
 //!
 //! The ledger has a line for each description, fused and not, for each kind of target: how large its plan is, and digests of all that the plan says and
-//! of the text of its kernels without their names and signatures. `FUSE_LEDGER=DIR` writes what was digested into DIR, a file for each line.
+//! of the text of its kernels without their names, signatures and layout. `FUSE_LEDGER=DIR` writes what was digested into DIR, a file for each line.
 
+#[path = "../../tests/src/layout.rs"]
+mod layout;
 mod told;
 
 use std::fmt::Write;
@@ -14,6 +16,7 @@ use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
 use fusec::passes::{PIPELINE, Selection};
 use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
+use layout::without_layout;
 use told::{digest, sources, summary, whole};
 
 /// The descriptions whose plans are committed as they are: dense, with windows, with learned positions, with a residual that attention and MLP share, with routed
@@ -67,7 +70,7 @@ fn check_ledger(target: &str, options: &PlanOptions) {
                 model.plan.weights.len(),
                 model.plan.arena_bytes,
                 digest(&plan),
-                digest(&sources),
+                digest(&without_layout(&sources)),
             )
             .expect("writing to a string");
             if let Some(folder) = std::env::var_os("FUSE_LEDGER") {

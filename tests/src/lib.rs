@@ -6,14 +6,18 @@ pub mod gguf;
 mod golden;
 mod gpu;
 pub mod host_build;
+mod layout;
 mod nvrtc;
 mod programs;
+mod replaced;
 
 pub use folder::TempFolder;
 pub use golden::{Golden, argmax_disagreement, goldens, nmse};
 pub use gpu::gpu;
+pub use layout::without_layout;
 pub use nvrtc::nvrtc;
 pub use programs::{Finished, as_nobody, command, finish, fusec, fuserun, on_terminal, root};
+pub use replaced::replaced;
 
 use std::path::PathBuf;
 use std::process::Command;

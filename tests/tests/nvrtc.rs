@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 use fuse_tests::checked::{Checked, count, runs_all};
-use fuse_tests::{kind_of, nvrtc, root};
+use fuse_tests::{kind_of, nvrtc, root, without_layout};
 use fusec::build::{Arch, Options, SUPPORTED_ARCHS, compile_all};
 use fusec::compile::{CompileOptions, Model, compile};
 use fusec::description::{Description, shipped};
@@ -202,9 +202,9 @@ fn compile_unless_known(what: &str, archs: &[Arch], forms: &[(&String, &Source)]
     let checked = Checked::of("nvrtc");
     for arch in archs {
         for (kind, forms) in &kinds {
-            let texts = forms.iter().map(|(_, source)| source.text.as_str());
-            let parts: Vec<&str> =
-                [version.as_str(), OPTIONS, include_str!("nvrtc.rs")].into_iter().chain(texts).collect();
+            let texts = forms.iter().map(|(_, source)| without_layout(&source.text));
+            let parts = [version.as_str(), OPTIONS, include_str!("nvrtc.rs")].map(str::to_owned);
+            let parts: Vec<String> = parts.into_iter().chain(texts).collect();
             checked.run(&format!("{what} {arch} {kind}"), &parts, || compile_for(*arch, forms))?;
         }
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use fuse_tests::host_build::{HostBuffer, HostKernel, HostStep};
-use fuse_tests::nmse;
+use fuse_tests::{nmse, replaced};
 use fusec::plan::{Plan, PlanOptions, RING, StepKind};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::SamplingParameters;
@@ -44,13 +44,16 @@ impl Prepared {
         let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
         (case.change)(&mut plan);
         let checkpoint = open.checkpoint().context("a golden has a checkpoint")?;
+        let mut planted = false;
         let sources = plan.kernels.iter().map(|kernel| {
             let source = kernel.source()?;
-            Ok((case.mutation.map_or(source.clone(), |(from, to)| source.replace(from, to)), kernel.name.clone()))
+            let mutated = case.mutation.and_then(|(from, to)| replaced(&source, from, to));
+            planted |= mutated.is_some();
+            Ok((mutated.unwrap_or(source), kernel.name.clone()))
         });
         let sources = sources.collect::<Result<Vec<(String, String)>>>()?;
-        if let Some((from, to)) = case.mutation {
-            assert!(sources.iter().any(|(source, _)| source.contains(to)), "no source has `{from}` to mutate");
+        if let Some((from, _)) = case.mutation {
+            assert!(planted, "no source has `{from}` to mutate");
         }
         let packed = plan.weights.iter().map(|weight| {
             let bytes = pack(&weight.recipe, checkpoint)?;

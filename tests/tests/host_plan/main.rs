@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use fuse_tests::checked::Checked;
 use fuse_tests::host_build::HARNESS;
-use fuse_tests::{Golden, goldens, kind_of, nmse};
+use fuse_tests::{Golden, goldens, kind_of, nmse, without_layout};
 use fusec::passes::Selection;
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
 use fusec::plan::{KernelSpec, Launch, Plan, StepKind, Tuning};
@@ -113,7 +113,7 @@ fn check(case: &Case) -> Result<()> {
     let texts = [include_str!("main.rs"), include_str!("engine.rs")];
     let plan = serde_json::to_string(&prepared.plan)?;
     let mut parts: Vec<&[u8]> = HARNESS.into_iter().chain(texts).chain([plan.as_str()]).map(str::as_bytes).collect();
-    let sources: Vec<String> = prepared.sources.iter().map(|(source, _)| source.clone()).collect();
+    let sources: Vec<String> = prepared.sources.iter().map(|(source, _)| without_layout(source)).collect();
     let weights = prepared.weights.clone();
     parts.extend(sources.iter().map(|source| source.as_bytes()));
     parts.extend(weights.iter().map(|bytes| bytes.as_slice()));

@@ -246,7 +246,7 @@ fn mistakes_in_a_product_are_caught() {
         &[
             // The ring: slots that are filled too early, read too early, given back too early or never.
             ("        barrier_wait(&empty[slot], phase);\n", "", "more threads arrive"),
-            ("        barrier_wait(&full[slot], phase);\n", "", "barrier_wait"),
+            ("if (more) {\n        barrier_wait(&full[slot], phase);", "if (more) {", "barrier_wait"),
             ("phase = early == STAGES ? 0 : 1", "phase = 1", "more threads arrive"),
             ("barrier_begin(&empty[s], WORKERS / 32)", "barrier_begin(&empty[s], 1)", "barrier"),
             ("if (before >= 0 && lane == 0) barrier_arrive(&empty[before]);", "", "waits for what does not come"),

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use anyhow::{Context, Result, bail, ensure};
 use fuse_kernels::{Activation, Family, Format, Kind, Storage, Tiles};
 use fuse_tests::host_build::{HostBuffer, HostKernel};
+use fuse_tests::{replaced, without_layout};
 use fuserun::weights::{decode, pack_row};
 use half::{bf16, f16};
 
@@ -265,7 +266,7 @@ pub fn compare(what: &str, expected: &[f64], got: &[f32], bound: Bound) -> Resul
     Ok(())
 }
 
-/// The mutation a test plants in an emitted source: every `from` becomes `to`.
+/// The mutation a test plants in an emitted source: every `from`, in any layout, becomes `to`.
 #[derive(Clone, Copy)]
 pub struct Mutation {
     pub from: &'static str,
@@ -303,7 +304,7 @@ pub struct Built<'a> {
 }
 
 thread_local! {
-    /// The sources that this thread built without a mistake.
+    /// The sources that this thread built without a mistake, without their layout.
     pub static SUBJECTS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -311,13 +312,12 @@ thread_local! {
 pub fn build(family: &dyn Family, mutation: Option<Mutation>) -> Result<Built<'_>> {
     let source = match (family.source()?, mutation) {
         (source, None) => {
-            SUBJECTS.with_borrow_mut(|subjects| subjects.push(source.clone()));
+            SUBJECTS.with_borrow_mut(|subjects| subjects.push(without_layout(&source)));
             source
         }
         (source, Some(Mutation { from, to })) => {
-            let mutated = source.replace(from, to);
-            assert!(mutated != source, "the source has no `{from}` to mutate");
-            mutated
+            let mutated = replaced(&source, from, to);
+            mutated.unwrap_or_else(|| panic!("the source has no `{from}` to mutate"))
         }
     };
     Ok(Built { family, code: HostKernel::build(&source, &family.name())? })

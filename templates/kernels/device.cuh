@@ -2,8 +2,10 @@
 typedef unsigned short u16;  // a bfloat16 in memory
 typedef unsigned int u32;
 typedef unsigned long long u64;
-struct f16 { u16 bits; };  // an activation in memory as IEEE half precision: a sixteenth of its value
-struct alignas(16) Vec4 { u32 x, y, z, w; };  // 16 bytes: eight bfloat16 or four floats
+// An activation in memory as IEEE half precision: a sixteenth of its value.
+struct f16 { u16 bits; };
+// 16 bytes: eight bfloat16 or four floats.
+struct alignas(16) Vec4 { u32 x, y, z, w; };
 
 #ifdef FUSE_HOST
 #include "vocabulary.h"

@@ -3,7 +3,8 @@
 constexpr int BATCH = {{ batch }};              // rows of x
 constexpr int WARPS = {{ warps }};              // they take the steps of a row tile in turn
 constexpr int DEPTH = {{ depth }};              // steps of weights a warp has in flight
-constexpr int COPIES = {{ self.copies() }};            // of logits that router.cuh summed in fixed point, not yet divided by the row's root mean square; 0: logits are fp32
+// Of logits that router.cuh summed in fixed point, not yet divided by the row's root mean square; 0: logits are fp32.
+constexpr int COPIES = {{ self.copies() }};
 constexpr bool SUMMED = COPIES > 0;
 typedef {% if summed %}u64{% else %}float{% endif %} Logit;
 constexpr bool ALONE = BATCH == 1 && TOP_K <= 32;   // each warp chooses for itself, and hidden values are in the order of the choice

@@ -10,7 +10,7 @@ Tensors in the file, all of the first and only sequence, in fp32:
     tokens             i32 [tokens]
     logits             f32 [tokens, vocabulary]
     hidden_states.0    f32 [tokens, hidden]: the input of the first layer; hidden_states.N the output of layer N - 1,
-                       the last one behind the last norm, as transformers returns them
+                       the last one after the last norm, as transformers returns them
     MODULE             f32 [tokens, ...]: the output of each module that has a weight of its own, by its name
     MODULE.input       f32 [tokens, ...]: its input
     attention.N.q, .k  f32 [tokens, heads, size]: what the attention of layer N reads, where RoPE is a function called

@@ -1,4 +1,4 @@
-//! Whole rendered results of reading and resolving descriptions, one file a case; `BLESS=1` rewrites the expected texts.
+//! Whole rendered results of reading and resolving descriptions, one file per case; `BLESS=1` rewrites the expected texts.
 //!
 //! `description/*.toml` is a description; its first line may name a configuration beside it: `# config: NAME.json`. `description/configs/*.json` is
 //! a config.json that a shipped description serves. What is expected stands beside each in a `.txt`.
@@ -118,7 +118,7 @@ fn the_reference_has_the_table_of_operations() {
     let text = fs::read_to_string(&path).expect("the reference is there");
     let (before, rest) = text.split_once("<!-- operations").expect("a mark before the table");
     let (mark, rest) = rest.split_once("-->\n").expect("the mark ends");
-    let (_, after) = rest.split_once("<!-- end of operations").expect("a mark behind the table");
+    let (_, after) = rest.split_once("<!-- end of operations").expect("a mark after the table");
     let whole = format!("{before}<!-- operations{mark}-->\n{}<!-- end of operations{after}", operations());
     if std::env::var_os("BLESS").is_some() {
         fs::write(&path, whole).expect("the reference can be written");

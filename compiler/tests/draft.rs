@@ -1,4 +1,4 @@
-//! Drafts from configurations and shapes alone: what each family's names tell, and what only its `model_type` does.
+//! Drafts from only configurations and shapes: what each family's names tell, and what only its `model_type` does.
 
 use std::collections::BTreeMap;
 
@@ -102,7 +102,7 @@ fn minicpm_scales_residuals_and_logits() {
 }
 
 #[test]
-fn norms_behind_rope_and_layers_without_it_are_told_by_the_family() {
+fn norms_after_rope_and_layers_without_it_are_told_by_the_family() {
     let norms: &[(&str, &[usize])] =
         &[("self_attn.query_layernorm.weight", &[16]), ("self_attn.key_layernorm.weight", &[16])];
     let draft =
@@ -121,7 +121,7 @@ fn norms_behind_rope_and_layers_without_it_are_told_by_the_family() {
             "when = \"layer_type == 'sliding_attention'\"",
             "sliding_window_pattern = \"LG\"",
             "sinks = \"self_attn.sinks\"",
-            "# TODO told by `model_type` alone: layers without a window have no RoPE",
+            "# TODO known only from `model_type`: layers without a window have no RoPE",
         ],
     );
 }
@@ -150,7 +150,7 @@ fn what_keys_may_lack_is_told_by_the_family() {
         }
         let draft = drafted(llama(family, more), OUTSIDE, "model.layers.", &inside);
         has(&draft, parts);
-        let told = draft.text.contains("told by `model_type` alone");
+        let told = draft.text.contains("known only from `model_type`");
         assert_eq!(told, family != "granite", "{}", draft.text);
     }
     // Where the key is there, it counts.

@@ -118,7 +118,7 @@ const IGNORED: &[(&str, &str)] = &[
     // What these two do without the key; any other value is refused.
     ("dots1", "scoring_func"),
     ("glm4_moe", "scoring_func"),
-    // The preset's layers with windows begin behind its last.
+    // The preset's layers with windows begin after its last.
     ("dots1", "sliding_window"),
     // `hidden_activation` is what counts.
     ("gemma2", "hidden_act"),

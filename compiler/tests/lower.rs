@@ -1,4 +1,4 @@
-//! Descriptions to graphs, one file a case; `BLESS=1` rewrites the expected texts. `lower/*.toml` is a description with a preset; beside it in a
+//! Descriptions to graphs, one file per case; `BLESS=1` rewrites the expected texts. `lower/*.toml` is a description with a preset; beside it in a
 //! `.txt` stands its graph, or the errors.
 
 use std::fs;

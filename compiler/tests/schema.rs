@@ -163,7 +163,7 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), St
     Ok(())
 }
 
-/// Whether a text is as the pattern says: `^`, classes of characters each with `*`, `+` or nothing behind it, `$`.
+/// Whether a text is as the pattern says: `^`, classes of characters each with `*`, `+` or nothing after it, `$`.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut rest = pattern.strip_prefix("^[").and_then(|rest| rest.strip_suffix('$')).expect("a pattern of classes");
     let mut text = text;

@@ -1,4 +1,4 @@
-//! A checkpoint's tensors against a description: whole rendered results, one file a case in `tensors/`; `BLESS=1` rewrites them.
+//! A checkpoint's tensors against a description: whole rendered results, one file per case in `tensors/`; `BLESS=1` rewrites them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -103,5 +103,5 @@ fn checkpoints_give_these_results() {
     }
     assert!(wrong.is_empty(), "{}\nBLESS=1 accepts these results", wrong.join("\n"));
     let files = fs::read_dir(&folder).expect("the folder of cases").count();
-    assert_eq!(files, cases.len(), "a file a case");
+    assert_eq!(files, cases.len(), "a file per case");
 }

@@ -81,7 +81,7 @@ fn an_entry_shapes_the_products_of_its_key_and_no_others() {
         }
     }
     assert_eq!(changed, 16, "one a layer");
-    assert_eq!(launches(&rules.plan, 2), launches(&tuned.plan, 2), "another batch has the rules' shape");
+    assert_eq!(launches(&rules.plan, 2), launches(&tuned.plan, 2), "another batch has the heuristics' shape");
     assert_eq!(rules.plan.weights, tuned.plan.weights, "weights are packed alike");
 }
 
@@ -206,12 +206,12 @@ fn entries_shape_what_experts_have_inside_and_their_sum() {
         launches(&plan, 1).into_iter().filter_map(|(_, spec, blocks)| Some((of(spec)?, blocks))).take(2).collect()
     };
     assert_eq!(shapes(Tuning::default()), [([8, 8, 1], 256), ([6, 8, 2], 256)]);
-    // Of eight experts of 96 row tiles of 64 pairs, and of 128 row tiles of 24 pairs an expert.
+    // Of eight experts of 96 row tiles of 64 pairs, and of 128 row tiles of 24 pairs per expert.
     let inside = MatvecTuning { kind: "norm_experts_gated".into(), tiles: 8 * 96, ..gate_up() };
     let sum = MatvecTuning { kind: "experts_sum".into(), k: 8 * 768, tiles: 128, depth: 3, warps: 8, ..gate_up() };
     let mut both = record(Some(inside), None);
     both.set_matvec(sum);
-    assert_eq!(shapes(both), [([16, 4, 1], 128), ([8, 3, 1], 128)], "one block a multiprocessor");
+    assert_eq!(shapes(both), [([16, 4, 1], 128), ([8, 3, 1], 128)], "one block per multiprocessor");
 }
 
 #[test]

@@ -33,7 +33,7 @@ def main():
 
 
 def step_by_depth(measured):
-    """Microseconds a step of batch 1 over the depth, both by powers of two, a line a model, named at the right."""
+    """Microseconds per step of batch 1 over the depth, both by powers of two, a line per model, named at the right."""
     lines = [(model["name"], batch_one(model)) for model in measured["models"]]
     points = [point for _, steps in lines for point in steps]
     depths = sorted({depth for depth, _, _ in points})

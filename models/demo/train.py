@@ -181,7 +181,7 @@ class Stream:
 
 @torch.no_grad()
 def held_out_loss(model, stream: Stream, length: int, autocast, limit: int) -> float:
-    """Mean nats a token over the stream, in windows of `length` cut end to end (at most `limit` windows)."""
+    """Mean nats per token over the stream, in windows of `length` cut end to end (at most `limit` windows)."""
     model.eval()
     count = min(limit, (len(stream.tokens) - 1) // length)
     total = 0.0
@@ -318,14 +318,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--minutes", type=float, default=6.0, help="cap on the training time; the schedule ends with it")
     parser.add_argument("--batch", type=int, default=32, help="windows a step")
-    parser.add_argument("--context", type=int, default=MAX_POSITIONS, help="tokens a window")
+    parser.add_argument("--context", type=int, default=MAX_POSITIONS, help="tokens per window")
     parser.add_argument("--moby-share", type=float, default=0.15, help="share of the windows that come from Moby-Dick")
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--warmup", type=int, default=200)
     parser.add_argument("--evaluate-every", type=int, default=100)
-    parser.add_argument("--held-out-windows", type=int, default=10**9, help="at most so many windows of each book an evaluation")
+    parser.add_argument("--held-out-windows", type=int, default=10**9, help="at most this many windows of each book per evaluation")
     parser.add_argument("--seed", type=int, default=1851)
     args = parser.parse_args()
 
@@ -359,7 +359,7 @@ def main() -> None:
         **record,
     )
     (args.out / "training.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    print(f"held out, nats a token {record['held_out_nats_a_token']}, bits a byte {record['held_out_bits_a_byte']}")
+    print(f"held out, nats per token {record['held_out_nats_a_token']}, bits per byte {record['held_out_bits_a_byte']}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! The device room against a driver with no GPU behind it (`fake_driver/libcuda.c`): which calls it makes, with what, and that it gives all back.
+//! The device room against a driver without a GPU (`fake_driver/libcuda.c`): which calls it makes, with what, and that it gives all back.
 //!
 //! The loader reads its search path once, so the test starts itself again with the fake on that path.
 

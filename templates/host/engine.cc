@@ -770,7 +770,7 @@ void send_stores() {
   for (const Store* store = current->stores; store < current->stores + current->store_count; store++) {
     Shadow* shadow = shared_place(*own, store->from, store->bytes, nullptr);
     for (Shadow* s = shadow; s < shadow + store->bytes / 2; s++)
-      if (s->written >= block_begin && threads[s->writer].fenced < s->written) fail("store_bulk of what thread %u wrote, with no shared_before_copies behind it", s->writer);
+      if (s->written >= block_begin && threads[s->writer].fenced < s->written) fail("store_bulk of what thread %u wrote, with no shared_before_copies after it", s->writer);
     access(store->from, store->bytes, READ), access(store->to, store->bytes, WRITE);
     memcpy(store->to, store->from, store->bytes);
   }

@@ -5,7 +5,7 @@
     python3 tests/goldens/make.py [NAME…]        # all by default; no GPU needed; `demo` reads models/demo
 
 A folder each: config.json and weights as transformers writes them, `config-v4.json` (the same configuration as transformers 4 wrote
-it), and `expected.safetensors`: "tokens" i32 [T], "logits" f32 [T, vocab]. Prints one table row a golden.
+it), and `expected.safetensors`: "tokens" i32 [T], "logits" f32 [T, vocab]. Prints one table row per golden.
 """
 
 import copy

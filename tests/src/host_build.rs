@@ -87,7 +87,7 @@ impl HostKernel {
         self.library.parameters
     }
 
-    /// Runs every thread of a launch that is a step by itself. `arguments`: one 64-bit word a parameter, an address or an integer;
+    /// Runs every thread of a launch that is a step by itself. `arguments`: one 64-bit word per parameter, an address or an integer;
     /// `shared_bytes`: what `shared_memory()` offers. Launches of one kernel take turns; those of different kernels may run at the same time.
     ///
     /// # Errors

@@ -65,9 +65,9 @@ fn the_demo_model_knows_its_book() {
         }
     }
     let nats = nats / f64::from(count);
-    println!("{nats:.3} nats a token over {count} tokens; {recorded:.3} over all that was held out");
+    println!("{nats:.3} nats per token over {count} tokens; {recorded:.3} over all that was held out");
     assert!(
         count > 1000 && nats < 1.1 * recorded,
-        "{nats:.3} nats a token over {count} tokens; recorded: {recorded:.3}"
+        "{nats:.3} nats per token over {count} tokens; recorded: {recorded:.3}"
     );
 }

@@ -1,4 +1,4 @@
-//! A model on a driver with no GPU behind it: which launches a profile and a comparison make, and that all of it is given back. Kernels do not run and
+//! A model on a driver without a GPU: which launches a profile and a comparison make, and that all of it is given back. Kernels do not run and
 //! each interval is 1.5 ms, so what is measured is known.
 
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ fn trace_of(test: &str) -> String {
     trace
 }
 
-/// The fake driver is always done, as if launches did not lay ready: the reads ahead grow as far as they may.
+/// The fake driver is always done, as if launches were not queued: the reads ahead grow as far as they may.
 const GROWTHS_OF_READS: usize = 5;
 
 fn model() -> OpenModel {
@@ -126,7 +126,7 @@ fn on_the_fake() {
     let kind = engine.plan().decode_at(1, 20);
     let profile = Profile::new(engine.plan(), engine.plan().step(kind).unwrap(), &times, 1, 20, 1e12);
     assert_eq!((profile.step_us, profile.alone_us, profile.edges), (1500.0, 0.0, 10));
-    assert!(profile.to_string().contains("did not lay ready"));
+    assert!(profile.to_string().contains("were not queued"));
     let error = engine.time_launches(1, 63, RUNS, &reader).unwrap_err().to_string();
     assert_eq!(error, "2 steps from depth 63 on need a context of more than 64");
     assert!(

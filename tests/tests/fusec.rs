@@ -147,7 +147,7 @@ fn explain_plans_as_compile_does() {
     let stray = printed(&["explain", "dots1"]);
     assert!(
         stray.contains("fuse-residual: layers 1-61: add: "),
-        "adds that are launches of their own are told: {stray}"
+        "adds that are launches of their own are printed: {stray}"
     );
 }
 
@@ -165,7 +165,7 @@ fn without_nvrtc_the_file_has_sources_only() {
     assert!(artifact.cubins.is_empty() && artifact.manifest.archs.is_empty() && artifact.sources.len() > 10);
     assert!(printed(&["inspect", text(&folder.join("llama.fuse"))]).contains("sources only"));
 
-    // The stages that --dump leaves: as described, behind each pass, the plan, the sources.
+    // The stages that --dump leaves: as described, after each pass, the plan, the sources.
     let stage = |name: &str| fs::read_to_string(folder.join("stages").join(name)).expect("the stage is there");
     assert_eq!(stage("00-described.txt"), printed(&["print", "-O0", "llama"]));
     assert_eq!(stage("03-fuse-mlp.txt"), printed(&["print", "--after", "fuse-mlp", "llama"]));

@@ -67,7 +67,7 @@ fn known() -> Vec<String> {
     known
 }
 
-/// Goldens of families that are read from folders alone.
+/// Goldens of families that are read only from folders.
 const FOLDERS_ALONE: &[&str] = &[
     "arcee",
     "cohere",

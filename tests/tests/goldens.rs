@@ -116,7 +116,7 @@ fn f16_weights_run_unrounded_on_the_cpu() {
     assert!(error <= 1e-9, "NMSE {error:.2e}");
 }
 
-/// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not the first alone.
+/// Each golden on a device, by both paths and both forms of its configuration; every failure is named, not only the first.
 fn check(device: &Device, passes: &Selection) {
     let bound = if *device == Device::Interpreter { INTERPRETER_BOUND } else { DEVICE_BOUND };
     let (mut cases, mut worst, mut failures) = (0, (0.0, String::new()), Vec::new());

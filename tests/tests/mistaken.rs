@@ -150,7 +150,7 @@ fn files_of_another_format() {
     refused(&logits(Path::new("~/models/x"), &[]), &["where it is not quoted: write $HOME"]);
 }
 
-/// What is named for its tokenizer alone is what it is for the rest.
+/// What is named only for its tokenizer is what it is for the rest.
 #[test]
 fn a_folder_without_a_tokenizer_is_named() {
     let tokenize = |folder: &TempFolder, parts: &[&str]| {
@@ -190,7 +190,7 @@ fn refuses_folder(files: &[(&str, &str)], parts: &[&str]) {
     }
     refused(&logits(folder.path(), &[]), parts);
     let checked = fusec(&["check", "--checkpoint", text(folder.path())]);
-    // The compiler takes a folder with a config.json alone.
+    // The compiler takes a folder with only a config.json.
     if !files.iter().any(|(name, _)| *name == "config.json") {
         refused(&checked, parts);
     }

@@ -204,7 +204,7 @@ fn a_description_of_the_users_is_found_by_what_it_serves() {
         assert_eq!(done.code, 0, "{}", done.stderr);
         assert!(done.stdout.starts_with(&format!("{}: strange: ", path.display())), "{}", done.stdout);
     }
-    // The user's stands in front of the shipped one, also in fuserun, and without FUSE_MODELS in the folder for configurations.
+    // The user's comes before the shipped one, also in fuserun, and without FUSE_MODELS in the folder for configurations.
     let golden = root().join("tests/goldens/llama-untied");
     let home = TempFolder::new();
     fs::create_dir_all(home.path().join("fuse/models")).unwrap();

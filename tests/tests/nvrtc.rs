@@ -222,7 +222,7 @@ fn compile_for(arch: Arch, sources: &[(&String, &Source)]) -> Result<()> {
     let mut wrong = String::new();
     for (name, source) in sources {
         let report = compiled[*name].report.kernel(name).expect("the report names the kernel");
-        assert!(report.registers > 0, "{name}: no registers are told");
+        assert!(report.registers > 0, "{name}: no registers are reported");
         let (spills, stack) = (report.spill_store_bytes + report.spill_load_bytes, report.stack_bytes);
         let (most_spills, most_stack) = if arch.to_string() == MEASURED { (0, 0) } else { (MOST_SPILLS, MOST_SPILLS) };
         if spills > most_spills || (stack > most_stack && source.decodes) {

@@ -61,7 +61,7 @@ fn files_have_the_permissions_of_the_umask_and_links_stay() {
         run(&mut writer(index, at("link")));
         assert!(at("link").is_symlink());
         assert_eq!(std::fs::read(at("target")).unwrap(), std::fs::read(at("666")).unwrap());
-        assert_eq!(folder.path().read_dir().unwrap().count(), 5, "nothing else is left behind");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 5, "nothing else is left");
     }
 }
 

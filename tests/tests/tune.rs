@@ -90,7 +90,7 @@ fn winners_are_written_and_compile_uses_them() {
     let each: Vec<f64> = (1..=times.len()).rev().map(|winners| 100.0 - 5.0 * winners as f64).collect();
     assert_eq!(times, each, "each beside the winners before it");
 
-    // Measured again, it is the same; with another header it is left alone.
+    // Measured again, it is the same; with another header it is not replaced.
     let again = tune.run(&[], &[]);
     assert_eq!((again.code, tune.written()), (0, record.clone()), "{}", again.stderr);
     let text = std::fs::read_to_string(&tune.record).unwrap();

@@ -64,7 +64,7 @@ fn wrong_guesses_are_found_on_their_lines() {
         ("pairs_of_rope", changed(&[(rope, &neighbours)])),
         ("epsilon", changed(&[("eps = \"rms_norm_eps\"", "eps = 1e-3")])),
         ("scale_of_scores", changed(&[("head_dim ** -0.5", "hidden_size ** -0.5")])),
-        ("norm_behind_rope", changed(&[(norm, "@"), (rope, norm), ("@", rope)])),
+        ("norm_after_rope", changed(&[(norm, "@"), (rope, norm), ("@", rope)])),
         (
             "gate_and_up_swapped",
             changed(&[("mlp.gate_proj", "mlp.@"), ("mlp.up_proj", "mlp.gate_proj"), ("mlp.@", "mlp.up_proj")]),
@@ -156,7 +156,7 @@ fn what_cannot_be_compared_is_one_clear_message() {
     refused(
         &renamed(&folder, &[("tokens", "tokens"), ("model.norm", "logits")]),
         &[],
-        "64 values a token, the model 320",
+        "64 values per token, the model 320",
     );
     refused(&renamed(&folder, &[("logits", "tokens"), ("model.norm", "logits")]), &[], "they are F32");
     refused(&expected(), &["--bound", "0"], "--bound 0");

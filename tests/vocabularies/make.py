@@ -237,7 +237,7 @@ def trained(cuts, size):
 
 
 def tekken(sources, trim):
-    """Mistral's tekken; the reference is tiktoken, which merges by rank alone."""
+    """Mistral's tekken; the reference is tiktoken, which merges only by rank."""
     state = json.loads((sources / "tekken_240911.json").read_text())
     ranked = [base64.b64decode(entry["token_bytes"]) for entry in state["vocab"]]
     ranked = ranked[: state["config"]["default_vocab_size"] - state["config"]["default_num_special_tokens"]]

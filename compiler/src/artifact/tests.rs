@@ -38,7 +38,7 @@ fn what_was_written_is_read() {
     sample().write(&path).unwrap();
     assert_eq!(Artifact::read(&path).unwrap(), sample());
     let files: Vec<_> = path.parent().unwrap().read_dir().unwrap().collect();
-    assert_eq!(files.len(), 1, "no partial file stays behind");
+    assert_eq!(files.len(), 1, "no partial file is left");
 }
 
 #[test]

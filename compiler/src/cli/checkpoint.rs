@@ -17,7 +17,7 @@ use crate::folder::{hub_name, other_weights, single_file, without_config};
 use crate::ir::Format;
 use crate::tensors::{self, Accounting};
 
-/// A header is some hundred bytes a tensor: a file that claims more is broken or hostile.
+/// A header is some hundred bytes per tensor: a file that claims more is broken or hostile.
 const LARGEST_HEADER: u64 = 100_000_000;
 
 /// The folder's config.json.
@@ -52,7 +52,7 @@ pub(super) struct Tensors {
     pub others: Vec<String>,
 }
 
-/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with a config.json alone.
+/// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with only a config.json.
 pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>> {
     let Tensors { own, others, .. } = tensors(folder)?;
     if own.is_empty() {

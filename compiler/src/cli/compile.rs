@@ -70,7 +70,7 @@ impl TargetArgs {
     }
 }
 
-/// The summary of the plan; of several architectures a line each, which begins with the architecture.
+/// The summary of the plan; of several architectures one line per architecture, which begins with its name.
 pub(super) fn summaries(models: &[(Arch, Model)]) -> String {
     match models {
         [(_, model)] => model.plan.summary(),

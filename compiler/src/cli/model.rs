@@ -32,7 +32,7 @@ pub(super) struct ModelArgs {
     /// A config.json, in the place of the checkpoint's or the description's own.
     #[arg(long, env = "FUSE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Passes to leave out (-name,…), or to run alone (name,…); all or none.
+    /// Passes to leave out (-name,…), or the only ones to run (name,…); all or none.
     #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-NAME,…", value_parser = pass_list)]
     pub passes: Option<String>,
     /// -O0 runs no pass: the unfused reference.
@@ -129,7 +129,7 @@ fn read_description(model: &Path) -> Result<(String, String)> {
     }
     ensure!(
         !model.is_dir(),
-        "{} is a folder, not a description: a checkpoint's folder goes behind --checkpoint",
+        "{} is a folder, not a description: a checkpoint's folder goes after --checkpoint",
         model.display()
     );
     let text = read_text(model).context("cannot read the description")?;

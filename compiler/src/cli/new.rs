@@ -25,7 +25,7 @@ pub(super) struct NewArgs {
     /// A Hugging Face folder: its config.json and the headers of its .safetensors files are read, no weight is.
     #[arg(long, env = "FUSE_FROM", value_name = "DIR")]
     from: PathBuf,
-    /// The file to write; stdout if it is not given. A file that is there is left alone.
+    /// The file to write; stdout if it is not given. A file that exists is not replaced.
     #[arg(short, long, env = "FUSE_OUTPUT", value_name = "FILE.toml")]
     output: Option<PathBuf>,
 }

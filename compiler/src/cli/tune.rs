@@ -74,7 +74,7 @@ const MOST_ERROR: f64 = 1e-3;
 pub(super) fn run(args: &TuneArgs) -> Result<()> {
     ensure!(
         args.config.is_none() || args.models.len() == 1,
-        "--config is the configuration of one model: name that model alone"
+        "--config is the configuration of one model: name only that model"
     );
     ensure!(
         args.depth.checked_add(args.steps as usize).is_some_and(|last| last < i32::MAX as usize),
@@ -123,7 +123,7 @@ impl Bench<'_> {
     /// Measures the candidates of each shape of the decode steps beside what the record has, and enters each that makes the step faster still.
     fn tune(&self, record: &mut Tuning, keep: &dyn Fn(&Tuning) -> Result<()>) -> Result<()> {
         let rules = self.compile(&Tuning::default())?;
-        let base = self.write("rules", &rules)?.context("the rules' own kernels spill registers")?;
+        let base = self.write("rules", &rules)?.context("the heuristics' own kernels spill registers")?;
         let mut judge = Judge::start(self.program, &self.arguments(&base))?;
         tell(rules.plan.summary());
         let far = StepKind::Decode { batch: self.batch };
@@ -163,7 +163,7 @@ impl Bench<'_> {
             }
         }
         for shape in shapes.iter().filter(|shape| shape.entered(record).is_none()) {
-            tell(format!("  {shape}: the rules' {shape:#} stands"));
+            tell(format!("  {shape}: the heuristics' {shape:#} stands"));
         }
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Bench<'_> {
         Ok(measured.filter(wins).map_or(0.0, |measured| measured.gain()))
     }
 
-    /// Those of the shapes that change the step, with what they make of it together; none where they gain no more than `least`.
+    /// Those of the shapes that change the step, with what they make of it together; none where they gain at most `least`.
     fn together(
         &self,
         shapes: Vec<Shape>,

@@ -40,7 +40,7 @@ pub fn json_schema() -> Value {
                     {"$ref": "#/definitions/identifier"},
                     {"type": "string", "pattern": OF_SEVERAL_PARTS},
                 ]}}),
-                "The `architectures` of config.json that it describes; of a model of several parts with the `model_type` of its text_config behind a colon.",
+                "The `architectures` of config.json that it describes; of a model of several parts with the `model_type` of its text_config after a colon.",
             ),
             "config" => described(
                 json!({"type": "object", "propertyNames": {"pattern": IDENTIFIER}}),

@@ -29,7 +29,7 @@ pub const SIGNATURES: &[Signature] = &[
         ],
         attributes: &[
             attribute("features", Kind::Count, Default::Absent, "size of the result, in one piece"),
-            attribute("heads", Kind::Count, Default::Absent, "the result is split into so many heads"),
+            attribute("heads", Kind::Count, Default::Absent, "the result is split into that many heads"),
             attribute("head_dim", Kind::Count, Default::KeyWith("heads", "head_dim"), "size of a head"),
             attribute("transposed", Kind::Bool, Default::Bool(false), "the weight is stored `[in, out]`"),
             attribute(
@@ -109,7 +109,7 @@ pub const SIGNATURES: &[Signature] = &[
     Signature {
         op: OpName::Glu,
         doc: "a · sigmoid(b).",
-        values: &[value("a", "left"), value("b", "right, of `a`'s size or one value a token")],
+        values: &[value("a", "left"), value("b", "right, of `a`'s size or one value per token")],
         ..PLAIN
     },
     Signature {
@@ -120,14 +120,14 @@ pub const SIGNATURES: &[Signature] = &[
         weights: &[
             optional_weight(
                 "gate",
-                "`[features, in]` of each expert, `{expert}` in its name; or one tensor with an axis more in front",
+                "`[features, in]` of each expert, `{expert}` in its name; or one tensor whose first axis is the experts",
             ),
             weight("up", "as `gate`"),
             weight("down", "`[out, features]` of each expert, named alike"),
-            optional_weight("choice_bias", "`[experts]`, fp32; counts for the choice alone, not for the shares"),
+            optional_weight("choice_bias", "`[experts]`, fp32; counts only for the choice, not for the shares"),
         ],
         attributes: &[
-            attribute("top_k", Kind::Count, Default::Required, "experts a token"),
+            attribute("top_k", Kind::Count, Default::Required, "experts per token"),
             attribute("features", Kind::Count, Default::Required, "values inside an expert"),
             attribute("out_features", Kind::Count, Default::Key("hidden_size"), "size of the result"),
             attribute("kind", Kind::Activation, Default::Required, "a Hugging Face name: `hidden_act`"),

@@ -10,7 +10,7 @@ const OTHER_PARTS: &[&str] = &["multi_modal_projector.", "vision_model.", "visio
 const OF_THE_WHOLE: &[&str] =
     &["bos_token_id", "dtype", "eos_token_id", "quantization_config", "tie_word_embeddings", "torch_dtype"];
 
-/// What precedes a tensor of the language model, and what it has in its place in the language model alone.
+/// What precedes a tensor of the language model, and what it has in its place in a language model by itself.
 const PREFIXES: &[(&str, &str)] =
     &[("language_model.", ""), ("model.language_model.", "model."), ("model.text_model.", "model.")];
 

@@ -87,7 +87,7 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
         };
         let module = module.as_ref().or(attention.fused.as_ref());
         if attention.fused.is_some() && letter == "q" {
-            writer.note("TODO the order of q, k and v in the fused weight is told by its name alone");
+            writer.note("TODO the order of q, k and v in the fused weight is known only from its name");
         }
         writer.linear(letter, x, module, &size, part.as_deref(), ATTENTION_BIASES);
         if !norm_last {
@@ -102,7 +102,7 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
     }
     rope(writer);
     if norm_last {
-        writer.note("TODO told by `model_type` alone: the norms of q and k stand behind RoPE");
+        writer.note("TODO known only from `model_type`: the norms of q and k come after RoPE");
         writer.norm_in_place("q", attention.q_norm.as_ref());
         writer.norm_in_place("k", attention.k_norm.as_ref());
     }
@@ -112,7 +112,7 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
         }
     }
     let scale = if is_one_of(writer, &["gpt_neo"]) {
-        writer.note("TODO told by `model_type` alone: scores are not scaled");
+        writer.note("TODO known only from `model_type`: scores are not scaled");
         "1.0"
     } else if writer.keys.get("attention_multiplier").is_some() {
         "attention_multiplier"
@@ -241,17 +241,17 @@ fn rope(writer: &mut Writer) {
     }
     let partial = writer.keys.find("partial_rotary_factor").and_then(|factor| factor.number());
     if is_one_of(writer, &["chatglm"]) {
-        writer.note("TODO told by `model_type` alone: half of each head turns");
+        writer.note("TODO known only from `model_type`: half of each head turns");
         more += ", dim = \"head_dim / 2\"";
     } else if writer.keys.get("rotary_dim").is_some() {
         more += ", dim = \"rotary_dim\"";
     } else if is_one_of(writer, &["gptj", "codegen"]) {
-        writer.note("TODO told by `model_type` alone: 64 values of each head turn");
+        writer.note("TODO known only from `model_type`: 64 values of each head turn");
         writer.keys.derive("rotary_dim", "64");
         more += ", dim = \"rotary_dim\"";
     } else if let (None, Some((_, factor))) = (partial, PARTIAL.iter().find(|(family, _)| is_one_of(writer, &[family])))
     {
-        writer.note("TODO told by `model_type` alone: a part of each head turns");
+        writer.note("TODO known only from `model_type`: a part of each head turns");
         writer.keys.derive("partial_rotary_factor", factor);
         more += ", dim = \"int(head_dim * partial_rotary_factor)\"";
     } else if partial.is_some_and(|factor| factor != 1.0) {
@@ -263,7 +263,7 @@ fn rope(writer: &mut Writer) {
     if let Some(key) = flag {
         more += &format!(", interleaved = \"{key}\"");
     } else if writer.keys.text("model_type").is_some_and(|family| NEIGHBOURS.contains(&family)) {
-        writer.note("TODO told by `model_type` alone: neighbours are the pairs of RoPE");
+        writer.note("TODO known only from `model_type`: neighbours are the pairs of RoPE");
         more += ", interleaved = true";
     }
     if writer.keys.get("no_rope_layers").is_some() {
@@ -273,7 +273,7 @@ fn rope(writer: &mut Writer) {
         && writer.keys.get("sliding_window").is_some()
         && let Some(sliding) = sliding_layer(writer)
     {
-        writer.note("TODO told by `model_type` alone: layers without a window have no RoPE");
+        writer.note("TODO known only from `model_type`: layers without a window have no RoPE");
         more += &format!(", when = \"{sliding}\"");
     }
     for letter in ["q", "k"] {
@@ -314,11 +314,11 @@ fn sliding_layer(writer: &mut Writer) -> Option<&'static str> {
     } else if writer.keys.get("sliding_window_pattern").is_some() {
         "\"'full_attention' if (layer + 1) % sliding_window_pattern == 0 else 'sliding_attention'\"".to_owned()
     } else if is_one_of(writer, &["cwm"]) {
-        writer.todo("told by `model_type` alone: the first layer of four is without a window");
+        writer.todo("known only from `model_type`: the first layer of four is without a window");
         "\"'full_attention' if layer % 4 == 0 else 'sliding_attention'\"".to_owned()
     } else if writer.is_gemma() {
         let pattern = if writer.keys.get("rope_local_base_freq").is_some() { 6 } else { 2 };
-        writer.todo(format!("told by `model_type` alone: one layer of {pattern} is without a window"));
+        writer.todo(format!("known only from `model_type`: one layer of {pattern} is without a window"));
         format!("\"'full_attention' if (layer + 1) % {pattern} == 0 else 'sliding_attention'\"")
     } else {
         return None;

@@ -49,14 +49,14 @@ pub(super) fn embed(writer: &mut Writer, names: &mut Names) -> Result<(usize, Mo
     if let Some(key) = factor {
         writer.line("x", "scale", &format!("x = \"x\", factor = \"{key}\""));
     } else if writer.keys.get("scale_embedding").is_none() && writer.keys.text("model_type") == Some("biogpt") {
-        writer.note("TODO told by `model_type` alone: embeddings are scaled");
+        writer.note("TODO known only from `model_type`: embeddings are scaled");
         writer.expect("scale_embedding", "true");
         writer.line("x", "scale", "x = \"x\", factor = \"sqrt(hidden_size)\"");
     } else if writer.keys.flag("scale_embedding") == Some(true) {
         writer.expect("scale_embedding", "true");
         writer.line("x", "scale", "x = \"x\", factor = \"sqrt(hidden_size)\"");
     } else if writer.is_gemma() {
-        writer.note("TODO told by `model_type` alone: Gemma scales its embeddings, and stores norms less one");
+        writer.note("TODO known only from `model_type`: Gemma scales its embeddings, and stores norms less one");
         writer.line("x", "scale", "x = \"x\", factor = \"sqrt(hidden_size)\"");
     }
     if let Some(table) =
@@ -69,7 +69,7 @@ pub(super) fn embed(writer: &mut Writer, names: &mut Names) -> Result<(usize, Mo
             Some(limit) if limit < rows => {
                 let more = rows - limit;
                 writer.note(&format!(
-                    "TODO {more} rows beyond the longest context: positions are taken to begin behind them"
+                    "TODO {more} rows beyond the longest context: positions are taken to begin after them"
                 ));
                 format!("rows = \"max_position_embeddings\", offset = {more}")
             }
@@ -135,7 +135,7 @@ pub(super) fn head(writer: &mut Writer, names: &mut Names, hidden: usize, embedd
         vec![("linear", format!("x = \"{x}\", weight = {weight}{bias}, features = {size}"))];
     if changes(writer.keys.get("logits_scaling")) {
         let factor = if writer.keys.text("model_type") == Some("hyperclovax") {
-            writer.note("TODO told by `model_type` alone: logits_scaling multiplies the logits");
+            writer.note("TODO known only from `model_type`: logits_scaling multiplies the logits");
             "logits_scaling"
         } else {
             "1.0 / logits_scaling"

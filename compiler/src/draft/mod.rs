@@ -175,7 +175,7 @@ fn unmatched(names: &Names) -> Vec<String> {
 
 /// What no operation of the language computes, by a part of a tensor's name.
 const BEYOND: &[(&str, &str)] = &[
-    ("correction_bias", "the bias of the choice has one value an expert"),
+    ("correction_bias", "the bias of the choice has one value per expert"),
     ("experts.gate_up_proj_bias", "`experts` takes no biases"),
     ("experts.down_proj_bias", "`experts` takes no biases"),
     ("act_fn.", "no operation has an activation with weights"),

@@ -196,7 +196,7 @@ impl Writer {
         let key = self.keys.epsilon(module.is_some_and(|module| module.bias));
         let op = match (module, key) {
             (None, key) => {
-                self.todo("no tensor is a norm's weight: norms may stand where none is drafted, behind the embedding or on q and k");
+                self.todo("no tensor is a norm's weight: norms may stand where none is drafted, after the embedding or on q and k");
                 if key.is_some_and(|key| key.contains("rms")) { "rms_norm" } else { "layer_norm" }
             }
             (Some(module), _) if module.bias => "layer_norm",
@@ -215,7 +215,7 @@ impl Writer {
             }
         };
         if self.keys.text("model_type") == Some("biogpt") {
-            self.note("TODO told by `model_type` alone: the epsilon is 1e-5, whatever layer_norm_eps says");
+            self.note("TODO known only from `model_type`: the epsilon is 1e-5, whatever layer_norm_eps says");
             return (op, "1e-5".to_owned());
         }
         let eps = key.map_or_else(
@@ -311,7 +311,7 @@ impl Writer {
         let serves: Vec<String> = serves.iter().map(|name| format!("\"{name}\"")).collect();
         writeln!(text, "schema = 1\nname = \"{name}\"\nserves = [{}]", serves.join(", "))?;
         if !preset.is_empty() {
-            text += "\n[config] # the checkpoint's, so that the file compiles alone\n";
+            text += "\n[config] # the checkpoint's, so that the file compiles by itself\n";
             for (key, value) in preset.iter().filter(|(_, value)| !value.is_null()) {
                 writeln!(text, "{key} = {}", toml_of(value)?)?;
             }

@@ -46,7 +46,7 @@ impl Lowering<'_> {
         if left != right && right != Type::activation(&[1]) {
             let (left, right) = (words(&left), words(&right));
             let message = format!("`a` (`{}`) is {left}, `b` (`{}`) is {right}", call.values["a"], call.values["b"]);
-            return Err(mismatch(call, message).help("`b` has one value a token, or as many as `a`"));
+            return Err(mismatch(call, message).help("`b` has one value per token, or as many as `a`"));
         }
         Ok(self.node(call, Op::Glu, &[a, b], left))
     }

@@ -311,7 +311,7 @@ impl Lowering<'_> {
         let value = self.operand(call, role);
         if *self.graph.type_of(value) == Type::tokens() {
             let name = &call.values[role];
-            let message = format!("`{role}` must be an activation; `{name}` is one int a token");
+            let message = format!("`{role}` must be an activation; `{name}` is one int per token");
             return Err(mismatch(call, message).help("only `embedding` reads `tokens` and `positions`"));
         }
         Ok(value)

@@ -27,13 +27,13 @@ impl fmt::Display for Heads {
     }
 }
 
-/// `64 values a token`, `4 heads of 16`, `[100, 64]`.
+/// `64 values per token`, `4 heads of 16`, `[100, 64]`.
 pub(super) fn words(ty: &Type) -> String {
     if let Some(heads) = Heads::of(ty) {
         return heads.to_string();
     }
     match ty.shape[..] {
-        [Dim::Tokens, Dim::Fixed(size)] => format!("{} a token", counted(size, "value")),
+        [Dim::Tokens, Dim::Fixed(size)] => format!("{} per token", counted(size, "value")),
         _ => format!("{:?}", ty.fixed_sizes().collect::<Vec<_>>()),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use super::{PIPELINE, Rewrite, Selection};
 use crate::ir::{Graph, verify};
 
-/// What a run did, a line a pass that ran.
+/// What a run did, a line per pass that ran.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// In the order they ran.

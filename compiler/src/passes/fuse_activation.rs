@@ -14,7 +14,7 @@ fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
     let product = operand(graph, root, Role::X)?;
     let Op::Matmul(matmul) = graph.op(product.node) else { return Err(Miss::NotThis) };
     guard(matmul.biases.len() == 1, "the product is packed with others")?;
-    guard(matmul.is_bare(), "something else is fused behind the product already")?;
+    guard(matmul.is_bare(), "something else is fused after the product already")?;
     used_once(graph, product)?;
 
     let fused = Op::Matmul(Matmul { epilogue: Epilogue::Activate(*activation), ..matmul.clone() });

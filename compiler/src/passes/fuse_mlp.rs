@@ -27,7 +27,7 @@ fn gated(graph: &Graph, root: NodeId, activated: Value, up: Value) -> Result<Pat
     let Op::Matmul(matmul) = graph.op(gate.node) else { return Err(Miss::NotThis) };
     guard(gate.node == up.node, "gate and up are not products of one packed matmul")?;
     guard(matmul.biases.len() == 2, "gate and up are packed with other products")?;
-    guard(matmul.is_bare(), "something else is fused behind gate and up already")?;
+    guard(matmul.is_bare(), "something else is fused after gate and up already")?;
     for value in [gate, up, activated] {
         used_once(graph, value)?;
     }

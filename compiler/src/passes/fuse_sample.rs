@@ -17,7 +17,7 @@ fn find(graph: &Graph, root: NodeId) -> Result<Patch, Miss> {
         return Err(Miss::Because(format!("the logits come from {source}, not from a matmul")));
     };
     guard(matmul.biases.len() == 1, "the logits are packed with other products")?;
-    guard(matmul.is_bare(), "something else is fused behind the logits already")?;
+    guard(matmul.is_bare(), "something else is fused after the logits already")?;
 
     let fused = Op::Matmul(Matmul { sample: true, ..matmul.clone() });
     let operands = gather(graph, &fused, &[], &[logits.node])?;

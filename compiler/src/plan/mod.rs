@@ -32,7 +32,7 @@ pub struct Plan {
     pub layers: usize,
     /// Kernels a layer when decoding, from the layer that has the most; of the near step, where there is one.
     pub kernels_per_layer: usize,
-    /// Grid-wide dependencies a layer when decoding. Launches form one chain, so each is one.
+    /// Grid-wide dependencies per layer when decoding. Launches form one chain, so each is one.
     pub edges_per_layer: usize,
     /// Bytes of activations, all steps together.
     pub arena_bytes: usize,
@@ -178,7 +178,7 @@ pub struct Launch {
     pub kernel: usize,
     /// Blocks.
     pub grid: [u32; 3],
-    /// One 64-bit value an argument.
+    /// One 64-bit value per argument.
     pub args: Vec<Arg>,
     /// The graph node it computes (or a part of it).
     pub node: String,

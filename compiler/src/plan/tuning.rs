@@ -219,7 +219,7 @@ impl MatvecTuning {
             self.batch
         );
         ensure!((1..=32).contains(&self.depth), "a depth of {} is not 1 to 32 pairs", self.depth);
-        ensure!((1..=8).contains(&self.blocks), "{} blocks a multiprocessor are not 1 to 8", self.blocks);
+        ensure!((1..=8).contains(&self.blocks), "{} blocks per multiprocessor are not 1 to 8", self.blocks);
         ensure!(self.k > 0 && self.tiles > 0, "a product has columns and row tiles");
         Ok(())
     }

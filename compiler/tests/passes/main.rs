@@ -1,4 +1,4 @@
-//! Rewrites, one file a case: the passes that run, a graph, `----`, the graph that must come out of it and what did not
+//! Rewrites, one file per case: the passes that run, a graph, `----`, the graph that must come out of it and what did not
 //! fuse. `BLESS=1` writes what comes out into the files. The interpreter runs both graphs on random data.
 
 mod model;

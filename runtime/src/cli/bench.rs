@@ -345,7 +345,7 @@ fn as_text(report: &Report) -> Result<String> {
     writeln!(text, "{} on {} ({})", report.model, report.device, report.versions)?;
     writeln!(
         text,
-        "read ceiling {:.1} GB/s; {:.4} GB of weights a step: floor {:.1} us",
+        "read ceiling {:.1} GB/s; {:.4} GB of weights per step: floor {:.1} us",
         report.read_ceiling / 1e9,
         report.weight_bytes_per_step as f64 / 1e9,
         report.floor_us
@@ -353,7 +353,7 @@ fn as_text(report: &Report) -> Result<String> {
     writeln!(text, "check: {}", report.check)?;
     writeln!(
         text,
-        "\n| batch | depth | us a step | fastest to slowest run | tok/s | GB/s | % of ceiling |\n| --- | --- | --- | --- | --- | --- | --- |"
+        "\n| batch | depth | us per step | fastest to slowest run | tok/s | GB/s | % of ceiling |\n| --- | --- | --- | --- | --- | --- | --- |"
     )?;
     for row in &report.decode {
         writeln!(

@@ -27,7 +27,7 @@ Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment
 #[command(
     name = "fuserun",
     version,
-    about = "Runs compiled language models: one captured CUDA graph a token, or the CPU",
+    about = "Runs compiled language models: one captured CUDA graph per token, or the CPU",
     after_help = EXAMPLES
 )]
 struct Cli {

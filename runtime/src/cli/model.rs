@@ -32,7 +32,7 @@ pub struct ModelArgs {
     /// Positions a sequence may have; the default is what a .fuse file was compiled for, else the model's own, up to 4096.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N")]
     max_context: Option<NonZeroUsize>,
-    /// Passes to leave out (-name,…), or to run alone (name,…); all or none.
+    /// Passes to leave out (-name,…), or the only ones to run (name,…); all or none.
     #[arg(long, env = "FUSE_PASSES", allow_hyphen_values = true, value_name = "-NAME,…")]
     passes: Option<Selection>,
     /// Launch shapes on a GPU: auto (the shipped record of its architecture, where there is one), none (the plan's own rules), or a record of fusec tune.

@@ -433,7 +433,7 @@ impl<'a> Lowering<'a> {
         Ok(NormStep { kind: norm.kind, eps: norm.eps, weight: scaled, bias: part(norm.bias, bias)? })
     }
 
-    /// The buffer of angles of a rotation, filled once a step whatever the number of its users.
+    /// The buffer of angles of a rotation, filled once per step whatever the number of its users.
     fn rope(&mut self, rope: &Rope, head_dim: usize, node: NodeId) -> Result<Angles> {
         self.positions(node)?;
         ensure!(

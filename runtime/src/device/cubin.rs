@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parameters_of_each_kernel_are_found_behind_records_of_any_form() {
+    fn the_parameters_of_each_kernel_are_found_after_records_of_any_form() {
         let three = [&[4, 0x17, 4, 0, 1, 2, 3, 4][..], &[1, 0x35, 0, 0], &[3, 0x19, 24, 0], &[3, 0x1b, 0, 1]].concat();
         let wide = vec![3, 0x19, 0x00, 0x01];
         let none = vec![3, 0x1b, 0xff, 0];

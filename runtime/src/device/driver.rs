@@ -57,7 +57,7 @@ pub(super) fn check(status: CUresult, call: &'static str) -> Result<(), DriverEr
     if status == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(DriverError { call, status }) }
 }
 
-/// The number of devices, or why there is none to use. Looks once a process.
+/// The number of devices, or why there is none to use. Looks once per process.
 pub(super) fn devices() -> Result<usize> {
     static DEVICES: OnceLock<Result<usize, String>> = OnceLock::new();
     let devices = DEVICES.get_or_init(|| {

@@ -53,7 +53,7 @@ const CORE: usize = 1;
 const RANGE_PUSH: usize = 9;
 const RANGE_POP: usize = 11;
 
-/// Modules and slots a module, with room to spare: a slot that nobody calls costs nothing.
+/// Modules and slots per module, with room to spare: a slot that nobody calls costs nothing.
 const MODULES: usize = 8;
 const SLOTS: usize = 64;
 static TABLES: [[AtomicPtr<c_void>; SLOTS]; MODULES] =
@@ -114,7 +114,7 @@ unsafe extern "C" fn ignore(_version: u32) {}
 /// Hands out the slots of a module: a table of pointers to them, and how many they are.
 unsafe extern "C" fn functions_of(module: c_uint, table: *mut *const *const c_void, size: *mut c_uint) -> c_int {
     let Some(slots) = TABLES.get(module as usize).filter(|_| module > 0) else { return 0 };
-    // A few hundred bytes a module, once: the profiler may keep them. A null pointer ends the table.
+    // A few hundred bytes per module, once: the profiler may keep them. A null pointer ends the table.
     let pointers = slots.iter().map(|slot| slot.as_ptr().cast_const().cast::<c_void>()).chain([null()]);
     let pointers = Box::leak(pointers.collect::<Box<[*const c_void]>>());
     // SAFETY: the profiler passes two places to write to, or null for what it does not want.

@@ -10,7 +10,7 @@ impl fmt::Display for Profile {
         writeln!(f, "{} on {} ({})", self.model, self.device, self.versions)?;
         writeln!(
             f,
-            "batch {} at depth {}: {:.1} us a step; read ceiling {:.1} GB/s",
+            "batch {} at depth {}: {:.1} us per step; read ceiling {:.1} GB/s",
             self.batch,
             self.depth,
             self.step_us,
@@ -49,13 +49,13 @@ impl fmt::Display for Profile {
         )?;
         writeln!(
             f,
-            "bytes at the ceiling {:.1} us: beyond them the step takes {:.1} us, {:.2} us an edge",
+            "bytes at the ceiling {:.1} us: beyond them the step takes {:.1} us, {:.2} us per edge",
             self.floor_us,
             self.step_us - self.floor_us,
             self.beyond_floor_us_per_edge
         )?;
         if !self.queued {
-            writeln!(f, "the launches did not lay ready when they were timed alone: those times hold the host's too")?;
+            writeln!(f, "the launches were not queued when they were timed alone: those times include the host's")?;
         }
         writeln!(f, "\none kernel under Nsight Compute:\n{}", self.ncu)
     }

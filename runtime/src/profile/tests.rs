@@ -77,9 +77,9 @@ fn the_table_has_a_row_a_kernel() {
         format!("kernels one by one {}.0 us, the step {}.0 us: overlap hides {count}.0 us, ", 4 * count, 3 * count);
     assert!(text.contains(&line), "{text}");
     assert!(text.ends_with("$' --launch-count 1 fuserun profile\n"), "{text}");
-    assert!(!text.contains("did not lay ready"));
+    assert!(!text.contains("were not queued"));
     let unready = Profile { queued: false, exposed_us: 5.0, exposed_us_per_edge: 0.5, ..profile };
-    assert!(unready.to_string().contains("did not lay ready"));
+    assert!(unready.to_string().contains("were not queued"));
     assert!(unready.to_string().contains("between them show 5.0 us, 0.50 us for each"));
 }
 

@@ -270,7 +270,7 @@ pub fn logits(what: &str, found: &[f32], expected: &Expected, bound: f64) -> Res
     let rows = expected.tokens.len();
     anyhow::ensure!(
         found.len() == wanted.len(),
-        "{}: logits has {} values a token, the model {}",
+        "{}: logits has {} values per token, the model {}",
         expected.name,
         wanted.len() / rows,
         found.len() / rows

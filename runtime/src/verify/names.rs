@@ -131,10 +131,10 @@ impl<'a> Index<'a> {
 
     /// The scale after an embedding.
     fn scaled(&self, call: usize) -> Option<usize> {
-        let behind = |next: &usize| {
+        let after = |next: &usize| {
             self.calls[*next].op == OpName::Scale && self.producers[*next].get("x").copied().flatten() == Some(call)
         };
-        (self.calls[call].op == OpName::Embedding).then(|| (call + 1..self.calls.len()).find(behind)).flatten()
+        (self.calls[call].op == OpName::Embedding).then(|| (call + 1..self.calls.len()).find(after)).flatten()
     }
 
     /// The last call of a layer, or of anywhere where `layer` is none, that defines a value.

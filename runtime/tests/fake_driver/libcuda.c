@@ -1,4 +1,4 @@
-// A libcuda.so.1 with no GPU behind it: memory is the host's, copies happen at once, kernels do not run. Every launch, graph and end of life is a
+// A libcuda.so.1 without a GPU: memory is the host's, copies happen at once, kernels do not run. Every launch, graph and end of life is a
 // line in the file FAKE_CUDA_TRACE, and misuse (a launch with no current context, a double free) is a line that starts with "MISUSE".
 //
 // Kernels are what their name says (those of the compiler are any): "k3" takes three 8-byte parameters; "narrow" takes a 4-byte one; "absent" is not there.

@@ -67,8 +67,8 @@ pub(super) fn rename(model: &str, name: &str) -> Option<String> {
         None => stem,
     };
     if inside == "post_attention_layernorm" {
-        let behind = matches!(model, "gemma2" | "gemma3_text" | "olmo2");
-        return Some(format!("blk.{layer}.{}.{kind}", if behind { "post_attention_norm" } else { "ffn_norm" }));
+        let after = matches!(model, "gemma2" | "gemma3_text" | "olmo2");
+        return Some(format!("blk.{layer}.{}.{kind}", if after { "post_attention_norm" } else { "ffn_norm" }));
     }
     let (_, inside) = INSIDE.iter().find(|(own, _)| *own == inside)?;
     Some(format!("blk.{layer}.{inside}.{kind}"))

@@ -149,7 +149,7 @@ fn llama_tied_unfused() -> Result<()> {
     check(&Case { passes: Selection::none(), variant: " unfused", ..Case::new("llama-tied") })
 }
 
-/// Attention over several blocks a key head, which such short sequences do not get otherwise.
+/// Attention over several blocks per key head, which such short sequences do not get otherwise.
 #[test]
 fn llama_tied_in_splits() -> Result<()> {
     let mut tuning = Tuning::default();
@@ -382,7 +382,7 @@ fn dots1() -> Result<()> {
     check(&Case { routed: true, prompt: 13, ..Case::new("dots1") })
 }
 
-/// The same where all experts of a layer are one tensor, and a factor stands behind them.
+/// The same where all experts of a layer are one tensor, and a factor follows them.
 #[test]
 fn granitemoe() -> Result<()> {
     check(&Case { routed: true, ..Case::new("granitemoe") })
@@ -413,13 +413,13 @@ fn nemotron() -> Result<()> {
     check(&Case::new("nemotron"))
 }
 
-/// Norms of q and k behind RoPE.
+/// Norms of q and k after RoPE.
 #[test]
 fn hunyuan() -> Result<()> {
     check(&Case::new("hunyuan"))
 }
 
-/// Norms behind the blocks; RoPE where there is a window.
+/// Norms after the blocks; RoPE where there is a window.
 #[test]
 fn exaone4() -> Result<()> {
     check(&Case { prompt: 13, ..Case::new("exaone4") })

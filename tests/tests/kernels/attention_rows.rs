@@ -12,9 +12,9 @@ use crate::support::*;
 pub struct Case {
     pub kernel: AttentionRows,
     pub rows: usize,
-    /// Rows in front at position -1.
+    /// Rows before them at position -1.
     pub idle: usize,
-    /// The position of the first row behind them.
+    /// The position of the first row after them.
     pub first: usize,
     /// Of results in fp32.
     pub bound: Bound,
@@ -58,7 +58,7 @@ impl Case {
             (0..rows).map(|row| if row < self.idle { -1 } else { (self.first + row - self.idle) as i32 }).collect();
         let live = self.first + rows - self.idle;
 
-        // Keys and values: NaN in front of and behind those of the sequence, and in the other sequence.
+        // Keys and values: NaN before and after those of the sequence, and in the other sequence.
         let (context, padded) = (live + 3, dim.next_multiple_of(8));
         let mut random = Random((dim * 100 + heads + rows) as u64);
         let q = random.floats(rows * heads * dim);

@@ -398,7 +398,7 @@ fn insides_of_few_rows() -> Result<()> {
             Hidden::of(sigmoid(unnormalised(ExpertsHidden { tiles: inside(33, SIZES[1]), ..hidden(5, 5, 1) }))),
             // More experts of one row than a warp has lanes.
             Hidden::of(hidden(70, 40, 1)),
-            // Logits that the kernel in front added up: equal ones are equal sums.
+            // Logits that the kernel before added up: equal ones are equal sums.
             Hidden::of(summed(hidden(128, 8, 1))),
             Hidden::of(summed(unnormalised(hidden(40, 3, 4)))),
             Hidden::of(summed(sigmoid(hidden(9, 2, 2)))),

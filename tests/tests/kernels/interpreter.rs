@@ -238,7 +238,7 @@ fn attentions() -> Result<()> {
     check_attention(&Attention { rope: Some(Rope { interleaved: true, ..rope_of(8) }), ..decode }, 4, 1, 12, 0)
 }
 
-/// The rows of a chunk of a prompt at `first` and behind, in two kernels: what attention reads, and attention.
+/// The rows of a chunk of a prompt from `first` on, in two kernels: what attention reads, and attention.
 fn check_attention_rows(op: &Attention, heads: usize, key_heads: usize, dim: usize, first: usize) -> Result<()> {
     let mut random = Random(dim as u64);
     let (rows, padded) = (24, dim.next_multiple_of(8));

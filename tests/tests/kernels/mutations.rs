@@ -447,7 +447,7 @@ fn in_an_attention() {
             ("tile.value[r][c] = span.fresh[1]", "tile.value[r][c] = span.fresh[0]", "attention"),
             ("store(to + i, value), store(cached + i, value);", "store(to + i, value);", "cache"),
             ("store(to + i, value), store(cached + i, value);", "store(cached + i, value);", "shared memory"),
-            // The queries: what rounding leaves of them, where it is, and the zeros behind.
+            // The queries: what rounding leaves of them, where it is, and the zeros after it.
             ("{kept.z, left.z, kept.w, left.w}", "{kept.z, 0, kept.w, 0}", "attention"),
             ("value * QUERY_SCALE - bf16_low(kept)", "value * QUERY_SCALE", "attention"),
             ("* 2 * QUERY_STRIDE + 8 * quad", "* QUERY_STRIDE + 8 * quad", "attention"),

@@ -8,7 +8,7 @@ use crate::{append, attention_rows};
 
 #[test]
 fn in_an_attention_of_many_rows() {
-    // Two tiles of keys and a bit; 72 queries a key head over blocks of 32, the first of which has idle rows; warps in pairs.
+    // Two tiles of keys and a bit; 72 queries per key head over blocks of 32, the first of which has idle rows; warps in pairs.
     let kernel = attention_rows::shaped(2, 2, attention_rows::plain(6, 2, 24));
     let kernel = AttentionRows { window: 100, sinks: true, ..kernel };
     let case = attention_rows::Case { first: 110, idle: 3, ..attention_rows::Case::of(kernel, 24) };

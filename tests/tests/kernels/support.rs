@@ -194,7 +194,7 @@ fn pack_blocks(weights: &[Matrix], rows: &[usize], gated: bool) -> Vec<u16> {
     packed.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect()
 }
 
-/// A value a packed row: biases in packed row order. Padding is NaN: nobody may look at it.
+/// A value per packed row: biases in packed row order. Padding is NaN: nobody may look at it.
 pub fn pack_bias(biases: &[Vec<f32>], gated: bool) -> Vec<f32> {
     let rows: Vec<usize> = biases.iter().map(Vec::len).collect();
     (0..16 * row_tiles(&rows, gated))

@@ -194,7 +194,7 @@ impl File {
         file
     }
 
-    /// Takes the names of a `use`, whose tokens stand behind `before`.
+    /// Takes the names of a `use`, whose tokens stand after `before`.
     fn take_imports(&mut self, tokens: &[String], before: &[String], exported: bool, depth: usize) {
         let mut path = before.to_vec();
         let mut at = 0;
@@ -225,7 +225,7 @@ impl File {
             }
             at += 1;
         }
-        // An empty place behind the last comma of a list.
+        // An empty place after the last comma of a list.
         if tokens.is_empty() {
             return;
         }
@@ -261,7 +261,7 @@ fn outward(mut path: Vec<String>, depth: usize) -> Vec<String> {
     path
 }
 
-/// Behind the item that begins at `at`: its `;`, or the end of its braces.
+/// After the item that begins at `at`: its `;`, or the end of its braces.
 fn end_of_item(tokens: &[String], at: usize) -> usize {
     let is_use = tokens.get(at).is_some_and(|token| token == "use");
     let ends = |token: &String| token == ";" || token == "{" && !is_use;
@@ -272,7 +272,7 @@ fn end_of_item(tokens: &[String], at: usize) -> usize {
     }
 }
 
-/// Behind the bracket that closes the one at `at`.
+/// After the bracket that closes the one at `at`.
 fn closed(tokens: &[String], at: usize) -> usize {
     let mut open = 0;
     for (offset, token) in tokens[at..].iter().enumerate() {
@@ -371,7 +371,7 @@ fn circles_are_found_and_what_is_none_is_not() {
         of(&uses),
         ["a circle of 2 files:\n  a/b.rs names super::A of a/mod.rs\n  a/mod.rs names b::B of a/b.rs"]
     );
-    // Siblings, one of them through a re-export and in its code alone.
+    // Siblings, one of them through a re-export and only in its code.
     let mut siblings = sound;
     siblings[3].1 = "pub struct C; pub(in crate::a) fn d() { crate::a::B::new(); }\n";
     assert_eq!(

@@ -15,7 +15,7 @@ use fusec::passes::PIPELINE;
 /// A room, which is a folder or a file of sources, and the rooms that it may use.
 type Room = (&'static str, &'static [&'static str]);
 
-/// The rooms of the compiler; each stands behind those that it uses.
+/// The rooms of the compiler; each stands after those that it uses.
 const COMPILER: &[Room] = &[
     ("console", &[]),
     ("json", &[]),

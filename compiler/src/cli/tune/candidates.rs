@@ -195,20 +195,20 @@ impl fmt::Display for Shape {
                 let MatvecTuning { warps, depth, blocks, late, ahead, .. } = entry;
                 write!(f, "{warps} warps by {depth} steps, {blocks} to a multiprocessor{}", if_late(*late))?;
                 match ahead {
-                    Some(true) => write!(f, ", addends ahead"),
-                    Some(false) => write!(f, ", addends behind"),
+                    Some(true) => write!(f, ", addends before the products"),
+                    Some(false) => write!(f, ", addends after the products"),
                     None => Ok(()),
                 }
             }
             Shape::Matvec(entry) => write!(f, "{entry}"),
             Shape::Attention(entry) if f.alternate() => {
                 let AttentionTuning { warps, keys, slice, near_warps, near_rows, near_group, chains, late, .. } = entry;
-                write!(f, "{warps} warps, {keys} keys a split{}", if_late(*late))?;
+                write!(f, "{warps} warps, {keys} keys per split{}", if_late(*late))?;
                 let options = [
-                    (slice, "row tiles a cluster"),
+                    (slice, "row tiles per cluster"),
                     (near_warps, "warps for few keys"),
-                    (near_rows, "rows a cluster"),
-                    (near_group, "query heads a block for few keys"),
+                    (near_rows, "rows per cluster"),
+                    (near_group, "query heads per block for few keys"),
                     (chains, "sums of a product"),
                 ];
                 options

@@ -42,7 +42,7 @@ impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:.1} us a step where the rules take {:.1} ({:+.1}%)",
+            "{:.1} us per step where the heuristics take {:.1} ({:+.1}%)",
             self.us,
             self.default_us,
             -100.0 * self.gain()

@@ -47,7 +47,7 @@ fn norms_with_offset_and_bias() {
     near(&results(Op::Norm(offset), &[(&[1, 2], &[3.0, 4.0]), (&[2], &[10.0, 1.0])], &[&[1, 2]])[0], &[6.6, 1.6]);
     let bare = Norm { weight: false, ..norm.clone() };
     near(&results(Op::Norm(bare), &[(&[1, 2], &[3.0, 4.0])], &[&[1, 2]])[0], &[0.6, 0.8]);
-    // mean 4, variance 1; with eps 3 the divisor is 2. Each row of the last axis stands alone.
+    // mean 4, variance 1; with eps 3 the divisor is 2. Each row of the last axis is normalised by itself.
     let layer = Norm { kind: NormKind::Layer, eps: 3.0, bias: true, ..norm };
     let operands: [(&[usize], &[f32]); 3] =
         [(&[1, 2, 2], &[3.0, 5.0, 13.0, 15.0]), (&[2], &[2.0, 4.0]), (&[2], &[0.5, 0.25])];

@@ -28,7 +28,7 @@ pub(super) fn experts(fused: &Experts, node: &Checked<'_>) -> Check {
     let up = node.get(Role::Up);
     let [count, features, inputs] = stack("up", up)?;
     if inputs != x.row_size() {
-        return Err(format!("x is {x}, {} values a token, but up is {up}, {inputs} columns", x.row_size()));
+        return Err(format!("x is {x}, {} values per token, but up is {up}, {inputs} columns", x.row_size()));
     }
     if fused.gated {
         same("gate", node.get(Role::Gate), up)?;
@@ -47,7 +47,7 @@ pub(super) fn glu(node: &Checked<'_>) -> Check {
     let (a, b) = (node.get(Role::A), node.get(Role::B));
     activation("a", a)?;
     if b != a && *b != Type::activation(&[1]) {
-        return Err(format!("a is {a}, but b is {b}; b is one value a token or as many as a"));
+        return Err(format!("a is {a}, but b is {b}; b is one value per token or as many as a"));
     }
     must(&node.results[0], a, || "a".into())
 }

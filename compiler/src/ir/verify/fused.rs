@@ -121,14 +121,14 @@ fn product(node: &Checked<'_>, part: &Part, x: (&str, &Type), result: (&str, &Ty
     if x.row_size() != columns {
         let size = x.row_size();
         return Err(format!(
-            "{x_name} is {x}, {size} values a token, but {name} is {weight}, {columns} {columns_word}"
+            "{x_name} is {x}, {size} values per token, but {name} is {weight}, {columns} {columns_word}"
         ));
     }
     activation(result_name, result)?;
     if result.row_size() != rows {
         let size = result.row_size();
         return Err(format!(
-            "{result_name} is {result}, {size} values a token, but {name} is {weight}, {rows} {rows_word}"
+            "{result_name} is {result}, {size} values per token, but {name} is {weight}, {rows} {rows_word}"
         ));
     }
     match node.find(part.bias) {

@@ -84,7 +84,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             if from == to {
                 return Ok(());
             }
-            Err(format!("x is {x}, {from} values a token, but the result is {result}, {to} values a token"))
+            Err(format!("x is {x}, {from} values per token, but the result is {result}, {to} values per token"))
         }
         Op::Sample => {
             let x = node.get(Role::X);

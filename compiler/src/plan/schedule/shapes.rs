@@ -52,7 +52,7 @@ pub(super) fn query_group(share: usize, head_dim: usize) -> usize {
     }
 }
 
-/// Query heads that a block takes of those that share a key head where it takes all their keys: few, that is many blocks, but no more than 32.
+/// Query heads that a block takes of those that share a key head where it takes all their keys: few, that is many blocks, but at most 32.
 ///
 /// On an H200, us per step: Qwen3-0.6B at batch 1 with 16 blocks 447, with 8 458; at batch 2 with 32 493, with 16 497; at batch 4 with 64 594, with 32 574. A
 /// layer of Qwen3-30B-A3B with 32 blocks 35.8, with 16 36.1, with 8 36.5.
@@ -77,7 +77,7 @@ pub(super) fn attention_chains(head_dim: usize) -> usize {
     if head_dim > 128 { 1 } else { 2 }
 }
 
-/// Warps with 16 queries each, warps that share those, and keys a tile, of the kernel that attends with many rows.
+/// Warps with 16 queries each, warps that share those, and keys per tile, of the kernel that attends with many rows.
 ///
 /// Four warps per block. Where rows are few, fewer queries per block occupy more of the device, and the warps share the keys instead. Heads beyond
 /// 128 values have their queries in shared memory, of which a block may have 99 KB on the smallest parts.

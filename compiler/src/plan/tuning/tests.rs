@@ -63,7 +63,7 @@ fn what_is_no_record_is_refused_with_its_place() {
         &["norm_matvec_gated, k 2048, 1024 row tiles, batch 1", "12 warps are not one of"],
     );
     refused("depth = 4", "depth = 0", &["a depth of 0"]);
-    refused("blocks = 1", "blocks = 9", &["9 blocks a multiprocessor"]);
+    refused("blocks = 1", "blocks = 9", &["9 blocks per multiprocessor"]);
     refused("batch = 1", "batch = 3", &["batch 3 is not one of"]);
     refused("k = 2048", "k = -1", &["r.toml"]);
     refused("keys = 64", "keys = 0", &["heads 32 by 8 of 64, window 0, batch 1", "a split of no keys"]);

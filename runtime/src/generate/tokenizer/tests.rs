@@ -145,7 +145,7 @@ fn the_space_before_a_text_can_be_left_out() {
 }
 
 #[test]
-fn the_special_tokens_of_phi_3_take_the_space_behind_them() {
+fn the_special_tokens_of_phi_3_take_the_space_after_them() {
     let of = |architecture| sentence_piece(vec![("general.architecture", text(architecture))]).unwrap();
     assert_eq!(pieces(&of("phi3"), "<s> ab</s>\n ab"), ["<s>", "▁", "▁ab", "</s>", "▁ab"], "not of <s>");
     assert_eq!(pieces(&of("llama"), "ab</s>\n"), ["▁ab", "</s>", "▁", "<0x0A>"]);

@@ -1,7 +1,6 @@
 //! The whole way from a description to an artifact.
 
 use std::collections::BTreeMap;
-use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::json;
@@ -12,7 +11,7 @@ use crate::description::{Description, Facts, Resolved};
 use crate::ir::{Format, Graph};
 use crate::lower::lower;
 use crate::passes::{self, Report, Selection};
-use crate::plan::{Plan, PlanOptions, Tuning, plan};
+use crate::plan::{Plan, PlanOptions, Tuning, WeightFormat, plan};
 use crate::tensors;
 
 /// What to compile for.
@@ -38,32 +37,6 @@ impl Formats {
     /// The format of a tensor.
     pub fn of(&self, tensor: &str) -> Format {
         self.0.get(tensors::locate(tensor, &self.0)).copied().unwrap_or(Format::BF16)
-    }
-}
-
-/// How weights are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WeightFormat {
-    /// As the checkpoint stores them, where kernels read that.
-    #[default]
-    Stored,
-    /// In this format: quantised where their rows are whole blocks of it.
-    As(Format),
-}
-
-impl FromStr for WeightFormat {
-    type Err = String;
-
-    /// `auto`, or the name of a format that kernels read.
-    fn from_str(text: &str) -> Result<WeightFormat, String> {
-        let packed = || Format::ALL.into_iter().filter(|format| format.packed().is_some());
-        if text == "auto" {
-            return Ok(WeightFormat::Stored);
-        }
-        packed().find(|format| format.name() == text).map(WeightFormat::As).ok_or_else(|| {
-            let names: Vec<&str> = packed().map(Format::name).collect();
-            format!("give auto, or one of {}", names.join(", "))
-        })
     }
 }
 

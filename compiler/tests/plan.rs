@@ -115,7 +115,7 @@ fn emitted_sources_are_the_committed_ones() {
     let kernels = [
         "norm_matvec_f32_k2048_n2048_512_512_b1",
         "rope_append_attention_bf16_h32_kv8_d64_s16",
-        "matmul_gated_paired_bf16_k2048_n8192_m64",
+        "matmul_gated_paired_f16_k2048_n8192_m64",
     ];
     let mut wrong = Vec::new();
     for stem in kernels {

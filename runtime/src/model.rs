@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
-use fusec::compile::{CompileOptions, Formats, Model, WeightFormat, compile};
+use fusec::compile::{CompileOptions, Formats, Model, compile};
 use fusec::description::{Beyond, Description, Facts, Resolved, architectures};
 use fusec::files;
 use fusec::ir::{Format, Graph, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
-use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource};
+use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource, WeightFormat};
 use fusec::tensors;
 use serde_json::Value;
 
@@ -163,16 +163,14 @@ impl OpenModel {
         Ok(model)
     }
 
-    /// What to tell the user of weights that the CPU takes as they are stored and a GPU does not.
+    /// What to tell the user of weights that a GPU rounds.
     pub fn rounded(&self) -> Option<String> {
         let formats = self.formats().0;
-        let rounded: Vec<Format> = formats.values().copied().filter(|format| !format.is_read()).collect();
+        let rounded: Vec<Format> = formats.values().copied().filter(|format| format.packed().is_none()).collect();
         let names: BTreeSet<Format> = rounded.iter().copied().collect();
         let names: Vec<&str> = names.into_iter().map(Format::name).collect();
         let (count, names) = (rounded.len(), names.join(", "));
-        (count > 0).then(|| {
-            format!("{count} weights are stored as {names}: a GPU takes them as bf16, whose values have 8 bits")
-        })
+        (count > 0).then(|| format!("{count} weights are stored as {names}: a GPU takes them in 16 bits"))
     }
 
     /// How its checkpoint stores the weights, where kernels read that.

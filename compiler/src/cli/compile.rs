@@ -10,12 +10,12 @@ use clap::builder::PossibleValuesParser;
 
 use super::model::{ModelArgs, Opened};
 use crate::build::{Arch, Nvrtc, Options, ResourceReport};
-use crate::compile::{CompileOptions, Model, WeightFormat, artifact};
+use crate::compile::{CompileOptions, Model, artifact};
 use crate::console::tell;
 use crate::description::Beyond;
 use crate::output;
 use crate::passes;
-use crate::plan::{PlanOptions, TuningSource};
+use crate::plan::{PlanOptions, TuningSource, WeightFormat};
 
 /// What to compile for, and where to put it.
 #[derive(Args, Clone, Debug)]

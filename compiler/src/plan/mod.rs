@@ -14,12 +14,11 @@ use serde::{Deserialize, Serialize};
 pub use fuse_kernels as kernels;
 pub use fuse_kernels::{KernelSpec, RING, Reads};
 
-use crate::ir::Format;
-pub use crate::ir::{Replay, Start};
+pub use crate::ir::{Format, Replay, Start};
 pub(crate) use schedule::MULTIPROCESSORS;
 pub use schedule::{PlanOptions, plan};
 pub use tuning::{Tuning, TuningSource};
-pub use weights::{Part, Recipe, WeightBuffer};
+pub use weights::{Part, Recipe, WeightBuffer, WeightFormat};
 
 /// Everything the runtime needs to run a model, for one set of packed weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

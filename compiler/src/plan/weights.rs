@@ -1,8 +1,36 @@
 //! How checkpoint tensors become the buffers that kernels read.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Format, WeightRef};
+
+/// How weights are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// As the checkpoint stores them, where kernels read that.
+    #[default]
+    Stored,
+    /// In this format: quantised where their rows are whole blocks of it.
+    As(Format),
+}
+
+impl FromStr for WeightFormat {
+    type Err = String;
+
+    /// `auto`, or the name of a format that kernels read.
+    fn from_str(text: &str) -> Result<WeightFormat, String> {
+        let packed = || Format::ALL.into_iter().filter(|format| format.packed().is_some());
+        if text == "auto" {
+            return Ok(WeightFormat::Stored);
+        }
+        packed().find(|format| format.name() == text).map(WeightFormat::As).ok_or_else(|| {
+            let names: Vec<&str> = packed().map(Format::name).collect();
+            format!("give auto, or one of {}", names.join(", "))
+        })
+    }
+}
 
 /// A buffer of weights on the device, made once at load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

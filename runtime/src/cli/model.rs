@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use fusec::compile::WeightFormat;
 use fusec::console::tell;
 use fusec::passes::Selection;
-use fusec::plan::TuningSource;
+use fusec::plan::{TuningSource, WeightFormat};
 
 use crate::backend::{Device, LoadOptions};
 use crate::model::{ModelName, OpenModel, Text};

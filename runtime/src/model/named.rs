@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use fusec::artifact::Artifact;
-use fusec::compile::WeightFormat;
 use fusec::description::{also_served, architectures, find_serving, lacking, user_folder};
 use fusec::files;
 use fusec::folder::{self, checkpoint_folder};
 use fusec::passes::Selection;
-use fusec::plan::TuningSource;
+use fusec::plan::{TuningSource, WeightFormat};
 use serde_json::Value;
 
 use crate::demo;

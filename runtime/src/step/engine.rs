@@ -6,8 +6,7 @@ use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::ir::Format;
-use fusec::plan::{Launch, Plan, RING, Recipe, Start, StateBuffer, Step, StepKind};
+use fusec::plan::{Format, Launch, Plan, RING, Recipe, Start, StateBuffer, Step, StepKind};
 
 use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES};
 use super::chunks::chunks;

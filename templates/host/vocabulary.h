@@ -221,11 +221,6 @@ DEVICE u64 shuffle_up(u64 value, int delta) { return fuse_shuffle_up(value, delt
 DEVICE float rsqrtf(float value) { return (float)(1.0 / sqrt((double)value)); }
 DEVICE float power_of_two(float exponent) { return exp2f(exponent); }
 DEVICE float reciprocal(float value) { return 1.0f / value; }
-DEVICE u32 largest_halves(u32 a, u32 b) {
-  const u32 low = (a & 0xffff) > (b & 0xffff) ? a & 0xffff : b & 0xffff, high = a >> 16 > b >> 16 ? a >> 16 : b >> 16;
-  return high << 16 | low;
-}
-DEVICE u32 least_halves(u32 a, u32 b) { return ~largest_halves(~a, ~b); }
 DEVICE float plain_sum(float a, float b) { return a + b; }
 DEVICE float sine_of(float angle) { return sinf(angle); }
 DEVICE float cosine_of(float angle) { return cosf(angle); }

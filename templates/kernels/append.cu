@@ -2,10 +2,10 @@
 // {{ self.name() }}: normalises and rotates the heads of q and k, and stores each row's keys and values in the
 // caches. One warp per head.
 {% let rope = self.turns() %}{% include "rope.cuh" %}
-constexpr int HEADS = {{ heads }};              // query heads; 0: q is as attention reads it
+constexpr int HEADS = {{ heads }};  // query heads; 0: q is as attention reads it
 constexpr int KEY_HEADS = {{ key_heads }};
 constexpr int HEAD_DIM = {{ head_dim }};
-constexpr int NORM_Q = {{ self.norm_q() }}, NORM_K = {{ self.norm_k() }};   // of each head, before the rotation. 1: rms_norm, 2: layer_norm, 0: none
+constexpr int NORM_Q = {{ self.norm_q() }}, NORM_K = {{ self.norm_k() }};  // of each head, before the rotation. 1: rms_norm, 2: layer_norm, 0: none
 constexpr float EPS_Q = {{ self.eps_q() }}, EPS_K = {{ self.eps_k() }};
 constexpr int WARPS = {{ self.warps() }};
 constexpr int THREADS = 32 * WARPS;
@@ -16,7 +16,7 @@ constexpr int PER_LANE = (HEAD_DIM + 31) / 32;  // values of a head per lane
 // q_out fp32 [rows][HEADS][HEAD_DIM]; caches bfloat16 [sequence][KEY_HEADS][context][PADDED], in which a row at position -1 has no place.
 // Grid: rows, (HEADS + 2 KEY_HEADS) / WARPS rounded up.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
-  SHARED float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
+  SHARED float turns[ROPE_DIM / 2 + 1][2];  // cosine and sine of a pair
   SHARED float heads[WARPS][HEAD_DIM];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.x;
   launch_dependents();

@@ -1,9 +1,9 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
 {% include "attention.cuh" %}
-typedef {{ out }} Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
-constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // per multiprocessor
+typedef {{ out }} Out;                                                                   // SPLITS > 1: fp32 sums to be combined; else the result
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                        // blocks that share a key head
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
@@ -12,8 +12,8 @@ constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ?
 // Grid: KEY_HEADS * GROUPS, SPLITS, rows.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
   SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
-  SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
-  SHARED Part parts[WARPS];         // before that, scratch of the warps that prepare heads
+  SHARED Vec4 fresh[2][PADDED / 8];  // this step's key and value, as the cache has them
+  SHARED Part parts[WARPS];          // before that, scratch of the warps that prepare heads
   SHARED Prepared prepared;
   const int warp = threadIdx.x / 32;
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;

@@ -1,28 +1,28 @@
 // Attention of query heads that share a key head over its keys, on tensor cores: 16 keys per warp at a time. Included by the kernels that attend.
 {% let splits = attention.splits %}{% include "splits.cuh" %}
 {% let rope = attention.turns() %}{% include "rope.cuh" %}
-constexpr int HEADS = {{ attention.heads }};              // query heads
+constexpr int HEADS = {{ attention.heads }};  // query heads
 constexpr int KEY_HEADS = {{ attention.key_heads }};
 constexpr int HEAD_DIM = {{ attention.head_dim }};
-constexpr int GROUP = {{ attention.group }};              // query heads that are taken together; they share a key head
+constexpr int GROUP = {{ attention.group }};  // query heads that are taken together; they share a key head
 constexpr int WARPS = {{ attention.warps }};
-constexpr bool LATE = {{ attention.late }};               // triggers dependents after griddepcontrol.wait, not at the start
-constexpr float SCALE = {{ attention.score_scale() }};            // multiplies q · k
-constexpr float SOFTCAP = {{ attention.score_cap() }};        // cap · tanh(score / cap); 0: none
-constexpr bool APPEND = {{ attention.append }};           // normalise, rotate and store this row's key and value first
-constexpr bool NORM = {{ attention.norm.is_some() }};               // rms_norm of each head of q and k, before the rotation; under APPEND
+constexpr bool LATE = {{ attention.late }};             // triggers dependents after griddepcontrol.wait, not at the start
+constexpr float SCALE = {{ attention.score_scale() }};  // multiplies q · k
+constexpr float SOFTCAP = {{ attention.score_cap() }};  // cap · tanh(score / cap); 0: none
+constexpr bool APPEND = {{ attention.append }};         // normalise, rotate and store this row's key and value first
+constexpr bool NORM = {{ attention.norm.is_some() }};   // rms_norm of each head of q and k, before the rotation; under APPEND
 constexpr float EPS_Q = {{ attention.eps_q() }}, EPS_K = {{ attention.eps_k() }};
-constexpr bool SINKS = {{ attention.sinks }};             // a logit per head that takes part in the softmax and adds no value
-constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
+constexpr bool SINKS = {{ attention.sinks }};   // a logit per head that takes part in the softmax and adds no value
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int THREADS = 32 * WARPS;
-constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head per lane
-constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two steps of a product with keys
-constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a row of the value cache
-constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from the hi part of a query to its lo part, and on to the next query
-constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
-constexpr bool WIDE = PADDED > 128;                       // a lane has registers for its share of keys or of values, not of both
-constexpr int CHAINS = {{ attention.chains }};            // sums that a product with keys is computed in
-constexpr bool HALVES = GROUP <= 4;                       // four columns are the hi parts of weights, four the lo parts
+constexpr int PER_LANE = (PADDED + 31) / 32;    // values of a head per lane
+constexpr int PIECES = (PADDED + 31) / 32;      // of 32 values: two steps of a product with keys
+constexpr int CHUNKS = (PADDED + 63) / 64;      // of 64 values: what eight lanes hold of a row of the value cache
+constexpr int QUERY_STRIDE = 32 * PIECES + 8;   // bfloat16 from the hi part of a query to its lo part, and on to the next query
+constexpr int SUM_STRIDE = 64 * CHUNKS + 4;     // floats from a head's sums to the next head's
+constexpr bool WIDE = PADDED > 128;             // a lane has registers for its share of keys or of values, not of both
+constexpr int CHAINS = {{ attention.chains }};  // sums that a product with keys is computed in
+constexpr bool HALVES = GROUP <= 4;             // four columns are the hi parts of weights, four the lo parts
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
@@ -30,13 +30,12 @@ static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups 
 
 // Rotations and norm weights are the same for all heads: they are computed before the wait.
 struct Prepared {
-  float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
-  float weights[2][HEAD_DIM];         // of the norms of q and k
+  float turns[ROPE_DIM / 2 + 1][2];  // cosine and sine of a pair
+  float weights[2][HEAD_DIM];        // of the norms of q and k
 };
 
 DEVICE void prepare_turns(Prepared& prepared, int position) {
-  for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS)
-    rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
+  for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS) rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
 }
 DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const float* k_weight) {
   for (int i = threadIdx.x; i < HEAD_DIM && NORM; i += THREADS) {
@@ -107,7 +106,9 @@ DEVICE int last_cached(const Span& span) { return (APPEND && span.end > span.pos
 
 // A lane's share of 16 keys from `base` on: of keys base + lane / 4 and + 8 the values 8 (lane % 4) .. + 7 of each piece, as the product
 // with queries wants them; of the values of keys base + 2 (lane % 4), + 1, + 8, + 9 the 8 (lane / 4) .. + 7 of each chunk. A key beyond the last is the last.
-struct Tile { Vec4 key[2][PIECES], value[4][CHUNKS]; };
+struct Tile {
+  Vec4 key[2][PIECES], value[4][CHUNKS];
+};
 
 DEVICE Vec4 load_cached(const u16* p) { return APPEND ? load_stream((const Vec4*)p) : load_here((const Vec4*)p); }
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
@@ -120,8 +121,8 @@ DEVICE void load_keys(Tile& tile, const Span& span, int base) {
   for (int t = 0; t < 2; t++)
 #pragma unroll
     for (int p = 0; p < PIECES; p++)
-      tile.key[t][p] = load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED +
-                                   smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
+      tile.key[t][p] =
+          load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED + smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
 }
 DEVICE void load_values(Tile& tile, const Span& span, int base) {
   const int last = last_cached(span);

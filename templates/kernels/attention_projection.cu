@@ -3,17 +3,17 @@
 // of the heads and multiplies the result, and the products are summed through distributed shared memory, in the order of the blocks.
 {% include "attention.cuh" %}
 {% include "tiles.cuh" %}
-constexpr int BATCH = {{ batch }};                        // rows of x that a cluster takes
-constexpr int CLUSTER = {{ cluster }};                    // blocks that share the heads
-constexpr int SLICE = {{ slice }};                        // row tiles of a cluster
+constexpr int BATCH = {{ batch }};      // rows of x that a cluster takes
+constexpr int CLUSTER = {{ cluster }};  // blocks that share the heads
+constexpr int SLICE = {{ slice }};      // row tiles of a cluster
 constexpr int BLOCK_KEY_HEADS = KEY_HEADS / CLUSTER;
 constexpr int BLOCK_HEADS = HEADS / CLUSTER;
-constexpr int GROUPS = BLOCK_HEADS / GROUP;               // of a row of x in a block
-constexpr int JOBS = BATCH * GROUPS;                      // of attention in a block
-constexpr int PARTS = JOBS < WARPS ? WARPS / JOBS : 1;    // warps that share a job
-constexpr int COLUMNS = BLOCK_HEADS * HEAD_DIM;           // of W in a block
+constexpr int GROUPS = BLOCK_HEADS / GROUP;             // of a row of x in a block
+constexpr int JOBS = BATCH * GROUPS;                    // of attention in a block
+constexpr int PARTS = JOBS < WARPS ? WARPS / JOBS : 1;  // warps that share a job
+constexpr int COLUMNS = BLOCK_HEADS * HEAD_DIM;         // of W in a block
 constexpr int BLOCK_STEPS = COLUMNS / STEP;
-constexpr int SPLIT = SLICE >= WARPS ? 1 : WARPS / SLICE; // warps that share a row tile
+constexpr int SPLIT = SLICE >= WARPS ? 1 : WARPS / SLICE;  // warps that share a row tile
 constexpr int STAGE_STRIDE = COLUMNS + 32;
 constexpr int RESULTS = 16 * SLICE * BATCH;               // of a cluster
 constexpr int SHARE = (RESULTS + CLUSTER - 1) / CLUSTER;  // and of a block
@@ -24,11 +24,11 @@ static_assert(BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product
 // What lies in dynamic shared memory, in this order.
 struct alignas(16) Shared {
   Vec4 weights[SLICE][BLOCK_STEPS * STEP_WORDS];
-  Part parts[JOBS * PARTS > WARPS ? JOBS * PARTS : WARPS];   // before that, scratch of the warps that prepare heads
+  Part parts[JOBS * PARTS > WARPS ? JOBS * PARTS : WARPS];  // before that, scratch of the warps that prepare heads
   Vec4 queries[BATCH * BLOCK_HEADS][2 * QUERY_STRIDE / 8];
   Vec4 fresh[BATCH * BLOCK_KEY_HEADS][2][PADDED / 8];
   Vec4 staged[BATCH][STAGE_STRIDE / 8];
-  float products[CLUSTER][SPLIT][SHARE];   // of the results that this block finishes, each block's
+  float products[CLUSTER][SPLIT][SHARE];  // of the results that this block finishes, each block's
   Prepared prepared[BATCH];
 };
 
@@ -36,7 +36,7 @@ struct alignas(16) Shared {
 // positions, sequences [rows]; a row at position -1 attends to nothing. bias [rows of y], residual and y [rows][rows of y], fp32.
 // zeros: `zero_count` floats that are set to zero. Grid: CLUSTER, slices, rows / BATCH.
 KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}({{ self.signature() }}) {
-  SHARED u64 arrived;                                     // of the weights
+  SHARED u64 arrived;  // of the weights
   Shared& shared = *(Shared*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x, first_tile = blockIdx.y * SLICE;
@@ -91,8 +91,8 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
         if (keeps) store(cached + i, value);
       }
     };
-    load_head(take, shared.parts[warp].sums[0], from, shared.prepared[row].weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K,
-              shared.prepared[row], is_query || is_key);
+    load_head(take, shared.parts[warp].sums[0], from, shared.prepared[row].weights[is_query ? 0 : 1], is_query ? EPS_Q : EPS_K, shared.prepared[row],
+              is_query || is_key);
     if (is_query) pad_query(to);
   }
   block_barrier();
@@ -130,8 +130,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
       Held held;
       load_again(held, shared.weights[t] + STEP_WORDS * step + lane);
 #pragma unroll
-      for (int pair = 0; pair < PAIRS; pair++)
-        multiply(sum, held, pair, load_staged((const u16*)shared.staged[group % BATCH], STEP * step + 32 * pair, quad));
+      for (int pair = 0; pair < PAIRS; pair++) multiply(sum, held, pair, load_staged((const u16*)shared.staged[group % BATCH], STEP * step + 32 * pair, quad));
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {

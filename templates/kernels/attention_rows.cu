@@ -1,28 +1,29 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: causal attention of many rows of one sequence, on tensor cores: a tile of queries against one tile of keys after the other.
 // A query is a row and one of the heads that share a key head; the queries of a key head are numbered by row, then by head.
-constexpr int HEADS = {{ heads }};                  // query heads
+constexpr int HEADS = {{ heads }};  // query heads
 constexpr int KEY_HEADS = {{ key_heads }};
 constexpr int HEAD_DIM = {{ head_dim }};
-constexpr int WINDOW = {{ window }};                // keys that a row sees; 0: all
-constexpr float SCALE = {{ self.score_scale() }};                // multiplies q · k
-constexpr float SOFTCAP = {{ self.score_cap() }};            // cap · tanh(score / cap); 0: none
-constexpr bool SINKS = {{ sinks }};                 // a logit per head that takes part in the softmax and adds no value
-constexpr int ROW_WARPS = {{ row_warps }};          // warps with 16 queries each
-constexpr int PARTS = {{ parts }};                  // warps with the same queries: each takes a part of the keys of a tile
-constexpr int KEYS = {{ keys }};                    // keys per tile
+constexpr int WINDOW = {{ window }};               // keys that a row sees; 0: all
+constexpr float SCALE = {{ self.score_scale() }};  // multiplies q · k
+constexpr float SOFTCAP = {{ self.score_cap() }};  // cap · tanh(score / cap); 0: none
+constexpr bool SINKS = {{ sinks }};                // a logit per head that takes part in the softmax and adds no value
+constexpr int ROW_WARPS = {{ row_warps }};         // warps with 16 queries each
+constexpr int PARTS = {{ parts }};                 // warps with the same queries: each takes a part of the keys of a tile
+constexpr int KEYS = {{ keys }};                   // keys per tile
 typedef {{ out }} Out;
 {% if out.is_tiled() %}{% include "activations.cuh" %}
-{% endif %}constexpr int SHARE = HEADS / KEY_HEADS;            // queries per row
-constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;      // a cache row: HEAD_DIM values, zeros up to 16 bytes
-constexpr int CHUNKS = PADDED / 8;                  // of 16 bytes
-constexpr int STRIDE = CHUNKS | 1;                  // chunks from a key to the next: odd, so that eight keys are in different banks
-constexpr int PIECES = (PADDED + 31) / 32;          // of 32 values: two steps of a product with keys
+{%- endif %}
+constexpr int SHARE = HEADS / KEY_HEADS;        // queries per row
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
+constexpr int CHUNKS = PADDED / 8;              // of 16 bytes
+constexpr int STRIDE = CHUNKS | 1;              // chunks from a key to the next: odd, so that eight keys are in different banks
+constexpr int PIECES = (PADDED + 31) / 32;      // of 32 values: two steps of a product with keys
 constexpr int WARPS = ROW_WARPS * PARTS, THREADS = 32 * WARPS;
-constexpr int QUERIES = 16 * ROW_WARPS;             // queries per block
-constexpr int COLUMNS = KEYS / PARTS / 8;           // groups of eight keys per warp
-constexpr int SUM_STRIDE = PADDED + 8;              // floats from a query's sums to the next one's
-constexpr bool HELD = PADDED <= 128;                // a warp holds its queries in registers; else they are in shared memory
+constexpr int QUERIES = 16 * ROW_WARPS;    // queries per block
+constexpr int COLUMNS = KEYS / PARTS / 8;  // groups of eight keys per warp
+constexpr int SUM_STRIDE = PADDED + 8;     // floats from a query's sums to the next one's
+constexpr bool HELD = PADDED <= 128;       // a warp holds its queries in registers; else they are in shared memory
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(PADDED <= 256, "a warp holds sums of 256 values");
@@ -36,7 +37,9 @@ DEVICE int key_of(int column) { return column / 2 + column % 2 * 4; }
 
 // 32 values of 16 queries as a hi/lo split, each part as two fragments. Of queries lane / 4 and + 8 a
 // lane has the values 8 (lane % 4) .. + 7, as it loads those of a key.
-struct Piece { Vec4 kept[2], left[2]; };
+struct Piece {
+  Vec4 kept[2], left[2];
+};
 
 DEVICE void split(u32 (&kept)[4], u32 (&left)[4], const float* query, int first) {
 #pragma unroll
@@ -65,7 +68,7 @@ DEVICE Piece load_piece(const float* upper, const float* lower, int piece) {
   const int first = 32 * piece + 8 * (threadIdx.x % 4);
   split(kept[0], left[0], upper, first), split(kept[1], left[1], lower, first);
   return { { {kept[0][0], kept[1][0], kept[0][1], kept[1][1]}, {kept[0][2], kept[1][2], kept[0][3], kept[1][3]} },
-           { {left[0][0], left[1][0], left[0][1], left[1][1]}, {left[0][2], left[1][2], left[0][3], left[1][3]} } };
+          { {left[0][0], left[1][0], left[0][1], left[1][1]}, {left[0][2], left[1][2], left[0][3], left[1][3]} } };
 }
 
 // Starts to copy the keys (or values) base .. base + KEYS - 1; one beyond the last is the last, as the memory after it may hold NaNs.
@@ -79,7 +82,7 @@ DEVICE void copy_tile(Vec4* tile, const u16* from, int base, int last) {
 
 // Eight results of a query, of 16 bits or fp32.
 template <typename T>
-DEVICE void store_eight(T* to, const float (&v)[8], int count) {
+DEVICE void store_eight(T * to, const float (&v)[8], int count) {
   if (HEAD_DIM % 8 == 0) {
     *(Vec4*)to = {pack_two(T(), v[0], v[1]), pack_two(T(), v[2], v[3]), pack_two(T(), v[4], v[5]), pack_two(T(), v[6], v[7])};
   } else {
@@ -101,8 +104,8 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
   SHARED float peaks[WARPS][16], totals[WARPS][16];
   Vec4* const key_tile = (Vec4*)shared_memory();
   Vec4* const value_tile = key_tile + KEYS * STRIDE;
-  Piece* const pieces = (Piece*)(value_tile + KEYS * STRIDE);   // [ROW_WARPS][PIECES][32], unless HELD
-  float* const sums = (float*)key_tile;                         // [WARPS][16][SUM_STRIDE], once the tiles are no longer needed
+  Piece* const pieces = (Piece*)(value_tile + KEYS * STRIDE);  // [ROW_WARPS][PIECES][32], unless HELD
+  float* const sums = (float*)key_tile;                        // [WARPS][16][SUM_STRIDE], once the tiles are no longer needed
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int row_warp = warp / PARTS, part = warp % PARTS;
 
@@ -156,8 +159,7 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
       for (int c = 0; c < COLUMNS; c += 2) {
         Vec4 key[2];
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-          key[i] = key_tile[((part * COLUMNS + c + i) * 8 + key_of(group)) * STRIDE + smaller(4 * p + quad, CHUNKS - 1)];
+        for (int i = 0; i < 2; i++) key[i] = key_tile[((part * COLUMNS + c + i) * 8 + key_of(group)) * STRIDE + smaller(4 * p + quad, CHUNKS - 1)];
 #pragma unroll
         for (int i = 0; i < 2; i++) mma_bf16(score[c + i], now.kept[0], key[i].x, key[i].y);
 #pragma unroll
@@ -264,11 +266,14 @@ KERNEL void __launch_bounds__(THREADS, 2) {{ self.name() }}({{ self.signature() 
     // Without a key the sum of weights is not positive.
 #pragma unroll
     for (int j = 0; j < 8; j++) v[j] = whole > 0.0f ? v[j] / whole : 0.0f;
-{% if out.is_tiled() %}#pragma unroll
+{%- if out.is_tiled() %}
+#pragma unroll
     for (int j = 0; j < 8; j += 2) {
       const int column = head * HEAD_DIM + 8 * chunk + j;
       if (8 * chunk + j < HEAD_DIM) *(u32*)(out + activation_at(row, column, rows)) = pack_two(Out(), v[j], v[j + 1]);
     }
-{% else %}    store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);
-{% endif %}  }
+    {%- else %}
+    store_eight(out + ((u64)row * HEADS + head) * HEAD_DIM + 8 * chunk, v, HEAD_DIM - 8 * chunk);
+    {%- endif %}
+  }
 }

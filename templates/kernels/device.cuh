@@ -3,9 +3,13 @@ typedef unsigned short u16;  // a bfloat16 in memory
 typedef unsigned int u32;
 typedef unsigned long long u64;
 // An activation in memory as IEEE half precision: a sixteenth of its value.
-struct f16 { u16 bits; };
+struct f16 {
+  u16 bits;
+};
 // 16 bytes: eight bfloat16 or four floats.
-struct alignas(16) Vec4 { u32 x, y, z, w; };
+struct alignas(16) Vec4 {
+  u32 x, y, z, w;
+};
 
 #ifdef FUSE_HOST
 #include "vocabulary.h"
@@ -53,12 +57,8 @@ DEVICE u64 load_peer(const u64* p, int rank) {
 DEVICE void store_peer(float* p, float value, int rank) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "f"(value) : "memory");
 }
-DEVICE void store_peer(u32* p, u32 value, int rank) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "r"(value) : "memory");
-}
-DEVICE void store_peer(u64* p, u64 value, int rank) {
-  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place_in_peer(p, rank)), "l"(value) : "memory");
-}
+DEVICE void store_peer(u32* p, u32 value, int rank) { asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(place_in_peer(p, rank)), "r"(value) : "memory"); }
+DEVICE void store_peer(u64* p, u64 value, int rank) { asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(place_in_peer(p, rank)), "l"(value) : "memory"); }
 // Asynchronous bulk copies of weights into shared memory. One thread says how many bytes the mbarrier `arrived` expects, and starts the copies; all
 // threads wait for them after a block_barrier.
 DEVICE void expect(u64* arrived, u32 bytes) {
@@ -68,14 +68,17 @@ DEVICE void expect(u64* arrived, u32 bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
 }
 DEVICE void copy_bulk(Vec4* to, const Vec4* from, u32 bytes, u64* arrived) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"((u32)__cvta_generic_to_shared(to)),
-               "l"(from), "r"(bytes), "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from),
+               "r"(bytes), "r"((u32)__cvta_generic_to_shared(arrived))
+               : "memory");
 }
 DEVICE void await(const u64* arrived) {
   u32 done;
   do {
     asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done) : "r"((u32)__cvta_generic_to_shared(arrived)) : "memory");
+                 : "=r"(done)
+                 : "r"((u32)__cvta_generic_to_shared(arrived))
+                 : "memory");
   } while (!done);
 }
 #endif
@@ -129,7 +132,8 @@ DEVICE void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 DEVICE Vec4 load_transposed(const Vec4* row) {
   Vec4 v;
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 { %0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((u32)__cvta_generic_to_shared(row)));
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"((u32)__cvta_generic_to_shared(row)));
   return v;
 }
 
@@ -196,7 +200,7 @@ DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xfffff
 DEVICE int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 DEVICE float shuffle_from(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 DEVICE int shuffle_from(int value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
-DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }   // bit l: lane l's value
+DEVICE u32 ballot(bool value) { return __ballot_sync(0xffffffffu, value); }  // bit l: lane l's value
 DEVICE int warp_max(int value) {
   int most;
   asm volatile("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(most) : "r"(value));
@@ -212,7 +216,7 @@ DEVICE int warp_sum(int value) {
   asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(sum) : "r"(value));
   return sum;
 }
-DEVICE u32 odd_bytes(u32 w) { return __byte_perm(w, 0, 0x4341); }   // bytes 1 and 3, each in a half
+DEVICE u32 odd_bytes(u32 w) { return __byte_perm(w, 0, 0x4341); }  // bytes 1 and 3, each in a half
 DEVICE int count_bits(u32 value) { return __popc(value); }
 DEVICE int leading_zeros(u32 value) { return __clz(value); }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
@@ -227,10 +231,10 @@ DEVICE float power_of_two(float exponent) {
 }
 // Never contracted to a fused multiply-add, so that all kernels compute the same bits.
 DEVICE float plain_sum(float a, float b) { return __fadd_rn(a, b); }
-DEVICE float sine_of(float angle) { return __sinf(angle); }      // |angle| <= pi
-DEVICE float cosine_of(float angle) { return __cosf(angle); }    // |angle| <= pi
+DEVICE float sine_of(float angle) { return __sinf(angle); }    // |angle| <= pi
+DEVICE float cosine_of(float angle) { return __cosf(angle); }  // |angle| <= pi
 DEVICE u32 multiply_high(u32 a, u32 b) { return __umulhi(a, b); }
-DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); }   // returns the old value
+DEVICE u32 atomic_add_shared(u32* p, u32 value) { return atomicAdd(p, value); }  // returns the old value
 DEVICE void atomic_max_shared(u32* p, u32 value) { atomicMax(p, value); }
 // Adds to a float in memory, in any order.
 DEVICE void accumulate(float* p, float value) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(p), "f"(value) : "memory"); }

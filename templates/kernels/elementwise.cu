@@ -3,15 +3,17 @@
 constexpr int ADD = 0, MUL = 1, SCALE = 2, SOFTCAP = 3, ACTIVATE = 4, CLAMP = 5, GLU = 6, GLU_ROW = 7, SUM = 8;
 constexpr int KIND = {{ kind.code() }};
 constexpr int ACTIVATION = {{ kind.activation() }};
-constexpr float FACTOR = {{ kind.factor() }};          // of SCALE, the cap of SOFTCAP, the limit of CLAMP
-constexpr int COUNT = {{ kind.count() }};                // rows of a that SUM adds up
-constexpr int SIZE = {{ size }};                // values per row
+constexpr float FACTOR = {{ kind.factor() }};  // of SCALE, the cap of SOFTCAP, the limit of CLAMP
+constexpr int COUNT = {{ kind.count() }};      // rows of a that SUM adds up
+constexpr int SIZE = {{ size }};               // values per row
 constexpr int THREADS = {{ self.threads() }};
 typedef {{ out }} Out;
 {% if out.is_tiled() %}{% include "activations.cuh" %}
-{% endif %}
-{% if out.is_tiled() %}// Results are in the order of activations.cuh.
-{% endif %}// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]; a of SUM [rows][COUNT][SIZE], b or null. Grid: rows.
+{%- endif %}
+{%- if out.is_tiled() %}
+// Results are in the order of activations.cuh.
+{%- endif %}
+// a, b (null for one operand, [rows] of GLU_ROW) fp32 [rows][SIZE], out [rows][SIZE]; a of SUM [rows][COUNT][SIZE], b or null. Grid: rows.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   launch_dependents();
   wait_for_dependencies();

@@ -1,15 +1,15 @@
 // The weights of routed experts: packed tiles, one expert after the other. A decode step reads each expert that one of its rows chose once,
 // for all of its rows: those that did not choose it have a share of zero.
-constexpr int BATCH = {{ batch }};              // rows of x
-constexpr int WARPS = {{ warps }};              // they take the steps of a row tile in turn
-constexpr int DEPTH = {{ depth }};              // steps of weights a warp has in flight
+constexpr int BATCH = {{ batch }};  // rows of x
+constexpr int WARPS = {{ warps }};  // they take the steps of a row tile in turn
+constexpr int DEPTH = {{ depth }};  // steps of weights a warp has in flight
 // Of logits that router.cuh summed in fixed point, not yet divided by the row's root mean square; 0: logits are fp32.
 constexpr int COPIES = {{ self.copies() }};
 constexpr bool SUMMED = COPIES > 0;
 typedef {% if summed %}u64{% else %}float{% endif %} Logit;
-constexpr bool ALONE = BATCH == 1 && TOP_K <= 32;   // each warp chooses for itself, and hidden values are in the order of the choice
+constexpr bool ALONE = BATCH == 1 && TOP_K <= 32;  // each warp chooses for itself, and hidden values are in the order of the choice
 constexpr int THREADS = 32 * WARPS;
-constexpr int MOST = BATCH * TOP_K < EXPERTS ? BATCH * TOP_K : EXPERTS;   // experts that a step may need
+constexpr int MOST = BATCH * TOP_K < EXPERTS ? BATCH * TOP_K : EXPERTS;  // experts that a step may need
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && BATCH <= WARPS, "a warp routes a row of x, and finishes its results: half of it half of the partial sums");
 static_assert(!SUMMED || !BIASED, "the choice is by the order of the logits, whatever they are yet to be divided by");

@@ -4,19 +4,19 @@
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
-constexpr bool NORM = {{ norm.is_some() }};               // rms_norm of x
+constexpr bool NORM = {{ norm.is_some() }};  // rms_norm of x
 constexpr float EPS = {{ self.eps() }};
 constexpr int ACTIVATION = {{ self.activation_code() }};
 static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
-constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;               // steps of a row tile that a warp takes
-constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;              // rings of steps per row tile
-constexpr bool WHOLE = STEPS == WARPS * DEPTH * CHUNKS;          // nothing is padded
+constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;       // steps of a row tile that a warp takes
+constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per row tile
+constexpr bool WHOLE = STEPS == WARPS * DEPTH * CHUNKS;  // nothing is padded
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr int ROUNDS = X_PARTS * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = ROUNDS == 1 ? X_PARTS * BATCH : BATCH;
 constexpr int STAGED_K = STEPS * STEP;
-constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);     // groups of eight values of a row per thread
+constexpr int STAGE_STRIDE = STAGED_K + 32;                           // 64 bytes more than a row: rows fall into other banks
+constexpr int PASSES = (STAGED_K + 8 * THREADS - 1) / (8 * THREADS);  // groups of eight values of a row per thread
 
 {% include "floats.cuh" %}
 {% include "partial.cuh" %}
@@ -95,8 +95,10 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     }
   }
   float bias[WORDS] = {};
-{% if route.biased %}  load_logits<true>(bias, choice_bias, lane);
-{% endif %}  wait_for_dependencies();
+  {%- if route.biased %}
+  load_logits<true>(bias, choice_bias, lane);
+  {%- endif %}
+  wait_for_dependencies();
   // After the wait: the logits are there before a dependent starts.
   launch_dependents();
 

@@ -4,15 +4,15 @@
 {% include "tiles.cuh" %}
 {% include "route.cuh" %}
 {% include "experts.cuh" %}
-constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr bool STAGED = {{ staged }};           // hidden values go through shared memory
-constexpr bool LATE = {{ late }};               // triggers dependents after griddepcontrol.wait, not at the start
+constexpr int SPLIT = {{ split }};     // blocks that share the columns of a row tile: two add to a sum in memory
+constexpr bool STAGED = {{ staged }};  // hidden values go through shared memory
+constexpr bool LATE = {{ late }};      // triggers dependents after griddepcontrol.wait, not at the start
 constexpr int COLUMNS = BATCH;
 constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile of an expert that a block takes
 constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp: the same ones whatever the other rows' experts are
 constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE;           // nothing is padded
 constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is a ring
-constexpr int EXPERT_K = BLOCK_STEPS * STEP;                       // columns of an expert that a block loads into shared memory
+constexpr int EXPERT_K = BLOCK_STEPS * STEP;                     // columns of an expert that a block loads into shared memory
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
@@ -38,7 +38,7 @@ DEVICE const u16* hidden_row(const u16* hidden, int slot, int b) { return hidden
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED u32 sets[BATCH][WORDS];
-  SHARED int lists[WARPS][MOST], slots[WARPS][MOST];   // the experts in their order, and where in hidden each is if ALONE
+  SHARED int lists[WARPS][MOST], slots[WARPS][MOST];  // the experts in their order, and where in hidden each is if ALONE
   SHARED const Vec4* pointers[WARPS][MOST];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -49,8 +49,10 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   int count = TOP_K;
   if (warp < BATCH || ALONE) {
     float logit[WORDS], bias[WORDS] = {}, top;
-{% if route.biased %}    load_logits<true>(bias, choice_bias, lane);
-{% endif %}    load_logits<true>(logit, logits + warp % BATCH * EXPERTS, lane);
+    {%- if route.biased %}
+    load_logits<true>(bias, choice_bias, lane);
+    {%- endif %}
+    load_logits<true>(logit, logits + warp % BATCH * EXPERTS, lane);
     int own = EXPERTS, place = 0;
     const u32 chosen = choose(logit, bias, top, lane, [&](int slot, int expert) {
       if (lane == slot) own = expert;
@@ -68,7 +70,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   }
   for (int i = lane; i < count; i += 32) pointers[warp][i] = expert_pointer(weights, lists[warp][i]);
   warp_barrier();
-  const Vec4* const (&list)[MOST] = pointers[warp];
+  const Vec4* const(&list)[MOST] = pointers[warp];
   const int turns = count * SHARE, chunks = (turns + DEPTH - 1) / DEPTH;
   int offset = (first_tile * STEPS + rank * BLOCK_STEPS + warp) * STEP_WORDS + lane;
   Held held[DEPTH];
@@ -87,7 +89,8 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
-        if (row < BATCH * count) v[h] = load_activations(hidden_row(hidden, ALONE ? slots[warp][row / BATCH] : row / BATCH, row % BATCH), rank * EXPERT_K + i % EXPERT_K);
+        if (row < BATCH * count)
+          v[h] = load_activations(hidden_row(hidden, ALONE ? slots[warp][row / BATCH] : row / BATCH, row % BATCH), rank * EXPERT_K + i % EXPERT_K);
       }
 #pragma unroll
       for (int h = 0; h < 2; h++) {

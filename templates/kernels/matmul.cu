@@ -2,23 +2,25 @@
 // {{ self.name() }}: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes {{ row_tiles }} row tiles by {{ columns }} groups of
 // eight rows of x, over its share of the columns of W.
 {% include "tiles.cuh" %}
-constexpr int ROW_TILES = {{ row_tiles }};      // row tiles per warp
-constexpr int COLUMNS = {{ columns }};          // groups of eight rows of x per warp
-constexpr int ROW_WARPS = {{ row_warps }};      // warps side by side over the row tiles
-constexpr int SPLIT = {{ split }};              // warps that take the steps of the same row tiles in turn
-constexpr bool PAIRED = {{ paired }};           // a row of x is a hi/lo split: K hi parts, then K lo parts
+constexpr int ROW_TILES = {{ row_tiles }};  // row tiles per warp
+constexpr int COLUMNS = {{ columns }};      // groups of eight rows of x per warp
+constexpr int ROW_WARPS = {{ row_warps }};  // warps side by side over the row tiles
+constexpr int SPLIT = {{ split }};          // warps that take the steps of the same row tiles in turn
+constexpr bool PAIRED = {{ paired }};       // a row of x is a hi/lo split: K hi parts, then K lo parts
 constexpr int ACTIVATION = {{ self.activation_code() }};
 {% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
-{% endif %}constexpr int WARPS = ROW_WARPS * SPLIT;
+{%- endif %}
+constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // pairs of results per lane: a row, and the one eight below
-{% if let Some(gather) = gather %}constexpr int EXPERTS = {{ gather.experts }};           // weights one after the other: a block multiplies one by the rows that go to it
-constexpr int TOP_K = {{ gather.top_k }};              // experts per row
-constexpr bool BY_PAIR = {{ gather.by_pair }};         // x has a row for each expert of a row, multiplied by its share already
-{% endif %}
+{%- if let Some(gather) = gather %}
+constexpr int EXPERTS = {{ gather.experts }};   // weights one after the other: a block multiplies one by the rows that go to it
+constexpr int TOP_K = {{ gather.top_k }};       // experts per row
+constexpr bool BY_PAIR = {{ gather.by_pair }};  // x has a row for each expert of a row, multiplied by its share already
+{%- endif %}
 struct Fragments {
   Held weights[ROW_TILES];
-  Vec4 rows[COLUMNS];                           // where a step is one pair; those of several are loaded one after the other
+  Vec4 rows[COLUMNS];  // where a step is one pair; those of several are loaded one after the other
 };
 
 DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int step) {
@@ -31,9 +33,12 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
 #pragma unroll
   for (int c = 0; c < COLUMNS && PAIRS == 1; c++) f.rows[c] = load_pair(x + (u64)source[c] * X_STRIDE, STEP * step, quad);
 }
-{% if gather.is_some() %}
+{%- if gather.is_some() %}
 // A row that goes to the expert: its number among the results of all rows and experts, and its share.
-struct Taker { int row, pair; float share; };
+struct Taker {
+  int row, pair;
+  float share;
+};
 
 // The rows that go to an expert, from the `first` of them on as many as there is room for, by a whole warp. Returns how many they are in all.
 DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slots, const float* shares, int expert, int first, int rows) {
@@ -59,10 +64,12 @@ DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slot
   }
   return count;
 }
-{% endif %}
+{%- endif %}
 // weights: packed tiles. x: operands [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
-{% if gather.is_some() %}// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu writes. A result is a row for each expert of a row.
-{% endif %}// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}.
+{%- if gather.is_some() %}
+// shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu writes. A result is a row for each expert of a row.
+{%- endif %}
+// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}.
 KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -73,7 +80,8 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
 
   // 1 Which rows of x.
   int source[COLUMNS];
-  {% if gather.is_some() %}SHARED Taker takers[8 * COLUMNS];
+  {%- if gather.is_some() %}
+  SHARED Taker takers[8 * COLUMNS];
   SHARED int taken;
   if (warp == 0) {
     const int count = gather(takers, bits, slots, shares, blockIdx.z, first_row, (int)rows);
@@ -88,9 +96,10 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
     const Taker& taker = takers[first_row + 8 * c + group < taken ? 8 * c + group : 0];
     source[c] = BY_PAIR ? taker.pair : taker.row;
   }
-  {% else %}#pragma unroll
+{%- else %}
+#pragma unroll
   for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
-  {% endif %}
+  {%- endif %}
   // 2 Products; the next step is loaded while this one is multiplied.
   float sum[ROW_TILES][COLUMNS][4] = {};
   if (first_tile < TILES) {
@@ -153,9 +162,15 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
       const u64 at = (u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %} * ROWS[place.output] + place.row;
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
-      {% if gather.is_some() %}if (!BY_PAIR) y *= takers[row - first_row].share;
-      {% endif %}      if (residual) y += residual[at];
-      {% if tiles.out.is_tiled() %}store(out0 + activation_at(row, place.row, rows), y);{% else %}store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);{% endif %}
+      {%- if gather.is_some() %}
+      if (!BY_PAIR) y *= takers[row - first_row].share;
+      {%- endif %}
+      if (residual) y += residual[at];
+      {%- if tiles.out.is_tiled() %}
+      store(out0 + activation_at(row, place.row, rows), y);
+      {%- else %}
+      store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
+      {%- endif %}
     }
   }
 }

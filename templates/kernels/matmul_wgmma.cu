@@ -4,38 +4,34 @@
 {% include "tiles.cuh" %}
 {% include "activations.cuh" %}
 {% let registers = self.registers() %}{% include "wgmma.cuh" %}
-constexpr int PIECES = {{ pieces }};            // 64 rows of W per warpgroup
-constexpr int COLUMNS = {{ columns }};          // rows of x per block
+constexpr int PIECES = {{ pieces }};    // 64 rows of W per warpgroup
+constexpr int COLUMNS = {{ columns }};  // rows of x per block
 constexpr int STAGES = {{ self.stages() }};
-constexpr int SPLIT = {{ split }};              // blocks of a cluster that share the columns of W, and add in the order of their ranks
+constexpr int SPLIT = {{ split }};  // blocks of a cluster that share the columns of W, and add in the order of their ranks
 constexpr int ACTIVATION = {{ self.activation_code() }};
-constexpr bool TILED = {{ tiles.out.is_tiled() }};             // results are in the order of activations.cuh
-constexpr int BLOCK_TILES = 8 * PIECES;         // row tiles per block
+constexpr bool TILED = {{ tiles.out.is_tiled() }};  // results are in the order of activations.cuh
+constexpr int BLOCK_TILES = 8 * PIECES;             // row tiles per block
 constexpr int BLOCK_RESULTS = BLOCK_TILES * TILE_ROWS;
 constexpr int GROUPS = (TILES + BLOCK_TILES - 1) / BLOCK_TILES;
-constexpr int ROUNDS = K / 64 / SPLIT;            // stages of a job
-constexpr int TILE_BYTES = 2048, ROW_BYTES = 128;               // of a stage
+constexpr int ROUNDS = K / 64 / SPLIT;             // stages of a job
+constexpr int TILE_BYTES = 2048, ROW_BYTES = 128;  // of a stage
 constexpr int WEIGHT_BYTES = BLOCK_TILES * TILE_BYTES, STAGE_BYTES = WEIGHT_BYTES + COLUMNS * ROW_BYTES;
-constexpr int UNITS = BLOCK_TILES * COLUMNS / 8;                // results of a row tile and eight rows of x: four per lane
+constexpr int UNITS = BLOCK_TILES * COLUMNS / 8;  // results of a row tile and eight rows of x: four per lane
 constexpr int WORKERS = 256;
-constexpr int COPIERS = 4;                                      // warps that start copies: a single one cannot start them as fast as memory answers
-constexpr int BATCH = COLUMNS / 8 < 8 ? COLUMNS / 8 : 8;        // units whose residual is loaded together
-constexpr int RUN = UNITS / SPLIT < WORKERS / 32 ? 1 : UNITS / SPLIT / (WORKERS / 32);   // of units, which a warp finishes after a split
+constexpr int COPIERS = 4;                                // warps that start copies: a single one cannot start them as fast as memory answers
+constexpr int BATCH = COLUMNS / 8 < 8 ? COLUMNS / 8 : 8;  // units whose residual is loaded together
+constexpr int RUN = UNITS / SPLIT < WORKERS / 32 ? 1 : UNITS / SPLIT / (WORKERS / 32);  // of units, which a warp finishes after a split
 constexpr int RUN_BATCH = RUN < 4 ? RUN : 4;
-constexpr bool STAGED = TILED && SPLIT == 1;                    // results leave by bulk copies
+constexpr bool STAGED = TILED && SPLIT == 1;  // results leave by bulk copies
 static_assert(STEP == 32, "a lane has a fragment of 16 columns in a 16-byte word");
 static_assert(K % (64 * SPLIT) == 0, "a stage is 64 columns");
 static_assert(SPLIT == 1 || COLUMNS / 8 % RUN == 0, "a run is of one row tile");
 static_assert(SPLIT == 1 || UNITS * 512 <= STAGES * STAGE_BYTES, "sums of a block fit where its stages were");
 static_assert(!TILED || (OUTPUTS == 1 && ROWS[0] % 64 == 0), "results in the order of activations are 64 columns and 64 columns");
 
-// Products are in half precision. A bfloat16 becomes 256 times itself in it: the exponent has another bias, and what is below 2^-22 becomes almost nothing.
-constexpr float SUM_FACTOR = F16_UNIT / 256.0f;                 // what sums of products are multiplied by
-DEVICE u32 half_of(u32 pair) {
-  constexpr u32 LEAST = 0x34003400, MOST = 0x437f437f;          // magnitudes of which half precision has the exponents
-  const u32 size = least_halves(largest_halves(pair & 0x7fff7fff, LEAST), MOST);
-  return (size - LEAST) * 8 | (pair & 0x80008000);
-}
+// Products are in half precision, which bfloat16 becomes on the way: exactly from 2^-17 up, and to 2^-25 below.
+constexpr float SUM_FACTOR = IS_F16 ? FACTOR : F16_UNIT;  // what sums of products are multiplied by
+DEVICE u32 half_of(u32 pair) { return pack_f16(bf16_low(pair), bf16_high(pair)); }
 DEVICE Vec4 halves_of(const Vec4& v) { return IS_F16 ? v : Vec4{half_of(v.x), half_of(v.y), half_of(v.z), half_of(v.w)}; }
 
 DEVICE int least(int a, int b) { return a < b ? a : b; }
@@ -49,7 +45,9 @@ struct ResultRows {
 };
 
 // What a block works on: row tiles from `tile` on and rows of x from `row` on, `count` of them.
-struct Job { int tile, row, count; };
+struct Job {
+  int tile, row, count;
+};
 DEVICE Job job_of(int unit, int rows) {
   const int row_blocks = (rows + COLUMNS - 1) / COLUMNS, row = unit % row_blocks * COLUMNS;
   return {unit / row_blocks * BLOCK_TILES, row, least(COLUMNS, rows - row)};
@@ -58,10 +56,10 @@ DEVICE Job job_of(int unit, int rows) {
 // weights: packed tiles. x: half precision in the order of activations.cuh, [rows][K]. bias in packed row order, residual fp32
 // [rows][ROWS]: null where absent. Grid: as many clusters as there are jobs, which are row tiles / BLOCK_TILES times rows / COLUMNS, both rounded
 // up; or fewer without a split, which take them in turn.
-KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WORKERS + 32 * COPIERS, 1) {{ self.name() }}({{ self.signature() }}) {
+KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT){% endif %} __launch_bounds__(WORKERS + 32 * COPIERS, 1) {{ self.name() }}({{ self.signature() }}) {
   SHARED u64 full[STAGES], empty[STAGES];
   char* const stages = shared_memory() + (0u - shared_offset(shared_memory())) % 1024;
-  u16* const staged = (u16*)(stages + STAGES * STAGE_BYTES);   // STAGED: [BLOCK_RESULTS / 64][COLUMNS][64]
+  u16* const staged = (u16*)(stages + STAGES * STAGE_BYTES);  // STAGED: [BLOCK_RESULTS / 64][COLUMNS][64]
   const int rows = (int)row_count, jobs = GROUPS * ((rows + COLUMNS - 1) / COLUMNS);
   const int rank = SPLIT > 1 ? (int)blockIdx.x % SPLIT : 0, first_step = ROUNDS * rank;
   const int first_job = blockIdx.x / SPLIT, turn = gridDim.x / SPLIT;
@@ -80,13 +78,13 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
       if (copier == 0 && lane == 0) barrier_expect(&full[slot], WEIGHT_BYTES + job.count * ROW_BYTES);
       const int tile = lane * COPIERS + copier;
       if (tile < BLOCK_TILES)
-        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + tile * TILE_BYTES), tile_pointer(weights, least(job.tile + tile, TILES - 1), 64 / STEP * (first_step + step)),
-                  TILE_BYTES, &full[slot]);
+        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + tile * TILE_BYTES),
+                  tile_pointer(weights, least(job.tile + tile, TILES - 1), 64 / STEP * (first_step + step)), TILE_BYTES, &full[slot]);
     };
     const auto copy_rows = [&](const Job& job, int step, int slot) {
       if (copier == COPIERS - 1 && lane == 0)
-        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + WEIGHT_BYTES), (const Vec4*)(x + ((u64)(first_step + step) * rows + job.row) * 64), job.count * ROW_BYTES,
-                  &full[slot]);
+        copy_bulk((Vec4*)(stages + slot * STAGE_BYTES + WEIGHT_BYTES), (const Vec4*)(x + ((u64)(first_step + step) * rows + job.row) * 64),
+                  job.count * ROW_BYTES, &full[slot]);
     };
     constexpr int early = STAGES < ROUNDS ? STAGES : ROUNDS;
     Job job = job_of(first_job, rows);
@@ -125,7 +123,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
     float sum[PIECES][COLUMNS / 2] = {};
     Vec4 fragments[2][PIECES][4];
     const auto tile_of = [&](int piece) { return (warp / 4 * PIECES + piece) * 4 + warp % 4; };
-    const auto load_fragments = [&](Vec4 (&to)[PIECES][4]) {
+    const auto load_fragments = [&](Vec4(&to)[PIECES][4]) {
       const char* const stage = stages + slot * STAGE_BYTES;
 #pragma unroll
       for (int piece = 0; piece < PIECES; piece++)
@@ -133,7 +131,7 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
         for (int k = 0; k < 4; k++) to[piece][k] = halves_of(((const Vec4*)(stage + tile_of(piece) * TILE_BYTES))[32 * k + lane]);
     };
     int before = -1;
-    const auto multiply_stage = [&](const Vec4 (&now)[PIECES][4], Vec4 (&next)[PIECES][4], bool more) {
+    const auto multiply_stage = [&](const Vec4(&now)[PIECES][4], Vec4(&next)[PIECES][4], bool more) {
       const char* const stage = stages + slot * STAGE_BYTES + WEIGHT_BYTES;
       products_begin();
 #pragma unroll
@@ -237,8 +235,8 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT) {% endif %}__launch_bounds__(WOR
       for (int piece = 0; piece < PIECES; piece++)
 #pragma unroll
         for (int c = 0; c < COLUMNS / 8; c++)
-          sums[(tile_of(piece) * (COLUMNS / 8) + c) * 32 + lane] = {bits_of(sum[piece][4 * c]), bits_of(sum[piece][4 * c + 1]),
-                                                                  bits_of(sum[piece][4 * c + 2]), bits_of(sum[piece][4 * c + 3])};
+          sums[(tile_of(piece) * (COLUMNS / 8) + c) * 32 + lane] = {bits_of(sum[piece][4 * c]), bits_of(sum[piece][4 * c + 1]), bits_of(sum[piece][4 * c + 2]),
+                                                                    bits_of(sum[piece][4 * c + 3])};
       cluster_arrive(), cluster_wait();
       const int begin = (warp * SPLIT + rank) * RUN;
       if (begin < UNITS) {

@@ -2,39 +2,39 @@
 // {{ self.name() }}: y = W f(x) for {{ batch }} rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 {% include "tiles.cuh" %}
 {% if let Some(combine) = combine %}{% let splits = combine.splits %}{% include "splits.cuh" %}
-{% endif %}
-constexpr int BATCH = {{ batch }};              // rows of x
-constexpr int WARPS = {{ warps }};              // they take the steps of a row tile in turn
-constexpr int DEPTH = {{ depth }};              // steps of weights a warp has in flight
-constexpr int UNIT = {{ unit }};                // row tiles that are finished together
-constexpr int SPLIT = {{ split }};              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr int NORM = {{ self.norm_code() }};                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
+{%- endif %}
+constexpr int BATCH = {{ batch }};            // rows of x
+constexpr int WARPS = {{ warps }};            // they take the steps of a row tile in turn
+constexpr int DEPTH = {{ depth }};            // steps of weights a warp has in flight
+constexpr int UNIT = {{ unit }};              // row tiles that are finished together
+constexpr int SPLIT = {{ split }};            // blocks that share the columns of a row tile: two add to a sum in memory
+constexpr int NORM = {{ self.norm_code() }};  // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = {{ self.eps() }};
-constexpr bool COMBINE = {{ combine.is_some() }};         // x is the partial results of a split attention
-constexpr bool STAGED = {{ staged }};           // x goes through shared memory as operands
-constexpr int HEADS = {{ self.heads() }}, HEAD_DIM = {{ self.head_dim() }};   // of that attention
+constexpr bool COMBINE = {{ combine.is_some() }};                            // x is the partial results of a split attention
+constexpr bool STAGED = {{ staged }};                                        // x goes through shared memory as operands
+constexpr int HEADS = {{ self.heads() }}, HEAD_DIM = {{ self.head_dim() }};  // of that attention
 constexpr int ACTIVATION = {{ self.activation_code() }};
-constexpr bool LATE = {{ late }};               // triggers dependents after griddepcontrol.wait, not at the start
-constexpr bool AHEAD = {{ ahead }};             // loads bias and residual before the products, not in the epilogue
-constexpr bool ARGMAX = {{ argmax }};           // also writes each block's largest result and its row
+constexpr bool LATE = {{ late }};      // triggers dependents after griddepcontrol.wait, not at the start
+constexpr bool AHEAD = {{ ahead }};    // loads bias and residual before the products, not in the epilogue
+constexpr bool ARGMAX = {{ argmax }};  // also writes each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // per multiprocessor: 128 registers per thread
-constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile that a block takes
-constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per unit
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;                 // per multiprocessor: 128 registers per thread
+constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;            // steps of a row tile that a block takes
+constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;            // and a warp
+constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;  // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
-constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
+constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for one row of x
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
-constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
-constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that load a row in one pass
-constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
+constexpr int STAGED_K = BLOCK_STEPS * STEP;         // columns of x that a block brings to shared memory
+constexpr int STAGE_STRIDE = STAGED_K + 32;          // 64 bytes more than a row: rows fall into other banks
+constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;  // warps that load a row in one pass
+constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;  // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
-constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // groups of eight values of a row per thread
-constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                                 // groups of eight values of a row per thread
+constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;  // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
 static_assert(UNIT == 1 || DEPTH == UNIT * SHARE, "a ring holds whole row tiles, or a part of one");
@@ -63,7 +63,10 @@ DEVICE void load_step(Held& held, const Vec4* from, int unit, int chunk, int i, 
 }
 
 // The result that a lane of a warp has of its job in a unit: where it goes, and where its bias lies.
-struct Result { int output, row, at, bias; bool exists; };
+struct Result {
+  int output, row, at, bias;
+  bool exists;
+};
 DEVICE Result result_of(int unit, int job, int lane) {
   const int tile = unit * UNIT + job / BATCH;
   const Place place = place_of(tile, lane % 16);
@@ -72,7 +75,9 @@ DEVICE Result result_of(int unit, int job, int lane) {
 }
 
 // What is added to a result: to the product, to the other product of a gated one, and last.
-struct Addends { float bias = 0.0f, other_bias = 0.0f, residual = 0.0f; };
+struct Addends {
+  float bias = 0.0f, other_bias = 0.0f, residual = 0.0f;
+};
 DEVICE Addends addends_of(const Result& result, const float* bias, const float* residual) {
   Addends add;
   if (!result.exists) return add;
@@ -85,7 +90,7 @@ DEVICE Addends addends_of(const Result& result, const float* bias, const float* 
 {% include "floats.cuh" %}
 {% include "partial.cuh" %}
 {% if let Some(routed) = router %}{% include "router.cuh" %}
-{% endif %}
+{%- endif %}
 // The sum of one value per thread over the block, in the order of the warps.
 DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   value = warp_sum(value);
@@ -208,7 +213,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
   }
 }
 
-{% if combine.is_some() %}
+{%- if combine.is_some() %}
 // The softmax-weighted mean of the splits, in their order, for the columns of x from `base` on. Fours of columns lie in one head, or are
 // taken one by one. The loads of a few splits of a few runs of columns go out together.
 constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
@@ -267,7 +272,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
     }
   }
 }
-{% endif %}
+{%- endif %}
 
 // Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
 DEVICE bool beats(float value, float best) { return value > best || value != value; }
@@ -291,10 +296,12 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) load_step(held[i], from, first_unit, 0, i, rank, warp);
   }
-  {% if router.is_some() %}SHARED Vec4 slice[SLICE][routing::STEP_WORDS], norm[UNIT * 4];
+  {%- if router.is_some() %}
+  SHARED Vec4 slice[SLICE][routing::STEP_WORDS], norm[UNIT * 4];
   SHARED float fresh[BATCH][UNIT * 16];
   copy_router(slice, norm, router, router_norm, first_unit);
-  {% endif %}float w[PASSES][8];
+  {%- endif %}
+  float w[PASSES][8];
   if (NORM != 0) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) {
@@ -303,18 +310,20 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x % SIDE_THREADS + SIDE_THREADS * pass));
     }
   }
-  {% if combine.is_some() %}SHARED int position_of[BATCH];
+  {%- if combine.is_some() %}
+  SHARED int position_of[BATCH];
   if (threadIdx.x < BATCH) position_of[threadIdx.x] = load_early(positions + threadIdx.x);
   block_barrier();
-  {% endif %}
+  {%- endif %}
   wait_for_dependencies();
   if (LATE) launch_dependents();
 
   // 2 x into shared memory.
   if (NORM == 1 && !PAIRED) stage_rms_norm(staged, sums, (const float*)x, w);
   else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
-  {% if combine.is_some() %}stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
-  {% endif %}
+  {%- if combine.is_some() %}
+  stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
+  {%- endif %}
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
@@ -368,8 +377,10 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
     // 4 Sums and epilogue.
 #pragma unroll
     for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
-    {% if router.is_some() %}await_copies();
-    {% endif %}block_barrier();
+    {%- if router.is_some() %}
+    await_copies();
+    {%- endif %}
+    block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
 #pragma unroll
     for (int j = 0; j < JOBS; j++) {
@@ -385,16 +396,20 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
       if (ARGMAX && result.exists && beats(y, best)) best = y, best_row = result.row;
-      {% if router.is_some() %}const int at = job / BATCH * 16 + lane;
+      {%- if router.is_some() %}
+      const int at = job / BATCH * 16 + lane;
       if (result.exists) fresh[job % BATCH][at] = router_norm ? y * ((const float*)norm)[at] : y;
-    {% endif %}}
-    {% if router.is_some() %}block_barrier();
+      {%- endif %}
+    }
+    {%- if router.is_some() %}
+    block_barrier();
     add_logits(logits, slice, fresh, unit, warp, lane);
     if (unit + teams < UNITS) {
       block_barrier();
       copy_router(slice, norm, router, router_norm, unit + teams);
     }
-    {% endif %}parity ^= 1;
+    {%- endif %}
+    parity ^= 1;
   }
 
   // 5 The largest result of the block.
@@ -411,8 +426,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
     block_barrier();
     if (threadIdx.x < BATCH) {
       for (int i = threadIdx.x; i < WARPS; i += BATCH)
-        if (beats(best_value[i], best) || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x)
-          best = best_value[i], best_row = best_rows[i];
+        if (beats(best_value[i], best) || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x) best = best_value[i], best_row = best_rows[i];
       maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2] = bits_of(best);
       maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2 + 1] = best_row;
     }

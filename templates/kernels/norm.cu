@@ -1,10 +1,10 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: {% if self.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row, one block per row.
-constexpr int SIZE = {{ size }};                // values per row
-constexpr bool LAYER = {{ self.layer() }};             // subtract the mean
+constexpr int SIZE = {{ size }};            // values per row
+constexpr bool LAYER = {{ self.layer() }};  // subtract the mean
 constexpr float EPS = {{ self.epsilon() }};
 constexpr int WARPS = {{ self.warps() }};
-constexpr bool PAIRED = {{ paired }};           // a row of results is a hi/lo split: SIZE hi parts, then SIZE lo parts
+constexpr bool PAIRED = {{ paired }};  // a row of results is a hi/lo split: SIZE hi parts, then SIZE lo parts
 typedef {{ out }} Out;
 
 DEVICE float block_sum(float value, float (&scratch)[WARPS]) {

@@ -1,8 +1,8 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: {% if self.0.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block per row, whose values it reads once.
 {% include "activations.cuh" %}
-constexpr int SIZE = {{ self.0.size }};                // values per row
-constexpr bool LAYER = {{ self.0.layer() }};             // subtract the mean
+constexpr int SIZE = {{ self.0.size }};       // values per row
+constexpr bool LAYER = {{ self.0.layer() }};  // subtract the mean
 constexpr float EPS = {{ self.0.epsilon() }};
 constexpr int WARPS = {{ self.0.warps() }};
 typedef {{ self.0.out }} Out;

@@ -1,7 +1,7 @@
 // Rotary position embedding of one head. Needs ROPE_DIM, ROPE_INTERLEAVED, ROPE_MAGNITUDE, and ROPE_FREQUENCIES.
 CONSTANT float ROPE_FREQUENCIES[] = { {{ rope.frequencies }} };
-constexpr int ROPE_DIM = {{ rope.dim }};                    // values of a head that rotate; 0: none
-constexpr bool ROPE_INTERLEAVED = {{ rope.interleaved }};   // pairs (2i, 2i+1), else (i, i + ROPE_DIM/2)
+constexpr int ROPE_DIM = {{ rope.dim }};                   // values of a head that rotate; 0: none
+constexpr bool ROPE_INTERLEAVED = {{ rope.interleaved }};  // pairs (2i, 2i+1), else (i, i + ROPE_DIM/2)
 constexpr float ROPE_MAGNITUDE = {{ rope.magnitude }};
 
 // Cosine and sine of `position` times a frequency. The product is rounded to fp32 first, as checkpoints were trained.

@@ -1,7 +1,7 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: the {{ route.top_k }} of {{ route.experts }} experts that each of many rows goes to, and the rows that go to each expert.
 {% include "route.cuh" %}
-constexpr int WARPS = {{ self.warps() }};              // they route the rows of a block in turn
+constexpr int WARPS = {{ self.warps() }};  // they route the rows of a block in turn
 static_assert(32 % WARPS == 0, "a block has 32 rows: a word of the rows of each expert");
 
 // logits: fp32 [rows][EXPERTS]. For the experts of a row: its share, and which of the row's experts it is, in their order: shares fp32 and
@@ -11,8 +11,10 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   launch_dependents();
   float bias[WORDS] = {};
-{% if route.biased %}  load_logits<true>(bias, choice_bias, lane);
-{% endif %}  wait_for_dependencies();
+  {%- if route.biased %}
+  load_logits<true>(bias, choice_bias, lane);
+  {%- endif %}
+  wait_for_dependencies();
   u32 taken[WORDS] = {};
 #pragma unroll 1
   for (int r = warp; r < 32; r += WARPS) {

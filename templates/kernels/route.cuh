@@ -1,18 +1,21 @@
 // Which experts a row goes to, from its logits. A warp routes a row: each of its lanes holds every 32nd logit.
 constexpr int EXPERTS = {{ route.experts }};
-constexpr int TOP_K = {{ route.top_k }};              // experts per row
+constexpr int TOP_K = {{ route.top_k }};  // experts per row
 constexpr int SOFTMAX = 0, SIGMOID = 1;
-constexpr int SCORING = {{ route.scoring_code() }};          // turns logits into shares
-constexpr bool BIASED = {{ route.biased }};           // a bias is added to the score for the choice only
-constexpr bool NORMALISE = {{ route.normalise }};     // the shares of the chosen are divided by their sum
-constexpr float SHARE_SCALE = {{ route.share_scale() }};      // multiplies the shares
-constexpr int WORDS = (EXPERTS + 31) / 32;            // logits per lane, and words of a set of experts
+constexpr int SCORING = {{ route.scoring_code() }};       // turns logits into shares
+constexpr bool BIASED = {{ route.biased }};               // a bias is added to the score for the choice only
+constexpr bool NORMALISE = {{ route.normalise }};         // the shares of the chosen are divided by their sum
+constexpr float SHARE_SCALE = {{ route.share_scale() }};  // multiplies the shares
+constexpr int WORDS = (EXPERTS + 31) / 32;                // logits per lane, and words of a set of experts
 static_assert(TOP_K >= 1 && TOP_K <= EXPERTS && WORDS <= 32, "a lane has a bit for each of its logits");
 
 // An integer that is ordered as the logits are, NaNs at the ends; and back.
-DEVICE int order_of(float logit) { const int bits = (int)bits_of(logit); return bits ^ (bits >> 31 & 0x7fffffff); }
+DEVICE int order_of(float logit) {
+  const int bits = (int)bits_of(logit);
+  return bits ^ (bits >> 31 & 0x7fffffff);
+}
 DEVICE float logit_of(int order) { return float_of((u32)(order ^ (order >> 31 & 0x7fffffff))); }
-constexpr int LEAST = (int)0x80000000u;               // of them
+constexpr int LEAST = (int)0x80000000u;  // of them
 
 DEVICE void swap(int& a, int& b) {
   const int other = a;
@@ -45,15 +48,14 @@ DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float
     whole = warp_sum(whole);
   }
 #pragma unroll
-  for (int w = 0; w < WORDS; w++)
-    ranks[w] = plain_sum(SCORING == SOFTMAX ? expf(logit[w] - top) / whole : 1.0f / plain_sum(1.0f, expf(-logit[w])), bias[w]);
+  for (int w = 0; w < WORDS; w++) ranks[w] = plain_sum(SCORING == SOFTMAX ? expf(logit[w] - top) / whole : 1.0f / plain_sum(1.0f, expf(-logit[w])), bias[w]);
 }
 
 // Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, or ranks where a bias counts, the first of equal ones first. `top` is
 // the largest logit. found(slot, expert): called for each in that order by the whole warp, as soon as it is known.
 template <typename Found>
 DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float& top, int lane, Found found) {
-  int order[WORDS], which[WORDS];      // the lane's, in falling order, and their bits
+  int order[WORDS], which[WORDS];  // the lane's, in falling order, and their bits
   float ranks[WORDS];
   if (BIASED) rank(ranks, logit, bias, top, lane);
 #pragma unroll

@@ -6,11 +6,11 @@ namespace routing {
 {% else %}{% include "weights/operand_bf16.cuh" %}
 {% endif %}{% include "weights/whole.cuh" %}
 }
-constexpr int ROUTED = {{ routed }};                          // logits per row of x
+constexpr int ROUTED = {{ routed }};                                         // logits per row of x
 constexpr int COPIES = {{ crate::ROUTER_COPIES }};                           // of the sums, spread over the blocks; the reader adds them up
-constexpr int ROUTER_TILES = (ROUTED + 15) / 16;              // row tiles of the router's weight
-constexpr int ROUTER_STEPS = (ROWS[0] + routing::STEP - 1) / routing::STEP;     // steps of each of them
-constexpr int SLICE = UNIT * ROUTER_TILES;                    // steps that a unit needs
+constexpr int ROUTER_TILES = (ROUTED + 15) / 16;                             // row tiles of the router's weight
+constexpr int ROUTER_STEPS = (ROWS[0] + routing::STEP - 1) / routing::STEP;  // steps of each of them
+constexpr int SLICE = UNIT * ROUTER_TILES;                                   // steps that a unit needs
 static_assert(routing::STEP == 32, "a row tile of results is half of a step");
 static_assert(OUTPUTS == 1 && !GATED && !ARGMAX, "the router reads one result");
 
@@ -22,7 +22,9 @@ DEVICE void copy_router(Vec4 (&slice)[SLICE][routing::STEP_WORDS], Vec4 (&norm)[
   if (router_norm && threadIdx.x < UNIT * 4 && fours < TILES * 4) copy_async(&norm[threadIdx.x], (const Vec4*)router_norm + fours);
   for (int i = threadIdx.x; i < SLICE * routing::STEP_WORDS; i += THREADS) {
     const int tile = unit * UNIT + i / routing::STEP_WORDS / ROUTER_TILES;
-    if (tile < TILES) copy_async(&slice[i / routing::STEP_WORDS][i % routing::STEP_WORDS], router + ((u64)(i / routing::STEP_WORDS % ROUTER_TILES) * ROUTER_STEPS + tile / 2) * routing::STEP_WORDS + i % routing::STEP_WORDS);
+    if (tile < TILES)
+      copy_async(&slice[i / routing::STEP_WORDS][i % routing::STEP_WORDS],
+                 router + ((u64)(i / routing::STEP_WORDS % ROUTER_TILES) * ROUTER_STEPS + tile / 2) * routing::STEP_WORDS + i % routing::STEP_WORDS);
   }
 }
 

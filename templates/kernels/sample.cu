@@ -2,35 +2,35 @@
 // {{ self.name() }}: the next token of each row: greedy, or drawn after temperature, top-k, top-p and min-p. It is written to the host's ring and
 // to the next step. All sums are of integers, so that the order of threads cannot change them. A cluster takes a row, and its blocks decide alike.
 constexpr int VOCABULARY = {{ vocabulary }};
-constexpr int MAXIMA = {{ maxima }};            // block maxima that the head wrote; 0: none
+constexpr int MAXIMA = {{ maxima }};  // block maxima that the head wrote; 0: none
 constexpr int WARPS = {{ self.warps() }};
-constexpr int CLUSTER = {{ cluster }};          // blocks that share a row
-constexpr int RING = {{ self.ring() }};                // tokens of a sequence that wait for the host
+constexpr int CLUSTER = {{ cluster }};   // blocks that share a row
+constexpr int RING = {{ self.ring() }};  // tokens of a sequence that wait for the host
 constexpr int THREADS = 32 * WARPS;
-constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);   // groups of four logits per thread
-constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;    // maxima of parts of the row
+constexpr int ROUNDS = (VOCABULARY + 4 * CLUSTER * THREADS - 1) / (4 * CLUSTER * THREADS);  // groups of four logits per thread
+constexpr int TOPS = MAXIMA > 0 ? MAXIMA : CLUSTER * WARPS;                                  // maxima of parts of the row
 constexpr int TOPS_A_LANE = ((TOPS > CLUSTER * WARPS ? TOPS : CLUSTER * WARPS) + 31) / 32;
-constexpr int LIST = THREADS < 256 ? THREADS : 256;            // logits that are few enough to be compared with each other
-constexpr int BOUND_BITS = 17;                  // of a bound for top-k; at least 8 after those that all tops have in common
+constexpr int LIST = THREADS < 256 ? THREADS : 256;  // logits that are few enough to be compared with each other
+constexpr int BOUND_BITS = 17;                       // of a bound for top-k; at least 8 after those that all tops have in common
 constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
-constexpr u32 NOT_FINITE = 0xfffffffeu;        // in the ring instead of a token
+constexpr u32 NOT_FINITE = 0xfffffffeu;  // in the ring instead of a token
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane per warp, and per block");
 
 // One per sequence, written by the host between runs.
 struct Parameters {
-  float temperature;      // 0: greedy
-  u32 top_k;              // 0: off
-  float top_p;            // 1: off
-  float min_p;            // 0: off
+  float temperature;  // 0: greedy
+  u32 top_k;          // 0: off
+  float top_p;        // 1: off
+  float min_p;        // 0: off
   u32 seed_low, seed_high;
-  u32 limit;              // no step at or beyond this position
-  u32 stops;              // how many of `stop` are set
-  int stop[MAX_STOPS];    // tokens that end the sequence
-  u16* marks;             // one per token of the vocabulary; 0: logits are taken as they are
-  float repetition;       // penalty of the tokens that the prompt or the text has
+  u32 limit;            // no step at or beyond this position
+  u32 stops;            // how many of `stop` are set
+  int stop[MAX_STOPS];  // tokens that end the sequence
+  u16* marks;           // one per token of the vocabulary; 0: logits are taken as they are
+  float repetition;     // penalty of the tokens that the prompt or the text has
 };
-constexpr u32 SUPPRESSED = 0x8000, IN_PROMPT = 0x4000;   // marks; the other bits count the text's
+constexpr u32 SUPPRESSED = 0x8000, IN_PROMPT = 0x4000;  // marks; the other bits count the text's
 static_assert(sizeof(Parameters) % 4 == 0 && sizeof(Parameters) <= 128, "a word per lane");
 constexpr int PARAMETER_WORDS = sizeof(Parameters) / 4;
 
@@ -38,14 +38,14 @@ struct Shared {
   u64 warp_sums[WARPS][PIVOTS];
   u64 block_sums[PIVOTS];
   u64 totals[PIVOTS];
-  u64 listed[CLUSTER][LIST], merged[LIST];      // bits and token of what each block found, and of all together
-  u32 found, counts[CLUSTER];                   // how many this block found, and each block
-  u32 amounts[LIST];                            // their weights, or ones
+  u64 listed[CLUSTER][LIST], merged[LIST];  // bits and token of what each block found, and of all together
+  u32 found, counts[CLUSTER];               // how many this block found, and each block
+  u32 amounts[LIST];                        // their weights, or ones
   u32 floor, position;
   u64 weight;
   float best_value[WARPS];
   int best_index[WARPS];
-  int drawn, given;       // the latter: to the host, or -1
+  int drawn, given;  // the latter: to the host, or -1
   Parameters parameters;
 };
 
@@ -54,26 +54,34 @@ struct Row {
   Shared& shared;
   const float* logits;
   int begin, rank;
-  float largest, temperature, steepness;        // the latter: log2(e) / temperature
+  float largest, temperature, steepness;  // the latter: log2(e) / temperature
 };
 
-{% if cluster > 1 %}
+{%- if cluster > 1 %}
 DEVICE void begin_cluster() { cluster_begin(); }
 DEVICE void join_cluster() { cluster_join(); }
 DEVICE void cluster_barrier() { cluster_arrive(), cluster_wait(); }
 template <typename T>
-DEVICE T peer(const T* p, int rank) { return load_peer(p, rank); }
+DEVICE T peer(const T * p, int rank) {
+  return load_peer(p, rank);
+}
 template <typename T>
-DEVICE void give(T* p, T value, int rank) { store_peer(p, value, rank); }
-{% else %}
+DEVICE void give(T * p, T value, int rank) {
+  store_peer(p, value, rank);
+}
+{%- else %}
 DEVICE void begin_cluster() {}
 DEVICE void join_cluster() {}
 DEVICE void cluster_barrier() { block_barrier(); }
 template <typename T>
-DEVICE T peer(const T* p, int) { return *p; }
+DEVICE T peer(const T * p, int) {
+  return *p;
+}
 template <typename T>
-DEVICE void give(T* p, T value, int) { *p = value; }
-{% endif %}
+DEVICE void give(T * p, T value, int) {
+  *p = value;
+}
+{%- endif %}
 
 // Bits of a float in an order that compares as unsigned, and back.
 DEVICE u32 ordered_bits(float value) {
@@ -95,7 +103,10 @@ DEVICE u32 philox(u32 k0, u32 k1, u32 c0, u32 c1) {
   return c0;
 }
 
-struct Best { float value; int index; };
+struct Best {
+  float value;
+  int index;
+};
 // A NaN counts as the largest.
 DEVICE void take(Best& best, float value, int index) {
   if (value > best.value || value != value || (value == best.value && index < best.index)) best.value = value, best.index = index;
@@ -277,7 +288,7 @@ DEVICE u32 threshold(const Row& row, double wanted, u32 low) {
   Shared& shared = row.shared;
   const auto measure = [&](u32 bits) { return WEIGHTS ? weight_of(row, bits) : 1u; };
   u32 high = ordered_bits(row.largest) + 1;
-  u64 above = 0, least = (u64)wanted;     // the measure of what is at or above `high`, and what is to be reached
+  u64 above = 0, least = (u64)wanted;  // the measure of what is at or above `high`, and what is to be reached
   for (bool first = true; high - low > 1; first = false) {
     // Pivots of the interval: at first by the distance to the largest, which suits the tail of a softmax, then evenly.
     u32 pivots[PIVOTS];
@@ -341,7 +352,7 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
   // How many are not less, and what they weigh.
   u32 rank = 0;
   u64 weight = 0;
-  bool first = has;       // of equal ones
+  bool first = has;  // of equal ones
 #pragma unroll 8
   for (int j = 0; j < count; j++) {
     const u32 other = bits_in(shared.merged[j]);
@@ -375,7 +386,9 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
 // The sum of the weights at or above `floor`: over the row, over what is before this warp, and over the warp.
 DEVICE u64 weigh(const Row& row, u32 floor, u64& before, u64& of_warp) {
   u64 mine = 0, of_block, of_row;
-  each(row, [&](u32 bits, int) { if (bits >= floor) mine += weight_of(row, bits); });
+  each(row, [&](u32 bits, int) {
+    if (bits >= floor) mine += weight_of(row, bits);
+  });
   of_warp = warp_total(mine);
   before = in_front(row, of_warp, of_block);
   before += in_front_of_block(row, of_block, of_row);
@@ -433,7 +446,7 @@ DEVICE void finish(const Parameters& p, int token, bool finite, int position, in
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
 // next_tokens, next_positions [sequences]: the rows of the next decode step. ring [sequences][RING]. Grid: CLUSTER, rows.
-KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__(THREADS, 1) {{ self.name() }}({{ self.signature() }}) {
+KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__(THREADS, 1) {{ self.name() }}({{ self.signature() }}) {
   SHARED Shared shared;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = blockIdx.x;
   launch_dependents();
@@ -444,7 +457,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   wait_for_dependencies();
   // Only the first block knows whether the row is skipped: only it writes positions.
   const int position = rank == 0 ? positions[blockIdx.y] : -1;
-  float tops[TOPS_A_LANE];        // the largest of each part
+  float tops[TOPS_A_LANE];  // the largest of each part
   int places[TOPS_A_LANE];
   if (MAXIMA > 0) {
 #pragma unroll
@@ -457,10 +470,16 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   }
   block_barrier();
   const bool warm = p.temperature > 0.0f;
-  const bool changed = p.marks != 0, searched = MAXIMA == 0 || changed;   // the latter: maxima are those of the logits as they are read here
+  const bool changed = p.marks != 0, searched = MAXIMA == 0 || changed;  // the latter: maxima are those of the logits as they are read here
   // Greedy sampling from block maxima is one warp's work.
   if (!searched && !warm && (rank > 0 || warp > 0)) return;
-  Row row = {shared, logits + (u64)blockIdx.y * VOCABULARY, (rank * WARPS + warp) * ROUNDS * 128, rank, 0.0f, p.temperature, fminf(1.4426950408889634f / p.temperature, 3e38f)};
+  Row row = {shared,
+             logits + (u64)blockIdx.y * VOCABULARY,
+             (rank * WARPS + warp) * ROUNDS * 128,
+             rank,
+             0.0f,
+             p.temperature,
+             fminf(1.4426950408889634f / p.temperature, 3e38f)};
   if (!searched && warm) {
     begin_cluster();
     // The logits are loaded while the threshold is computed.
@@ -488,7 +507,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
       places[i] = top < CLUSTER * WARPS ? peer(&shared.best_index[top % WARPS], top / WARPS) : 0x7fffffff;
     }
   }
-  Best best = {NEGATIVE_INFINITY, 0x7fffffff};     // the first largest
+  Best best = {NEGATIVE_INFINITY, 0x7fffffff};  // the first largest
 #pragma unroll
   for (int i = 0; i < TOPS_A_LANE; i++) take(best, tops[i], places[i]);
   best = warp_best(best);
@@ -497,9 +516,9 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER) {% endif %}__launch_bounds__
   if (!searched && warm) join_cluster();
 
   // 3 The logits that top-k keeps, as a threshold or as a list.
-  int count = LIST + 1;           // of the logits that top-k keeps, where they are few
+  int count = LIST + 1;  // of the logits that top-k keeps, where they are few
   if (warm && finite) {
-    row.largest = best.value + 0.0f;   // not -0
+    row.largest = best.value + 0.0f;  // not -0
     if (threadIdx.x == 0) shared.found = 0, shared.position = (u32)position, shared.drawn = -1;
     block_barrier();
     u32 floor = 0;

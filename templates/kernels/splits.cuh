@@ -1,7 +1,7 @@
 // How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
-constexpr int SPLITS = {{ splits.max }};          // blocks per key head at most
-constexpr int SPLIT_KEYS = {{ splits.keys }};     // keys per block before one more block is used
-constexpr int WINDOW = {{ splits.window }};       // keys that a row sees; 0: all
+constexpr int SPLITS = {{ splits.max }};       // blocks per key head at most
+constexpr int SPLIT_KEYS = {{ splits.keys }};  // keys per block before one more block is used
+constexpr int WINDOW = {{ splits.window }};    // keys that a row sees; 0: all
 
 DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
 DEVICE int active_splits(int position) {

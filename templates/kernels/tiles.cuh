@@ -1,16 +1,16 @@
 // A packed weight: row tiles of 16 rows, each a run of steps.
 {% include "weights.cuh" %}
-constexpr int K = {{ tiles.k }};                          // columns
-constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
-constexpr int OUTPUTS = {{ tiles.rows.len() }};              // weights packed one after the other, each in its own row tiles
-constexpr int ROWS[3] = { {{ tiles.row(0) }}, {{ tiles.row(1) }}, {{ tiles.row(2) }} };   // rows of each
-constexpr bool GATED = {{ tiles.gated }};                 // a row tile is 8 rows of the gate above 8 rows of the other
-constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results per row tile
+constexpr int K = {{ tiles.k }};                                                         // columns
+constexpr int STEPS = (K + STEP - 1) / STEP;                                             // of a row tile
+constexpr int OUTPUTS = {{ tiles.rows.len() }};                                          // weights packed one after the other, each in its own row tiles
+constexpr int ROWS[3] = { {{ tiles.row(0) }}, {{ tiles.row(1) }}, {{ tiles.row(2) }} };  // rows of each
+constexpr bool GATED = {{ tiles.gated }};                                                // a row tile is 8 rows of the gate above 8 rows of the other
+constexpr int TILE_ROWS = GATED ? 8 : 16;                                                // results per row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
-constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
-typedef {{ tiles.out }} Out;                         // storage of the results
+constexpr int TILES = TILES0 + TILES1 + TILES2;  // row tiles in all
+typedef {{ tiles.out }} Out;                     // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
@@ -42,7 +42,9 @@ DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
 }
 
 // Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
-struct Place { int output, row; };
+struct Place {
+  int output, row;
+};
 DEVICE Place place_of(int tile, int row) {
   if (OUTPUTS > 2 && tile >= TILES0 + TILES1) return {2, (tile - TILES0 - TILES1) * TILE_ROWS + row};
   if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};

@@ -17,5 +17,7 @@
 {% include "weights/q4_k.cuh" %}
 {% when crate::Format::Q6K %}{% include "weights/scaled.cuh" %}
 {% include "weights/q6_k.cuh" %}
-{% when _ %}#error "no kernel reads {{ tiles.weights.name() }} weights"
-{% endmatch %}static_assert(STEP == {{ tiles.packed().columns }} && STEP_WORDS * 16 == {{ tiles.packed().bytes }} && PAIRS * 32 == STEP, "as they are packed");
+{%- when _ %}
+#error "no kernel reads {{ tiles.weights.name() }} weights"
+{%- endmatch %}
+static_assert(STEP == {{ tiles.packed().columns }} && STEP_WORDS * 16 == {{ tiles.packed().bytes }} && PAIRS * 32 == STEP, "as they are packed");

@@ -11,8 +11,8 @@
 // Products of bfloat16: an fp32 x is a hi/lo split.
 typedef u16 Operand;
 constexpr bool IS_F16 = false;
-constexpr int X_PARTS = 2;                                // operands of an fp32 x
-constexpr float X_UNIT = 1.0f;                            // an operand is this much of its value
+constexpr int X_PARTS = 2;      // operands of an fp32 x
+constexpr float X_UNIT = 1.0f;  // an operand is this much of its value
 DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
 DEVICE float low_operand(u32 pair) { return bf16_low(pair); }
 DEVICE float high_operand(u32 pair) { return bf16_high(pair); }
@@ -20,15 +20,17 @@ DEVICE u32 pack_operands(float low, float high) { return pack_bf16(low, high); }
 // 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
-constexpr int STEP = 32;                                  // columns of a step
-constexpr int PAIRS = 1;                                  // of tiles
-constexpr int STEP_WORDS = 64;                            // 16-byte words of a row tile's step
+constexpr int STEP = 32;        // columns of a step
+constexpr int PAIRS = 1;        // of tiles
+constexpr int STEP_WORDS = 64;  // 16-byte words of a row tile's step
 constexpr bool NATURAL = false;
-constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;          // what is held is this much of a weight
-constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);        // what sums of products are multiplied by
+constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;    // what is held is this much of a weight
+constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);  // what sums of products are multiplied by
 
 // A lane's share of a step. `from` is the step's word `lane`.
-struct Held { Vec4 tile[2]; };
+struct Held {
+  Vec4 tile[2];
+};
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
@@ -63,18 +65,19 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
     high += low_weight(lower[j]) * h[2 * j] + high_weight(lower[j]) * h[2 * j + 1];
   }
 }
+
 static_assert(STEP == 32 && STEP_WORDS * 16 == 1024 && PAIRS * 32 == STEP, "as they are packed");
-constexpr int K = 2048;                          // columns
-constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
-constexpr int OUTPUTS = 1;              // weights packed one after the other, each in its own row tiles
-constexpr int ROWS[3] = { 8192, 0, 0 };   // rows of each
-constexpr bool GATED = true;                 // a row tile is 8 rows of the gate above 8 rows of the other
-constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results per row tile
+constexpr int K = 2048;                                                         // columns
+constexpr int STEPS = (K + STEP - 1) / STEP;                                             // of a row tile
+constexpr int OUTPUTS = 1;                                          // weights packed one after the other, each in its own row tiles
+constexpr int ROWS[3] = { 8192, 0, 0 };  // rows of each
+constexpr bool GATED = true;                                                // a row tile is 8 rows of the gate above 8 rows of the other
+constexpr int TILE_ROWS = GATED ? 8 : 16;                                                // results per row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
-constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
-typedef f16 Out;                         // storage of the results
+constexpr int TILES = TILES0 + TILES1 + TILES2;  // row tiles in all
+typedef f16 Out;                     // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
@@ -106,25 +109,27 @@ DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
 }
 
 // Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
-struct Place { int output, row; };
+struct Place {
+  int output, row;
+};
 DEVICE Place place_of(int tile, int row) {
   if (OUTPUTS > 2 && tile >= TILES0 + TILES1) return {2, (tile - TILES0 - TILES1) * TILE_ROWS + row};
   if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};
   return {0, tile * TILE_ROWS + row};
 }
-constexpr int ROW_TILES = 2;      // row tiles per warp
-constexpr int COLUMNS = 8;          // groups of eight rows of x per warp
-constexpr int ROW_WARPS = 2;      // warps side by side over the row tiles
-constexpr int SPLIT = 2;              // warps that take the steps of the same row tiles in turn
-constexpr bool PAIRED = true;           // a row of x is a hi/lo split: K hi parts, then K lo parts
+constexpr int ROW_TILES = 2;  // row tiles per warp
+constexpr int COLUMNS = 8;      // groups of eight rows of x per warp
+constexpr int ROW_WARPS = 2;  // warps side by side over the row tiles
+constexpr int SPLIT = 2;          // warps that take the steps of the same row tiles in turn
+constexpr bool PAIRED = true;       // a row of x is a hi/lo split: K hi parts, then K lo parts
 constexpr int ACTIVATION = 0;
+
 constexpr int WARPS = ROW_WARPS * SPLIT;
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // pairs of results per lane: a row, and the one eight below
-
 struct Fragments {
   Held weights[ROW_TILES];
-  Vec4 rows[COLUMNS];                           // where a step is one pair; those of several are loaded one after the other
+  Vec4 rows[COLUMNS];  // where a step is one pair; those of several are loaded one after the other
 };
 
 DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, const int (&source)[COLUMNS], int first_tile, int step) {
@@ -137,7 +142,6 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
 #pragma unroll
   for (int c = 0; c < COLUMNS && PAIRS == 1; c++) f.rows[c] = load_pair(x + (u64)source[c] * X_STRIDE, STEP * step, quad);
 }
-
 // weights: packed tiles. x: operands [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 // Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
 KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_f16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, u64 rows) {
@@ -150,9 +154,8 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_f16_k2048_n8192_m6
 
   // 1 Which rows of x.
   int source[COLUMNS];
-  #pragma unroll
+#pragma unroll
   for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
-  
   // 2 Products; the next step is loaded while this one is multiplied.
   float sum[ROW_TILES][COLUMNS][4] = {};
   if (first_tile < TILES) {
@@ -215,7 +218,7 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_f16_k2048_n8192_m6
       const u64 at = (u64)row * ROWS[place.output] + place.row;
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
-            if (residual) y += residual[at];
+      if (residual) y += residual[at];
       store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
     }
   }

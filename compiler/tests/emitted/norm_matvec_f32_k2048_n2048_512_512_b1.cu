@@ -10,8 +10,8 @@
 // Products of bfloat16: an fp32 x is a hi/lo split.
 typedef u16 Operand;
 constexpr bool IS_F16 = false;
-constexpr int X_PARTS = 2;                                // operands of an fp32 x
-constexpr float X_UNIT = 1.0f;                            // an operand is this much of its value
+constexpr int X_PARTS = 2;      // operands of an fp32 x
+constexpr float X_UNIT = 1.0f;  // an operand is this much of its value
 DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
 DEVICE float low_operand(u32 pair) { return bf16_low(pair); }
 DEVICE float high_operand(u32 pair) { return bf16_high(pair); }
@@ -19,15 +19,17 @@ DEVICE u32 pack_operands(float low, float high) { return pack_bf16(low, high); }
 // 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
-constexpr int STEP = 32;                                  // columns of a step
-constexpr int PAIRS = 1;                                  // of tiles
-constexpr int STEP_WORDS = 64;                            // 16-byte words of a row tile's step
+constexpr int STEP = 32;        // columns of a step
+constexpr int PAIRS = 1;        // of tiles
+constexpr int STEP_WORDS = 64;  // 16-byte words of a row tile's step
 constexpr bool NATURAL = false;
-constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;          // what is held is this much of a weight
-constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);        // what sums of products are multiplied by
+constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;    // what is held is this much of a weight
+constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);  // what sums of products are multiplied by
 
 // A lane's share of a step. `from` is the step's word `lane`.
-struct Held { Vec4 tile[2]; };
+struct Held {
+  Vec4 tile[2];
+};
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
@@ -62,18 +64,19 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
     high += low_weight(lower[j]) * h[2 * j] + high_weight(lower[j]) * h[2 * j + 1];
   }
 }
+
 static_assert(STEP == 32 && STEP_WORDS * 16 == 1024 && PAIRS * 32 == STEP, "as they are packed");
-constexpr int K = 2048;                          // columns
-constexpr int STEPS = (K + STEP - 1) / STEP;              // of a row tile
-constexpr int OUTPUTS = 3;              // weights packed one after the other, each in its own row tiles
-constexpr int ROWS[3] = { 2048, 512, 512 };   // rows of each
-constexpr bool GATED = false;                 // a row tile is 8 rows of the gate above 8 rows of the other
-constexpr int TILE_ROWS = GATED ? 8 : 16;                 // results per row tile
+constexpr int K = 2048;                                                         // columns
+constexpr int STEPS = (K + STEP - 1) / STEP;                                             // of a row tile
+constexpr int OUTPUTS = 3;                                          // weights packed one after the other, each in its own row tiles
+constexpr int ROWS[3] = { 2048, 512, 512 };  // rows of each
+constexpr bool GATED = false;                                                // a row tile is 8 rows of the gate above 8 rows of the other
+constexpr int TILE_ROWS = GATED ? 8 : 16;                                                // results per row tile
 constexpr int TILES0 = (ROWS[0] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES1 = (ROWS[1] + TILE_ROWS - 1) / TILE_ROWS;
 constexpr int TILES2 = (ROWS[2] + TILE_ROWS - 1) / TILE_ROWS;
-constexpr int TILES = TILES0 + TILES1 + TILES2;           // row tiles in all
-typedef float Out;                         // storage of the results
+constexpr int TILES = TILES0 + TILES1 + TILES2;  // row tiles in all
+typedef float Out;                     // storage of the results
 
 DEVICE const Vec4* tile_pointer(const Vec4* weights, int tile, int step) { return weights + ((u64)tile * STEPS + step) * STEP_WORDS; }
 
@@ -105,45 +108,47 @@ DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
 }
 
 // Where result `row` of a row tile goes: which output, and which of its rows. A row at or beyond ROWS[output] is padding.
-struct Place { int output, row; };
+struct Place {
+  int output, row;
+};
 DEVICE Place place_of(int tile, int row) {
   if (OUTPUTS > 2 && tile >= TILES0 + TILES1) return {2, (tile - TILES0 - TILES1) * TILE_ROWS + row};
   if (OUTPUTS > 1 && tile >= TILES0) return {1, (tile - TILES0) * TILE_ROWS + row};
   return {0, tile * TILE_ROWS + row};
 }
 
-constexpr int BATCH = 1;              // rows of x
-constexpr int WARPS = 8;              // they take the steps of a row tile in turn
-constexpr int DEPTH = 8;              // steps of weights a warp has in flight
-constexpr int UNIT = 1;                // row tiles that are finished together
-constexpr int SPLIT = 1;              // blocks that share the columns of a row tile: two add to a sum in memory
-constexpr int NORM = 1;                // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
+constexpr int BATCH = 1;            // rows of x
+constexpr int WARPS = 8;            // they take the steps of a row tile in turn
+constexpr int DEPTH = 8;            // steps of weights a warp has in flight
+constexpr int UNIT = 1;              // row tiles that are finished together
+constexpr int SPLIT = 1;            // blocks that share the columns of a row tile: two add to a sum in memory
+constexpr int NORM = 1;  // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = 1e-5f;
-constexpr bool COMBINE = false;         // x is the partial results of a split attention
-constexpr bool STAGED = true;           // x goes through shared memory as operands
-constexpr int HEADS = 1, HEAD_DIM = 1;   // of that attention
+constexpr bool COMBINE = false;                            // x is the partial results of a split attention
+constexpr bool STAGED = true;                                        // x goes through shared memory as operands
+constexpr int HEADS = 1, HEAD_DIM = 1;  // of that attention
 constexpr int ACTIVATION = 5;
-constexpr bool LATE = false;               // triggers dependents after griddepcontrol.wait, not at the start
-constexpr bool AHEAD = false;             // loads bias and residual before the products, not in the epilogue
-constexpr bool ARGMAX = false;           // also writes each block's largest result and its row
+constexpr bool LATE = false;      // triggers dependents after griddepcontrol.wait, not at the start
+constexpr bool AHEAD = false;    // loads bias and residual before the products, not in the epilogue
+constexpr bool ARGMAX = false;  // also writes each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;   // per multiprocessor: 128 registers per thread
-constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;         // steps of a row tile that a block takes
-constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;         // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per unit
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;                 // per multiprocessor: 128 registers per thread
+constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;            // steps of a row tile that a block takes
+constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;            // and a warp
+constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;  // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
-constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;         // row tiles of a unit that a warp finishes, for one row of x
+constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for one row of x
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
-constexpr int STAGED_K = BLOCK_STEPS * STEP;                       // columns of x that a block brings to shared memory
-constexpr int STAGE_STRIDE = STAGED_K + 32;                      // 64 bytes more than a row: rows fall into other banks
-constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;              // warps that load a row in one pass
-constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;   // rows side by side
+constexpr int STAGED_K = BLOCK_STEPS * STEP;         // columns of x that a block brings to shared memory
+constexpr int STAGE_STRIDE = STAGED_K + 32;          // 64 bytes more than a row: rows fall into other banks
+constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;  // warps that load a row in one pass
+constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;  // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
-constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);   // groups of eight values of a row per thread
-constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;   // nothing is padded
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                                 // groups of eight values of a row per thread
+constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;  // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
 static_assert(UNIT == 1 || DEPTH == UNIT * SHARE, "a ring holds whole row tiles, or a part of one");
@@ -172,7 +177,10 @@ DEVICE void load_step(Held& held, const Vec4* from, int unit, int chunk, int i, 
 }
 
 // The result that a lane of a warp has of its job in a unit: where it goes, and where its bias lies.
-struct Result { int output, row, at, bias; bool exists; };
+struct Result {
+  int output, row, at, bias;
+  bool exists;
+};
 DEVICE Result result_of(int unit, int job, int lane) {
   const int tile = unit * UNIT + job / BATCH;
   const Place place = place_of(tile, lane % 16);
@@ -181,7 +189,9 @@ DEVICE Result result_of(int unit, int job, int lane) {
 }
 
 // What is added to a result: to the product, to the other product of a gated one, and last.
-struct Addends { float bias = 0.0f, other_bias = 0.0f, residual = 0.0f; };
+struct Addends {
+  float bias = 0.0f, other_bias = 0.0f, residual = 0.0f;
+};
 DEVICE Addends addends_of(const Result& result, const float* bias, const float* residual) {
   Addends add;
   if (!result.exists) return add;
@@ -369,8 +379,6 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
   }
 }
 
-
-
 // Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
 DEVICE bool beats(float value, float best) { return value > best || value != value; }
 
@@ -402,14 +410,12 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       if (norm_weight) load_floats<true>(w[pass], norm_weight, 8 * (threadIdx.x % SIDE_THREADS + SIDE_THREADS * pass));
     }
   }
-  
   wait_for_dependencies();
   if (LATE) launch_dependents();
 
   // 2 x into shared memory.
   if (NORM == 1 && !PAIRED) stage_rms_norm(staged, sums, (const float*)x, w);
   else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
-  
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
@@ -479,7 +485,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
       if (ARGMAX && result.exists && beats(y, best)) best = y, best_row = result.row;
-      }
+    }
     parity ^= 1;
   }
 
@@ -497,8 +503,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
     block_barrier();
     if (threadIdx.x < BATCH) {
       for (int i = threadIdx.x; i < WARPS; i += BATCH)
-        if (beats(best_value[i], best) || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x)
-          best = best_value[i], best_row = best_rows[i];
+        if (beats(best_value[i], best) || (best_value[i] == best && best_rows[i] < best_row) || i == threadIdx.x) best = best_value[i], best_row = best_rows[i];
       maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2] = bits_of(best);
       maxima[(threadIdx.x * gridDim.x + blockIdx.x) * 2 + 1] = best_row;
     }

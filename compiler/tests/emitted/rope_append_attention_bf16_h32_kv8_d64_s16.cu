@@ -2,9 +2,9 @@
 // rope_append_attention_bf16_h32_kv8_d64_s16: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
 // Attention of query heads that share a key head over its keys, on tensor cores: 16 keys per warp at a time. Included by the kernels that attend.
 // How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
-constexpr int SPLITS = 16;          // blocks per key head at most
-constexpr int SPLIT_KEYS = 256;     // keys per block before one more block is used
-constexpr int WINDOW = 0;       // keys that a row sees; 0: all
+constexpr int SPLITS = 16;       // blocks per key head at most
+constexpr int SPLIT_KEYS = 256;  // keys per block before one more block is used
+constexpr int WINDOW = 0;    // keys that a row sees; 0: all
 
 DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
 DEVICE int active_splits(int position) {
@@ -13,8 +13,8 @@ DEVICE int active_splits(int position) {
 }
 // Rotary position embedding of one head. Needs ROPE_DIM, ROPE_INTERLEAVED, ROPE_MAGNITUDE, and ROPE_FREQUENCIES.
 CONSTANT float ROPE_FREQUENCIES[] = { 1.0f, 0.6636012f, 0.4403666f, 0.29222783f, 0.19392274f, 0.12868737f, 0.0853971f, 0.056669623f, 0.03760603f, 0.024955409f, 0.01656044f, 0.010989528f, 0.0072926646f, 0.0048394212f, 0.003211446f, 0.0012905479f, 0.0004295568f, 9.708288e-5f, 1.9461639e-5f, 1.29147675e-5f, 8.570256e-6f, 5.6872323e-6f, 3.7740542e-6f, 2.5044671e-6f, 1.6619674e-6f, 1.1028836e-6f, 7.31875e-7f, 4.856731e-7f, 3.222933e-7f, 2.1387423e-7f, 1.419272e-7f, 9.4183065e-8f };
-constexpr int ROPE_DIM = 64;                    // values of a head that rotate; 0: none
-constexpr bool ROPE_INTERLEAVED = false;   // pairs (2i, 2i+1), else (i, i + ROPE_DIM/2)
+constexpr int ROPE_DIM = 64;                   // values of a head that rotate; 0: none
+constexpr bool ROPE_INTERLEAVED = false;  // pairs (2i, 2i+1), else (i, i + ROPE_DIM/2)
 constexpr float ROPE_MAGNITUDE = 1.0f;
 
 // Cosine and sine of `position` times a frequency. The product is rounded to fp32 first, as checkpoints were trained.
@@ -43,28 +43,28 @@ DEVICE float roped(At at, int i, Turn turn) {
   turn(pair, cosine, sine);
   return second ? at(i) * cosine + at(partner) * sine : at(i) * cosine - at(partner) * sine;
 }
-constexpr int HEADS = 32;              // query heads
+constexpr int HEADS = 32;  // query heads
 constexpr int KEY_HEADS = 8;
 constexpr int HEAD_DIM = 64;
-constexpr int GROUP = 4;              // query heads that are taken together; they share a key head
+constexpr int GROUP = 4;  // query heads that are taken together; they share a key head
 constexpr int WARPS = 8;
-constexpr bool LATE = false;               // triggers dependents after griddepcontrol.wait, not at the start
-constexpr float SCALE = 0.125f;            // multiplies q · k
-constexpr float SOFTCAP = 0.0f;        // cap · tanh(score / cap); 0: none
-constexpr bool APPEND = true;           // normalise, rotate and store this row's key and value first
-constexpr bool NORM = false;               // rms_norm of each head of q and k, before the rotation; under APPEND
+constexpr bool LATE = false;             // triggers dependents after griddepcontrol.wait, not at the start
+constexpr float SCALE = 0.125f;  // multiplies q · k
+constexpr float SOFTCAP = 0.0f;  // cap · tanh(score / cap); 0: none
+constexpr bool APPEND = true;         // normalise, rotate and store this row's key and value first
+constexpr bool NORM = false;   // rms_norm of each head of q and k, before the rotation; under APPEND
 constexpr float EPS_Q = 0.0f, EPS_K = 0.0f;
-constexpr bool SINKS = false;             // a logit per head that takes part in the softmax and adds no value
-constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;            // a cache row: HEAD_DIM values, zeros up to 16 bytes
+constexpr bool SINKS = false;   // a logit per head that takes part in the softmax and adds no value
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;  // a cache row: HEAD_DIM values, zeros up to 16 bytes
 constexpr int THREADS = 32 * WARPS;
-constexpr int PER_LANE = (PADDED + 31) / 32;              // values of a head per lane
-constexpr int PIECES = (PADDED + 31) / 32;                // of 32 values: two steps of a product with keys
-constexpr int CHUNKS = (PADDED + 63) / 64;                // of 64 values: what eight lanes hold of a row of the value cache
-constexpr int QUERY_STRIDE = 32 * PIECES + 8;             // bfloat16 from the hi part of a query to its lo part, and on to the next query
-constexpr int SUM_STRIDE = 64 * CHUNKS + 4;               // floats from a head's sums to the next head's
-constexpr bool WIDE = PADDED > 128;                       // a lane has registers for its share of keys or of values, not of both
-constexpr int CHAINS = 2;            // sums that a product with keys is computed in
-constexpr bool HALVES = GROUP <= 4;                       // four columns are the hi parts of weights, four the lo parts
+constexpr int PER_LANE = (PADDED + 31) / 32;    // values of a head per lane
+constexpr int PIECES = (PADDED + 31) / 32;      // of 32 values: two steps of a product with keys
+constexpr int CHUNKS = (PADDED + 63) / 64;      // of 64 values: what eight lanes hold of a row of the value cache
+constexpr int QUERY_STRIDE = 32 * PIECES + 8;   // bfloat16 from the hi part of a query to its lo part, and on to the next query
+constexpr int SUM_STRIDE = 64 * CHUNKS + 4;     // floats from a head's sums to the next head's
+constexpr bool WIDE = PADDED > 128;             // a lane has registers for its share of keys or of values, not of both
+constexpr int CHAINS = 2;  // sums that a product with keys is computed in
+constexpr bool HALVES = GROUP <= 4;             // four columns are the hi parts of weights, four the lo parts
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
@@ -72,13 +72,12 @@ static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups 
 
 // Rotations and norm weights are the same for all heads: they are computed before the wait.
 struct Prepared {
-  float turns[ROPE_DIM / 2 + 1][2];   // cosine and sine of a pair
-  float weights[2][HEAD_DIM];         // of the norms of q and k
+  float turns[ROPE_DIM / 2 + 1][2];  // cosine and sine of a pair
+  float weights[2][HEAD_DIM];        // of the norms of q and k
 };
 
 DEVICE void prepare_turns(Prepared& prepared, int position) {
-  for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS)
-    rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
+  for (int pair = threadIdx.x; pair < ROPE_DIM / 2; pair += THREADS) rope_rotation(position, pair, prepared.turns[pair][0], prepared.turns[pair][1]);
 }
 DEVICE void prepare_weights(Prepared& prepared, const float* q_weight, const float* k_weight) {
   for (int i = threadIdx.x; i < HEAD_DIM && NORM; i += THREADS) {
@@ -149,7 +148,9 @@ DEVICE int last_cached(const Span& span) { return (APPEND && span.end > span.pos
 
 // A lane's share of 16 keys from `base` on: of keys base + lane / 4 and + 8 the values 8 (lane % 4) .. + 7 of each piece, as the product
 // with queries wants them; of the values of keys base + 2 (lane % 4), + 1, + 8, + 9 the 8 (lane / 4) .. + 7 of each chunk. A key beyond the last is the last.
-struct Tile { Vec4 key[2][PIECES], value[4][CHUNKS]; };
+struct Tile {
+  Vec4 key[2][PIECES], value[4][CHUNKS];
+};
 
 DEVICE Vec4 load_cached(const u16* p) { return APPEND ? load_stream((const Vec4*)p) : load_here((const Vec4*)p); }
 DEVICE int smaller(int a, int b) { return a < b ? a : b; }
@@ -162,8 +163,8 @@ DEVICE void load_keys(Tile& tile, const Span& span, int base) {
   for (int t = 0; t < 2; t++)
 #pragma unroll
     for (int p = 0; p < PIECES; p++)
-      tile.key[t][p] = load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED +
-                                   smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
+      tile.key[t][p] =
+          load_cached(span.keys + (u64)smaller(base + 8 * t + threadIdx.x % 32 / 4, last) * PADDED + smaller(32 * p + 8 * (threadIdx.x % 4), PADDED - 8));
 }
 DEVICE void load_values(Tile& tile, const Span& span, int base) {
   const int last = last_cached(span);
@@ -307,9 +308,9 @@ DEVICE float merge(const Part* parts, int count, int head, int d, const float* s
   }
   return value;
 }
-typedef float Out;                         // SPLITS > 1: fp32 sums to be combined; else the result
-constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;   // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;   // per multiprocessor
+typedef float Out;                                                                   // SPLITS > 1: fp32 sums to be combined; else the result
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                        // blocks that share a key head
+constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
@@ -318,8 +319,8 @@ constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ?
 // Grid: KEY_HEADS * GROUPS, SPLITS, rows.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv8_d64_s16(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out, float* statistics, u64 context, float* zeros, u64 zero_count) {
   SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
-  SHARED Vec4 fresh[2][PADDED / 8];             // this step's key and value, as the cache has them
-  SHARED Part parts[WARPS];         // before that, scratch of the warps that prepare heads
+  SHARED Vec4 fresh[2][PADDED / 8];  // this step's key and value, as the cache has them
+  SHARED Part parts[WARPS];          // before that, scratch of the warps that prepare heads
   SHARED Prepared prepared;
   const int warp = threadIdx.x / 32;
   const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;

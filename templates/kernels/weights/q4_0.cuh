@@ -5,7 +5,10 @@ constexpr int PAIRS = 2;
 constexpr int STEP_WORDS = 36;
 constexpr bool NATURAL = false;
 
-struct Held { Vec4 codes; u64 scales; };
+struct Held {
+  Vec4 codes;
+  u64 scales;
+};
 DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_eight(from, 32)); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_eight(from, 32); }
 

@@ -5,7 +5,9 @@ constexpr int PAIRS = 2;
 constexpr int STEP_WORDS = 40;
 constexpr bool NATURAL = false;
 
-struct Held { Vec4 codes, scales; };
+struct Held {
+  Vec4 codes, scales;
+};
 DEVICE const Vec4* row_scales(const Vec4* from) { return from - threadIdx.x % 32 + 32 + threadIdx.x % 32 / 4; }
 DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_scales(from)); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_scales(from); }

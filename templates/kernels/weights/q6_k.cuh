@@ -7,7 +7,10 @@ constexpr int PAIRS = 4;
 constexpr int STEP_WORDS = 106;
 constexpr bool NATURAL = true;
 
-struct Held { Vec4 codes[3], scales; u32 units; };
+struct Held {
+  Vec4 codes[3], scales;
+  u32 units;
+};
 DEVICE const Vec4* row_scales(const Vec4* from) { return from - threadIdx.x % 32 + 96 + threadIdx.x % 32 / 4; }
 DEVICE const int* row_units(const Vec4* from) { return (const int*)(from - threadIdx.x % 32 + 104) + threadIdx.x % 32 / 4; }
 DEVICE void load_once(Held& held, const Vec4* from) {
@@ -37,8 +40,7 @@ DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x)
   mma(fresh[0], first, x.x, x.y);
   mma(fresh[1], second, x.z, x.w);
 #pragma unroll
-  for (int i = 0; i < 2; i++)
-    add_scaled(sum, fresh[i], low_unit * signed_byte_of(low, pair % 2 * 2 + i), high_unit * signed_byte_of(high, pair % 2 * 2 + i));
+  for (int i = 0; i < 2; i++) add_scaled(sum, fresh[i], low_unit * signed_byte_of(low, pair % 2 * 2 + i), high_unit * signed_byte_of(high, pair % 2 * 2 + i));
 }
 
 DEVICE float value_of(const Vec4* step, int row, int column) {
@@ -47,7 +49,7 @@ DEVICE float value_of(const Vec4* step, int row, int column) {
   u32 words[3];
 #pragma unroll
   for (int i = 0; i < 3; i++) words[i] = word(step[32 * ((3 * pair + i) / 4) + lane], (3 * pair + i) % 4) >> shift;
-  const u32 code = number < 6   ? words[number / 2] >> (number % 2 * 6) & 63
+  const u32 code = number < 6    ? words[number / 2] >> (number % 2 * 6) & 63
                    : number == 6 ? (words[0] >> 12 & 15) | (words[1] >> 8 & 48)
                                  : (words[1] >> 14 & 3) | (words[2] >> 10 & 60);
   const u32 scales = word(step[96 + row % 8], row / 8 * 2 + column / 64), units = ((const u32*)(step + 104))[row % 8];

@@ -5,7 +5,10 @@ constexpr int PAIRS = 2;
 constexpr int STEP_WORDS = 68;
 constexpr bool NATURAL = false;
 
-struct Held { Vec4 codes[2]; u64 scales; };
+struct Held {
+  Vec4 codes[2];
+  u64 scales;
+};
 DEVICE void load_once(Held& held, const Vec4* from) {
   held.codes[0] = load_stream(from), held.codes[1] = load_stream(from + 32), held.scales = load_stream(row_eight(from, 64));
 }

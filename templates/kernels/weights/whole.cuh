@@ -1,15 +1,17 @@
 // 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
-constexpr int STEP = 32;                                  // columns of a step
-constexpr int PAIRS = 1;                                  // of tiles
-constexpr int STEP_WORDS = 64;                            // 16-byte words of a row tile's step
+constexpr int STEP = 32;        // columns of a step
+constexpr int PAIRS = 1;        // of tiles
+constexpr int STEP_WORDS = 64;  // 16-byte words of a row tile's step
 constexpr bool NATURAL = false;
-constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;          // what is held is this much of a weight
-constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);        // what sums of products are multiplied by
+constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;    // what is held is this much of a weight
+constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);  // what sums of products are multiplied by
 
 // A lane's share of a step. `from` is the step's word `lane`.
-struct Held { Vec4 tile[2]; };
+struct Held {
+  Vec4 tile[2];
+};
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 

@@ -15,7 +15,7 @@ use crate::cache;
 use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
 use crate::sampling::{SamplingParameters, check_logits, check_prompt};
-use crate::slots::{Event, Request, Slots, Ticket};
+use crate::slots::{Event, Request, Slots, Steps, Ticket};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
 pub use cpu_slots::CpuSlots;
@@ -223,6 +223,18 @@ impl Backend {
         }
     }
 
+    /// Its sequences as slots, which requests join and leave.
+    ///
+    /// # Errors
+    /// A device that has none.
+    pub fn slots(&mut self) -> Result<Box<dyn Steps + '_>> {
+        match self {
+            Backend::Cpu(model) => Ok(Box::new(CpuSlots::new(model))),
+            Backend::Gpu(_) => bail!("requests cannot join and leave on a GPU yet: give --device cpu"),
+            Backend::Interpreter(_) => bail!("the interpreter computes logits only: use `fuserun logits`"),
+        }
+    }
+
     /// Generates up to `limit` tokens after each prompt; see [`GpuEngine::generate`].
     ///
     /// # Errors
@@ -264,6 +276,7 @@ fn generate_on_cpu(
         choice,
         limit,
         stops: stops.to_vec(),
+        scores: None,
     };
     let submitted =
         (0..).zip(prompts).map(|prompt| slots.submit(request(prompt)).map_err(|refused| anyhow!("{refused}")));
@@ -274,7 +287,7 @@ fn generate_on_cpu(
             match event {
                 Event::Token(token) if !take(sequence, token) => slots.leave(ticket)?,
                 Event::Failed(message) => bail!("{message}"),
-                Event::Read { .. } | Event::Token(_) | Event::Ended(_) => {}
+                Event::Read { .. } | Event::Scores(_) | Event::Token(_) | Event::Ended(_) => {}
             }
         }
     }

@@ -20,12 +20,19 @@ fn requests() -> Vec<Request> {
     let request = |index: usize| {
         let prompt = (0..1 + index * 7 % 40).map(|at| ((at * 31 + index % 3 * 17) % 200) as u32).collect();
         let drawn = SamplingParameters { temperature: 0.9, top_p: 0.95, seed: index as u64, ..Default::default() };
-        let sampling = match index % 3 {
+        let sampling = match index % 4 {
             0 => SamplingParameters::default(),
             1 => drawn,
-            _ => SamplingParameters { repetition_penalty: 1.3, ..drawn },
+            2 => SamplingParameters { repetition_penalty: 1.3, ..drawn },
+            _ => SamplingParameters {
+                frequency_penalty: 0.5,
+                presence_penalty: -0.3,
+                logit_bias: vec![(7, 2.5), (300, -100.0)],
+                ..drawn
+            },
         };
-        Request { prompt, sampling, choice: index as u32 % 2, limit: 3 + index * 5 % 17, stops: Vec::new() }
+        let limit = 3 + index * 5 % 17;
+        Request { prompt, sampling, choice: index as u32 % 2, limit, stops: Vec::new(), scores: None }
     };
     (0..12).map(request).collect()
 }
@@ -49,7 +56,7 @@ fn run(backend: &mut Backend, requests: &[Request], leavers: bool) -> Vec<Vec<u3
             match event {
                 Event::Token(token) => tokens.entry(ticket).or_default().push(token),
                 Event::Failed(message) => panic!("{message}"),
-                Event::Read { .. } | Event::Ended(_) => {}
+                Event::Read { .. } | Event::Scores(_) | Event::Ended(_) => {}
             }
         }
         polls += 1;
@@ -74,4 +81,31 @@ fn tokens_depend_on_the_request_only() {
         let beside = run(&mut load(slots, threads), &requests, leavers);
         assert_eq!(beside, alone, "{slots} slots, {threads} threads, leavers {leavers}");
     }
+}
+
+/// Each token's scores come right before it, and say of greedy ones that they are the likeliest.
+#[test]
+fn scores_come_before_their_tokens() {
+    let mut backend = load(2, 1);
+    let mut slots = Slots::new(backend.slots().expect("the CPU has slots"));
+    let mut asked = requests().swap_remove(0);
+    asked.scores = Some(3);
+    let ticket = slots.submit(asked.clone()).expect("it is taken");
+    let silent = slots.submit(Request { scores: None, ..asked }).expect("it is taken");
+    let mut events: BTreeMap<Ticket, Vec<Event>> = BTreeMap::new();
+    while !slots.is_idle() {
+        for (ticket, event) in slots.poll().expect("no fault") {
+            events.entry(ticket).or_default().push(event);
+        }
+    }
+    let scored = &events[&ticket][1..events[&ticket].len() - 1];
+    let mut tokens = Vec::new();
+    for pair in scored.chunks(2) {
+        let [Event::Scores(scores), Event::Token(token)] = pair else { panic!("{pair:?}") };
+        assert_eq!(scores.top.len(), 3);
+        assert_eq!(scores.top[0], (*token, scores.chosen), "greedy takes the likeliest");
+        assert!(scores.top.windows(2).all(|pair| pair[0].1 >= pair[1].1) && scores.chosen < 0.0, "{scores:?}");
+        tokens.push(Event::Token(*token));
+    }
+    assert_eq!(tokens, events[&silent][1..events[&silent].len() - 1]);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::cpu::{CpuModel, Logits, Row};
-use crate::sampling::{Marks, SamplingParameters, check_logits, sample};
+use crate::sampling::{Marks, SamplingParameters, Scores, check_logits, sample};
 use crate::slots::{Chosen, Limits, Request, Steps};
 
 /// How long a part of a prompt may keep others from their next tokens.
@@ -29,8 +29,12 @@ struct Decoding {
     marks: Option<Marks>,
     /// Where the next row goes.
     position: usize,
+    /// How many of the likeliest tokens are told.
+    scored: Option<usize>,
     /// What came of the latest logits, until it is given.
     fresh: Option<Chosen>,
+    /// How likely that token is.
+    scores: Option<Scores>,
     /// The newest token that was given: the next step runs it.
     newest: Option<u32>,
 }
@@ -62,9 +66,16 @@ impl Steps for CpuSlots<'_> {
 
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
         let marks = Marks::new(&request.sampling, &request.prompt, self.model.vocabulary())?;
-        let sampling = request.sampling.clone();
-        self.slots[slot] =
-            Some(Decoding { sampling, choice: request.choice, marks, position, fresh: None, newest: None });
+        self.slots[slot] = Some(Decoding {
+            sampling: request.sampling.clone(),
+            choice: request.choice,
+            marks,
+            position,
+            scored: request.scores,
+            fresh: None,
+            scores: None,
+            newest: None,
+        });
         Ok(())
     }
 
@@ -112,6 +123,9 @@ impl Steps for CpuSlots<'_> {
                 if let Chosen::Token(token) = chosen {
                     decoding.newest = Some(token);
                 }
+                if let Some(scores) = decoding.scores.take() {
+                    take(slot, Chosen::Scores(scores));
+                }
                 take(slot, chosen);
             }
         }
@@ -142,6 +156,7 @@ impl Decoding {
                 token
             }
         };
+        self.scores = self.scored.map(|top| Scores::new(logits, token, top));
         self.fresh = Some(Chosen::Token(token));
     }
 }

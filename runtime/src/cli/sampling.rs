@@ -83,6 +83,7 @@ impl SamplingArgs {
             top_p: self.top_p.or(model.top_p).unwrap_or(off.top_p),
             min_p: self.min_p.or(model.min_p).unwrap_or(off.min_p),
             seed: self.seed.value,
+            ..off
         };
         parameters.validate().with_context(|| model.source.clone())?;
         Ok(parameters)
@@ -113,8 +114,16 @@ fn checked(text: &str, parameters: impl Fn(f32) -> SamplingParameters) -> Result
 
 /// In a few words, for the line that says what was run.
 pub fn describe(parameters: &SamplingParameters) -> String {
-    let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed } = parameters;
+    let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed, .. } = parameters;
     let mut changes = String::new();
+    for (name, penalty) in [("frequency", parameters.frequency_penalty), ("presence", parameters.presence_penalty)] {
+        if penalty != 0.0 {
+            changes += &format!(", {name} penalty {penalty}");
+        }
+    }
+    if !parameters.logit_bias.is_empty() {
+        changes += &format!(", {} biases", parameters.logit_bias.len());
+    }
     if *repetition_penalty != 1.0 {
         changes += &format!(", repetition penalty {repetition_penalty}");
     }
@@ -139,13 +148,24 @@ pub fn describe(parameters: &SamplingParameters) -> String {
 
 /// As one object, each number as the user writes it; what changes logits where it is on.
 pub fn to_json(parameters: &SamplingParameters) -> Value {
-    let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed } = parameters;
+    let SamplingParameters { suppress, repetition_penalty, temperature, top_k, top_p, min_p, seed, .. } = parameters;
     let decimal = |value: &f32| value.to_string().parse::<f64>().unwrap_or(f64::from(*value));
     let mut object = json!({
         "temperature": decimal(temperature), "top_k": top_k, "top_p": decimal(top_p), "min_p": decimal(min_p), "seed": seed,
     });
     if *repetition_penalty != 1.0 {
         object["repetition_penalty"] = json!(decimal(repetition_penalty));
+    }
+    for (name, penalty) in
+        [("frequency_penalty", parameters.frequency_penalty), ("presence_penalty", parameters.presence_penalty)]
+    {
+        if penalty != 0.0 {
+            object[name] = json!(decimal(&penalty));
+        }
+    }
+    if !parameters.logit_bias.is_empty() {
+        let bias = |(token, bias): &(u32, f32)| (token.to_string(), json!(decimal(bias)));
+        object["logit_bias"] = Value::Object(parameters.logit_bias.iter().map(bias).collect());
     }
     if !suppress.is_empty() {
         object["suppress_tokens"] = json!(suppress);

@@ -1,14 +1,20 @@
 //! The next token from a row of logits, as the device samples it: sums are of integers, so that no order of them can change a draw.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 /// How the next token is chosen. What changes logits applies in the order of the fields, then come the filters; what ties with the last one kept is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParameters {
     /// Tokens that are never chosen. Those beyond the vocabulary have no effect.
     pub suppress: Vec<u32>,
+    /// Added to the logits of these tokens, -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Divides the positive logits of tokens that the prompt or the text has, and multiplies the others of them. 1: off.
     pub repetition_penalty: f32,
+    /// Taken from the logit of a token once for each time that the text after the prompt has it, -2 to 2. 0: off.
+    pub frequency_penalty: f32,
+    /// Taken from the logits of tokens that the text after the prompt has, -2 to 2. 0: off.
+    pub presence_penalty: f32,
     /// Divides the logits. 0: greedy, the first largest.
     pub temperature: f32,
     /// Keeps the `top_k` largest. 0: off.
@@ -25,7 +31,10 @@ impl Default for SamplingParameters {
     fn default() -> Self {
         SamplingParameters {
             suppress: Vec::new(),
+            logit_bias: Vec::new(),
             repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
@@ -42,10 +51,16 @@ impl SamplingParameters {
     /// A parameter outside its range: the message names it, its value and the range.
     pub fn validate(&self) -> Result<()> {
         let SamplingParameters { repetition_penalty, temperature, top_p, min_p, .. } = self;
+        if let Some((token, bias)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            bail!("the bias of token {token} is {bias}; give -100 to 100, 0 changes nothing");
+        }
         ensure!(
             repetition_penalty.is_finite() && *repetition_penalty > 0.0,
             "the repetition penalty is {repetition_penalty}; give more than 0, 1 is off"
         );
+        for (name, penalty) in [("frequency", self.frequency_penalty), ("presence", self.presence_penalty)] {
+            ensure!((-2.0..=2.0).contains(&penalty), "the {name} penalty is {penalty}; give -2 to 2, 0 is off");
+        }
         ensure!(
             temperature.is_finite() && *temperature >= 0.0,
             "the temperature is {temperature}; give 0 for greedy, or more"
@@ -57,7 +72,12 @@ impl SamplingParameters {
 
     /// Whether logits are changed before a token is chosen, which needs [`Marks`](super::Marks).
     pub fn changes_logits(&self) -> bool {
-        self.repetition_penalty != 1.0 || !self.suppress.is_empty()
+        self.repetition_penalty != 1.0 || !self.suppress.is_empty() || self.counts_or_biases()
+    }
+
+    /// Whether logits are changed by how often the text has their tokens, or by a bias.
+    pub fn counts_or_biases(&self) -> bool {
+        self.frequency_penalty != 0.0 || self.presence_penalty != 0.0 || !self.logit_bias.is_empty()
     }
 }
 
@@ -283,5 +303,16 @@ mod tests {
             "top-p is 0; give more than 0, at most 1 (off)"
         );
         assert_eq!(refused(SamplingParameters { min_p: 1.5, ..warm() }), "min-p is 1.5; give 0 (off) to 1");
+        assert_eq!(
+            refused(SamplingParameters { presence_penalty: 2.5, ..warm() }),
+            "the presence penalty is 2.5; give -2 to 2, 0 is off"
+        );
+        assert!(
+            refused(SamplingParameters { frequency_penalty: f32::NAN, ..warm() }).contains("frequency penalty is NaN")
+        );
+        assert_eq!(
+            refused(SamplingParameters { logit_bias: vec![(3, 1.0), (7, -101.0)], ..warm() }),
+            "the bias of token 7 is -101; give -100 to 100, 0 changes nothing"
+        );
     }
 }

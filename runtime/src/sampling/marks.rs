@@ -46,14 +46,24 @@ impl Marks {
         }
     }
 
-    /// Changes a row of logits.
+    /// Changes a row of logits. A bias for a token beyond the vocabulary has no effect.
     pub fn apply(&self, parameters: &SamplingParameters, logits: &mut [f32]) {
+        for &(token, bias) in &parameters.logit_bias {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
         for (logit, &mark) in logits.iter_mut().zip(&self.0) {
             if mark & SUPPRESSED != 0 {
                 *logit = f32::NEG_INFINITY;
             } else if mark != 0 {
                 let penalty = parameters.repetition_penalty;
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                let count = mark & COUNT;
+                if count > 0 {
+                    *logit -= parameters.frequency_penalty * f32::from(count);
+                    *logit -= parameters.presence_penalty;
+                }
             }
         }
     }
@@ -88,6 +98,28 @@ mod tests {
         assert_eq!(apply(&marks), [1.0, 0.5, -2.0, 1.5, f32::NEG_INFINITY, 0.0]);
         marks.note(17);
         assert_eq!(marks.words(), [0, PROMPT, PROMPT, 3, SUPPRESSED, 0], "a token beyond the vocabulary is none");
+    }
+
+    /// As in OpenAI's description of the parameters: only what was generated counts.
+    #[test]
+    fn frequency_and_presence_count_the_text_after_the_prompt() {
+        let parameters = SamplingParameters {
+            frequency_penalty: 0.5,
+            presence_penalty: 0.25,
+            logit_bias: vec![(0, 10.0), (5, -100.0), (77, 1.0)],
+            ..SamplingParameters::default()
+        };
+        let mut marks = marks(&parameters, &[1, 2]);
+        [2, 3, 3, 3].into_iter().for_each(|token| marks.note(token));
+        let mut logits = [1.0; 6];
+        marks.apply(&parameters, &mut logits);
+        assert_eq!(logits, [11.0, 1.0, 0.25, -0.75, 1.0, -99.0]);
+        // A bias comes before the penalty of repetition, which comes before the others.
+        let parameters =
+            SamplingParameters { repetition_penalty: 2.0, logit_bias: vec![(2, 5.0)], ..parameters.clone() };
+        let mut logits = [1.0; 6];
+        marks.apply(&parameters, &mut logits);
+        assert_eq!(logits[2], (1.0 + 5.0) / 2.0 - 0.5 - 0.25);
     }
 
     #[test]

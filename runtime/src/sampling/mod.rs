@@ -3,7 +3,9 @@
 mod choose;
 mod limits;
 mod marks;
+mod scores;
 
 pub use choose::{SamplingParameters, sample};
 pub use limits::{check_logits, check_prompt, not_finite};
 pub use marks::Marks;
+pub use scores::{MOST_SCORES, Scores};

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 pub use request::Request;
 pub use steps::{Chosen, Limits, Steps};
 
-use crate::sampling::{Marks, check_prompt};
+use crate::sampling::{MOST_SCORES, Marks, Scores, check_prompt};
 
 /// Requests that wait at most.
 pub const QUEUE: usize = 64;
@@ -30,13 +30,15 @@ const SHORTEST_PREFIX: usize = 16;
 pub struct Ticket(u64);
 
 /// What has become of a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Its prompt is in the states; `reused` of its tokens were there before.
     Read {
         /// Tokens at the beginning of the prompt that were not computed again.
         reused: usize,
     },
+    /// How likely its next token is; that comes right after this.
+    Scores(Scores),
     /// Its next token.
     Token(u32),
     /// It has ended.
@@ -54,6 +56,19 @@ pub enum End {
     Limit,
     /// The context is full.
     Context,
+}
+
+/// A request in a slot, and how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupant {
+    /// Which request.
+    pub ticket: Ticket,
+    /// Tokens of its prompt.
+    pub prompt: usize,
+    /// Those of them whose states are there.
+    pub read: usize,
+    /// Tokens that it has been given.
+    pub produced: usize,
 }
 
 /// Why a request is not taken.
@@ -122,6 +137,15 @@ impl<S: Steps> Slots<S> {
         (self.slots.iter().filter(|slot| slot.work.is_some()).count(), self.queue.len())
     }
 
+    /// What each slot does.
+    pub fn occupants(&self) -> impl Iterator<Item = Option<Occupant>> + '_ {
+        self.slots.iter().map(|slot| {
+            let work = slot.work.as_ref()?;
+            let (prompt, produced) = (work.request.prompt.len(), work.produced);
+            Some(Occupant { ticket: work.ticket, prompt, read: slot.history.len().min(prompt), produced })
+        })
+    }
+
     /// Takes a request: its events come from [`Slots::poll`] until it has ended, failed or left.
     ///
     /// # Errors
@@ -134,6 +158,11 @@ impl<S: Steps> Slots<S> {
         Marks::new(&request.sampling, &[], vocabulary).map_err(invalid)?;
         if request.limit == 0 {
             return Err(Refused::Invalid("nothing to generate: the limit is 0 tokens".into()));
+        }
+        if let Some(scores) = request.scores.filter(|&scores| scores > MOST_SCORES) {
+            return Err(Refused::Invalid(format!(
+                "the {scores} likeliest tokens are asked for; at most {MOST_SCORES} are told"
+            )));
         }
         if self.queue.len() >= QUEUE {
             return Err(Refused::Busy);
@@ -236,6 +265,7 @@ impl<S: Steps> Slots<S> {
             let Some(work) = slot.work.as_mut().filter(|work| work.decodes && !ended.contains(&index)) else { return };
             let token = match chosen {
                 Chosen::Token(token) => token,
+                Chosen::Scores(scores) => return events.push((work.ticket, Event::Scores(scores))),
                 Chosen::Broken(message) => {
                     events.push((work.ticket, Event::Failed(message)));
                     return ended.push(index);

@@ -15,4 +15,6 @@ pub struct Request {
     pub limit: usize,
     /// Tokens that end it. They are given too.
     pub stops: Vec<u32>,
+    /// How many of the likeliest tokens to tell at each place, at most [`MOST_SCORES`](crate::sampling::MOST_SCORES), beside the chosen one; none: nothing.
+    pub scores: Option<usize>,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::request::Request;
+use crate::sampling::Scores;
 
 /// A device with a number of slots. Each holds one sequence: its states, where it stands, and how its next token is chosen.
 pub trait Steps {
@@ -55,10 +56,38 @@ pub struct Limits {
 }
 
 /// What came of a slot's logits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Chosen {
+    /// How likely the token is that comes right after this, where the request asks for that.
+    Scores(Scores),
     /// The next token.
     Token(u32),
     /// None: the sequence cannot go on, as the message says. The logits are not finite.
     Broken(String),
+}
+
+impl<S: Steps + ?Sized> Steps for Box<S> {
+    fn limits(&self) -> Limits {
+        (**self).limits()
+    }
+
+    fn part(&self, left: usize, beside: bool) -> usize {
+        (**self).part(left, beside)
+    }
+
+    fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
+        (**self).begin(slot, position, request)
+    }
+
+    fn prompt(&mut self, slot: usize, position: usize, tokens: &[u32], last: bool) -> Result<Duration> {
+        (**self).prompt(slot, position, tokens, last)
+    }
+
+    fn step(&mut self, take: &mut dyn FnMut(usize, Chosen)) -> Result<Duration> {
+        (**self).step(take)
+    }
+
+    fn leave(&mut self, slot: usize) -> Result<()> {
+        (**self).leave(slot)
+    }
 }

@@ -95,7 +95,7 @@ impl Steps for Fake {
 
 fn request(prompt: &[u32], seed: u64, limit: usize) -> Request {
     let sampling = SamplingParameters { seed, ..SamplingParameters::default() };
-    Request { prompt: prompt.to_vec(), sampling, choice: 0, limit, stops: Vec::new() }
+    Request { prompt: prompt.to_vec(), sampling, choice: 0, limit, stops: Vec::new(), scores: None }
 }
 
 /// What a request makes with no device at all.
@@ -284,6 +284,7 @@ fn what_cannot_be_served_is_refused_at_once() {
         (request(&[1; CONTEXT + 1], 0, 1), "64"),
         (request(&[VOCABULARY as u32], 0, 1), "97"),
         (request(&[1], 0, 0), "nothing to generate"),
+        (Request { scores: Some(21), ..request(&[1], 0, 1) }, "at most 20"),
     ] {
         let Refused::Invalid(message) = refused(&mut slots, request) else { panic!("it is not busy") };
         assert!(message.contains(said), "{message}");

@@ -325,6 +325,10 @@ impl GpuEngine {
         limit: usize,
         stops: &[u32],
     ) -> Result<()> {
+        ensure!(
+            !sampling.counts_or_biases(),
+            "the sampling kernel has no frequency penalty, presence penalty or bias yet: give --device cpu"
+        );
         let mut marks_at = 0;
         if let Some(marks) = Marks::new(sampling, prompt, self.plan.vocabulary)? {
             let bytes: &[u8] = bytemuck::cast_slice(marks.words());

@@ -9,7 +9,7 @@ pub struct StopTexts {
     held: String,
     /// The parts of `held` that are not shown.
     hidden: Vec<Range<usize>>,
-    reached: bool,
+    reached: Option<String>,
 }
 
 impl StopTexts {
@@ -19,18 +19,19 @@ impl StopTexts {
             stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
             held: String::new(),
             hidden: Vec::new(),
-            reached: false,
+            reached: None,
         }
     }
 
     /// Takes a piece of text and returns what may be shown: nothing of a stop text, nor of what may become one.
     pub fn pass(&mut self, piece: &str) -> String {
-        if self.reached {
+        if self.reached() {
             return String::new();
         }
         self.held.push_str(piece);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.reached = true;
+        let found = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        if let Some((at, stop)) = found.min_by_key(|(at, _)| *at) {
+            self.reached = Some(stop.clone());
             let shown = self.release(at);
             self.held.clear();
             return shown;
@@ -56,7 +57,12 @@ impl StopTexts {
 
     /// Whether a stop text has appeared.
     pub fn reached(&self) -> bool {
-        self.reached
+        self.reached.is_some()
+    }
+
+    /// The stop text that has appeared.
+    pub fn found(&self) -> Option<&str> {
+        self.reached.as_deref()
     }
 
     /// Takes the first bytes of what is held and returns what of them is shown.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::files::{Kind, mistaken, read_optional_json};
 use fusec::folder::{checkpoint_folder, single_file, without_tokenizer};
 use serde_json::Value;
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -109,14 +110,13 @@ impl Tokenizer {
     }
 
     /// A decoder that takes one id at a time and gives text as soon as it is whole.
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
-        DecodeStream { tokenizer: self, skip_special, ids: Vec::new(), given: 0 }
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<&Tokenizer> {
+        DecodeStream::after(self, &[], skip_special)
     }
 
     /// As [`Tokenizer::decode_stream`], of ids that go on after `prompt`: the first may begin with a space, which some tokenizers drop at the start of a text.
-    pub fn decode_stream_after(&self, prompt: &[u32], skip_special: bool) -> DecodeStream<'_> {
-        let ids = prompt[prompt.len().saturating_sub(DecodeStream::HELD)..].to_vec();
-        DecodeStream { tokenizer: self, skip_special, given: ids.len(), ids }
+    pub fn decode_stream_after(&self, prompt: &[u32], skip_special: bool) -> DecodeStream<&Tokenizer> {
+        DecodeStream::after(self, prompt, skip_special)
     }
 
     /// The token that starts a text, where the model has one (whether or not `encode` adds it).
@@ -169,9 +169,9 @@ impl Tokenizer {
 
 /// Turns ids into text one at a time; see [`Tokenizer::decode_stream`].
 ///
-/// Text comes out once its last character is whole: a character's bytes may be spread over several tokens.
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
+/// Text comes out once its last character is whole: a character's bytes may be spread over several tokens. `T` holds the tokenizer, or refers to it.
+pub struct DecodeStream<T> {
+    tokenizer: T,
     skip_special: bool,
     /// The ids whose text was given last, as context, then those whose text is still held back.
     ids: Vec<u32>,
@@ -179,9 +179,15 @@ pub struct DecodeStream<'a> {
     given: usize,
 }
 
-impl DecodeStream<'_> {
-    /// Tokens that may be held back. A character has at most four bytes, so more than these are no UTF-8, and the replacement character is right.
-    const HELD: usize = 8;
+/// Tokens that may be held back. A character has at most four bytes, so more than these are no UTF-8, and the replacement character is right.
+const HELD: usize = 8;
+
+impl<T: Borrow<Tokenizer>> DecodeStream<T> {
+    /// See [`Tokenizer::decode_stream_after`]; with an empty prompt, [`Tokenizer::decode_stream`].
+    pub fn after(tokenizer: T, prompt: &[u32], skip_special: bool) -> DecodeStream<T> {
+        let ids = prompt[prompt.len().saturating_sub(HELD)..].to_vec();
+        DecodeStream { tokenizer, skip_special, given: ids.len(), ids }
+    }
 
     /// Takes the next id; returns the text that it completes, which may be empty.
     pub fn step(&mut self, id: u32) -> Result<String> {
@@ -194,23 +200,24 @@ impl DecodeStream<'_> {
             }
             return Ok(String::new());
         }
-        let whole = !after.ends_with(char::REPLACEMENT_CHARACTER) || self.ids.len() - self.given >= Self::HELD;
+        let whole = !after.ends_with(char::REPLACEMENT_CHARACTER) || self.ids.len() - self.given >= HELD;
         Ok(if whole { self.give(&before, &after) } else { String::new() })
     }
 
     /// The text still held back when no id follows: incomplete bytes as U+FFFD.
-    pub fn finish(mut self) -> Result<String> {
+    pub fn finish(&mut self) -> Result<String> {
         let (before, after) = (self.decoded(self.given)?, self.decoded(self.ids.len())?);
         Ok(self.give(&before, &after))
     }
 
     fn is_left_out(&self, id: u32) -> bool {
-        let token = self.tokenizer.id_to_token(id);
-        token.is_none_or(|token| token.is_empty()) || self.skip_special && self.tokenizer.is_special(id)
+        let tokenizer = self.tokenizer.borrow();
+        let token = tokenizer.id_to_token(id);
+        token.is_none_or(|token| token.is_empty()) || self.skip_special && tokenizer.is_special(id)
     }
 
     fn decoded(&self, end: usize) -> Result<String> {
-        self.tokenizer.decode(&self.ids[..end], self.skip_special)
+        self.tokenizer.borrow().decode(&self.ids[..end], self.skip_special)
     }
 
     fn give(&mut self, before: &str, after: &str) -> String {

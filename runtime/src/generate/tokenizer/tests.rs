@@ -176,7 +176,7 @@ fn what_rewrites_a_text_is_refused_by_name() {
 #[test]
 fn a_stream_keeps_the_spaces_of_sentence_piece() {
     let tokenizer = sentence_piece(vec![]).unwrap();
-    let streamed = |mut stream: DecodeStream<'_>, ids: &[u32]| -> String {
+    let streamed = |mut stream: DecodeStream<&Tokenizer>, ids: &[u32]| -> String {
         let text: String = ids.iter().map(|&id| stream.step(id).unwrap()).collect();
         text + &stream.finish().unwrap()
     };

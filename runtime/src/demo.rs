@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::generate::chat::ChatTemplate;
 use crate::generate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
 
@@ -15,6 +16,26 @@ const GENERATION_CONFIG: &str = include_str!("../../models/demo/generation_confi
 const TOKENIZER: &[u8] = include_bytes!("../../models/demo/tokenizer.json");
 const TOKENIZER_CONFIG: &str = include_str!("../../models/demo/tokenizer_config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../models/demo/model.safetensors");
+
+/// A conversation as the book that it has read would print one.
+const CHAT_TEMPLATE: &str = "\
+{% for message in messages %}\
+{% if message.role == 'user' %}\"{{ message.content }}\" said the stranger.\n\n\
+{% elif message.role == 'assistant' %}\"{{ message.content }}\" said the sailor.\n\n\
+{% else %}{{ message.content }}\n\n{% endif %}\
+{% endfor %}\
+{% if add_generation_prompt %}\"{% endif %}";
+
+/// What ends the sailor's answer.
+pub const CHAT_STOPS: [&str; 2] = ["\"", "\n\n"];
+
+/// Its chat template.
+///
+/// # Errors
+/// Only if the template is broken.
+pub fn chat_template() -> Result<ChatTemplate> {
+    ChatTemplate::new(CHAT_TEMPLATE, Map::new())
+}
 
 /// Its weights and configuration.
 ///

@@ -110,9 +110,15 @@ impl OpenModel {
     /// Its chat template, if it has one.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         match &self.checkpoint {
-            Some(checkpoint) if !self.embedded => ChatTemplate::from_checkpoint(checkpoint),
-            _ => Ok(None),
+            _ if self.embedded => demo::chat_template().map(Some),
+            Some(checkpoint) => ChatTemplate::from_checkpoint(checkpoint),
+            None => Ok(None),
         }
+    }
+
+    /// Texts that end an answer in a chat, beside those that its files name.
+    pub fn chat_stops(&self) -> Vec<String> {
+        if self.embedded { demo::CHAT_STOPS.map(str::to_owned).to_vec() } else { Vec::new() }
     }
 
     /// What it says of how its texts are made: its generation_config.json, or the metadata of its GGUF file.

@@ -351,8 +351,10 @@ fn sampling_that_has_no_meaning() {
     ] {
         assert_fails(&fuserun(&[&["generate", "--device", "cpu", "Call me"], &arguments[..]].concat(), ""), 2, &[part]);
     }
-    let done = fuserun(&["generate", "--device", "cpu", "--chat", "Hello"], "");
-    assert_fails(&done, 1, &["the demo model has no chat template"]);
+    let folder = root().join("models/demo");
+    let folder = folder.to_str().expect("a path that is text");
+    let done = fuserun(&["generate", "--device", "cpu", "-m", folder, "--chat", "Hello"], "");
+    assert_fails(&done, 1, &["models/demo has no chat template"]);
     let done = fuserun(&["generate", "--device", "interpreter", "Hello"], "");
     assert_fails(&done, 1, &["the interpreter computes logits only"]);
 }

@@ -98,7 +98,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let stops: Vec<u32> = if args.ignore_eos { Vec::new() } else { tokenizer.eos().collect() };
     let mut stream =
         if args.chat { tokenizer.decode_stream(true) } else { tokenizer.decode_stream_after(&tokens, true) };
-    let mut watched = StopTexts::new(&[&args.stop[..], &defaults.stop_strings].concat());
+    let of_chat = if args.chat { model.chat_stops() } else { Vec::new() };
+    let mut watched = StopTexts::new(&[&args.stop[..], &defaults.stop_strings, &of_chat].concat());
     let mut out = Output { json: args.json, text: String::new(), broken: None };
     // Someone who looks on wants to see the text whole; a file or another program wants what was made.
     if !args.json && !args.chat && stdout().is_terminal() {

@@ -38,6 +38,7 @@ impl Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    source: String,
     /// `bos_token`, `eos_token` and the like, as the template may write them.
     specials: Map<String, Value>,
     /// The template in its place where there are tools.
@@ -94,7 +95,7 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, syntax::rewritten(source))
             .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
-        Ok(ChatTemplate { environment, specials, tool_use: None })
+        Ok(ChatTemplate { environment, source: source.to_owned(), specials, tool_use: None })
     }
 
     /// The text of a conversation. `add_generation_prompt` ends it with the start of the assistant's turn.
@@ -126,6 +127,16 @@ impl ChatTemplate {
             }
         };
         text.map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
+    }
+
+    /// The template's source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the template's source has this text: which variables and marks a model knows shows in nothing else.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source().contains(text) || self.tool_use.as_ref().is_some_and(|source| source.contains(text))
     }
 
     fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {

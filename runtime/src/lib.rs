@@ -11,6 +11,7 @@ pub mod map;
 pub mod model;
 pub mod profile;
 pub mod sampling;
+pub mod serve;
 pub mod slots;
 pub mod step;
 pub mod verify;

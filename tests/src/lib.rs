@@ -10,6 +10,7 @@ mod layout;
 mod nvrtc;
 mod programs;
 mod replaced;
+pub mod server;
 
 pub use folder::TempFolder;
 pub use golden::{Golden, argmax_disagreement, goldens, nmse};

@@ -7,6 +7,7 @@ mod measure;
 mod model;
 mod profile;
 mod sampling;
+mod serve;
 mod verify;
 
 use std::process::ExitCode;
@@ -39,6 +40,8 @@ struct Cli {
 enum Command {
     /// Continues a prompt.
     Generate(generate::GenerateArgs),
+    /// Answers requests over HTTP, by the APIs that clients speak.
+    Serve(serve::ServeArgs),
     /// Measures prompt and decode speed.
     Bench(bench::BenchArgs),
     /// Takes a decode step on a GPU apart, kernel by kernel.
@@ -58,6 +61,7 @@ enum Command {
 pub fn main() -> ExitCode {
     console::run(|cli: Cli| match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -79,6 +79,7 @@ const RUNTIME: &[Room] = &[
         ],
     ),
     ("generate", &["weights", "fusec::files", "fusec::folder", "fusec::json"]),
+    ("serve", &["generate", "sampling", "slots"]),
     ("step", &["cache", "device", "sampling", "weights", "fusec::build", "fusec::plan"]),
     ("profile", &["step", "fusec::plan", "fusec::text"]),
     (
@@ -133,6 +134,8 @@ const RUNTIME: &[Room] = &[
             "model",
             "profile",
             "sampling",
+            "serve",
+            "slots",
             "step",
             "verify",
             "fusec::artifact",

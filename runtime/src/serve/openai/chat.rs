@@ -1,0 +1,245 @@
+//! `/v1/chat/completions`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use axum::response::Response;
+use serde_json::{Map, Value, json};
+
+use super::shared::{Common, chat_scores, fingerprint, finish_reason, timings, usage};
+use crate::serve::answer::{Collected, Generation, Part, Progress, Shape, Summary};
+use crate::serve::app::App;
+use crate::serve::ask::{Ask, limit, random, scores};
+use crate::serve::conversation::{Conversation, messages, tools};
+use crate::serve::fields::Fields;
+use crate::serve::problem::{Dialect, Problem, done};
+use crate::serve::served::{Served, now};
+use crate::serve::stream::{Gone, Writer, response};
+
+/// A request, read.
+struct Chat {
+    ask: Ask,
+    shape: Shape,
+    common: Common,
+    id: String,
+    created: u64,
+}
+
+pub async fn completions(app: Arc<App>, fields: Fields) -> Result<Response, Problem> {
+    app.check_ready()?;
+    let reading = app.clone();
+    let read = tokio::task::spawn_blocking(move || Chat::read(fields, &reading.served));
+    let chat = read.await.map_err(|error| Problem::fault(error.to_string()))??;
+    // What cannot be served is told by the status, before a stream begins.
+    let generation = Generation::start(&app, &chat.ask, &chat.shape).await?;
+    if chat.common.stream {
+        return Ok(response(|writer| async move { chat.stream(generation, &app, &writer).await }));
+    }
+    let (answers, summary) = generation.collect().await?;
+    Ok(done(&chat.whole(&answers, &summary, &app.served)))
+}
+
+/// `/apply-template`: the text and the tokens of a conversation.
+pub fn apply_template(fields: &mut Fields, served: &Served) -> Result<Value, Problem> {
+    let (conversation, _) = conversation(fields, served)?;
+    let prompt = conversation.prompt(served)?;
+    Ok(json!({"prompt": prompt.text, "tokens": prompt.tokens}))
+}
+
+/// Takes what the chat template reads, and what to warn of.
+fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversation, Vec<String>), Problem> {
+    let mut warnings = Vec::new();
+    let Some(list) = fields.list("messages")? else {
+        return Err(Problem::field("messages", "`messages` is missing: give a list of messages"));
+    };
+    let mut conversation = Conversation { messages: messages(list)?, ..Conversation::default() };
+    if let Some(variables) = fields.object("chat_template_kwargs")? {
+        conversation.take_variables(variables)?;
+    }
+    if let Some(effort) = fields.text("reasoning_effort")? {
+        conversation.variables.entry("reasoning_effort").or_insert(json!(effort));
+        if effort == "none" {
+            conversation.variables.entry("enable_thinking").or_insert(json!(false));
+        }
+    }
+    let given = tools(fields.list("tools")?.unwrap_or_default())?;
+    match fields.take("tool_choice") {
+        None => conversation.tools = given,
+        Some(Value::String(choice)) if choice == "auto" => conversation.tools = given,
+        Some(Value::String(choice)) if choice == "none" => {}
+        Some(choice) if choice == "required" || choice.is_object() => {
+            let message = "calls cannot be forced yet: give `tool_choice` auto or none";
+            return Err(Problem::field("tool_choice", message));
+        }
+        Some(choice) => {
+            return Err(Problem::field("tool_choice", format!("`tool_choice` is {choice}; give auto or none")));
+        }
+    }
+    if !conversation.tools.is_empty() && served.calls.is_none() {
+        warnings.push("the model's chat template knows no tools: none will be called".into());
+    }
+    fields.ignore(&["parallel_tool_calls"]);
+    Ok((conversation, warnings))
+}
+
+/// Refuses what an answer cannot be held to.
+fn check_format(fields: &mut Fields) -> Result<(), Problem> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
+    match format.text("type")?.as_deref() {
+        None | Some("text") => Ok(()),
+        Some(other) => {
+            let message = format!("`response_format` {other} is not supported: answers cannot be held to a form yet");
+            Err(Problem::field("response_format", message))
+        }
+    }
+}
+
+impl Chat {
+    fn read(mut fields: Fields, served: &Served) -> Result<Chat, Problem> {
+        let fields = &mut fields;
+        let (conversation, mut warnings) = conversation(fields, served)?;
+        check_format(fields)?;
+        let limit = limit(fields, &["max_completion_tokens", "max_tokens"])?;
+        let (told, top) = (fields.flag("logprobs")?.unwrap_or(false), scores(fields, "top_logprobs")?);
+        if top.is_some() && !told {
+            return Err(Problem::field(
+                "top_logprobs",
+                "`top_logprobs` is given without `logprobs`: set `logprobs` to true",
+            ));
+        }
+        let mut common = Common::take(fields, served, limit)?;
+        common.settings.scores = told.then_some(top.unwrap_or(0));
+        common.settings.stop_texts.extend(served.chat_stops.iter().cloned());
+        warnings.append(&mut common.warnings);
+        common.warnings = warnings;
+        let prompt = conversation.prompt(served)?;
+        let named = |tool: &Value| tool["function"]["name"].as_str().map(str::to_owned);
+        let names: BTreeSet<String> = conversation.tools.iter().filter_map(named).collect();
+        Ok(Chat {
+            shape: served.shape(prompt.thinks, prompt.goes_on, names),
+            ask: Ask { prompt: prompt.tokens, settings: common.settings.clone() },
+            common,
+            id: format!("chatcmpl-{:016x}", random()),
+            created: now(),
+        })
+    }
+
+    fn whole(&self, answers: &[Collected], summary: &Summary, served: &Served) -> Value {
+        let choices = answers.iter().enumerate().map(|(index, answer)| {
+            let mut message = json!({
+                "role": "assistant",
+                "content": if answer.text.is_empty() && !answer.calls.is_empty() { Value::Null } else { json!(answer.text) },
+                "refusal": null,
+                "annotations": [],
+            });
+            if !answer.reasoning.is_empty() {
+                message["reasoning_content"] = json!(answer.reasoning);
+            }
+            if !answer.calls.is_empty() {
+                let call = |call: &crate::serve::answer::Call| {
+                    let function = json!({"name": call.name, "arguments": call.arguments});
+                    json!({"id": call.id, "type": "function", "function": function})
+                };
+                message["tool_calls"] = answer.calls.iter().map(call).collect();
+            }
+            json!({
+                "index": index,
+                "message": message,
+                "logprobs": self.ask.settings.scores.map(|_| chat_scores(&answer.scores, served)),
+                "finish_reason": answer.finish.as_ref().map(finish_reason),
+            })
+        });
+        let choices = choices.collect();
+        let mut object = self.object("chat.completion", choices, served);
+        object["usage"] = usage(summary);
+        self.close(&mut object, summary);
+        object
+    }
+
+    async fn stream(self, mut generation: Generation, app: &App, writer: &Writer) -> Result<(), Gone> {
+        for index in 0..self.ask.settings.choices {
+            let delta = json!({"role": "assistant", "content": ""});
+            writer.send(&self.chunk(index, delta, Value::Null, None, &app.served)).await?;
+        }
+        loop {
+            let progress = match writer.waiting(generation.next()).await? {
+                Ok(Some(progress)) => progress,
+                Ok(None) => break,
+                Err(problem) => {
+                    app.metrics.problems.inc();
+                    writer.send(&problem.object(Dialect::OpenAi)).await?;
+                    return writer.done().await;
+                }
+            };
+            self.send(progress, app, writer).await?;
+        }
+        let summary = generation.summary();
+        if self.common.include_usage {
+            let mut last = self.object("chat.completion.chunk", json!([]), &app.served);
+            last["usage"] = usage(&summary);
+            self.close(&mut last, &summary);
+            writer.send(&last).await?;
+        }
+        writer.done().await
+    }
+
+    async fn send(&self, progress: Progress, app: &App, writer: &Writer) -> Result<(), Gone> {
+        let Progress { choice, parts, scores, finish } = progress;
+        let mut scores = scores.map_or(Value::Null, |scores| chat_scores(&[scores], &app.served));
+        if parts.is_empty() && !scores.is_null() && finish.is_none() {
+            let chunk = self.chunk(choice, json!({}), std::mem::take(&mut scores), None, &app.served);
+            writer.send(&chunk).await?;
+        }
+        for part in parts {
+            let delta = match part {
+                Part::Text(text) => json!({"content": text}),
+                Part::Reasoning(text) => json!({"reasoning_content": text}),
+                Part::Call { index, name } => json!({"tool_calls": [{
+                    "index": index, "id": app.call_id(), "type": "function", "function": {"name": name, "arguments": ""},
+                }]}),
+                Part::Arguments { index, text } => {
+                    json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+                }
+            };
+            let chunk = self.chunk(choice, delta, std::mem::take(&mut scores), None, &app.served);
+            writer.send(&chunk).await?;
+        }
+        if let Some(finish) = finish {
+            let chunk = self.chunk(choice, json!({}), scores, Some(finish_reason(&finish)), &app.served);
+            writer.send(&chunk).await?;
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, index: usize, delta: Value, scores: Value, finish: Option<&str>, served: &Served) -> Value {
+        let choice = json!({"index": index, "delta": delta, "logprobs": scores, "finish_reason": finish});
+        let mut chunk = self.object("chat.completion.chunk", json!([choice]), served);
+        if self.common.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    fn object(&self, kind: &str, choices: Value, served: &Served) -> Value {
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": served.name,
+            "system_fingerprint": fingerprint(),
+            "choices": choices,
+        })
+    }
+
+    /// Adds what OpenAI's own server does not tell.
+    fn close(&self, object: &mut Value, summary: &Summary) {
+        let more = Map::from_iter([
+            ("timings".to_owned(), timings(summary)),
+            ("seed".to_owned(), json!(summary.seed)),
+            ("warnings".to_owned(), json!(self.common.warnings)),
+        ]);
+        if let Some(object) = object.as_object_mut() {
+            object.extend(more);
+        }
+    }
+}

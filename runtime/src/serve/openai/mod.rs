@@ -1,0 +1,6 @@
+//! OpenAI's API: chat completions, completions, models and responses.
+
+pub mod chat;
+pub mod completions;
+pub mod models;
+mod shared;

@@ -1,0 +1,5 @@
+//! `fuserun serve` with the demo model, over loopback: what clients send and get, what is refused, and how it ends.
+
+mod errors;
+mod life;
+mod openai;

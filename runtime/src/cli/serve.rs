@@ -5,14 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use fusec::console::tell;
 
 use super::model::ModelArgs;
-use crate::backend::Device;
+use crate::backend::{Device, LoadOptions};
 use crate::model::{OpenModel, Text};
-use crate::serve::{Options, Subject, run as serve};
+use crate::serve::{Inbox, Options, Subject, run as serve};
 use crate::slots::Slots;
 
 /// Slots where the user names no number.
@@ -54,26 +54,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let options = args.model.load_options(&model, &[slots], 4096, Text { tokens: 1, grows: true })?;
     let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
-    let (facts, defaults) = (model.facts()?, model.generation_defaults()?);
-    if let Some(note) = defaults.note() {
-        tell(note);
-    }
     let name = args.alias.clone().unwrap_or_else(|| short_name(&model, args.model.model.as_deref()));
-    let subject = Subject {
-        name: name.clone(),
-        tokenizer: model.tokenizer().context("a server needs a tokenizer")?,
-        template: model.chat_template()?,
-        defaults,
-        chat_stops: model.chat_stops(),
-        context: options.context,
-        slots,
-        architecture: facts.architecture,
-        dtype: facts.dtype,
-        device: match &device {
-            Device::Cuda(number) => format!("cuda:{number}"),
-            Device::Auto | Device::Cpu | Device::Interpreter => "cpu".into(),
-        },
-    };
+    let subject = subject(&model, &name, &options, &device)?;
     let address = SocketAddr::new(args.host, args.port);
     if !args.host.is_loopback() && args.api_key.is_empty() {
         tell(format!("anyone who reaches {address} may use the model: --api-key KEY keeps others out"));
@@ -84,17 +66,49 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         origins: args.allow_origin.clone(),
         deadline: Duration::from_secs(args.shutdown_seconds.into()),
     };
-    let load = move |inbox: &crate::serve::Inbox| {
+    serve(subject, server, load(model, device, options, || tell("ready")), |address| {
+        tell(format!("{name} at http://{address}, loading"))
+    })
+}
+
+/// What is to be known of a model before it is loaded; says on stderr what of its files is not honoured.
+pub fn subject(model: &OpenModel, name: &str, options: &LoadOptions, device: &Device) -> Result<Subject> {
+    let (facts, defaults) = (model.facts()?, model.generation_defaults()?);
+    if let Some(note) = defaults.note() {
+        tell(note);
+    }
+    Ok(Subject {
+        name: name.to_owned(),
+        tokenizer: model.tokenizer()?,
+        template: model.chat_template()?,
+        defaults,
+        chat_stops: model.chat_stops(),
+        context: options.context,
+        slots: options.sequences,
+        architecture: facts.architecture,
+        dtype: facts.dtype,
+        device: match device {
+            Device::Cuda(number) => format!("cuda:{number}"),
+            Device::Auto | Device::Cpu | Device::Interpreter => "cpu".into(),
+        },
+    })
+}
+
+/// Loads a model and serves with its slots; calls `ready` once requests are taken.
+pub fn load(
+    model: OpenModel,
+    device: Device,
+    options: LoadOptions,
+    ready: impl FnOnce() + Send,
+) -> impl FnOnce(&Inbox) -> Result<()> + Send {
+    move |inbox| {
         let mut backend = model.load(&device, &options)?;
-        let slots = Slots::new(backend.slots()?);
-        tell("ready");
-        inbox.serve(slots)
-    };
-    serve(subject, server, load, |address| tell(format!("{name} at http://{address}, loading")))
+        inbox.serve(Slots::new(backend.slots()?), ready)
+    }
 }
 
 /// What a model is called in answers: the last part of its path.
-fn short_name(model: &OpenModel, path: Option<&Path>) -> String {
+pub fn short_name(model: &OpenModel, path: Option<&Path>) -> String {
     let Some(path) = path else { return "demo".to_owned() };
     let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
     stem.map_or_else(|| model.name().to_owned(), |name| name.to_string_lossy().into_owned())

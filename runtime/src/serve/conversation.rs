@@ -1,5 +1,7 @@
 //! A conversation, from the messages of an API to the tokens of a prompt by way of the model's chat template.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, kind};
@@ -51,6 +53,16 @@ pub struct Prompt {
 }
 
 impl Conversation {
+    /// Adds a message with a text.
+    pub fn say(&mut self, role: &str, content: impl Into<String>) {
+        self.messages.push(json!({"role": role, "content": content.into()}));
+    }
+
+    /// The names of the tools.
+    pub fn tool_names(&self) -> BTreeSet<String> {
+        self.tools.iter().filter_map(|tool| tool["function"]["name"].as_str().map(str::to_owned)).collect()
+    }
+
     /// Takes variables of the template.
     pub fn take_variables(&mut self, mut fields: Fields) -> Result<(), Problem> {
         for name in VARIABLES {

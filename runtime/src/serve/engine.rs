@@ -86,6 +86,12 @@ impl Engine {
         self.phase.borrow().clone()
     }
 
+    /// Waits until the model is loaded, or cannot be.
+    pub async fn loaded(&self) -> Phase {
+        let mut phase = self.phase.clone();
+        phase.wait_for(|phase| *phase != Phase::Loading).await.map_or(Phase::Loading, |phase| phase.clone())
+    }
+
     /// Waits until the engine has failed; why.
     pub async fn failure(&self) -> String {
         let mut phase = self.phase.clone();
@@ -138,12 +144,13 @@ impl Drop for Running {
 }
 
 impl Inbox {
-    /// Serves requests with these slots until it is stopped.
+    /// Serves requests with these slots until it is stopped; calls `ready` once they are taken.
     ///
     /// # Errors
     /// A fault of the device.
-    pub fn serve<S: Steps>(&self, slots: Slots<S>) -> Result<()> {
+    pub fn serve<S: Steps>(&self, slots: Slots<S>, ready: impl FnOnce()) -> Result<()> {
         self.phase.send_replace(Phase::Ready);
+        ready();
         let mut serving = Serving { slots, jobs: BTreeMap::new(), next: 0, snapshot: &self.snapshot };
         while serving.take(&self.commands)? {
             serving.go_on()?;

@@ -16,7 +16,7 @@ use super::app::App;
 use super::fields::Fields;
 use super::problem::{Dialect, Kind, Problem, done};
 use super::served::Served;
-use super::{body, native, openai};
+use super::{anthropic, body, native, ollama, openai};
 
 type Shared = State<Arc<App>>;
 
@@ -31,6 +31,15 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/tokenize", object(native::tokenize))
         .route("/detokenize", object(native::detokenize))
         .route("/apply-template", object(openai::chat::apply_template));
+    let router = router
+        .route("/v1/messages", asked(anthropic::create))
+        .route("/v1/messages/count_tokens", object(anthropic::count_tokens))
+        .route("/api/chat", asked(ollama::chat))
+        .route("/api/generate", asked(ollama::generate))
+        .route("/api/show", object(ollama::show))
+        .route("/api/tags", get(|State(app): Shared| async move { done(&ollama::tags(&app.served)) }))
+        .route("/api/ps", get(|State(app): Shared| async move { done(&ollama::ps(&app.served)) }))
+        .route("/api/version", get(|| async { done(&ollama::version()) }));
     let router = ["", "/v1"].into_iter().fold(router, |router, prefix| {
         router
             .route(
@@ -44,6 +53,7 @@ pub fn router(app: Arc<App>) -> Router {
                 }),
             )
             .route(&format!("{prefix}/chat/completions"), asked(openai::chat::completions))
+            .route(&format!("{prefix}/responses"), asked(openai::responses::create))
             .route(&format!("{prefix}/completions"), asked(openai::completions::completions))
             .route(
                 &format!("{prefix}/embeddings"),

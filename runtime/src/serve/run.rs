@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::answer::CallFormat;
 use super::app::App;
 use super::connections;
-use super::engine::{Inbox, connect};
+use super::engine::{Engine, Inbox, connect};
 use super::metrics::Metrics;
 use super::routes::router;
 use super::served::{Served, now};
@@ -88,13 +88,7 @@ pub fn run(
         done
     })?;
     let deadline = options.deadline;
-    let app = Arc::new(App {
-        served: served(subject),
-        engine: engine.clone(),
-        metrics: Metrics::default(),
-        keys: options.keys,
-        origins: options.origins,
-    });
+    let app = Arc::new(App { keys: options.keys, origins: options.origins, ..app(subject, engine.clone()) });
     let ended = runtime.block_on(async move {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -130,6 +124,11 @@ pub fn run(
         Ok(done) => done,
         Err(_) => Err(anyhow!("the thread that runs the model has ended")),
     }
+}
+
+/// What requests share, with no keys.
+pub(super) fn app(subject: Subject, engine: Engine) -> App {
+    App { served: served(subject), engine, metrics: Metrics::default(), keys: Vec::new(), origins: Vec::new() }
 }
 
 fn served(subject: Subject) -> Served {

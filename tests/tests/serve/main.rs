@@ -3,3 +3,4 @@
 mod errors;
 mod life;
 mod openai;
+mod others;

@@ -1,6 +1,5 @@
 //! `/v1/chat/completions`.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::response::Response;
@@ -14,7 +13,7 @@ use crate::serve::conversation::{Conversation, messages, tools};
 use crate::serve::fields::Fields;
 use crate::serve::problem::{Dialect, Problem, done};
 use crate::serve::served::{Served, now};
-use crate::serve::stream::{Gone, Writer, response};
+use crate::serve::stream::{Framing, Gone, Writer, response};
 
 /// A request, read.
 struct Chat {
@@ -33,7 +32,7 @@ pub async fn completions(app: Arc<App>, fields: Fields) -> Result<Response, Prob
     // What cannot be served is told by the status, before a stream begins.
     let generation = Generation::start(&app, &chat.ask, &chat.shape).await?;
     if chat.common.stream {
-        return Ok(response(|writer| async move { chat.stream(generation, &app, &writer).await }));
+        return Ok(response(Framing::Events, |writer| async move { chat.stream(generation, &app, &writer).await }));
     }
     let (answers, summary) = generation.collect().await?;
     Ok(done(&chat.whole(&answers, &summary, &app.served)))
@@ -113,10 +112,8 @@ impl Chat {
         warnings.append(&mut common.warnings);
         common.warnings = warnings;
         let prompt = conversation.prompt(served)?;
-        let named = |tool: &Value| tool["function"]["name"].as_str().map(str::to_owned);
-        let names: BTreeSet<String> = conversation.tools.iter().filter_map(named).collect();
         Ok(Chat {
-            shape: served.shape(prompt.thinks, prompt.goes_on, names),
+            shape: served.shape(prompt.thinks, prompt.goes_on, conversation.tool_names()),
             ask: Ask { prompt: prompt.tokens, settings: common.settings.clone() },
             common,
             id: format!("chatcmpl-{:016x}", random()),

@@ -12,7 +12,7 @@ use crate::serve::ask::{Ask, limit, random, scores};
 use crate::serve::fields::Fields;
 use crate::serve::problem::{Dialect, Problem, done};
 use crate::serve::served::{Served, now};
-use crate::serve::stream::{Gone, Writer, response};
+use crate::serve::stream::{Framing, Gone, Writer, response};
 
 /// Prompts of one request at most.
 const MOST_PROMPTS: usize = 8;
@@ -41,7 +41,7 @@ pub async fn completions(app: Arc<App>, fields: Fields) -> Result<Response, Prob
     }
     if completion.common.stream {
         let stream = |writer| async move { completion.stream(generations, &app, &writer).await };
-        return Ok(response(stream));
+        return Ok(response(Framing::Events, stream));
     }
     let mut all = Vec::new();
     let mut total: Option<Summary> = None;

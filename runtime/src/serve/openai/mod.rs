@@ -3,4 +3,5 @@
 pub mod chat;
 pub mod completions;
 pub mod models;
+pub mod responses;
 mod shared;

@@ -7,6 +7,7 @@ use crate::serve::ask::Settings;
 use crate::serve::fields::Fields;
 use crate::serve::problem::Problem;
 use crate::serve::served::Served;
+use crate::serve::warnings::{model_warning, unknown};
 
 /// Fields that are accepted and change nothing here.
 const WITHOUT_EFFECT: &[&str] = &[
@@ -57,17 +58,6 @@ impl Common {
         warnings.extend(unknown(fields));
         Ok(Common { settings, stream, include_usage, warnings })
     }
-}
-
-/// A warning for each field that nobody took.
-pub fn unknown(fields: &Fields) -> Vec<String> {
-    fields.left().into_iter().map(|name| format!("`{name}` is not known here and has no effect")).collect()
-}
-
-/// A warning where another model was asked for.
-pub fn model_warning(fields: &mut Fields, served: &Served) -> Result<Option<String>, Problem> {
-    let asked = fields.text("model")?.filter(|asked| *asked != served.name);
-    Ok(asked.map(|asked| format!("this server runs {}, not {asked}", served.name)))
 }
 
 /// The word for an end.

@@ -1,0 +1,99 @@
+//! The input of a response as chat templates read it.
+
+use serde_json::{Value, json};
+
+use crate::serve::conversation::{Conversation, messages, text_of, tools};
+use crate::serve::fields::Fields;
+use crate::serve::problem::Problem;
+use crate::serve::served::Served;
+
+/// Takes the conversation of a request, the tools as it has them, and what to warn of.
+pub fn conversation(
+    fields: &mut Fields,
+    instructions: Option<&str>,
+    served: &Served,
+) -> Result<(Conversation, Vec<Value>, Vec<String>), Problem> {
+    let mut warnings = Vec::new();
+    let mut list: Vec<Value> = Vec::new();
+    list.extend(instructions.map(|text| json!({"role": "system", "content": text})));
+    match fields.take("input") {
+        None => return Err(Problem::field("input", "`input` is missing: give a text, or a list of items")),
+        Some(Value::String(text)) => list.push(json!({"role": "user", "content": text})),
+        Some(Value::Array(items)) => {
+            for (index, item) in items.into_iter().enumerate() {
+                one_item(item, &format!("input[{index}]"), &mut list)?;
+            }
+        }
+        Some(other) => return Err(fields.mistyped("input", &other, "a text, or a list of items")),
+    }
+    let mut conversation = Conversation { messages: messages(list)?, ..Conversation::default() };
+    let given = fields.list("tools")?.unwrap_or_default();
+    let mut functions = Vec::new();
+    for tool in &given {
+        if tool["type"] == "function" {
+            let function = json!({
+                "name": tool["name"], "description": tool["description"], "parameters": tool["parameters"],
+            });
+            functions.push(json!({"type": "function", "function": function}));
+        } else {
+            warnings.push(format!("a tool of type {} is left out: only functions are known", tool["type"]));
+        }
+    }
+    let functions = tools(functions)?;
+    match fields.take("tool_choice") {
+        None => conversation.tools = functions,
+        Some(Value::String(choice)) if choice == "auto" => conversation.tools = functions,
+        Some(Value::String(choice)) if choice == "none" => {}
+        Some(_) => {
+            return Err(Problem::field("tool_choice", "calls cannot be forced yet: give `tool_choice` auto or none"));
+        }
+    }
+    if !conversation.tools.is_empty() && served.calls.is_none() {
+        warnings.push("the model's chat template knows no tools: none will be called".into());
+    }
+    let effort = fields.object("reasoning")?.map(|mut reasoning| reasoning.text("effort")).transpose()?;
+    if let Some(effort) = effort.flatten() {
+        conversation.variables.insert("reasoning_effort".into(), json!(effort));
+    }
+    if let Some(mut text) = fields.object("text")? {
+        let format = text.object("format")?.map(|mut format| format.text("type")).transpose()?.flatten();
+        if let Some(other) = format.filter(|format| format != "text") {
+            let message = format!("`text.format` {other} is not supported: answers cannot be held to a form yet");
+            return Err(Problem::field("text.format", message));
+        }
+    }
+    Ok((conversation, given, warnings))
+}
+
+fn one_item(item: Value, path: &str, to: &mut Vec<Value>) -> Result<(), Problem> {
+    let mut fields = Fields::within(item, path)?;
+    match fields.text("type")?.as_deref() {
+        None | Some("message") => {
+            to.push(json!({"role": fields.take("role"), "content": fields.take("content")}));
+        }
+        Some("function_call") => {
+            let function = json!({"name": fields.take("name"), "arguments": fields.take("arguments")});
+            let call = json!({"id": fields.take("call_id"), "type": "function", "function": function});
+            // Calls of one turn stand in one message.
+            match to.last_mut().filter(|message| message["role"] == "assistant") {
+                Some(message) => match message["tool_calls"].as_array_mut() {
+                    Some(calls) => calls.push(call),
+                    None => message["tool_calls"] = json!([call]),
+                },
+                None => to.push(json!({"role": "assistant", "content": "", "tool_calls": [call]})),
+            }
+        }
+        Some("function_call_output") => {
+            let output = fields.take("output").unwrap_or_else(|| json!(""));
+            let content = text_of(output, &format!("{path}.output"))?;
+            to.push(json!({"role": "tool", "content": content, "tool_call_id": fields.take("call_id")}));
+        }
+        // What the model thought in earlier turns is not read again.
+        Some("reasoning") => {}
+        Some(other) => {
+            let message = format!("`{path}.type` is {other:?}: give a message, a function_call or its output");
+            return Err(Problem::field(format!("{path}.type"), message));
+        }
+    }
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! The command line. Text goes to stdout, everything else to stderr; `--json` prints one object.
 
 mod bench;
+mod chat;
 mod generate;
 mod logits;
 mod measure;
@@ -40,6 +41,8 @@ struct Cli {
 enum Command {
     /// Continues a prompt.
     Generate(generate::GenerateArgs),
+    /// Talks with a model, turn by turn.
+    Chat(chat::ChatArgs),
     /// Answers requests over HTTP, by the APIs that clients speak.
     Serve(serve::ServeArgs),
     /// Measures prompt and decode speed.
@@ -61,6 +64,7 @@ enum Command {
 pub fn main() -> ExitCode {
     console::run(|cli: Cli| match cli.command {
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::generate::defaults::GenerationDefaults;
 use crate::sampling::SamplingParameters;
@@ -63,6 +63,20 @@ impl SamplingArgs {
     pub fn drawn_seed(&self) -> Option<String> {
         let Seed { value, drawn } = self.seed;
         drawn.then(|| format!("seed {value} was drawn: --seed {value} gives the same text again"))
+    }
+
+    /// Those that were given, by the names of the HTTP API's fields, and the seed.
+    pub fn fields(&self) -> Map<String, Value> {
+        let number = |value: f32| json!(value.to_string().parse::<f64>().unwrap_or(f64::from(value)));
+        let given = [
+            ("temperature", self.temperature.map(number)),
+            ("top_k", self.top_k.map(|top_k| json!(top_k))),
+            ("top_p", self.top_p.map(number)),
+            ("min_p", self.min_p.map(number)),
+            ("repetition_penalty", self.repetition_penalty.map(number)),
+            ("seed", Some(json!(self.seed.value))),
+        ];
+        given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
     }
 
     /// The parameters to sample with.

@@ -128,6 +128,7 @@ const RUNTIME: &[Room] = &[
         "cli",
         &[
             "backend",
+            "cache",
             "cpu",
             "device",
             "generate",

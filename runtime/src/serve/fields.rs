@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
 
@@ -121,6 +121,11 @@ impl Fields {
         let message = format!("`{name}` is {found}; give {} to {}", least.to_string(), most.to_string());
         Problem::field(name, message)
     }
+}
+
+/// A number as a user would write it: 0.8, where the nearest double is 0.800000011920929.
+pub fn decimal(value: f32) -> Value {
+    json!(value.to_string().parse::<f64>().unwrap_or(f64::from(value)))
 }
 
 /// What a value is, for a message.

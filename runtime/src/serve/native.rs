@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use super::engine::Phase;
-use super::fields::Fields;
+use super::fields::{Fields, decimal};
 use super::problem::{Problem, json_response};
 use super::served::Served;
 
@@ -55,11 +55,11 @@ pub fn props(served: &Served) -> Value {
         "default_generation_settings": {
             "n_ctx": served.context,
             "params": {
-                "temperature": model.temperature,
+                "temperature": model.temperature.map(decimal),
                 "top_k": model.top_k,
-                "top_p": model.top_p,
-                "min_p": model.min_p,
-                "repeat_penalty": model.repetition_penalty,
+                "top_p": model.top_p.map(decimal),
+                "min_p": model.min_p.map(decimal),
+                "repeat_penalty": model.repetition_penalty.map(decimal),
             },
         },
         "total_slots": served.slots,

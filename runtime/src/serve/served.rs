@@ -43,13 +43,19 @@ impl Served {
         Shape { thinks, goes_on, may_think: self.thinks, calls }
     }
 
-    /// The text of a token, as bytes would have it where it is not whole.
+    /// The text of a token; as the vocabulary spells it where it is a part of a character only.
     pub fn token_text(&self, token: u32) -> String {
-        let decoded = self.tokenizer.decode(&[token], false).unwrap_or_default();
-        if decoded.contains(char::REPLACEMENT_CHARACTER) {
-            return self.tokenizer.id_to_token(token).unwrap_or(decoded);
-        }
-        decoded
+        let decoded = self.decoded(token);
+        if self.is_whole(token) { decoded } else { self.tokenizer.id_to_token(token).unwrap_or(decoded) }
+    }
+
+    /// Whether the characters of a token are whole.
+    pub fn is_whole(&self, token: u32) -> bool {
+        !self.decoded(token).contains(char::REPLACEMENT_CHARACTER)
+    }
+
+    fn decoded(&self, token: u32) -> String {
+        self.tokenizer.decode(&[token], false).unwrap_or_default()
     }
 }
 

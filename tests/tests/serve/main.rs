@@ -4,3 +4,4 @@ mod errors;
 mod life;
 mod openai;
 mod others;
+mod scripted;

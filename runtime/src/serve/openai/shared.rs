@@ -103,11 +103,12 @@ pub fn score(score: f32) -> Value {
     json!(f64::from(score).max(-9999.0))
 }
 
-/// The scores of tokens, as chat completions have them.
+/// The scores of tokens, as chat completions have them. A token that is a part of a character only has no bytes.
 pub fn chat_scores(scores: &[TokenScores], served: &Served) -> Value {
     let entry = |token: u32, value: f32| {
         let text = served.token_text(token);
-        json!({"token": text, "logprob": score(value), "bytes": text.as_bytes()})
+        let bytes = served.is_whole(token).then(|| text.as_bytes().to_vec());
+        json!({"token": text, "logprob": score(value), "bytes": bytes})
     };
     let content = scores.iter().map(|TokenScores { token, scores }| {
         let mut one = entry(*token, scores.chosen);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::serve::answer::{Finish, Generation, Shape, Summary};
 use crate::serve::app::App;
 use crate::serve::ask::{Ask, Settings, limit, random, scores};
-use crate::serve::fields::Fields;
+use crate::serve::fields::{Fields, decimal};
 use crate::serve::problem::{Dialect, Problem, done};
 use crate::serve::served::{Served, now};
 use crate::serve::stream::{Framing, Gone, Writer, response};
@@ -82,11 +82,11 @@ impl Responses {
             "prompt_cache_key": fields.take("prompt_cache_key"),
             "safety_identifier": fields.take("safety_identifier"),
             "user": fields.take("user"),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
+            "temperature": decimal(sampling.temperature),
+            "top_p": decimal(sampling.top_p),
             "top_logprobs": top.unwrap_or(0),
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
+            "presence_penalty": decimal(sampling.presence_penalty),
+            "frequency_penalty": decimal(sampling.frequency_penalty),
             "reasoning": {"effort": conversation.variables.get("reasoning_effort"), "summary": null},
             "text": {"format": {"type": "text"}},
             "tool_choice": if conversation.tools.is_empty() { "none" } else { "auto" },

@@ -1,4 +1,4 @@
-use super::matching::{gather, guard, operand, used_once};
+use super::matching::{gather, guard, operand, read_as, used_once};
 use super::{Miss, Rewrite};
 use crate::ir::{Epilogue, Graph, Matmul, NodeId, Op, Patch, Role, Value};
 
@@ -32,7 +32,10 @@ fn gated(graph: &Graph, root: NodeId, activated: Value, up: Value) -> Result<Pat
         used_once(graph, value)?;
     }
     let order = [gate.result, up.result];
-    let [gate_type, up_type] = order.map(|i| graph.operand(gate.node, Role::Weight(i)).map(|w| graph.type_of(w)));
+    let [gate_type, up_type] = order.map(|i| {
+        let ty = graph.type_of(graph.operand(gate.node, Role::Weight(i))?);
+        Some((read_as(ty.format), &ty.shape))
+    });
     guard(gate_type == up_type, "the weights of gate and up are of two element types")?;
 
     let biases = order.map(|i| matmul.biases[i]).to_vec();

@@ -1,4 +1,4 @@
-use super::matching::{fuse, guard, operand};
+use super::matching::{fuse, guard, operand, read_as};
 use super::{Miss, Rewrite};
 use crate::ir::{Format, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
 
@@ -54,9 +54,6 @@ fn is_activated(graph: &Graph, node: NodeId) -> bool {
     graph.users(node.result(0)).iter().any(|&user| matches!(graph.op(user), Op::Activation(_) | Op::Mul))
 }
 
-/// The format in which kernels read the weight of a product: blocks that no kernel reads as they are become bf16.
 fn weight_format(graph: &Graph, node: NodeId) -> Result<Format, Miss> {
-    let format = graph.type_of(operand(graph, node, Role::Weight(0))?).format;
-    let widened = format.block().0 > 1 && format.packed().is_none();
-    Ok(if widened { Format::BF16 } else { format })
+    Ok(read_as(graph.type_of(operand(graph, node, Role::Weight(0))?).format))
 }

@@ -31,7 +31,8 @@ pub(super) fn experts(fused: &Experts, node: &Checked<'_>) -> Check {
         return Err(format!("x is {x}, {} values per token, but up is {up}, {inputs} columns", x.row_size()));
     }
     if fused.gated {
-        same("gate", node.get(Role::Gate), up)?;
+        let gate = node.get(Role::Gate);
+        same("gate", gate, &Type { format: gate.format, ..up.clone() })?;
     }
     let down = node.get(Role::Down);
     let [other, outputs, columns] = stack("down", down)?;

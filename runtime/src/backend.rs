@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::build::{Arch, Nvrtc, Options, compile_all};
-use fusec::ir::{Graph, Interpreter, Tensor, WeightRef};
+use fusec::ir::{Format, Graph, Interpreter, Tensor, WeightRef};
 use fusec::plan::{Plan, PlanOptions};
 use fusec::tensors;
 
@@ -325,5 +325,13 @@ impl crate::cpu::WeightSource for Checkpoint {
 
     fn read_rows_f32(&self, weight: &WeightRef, rows: std::ops::Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         Checkpoint::read_rows_f32(self, weight, rows, out)
+    }
+
+    fn raw_format(&self, weight: &WeightRef) -> Result<Option<Format>> {
+        Checkpoint::raw_format(self, weight)
+    }
+
+    fn raw_rows(&self, weight: &WeightRef, rows: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()> {
+        Checkpoint::raw_rows(self, weight, rows, out)
     }
 }

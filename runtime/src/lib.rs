@@ -1,6 +1,7 @@
 //! Loads a compiled model and runs each decode step as one captured CUDA graph, or the same graph on the CPU.
 
 pub mod backend;
+mod blocks;
 pub mod cache;
 pub mod cli;
 pub mod cpu;

@@ -6,13 +6,14 @@ use std::ops::Range;
 use fusec::ir::Epilogue;
 
 use super::attention::{scores, weighted_sum};
+use super::blocks::{self, COLUMNS, Coded, HEAD, UNIT_ROWS, encode_blocks};
 use super::math::{self, Isa};
 use super::memory::SharedFloats;
-use super::pack::Weights;
+use super::pack::{RowScratch, Weights};
 use super::plan::{Plan, Scheduled};
 use super::pool::{Worker, share};
 use super::step::{AttentionStep, Buffer, Destination, HeadsStep, Ids, Map, MatmulStep, Operand, RopeStep, Step};
-use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
+use super::tile::{self, Operand as Factor, Sums};
 
 /// The rows of one chunk.
 #[derive(Default)]
@@ -26,17 +27,19 @@ pub(crate) struct Rows {
 
 /// What a thread keeps between steps.
 pub(crate) struct Scratch {
-    /// The second product of a gate: [`GROUP_PANELS`] panels for each row of a chunk.
+    /// The second product of a gate: [`GROUP_ROWS`] values for each row of a chunk.
     pub gated: Vec<f32>,
+    /// A row of a table.
+    pub row: RowScratch,
     /// One a position.
     pub scores: Vec<f32>,
 }
 
 /// Parts that each thread should find in a large step, so that the last to end is not late.
 const CHUNKS_A_THREAD: usize = 4;
-/// Panels that a thread multiplies before it does their epilogue.
-pub(crate) const GROUP_PANELS: usize = 32;
-/// Panels in a group stay in the first level cache while the rows of a prompt pass by.
+/// Rows of weights that a thread multiplies before it does their epilogue.
+pub(crate) const GROUP_ROWS: usize = 128;
+/// Units in a group stay in the first level cache while the rows of a prompt pass by.
 const GROUP_BYTES: usize = 16 << 10;
 
 /// One pass over a plan, as all threads see it.
@@ -95,27 +98,40 @@ impl Execution<'_> {
         wait_until(steps.len(), &mut waited);
     }
 
-    /// What a step is cut along: rows, heads, panels or elements.
+    /// What a step is cut along: rows, heads, units or elements.
     fn items(&self, step: &Step, count: usize) -> usize {
         match step {
             Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => count,
-            Step::ExpertHidden(step) => count * step.top_k * self.weights.recipe(step.matrices[0]).panels(0),
-            Step::ExpertSum(step) => count * self.weights.recipe(step.matrices[0]).panels(0),
+            Step::ExpertHidden(step) => count * step.top_k * self.weights.recipe(step.matrices[0]).units(0),
+            Step::ExpertSum(step) => count * self.weights.recipe(step.matrices[0]).units(0),
             Step::Heads(step) => count * step.heads,
             Step::Attention(step) => count * step.heads,
             Step::Matmul(step) => {
                 let recipe = self.weights.recipe(step.matrix);
-                (0..step.outs.len()).map(|out| recipe.panels(out)).sum()
+                (0..step.outs.len()).map(|out| recipe.units(out)).sum()
             }
             Step::Combine { out, .. } | Step::Glu { out, .. } | Step::Map { out, .. } => count * self.size(*out),
+            Step::Code { x, .. } => count * (self.size(*x) / COLUMNS),
         }
+    }
+
+    /// Rows of the units of a product; 1 for other steps.
+    fn unit_rows(&self, step: &Step) -> usize {
+        let matrix = match step {
+            Step::Matmul(step) => step.matrix,
+            Step::ExpertHidden(step) => step.matrices[0],
+            Step::ExpertSum(step) => step.matrices[0],
+            _ => return 1,
+        };
+        self.weights.recipe(matrix).unit_rows()
     }
 
     /// How many parts threads claim: several a thread where a part is work enough to be worth claiming.
     fn chunks(&self, step: &Step, count: usize, threads: usize) -> usize {
         let items = self.items(step, count);
         let least_items = match step {
-            Step::Matmul(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) => 4,
+            Step::Matmul(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) => UNIT_ROWS / self.unit_rows(step),
+            Step::Code { .. } => 32,
             Step::Attention(_) => 1,
             Step::Heads(step) => 256usize.div_ceil(step.dim),
             Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => 1,
@@ -124,14 +140,16 @@ impl Execution<'_> {
         let is_large =
             matches!(step, Step::Matmul(_) | Step::Attention(_) | Step::ExpertHidden(_) | Step::ExpertSum(_));
         let each = if is_large { CHUNKS_A_THREAD } else { 1 };
-        let largest = if matches!(step, Step::Matmul(_)) { items.div_ceil(4 * GROUP_PANELS) } else { 1 };
+        let rows = items * self.unit_rows(step);
+        let largest = if matches!(step, Step::Matmul(_)) { rows.div_ceil(4 * GROUP_ROWS) } else { 1 };
         (threads * each).max(largest).min(items.div_ceil(least_items))
     }
 
     fn run_part(&self, step: &Step, count: usize, selected: &[usize], part: Range<usize>, scratch: &mut Scratch) {
         match step {
             Step::Angles { rope, out } => self.angles(rope, *out, part),
-            Step::Embed { ids, table, out } => self.embed(*ids, *table, *out, part),
+            Step::Embed { ids, table, out } => self.embed(*ids, *table, *out, part, scratch),
+            Step::Code { x, out } => self.code(*x, *out, part),
             Step::Heads(step) => self.heads(step, part),
             Step::Matmul(step) => self.matmul(step, count, part, scratch),
             Step::Attention(step) => self.attention(step, part, scratch),
@@ -193,14 +211,36 @@ impl Execution<'_> {
         }
     }
 
-    fn embed(&self, ids: Ids, table: usize, out: Buffer, rows: Range<usize>) {
+    fn embed(&self, ids: Ids, table: usize, out: Buffer, rows: Range<usize>, scratch: &mut Scratch) {
         let ids = match ids {
             Ids::Tokens => &self.rows.tokens,
             Ids::Positions => &self.rows.positions,
         };
         for row in rows {
-            self.weights.row(table, ids[row] as usize, self.write(out, row, 0, self.size(out)));
+            self.weights.row(table, ids[row] as usize, self.write(out, row, 0, self.size(out)), &mut scratch.row);
         }
+    }
+
+    /// Items are 32 columns of a row.
+    fn code(&self, x: Buffer, out: Buffer, items: Range<usize>) {
+        let blocks = self.size(x) / COLUMNS;
+        let mut start = items.start;
+        while start < items.end {
+            let (row, first) = (start / blocks, start % blocks);
+            let count = (blocks - first).min(items.end - start);
+            let x = &self.row(x, row)[COLUMNS * first..][..COLUMNS * count];
+            let heads = self.write(out, row, HEAD * first, HEAD * count);
+            let codes = self.write(out, row, HEAD * blocks + COLUMNS / 2 * first, COLUMNS / 2 * count);
+            encode_blocks(self.isa, x, bytemuck::cast_slice_mut(heads), bytemuck::cast_slice_mut(codes));
+            start += count;
+        }
+    }
+
+    /// A row of a buffer, with its 16-bit form where there is one.
+    pub(super) fn factor(&self, x: Buffer, coded: Option<Buffer>, row: usize) -> Factor<'_> {
+        let values = self.row(x, row);
+        let coded = coded.map_or_else(Coded::default, |coded| Coded::of(self.row(coded, row), values.len()));
+        Factor { x: values, coded }
     }
 
     fn heads(&self, step: &HeadsStep, items: Range<usize>) {
@@ -234,15 +274,13 @@ impl Execution<'_> {
     fn matmul(&self, step: &MatmulStep, count: usize, mut part: Range<usize>, scratch: &mut Scratch) {
         let recipe = self.weights.recipe(step.matrix);
         let gated = matches!(step.epilogue, Epilogue::Gate(_));
-        let group = if count <= TILE_TOKENS {
-            GROUP_PANELS
-        } else {
-            (GROUP_BYTES / tile::panel_bytes(recipe.format, recipe.columns)).clamp(1, GROUP_PANELS)
-        };
-        let panels = |out: usize| recipe.panels(out);
+        let most = GROUP_ROWS / recipe.unit_rows();
+        let panels = |out: usize| recipe.units(out);
         let mut before = 0;
         for out in 0..step.outs.len() {
             let end = (before + panels(out)).min(part.end);
+            let group =
+                if count <= recipe.tokens() { most } else { (GROUP_BYTES / recipe.unit_bytes(out)).clamp(1, most) };
             while part.start < end {
                 let first = part.start - before;
                 let last = (first + group).min(end - before);
@@ -253,39 +291,39 @@ impl Execution<'_> {
         }
     }
 
-    /// Some panels of one product for all rows, and their epilogue.
+    /// Some units of one product for all rows, and their epilogue.
     fn multiply_group(
         &self,
         step: &MatmulStep,
         out: usize,
-        panels: Range<usize>,
+        units: Range<usize>,
         gated: bool,
         count: usize,
         scratch: &mut Scratch,
     ) {
         let recipe = self.weights.recipe(step.matrix);
-        let rows = recipe.rows[out];
-        let start = panels.start * PANEL_ROWS;
-        let width = rows.min(panels.end * PANEL_ROWS) - start;
-        let stride = GROUP_PANELS * PANEL_ROWS;
-        let mut sums = [[0.0; PANEL_ROWS]; TILE_TOKENS];
-        for first in (0..count).step_by(TILE_TOKENS) {
-            let tokens = (count - first).min(TILE_TOKENS);
-            let mut x: [&[f32]; TILE_TOKENS] = [&[]; TILE_TOKENS];
+        let (rows, unit_rows) = (recipe.rows[out], recipe.unit_rows());
+        let start = units.start * unit_rows;
+        let width = rows.min(units.end * unit_rows) - start;
+        let stride = GROUP_ROWS;
+        let mut sums: Sums = Default::default();
+        for first in (0..count).step_by(recipe.tokens()) {
+            let tokens = (count - first).min(recipe.tokens());
+            let mut x = [Factor::default(); blocks::TOKENS];
             for (m, x) in x.iter_mut().enumerate().take(tokens) {
-                *x = self.row(step.x, first + m);
+                *x = self.factor(step.x, step.coded, first + m);
             }
-            for panel in panels.clone() {
-                let from = panel * PANEL_ROWS;
-                let valid = (rows - from).min(PANEL_ROWS);
-                let bytes = self.weights.panel(step.matrix, recipe.place(out, panel));
-                tile::multiply(self.isa, recipe.format, bytes, &x[..tokens], &mut sums);
+            for unit in units.clone() {
+                let from = unit * unit_rows;
+                let valid = (rows - from).min(unit_rows);
+                let bytes = self.weights.unit(step.matrix, out, unit);
+                tile::multiply_unit(self.isa, recipe.formats[out], bytes, &x[..tokens], &mut sums);
                 for (m, sums) in sums.iter().enumerate().take(tokens) {
                     self.write(step.outs[out], first + m, from, valid).copy_from_slice(&sums[..valid]);
                 }
                 if gated {
-                    let bytes = self.weights.panel(step.matrix, recipe.place(1, panel));
-                    tile::multiply(self.isa, recipe.format, bytes, &x[..tokens], &mut sums);
+                    let bytes = self.weights.unit(step.matrix, 1, unit);
+                    tile::multiply_unit(self.isa, recipe.formats[1], bytes, &x[..tokens], &mut sums);
                     for (m, sums) in sums.iter().enumerate().take(tokens) {
                         scratch.gated[(first + m) * stride + from - start..][..valid].copy_from_slice(&sums[..valid]);
                     }

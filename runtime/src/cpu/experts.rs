@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use fusec::ir::{Route, Scoring};
 
+use super::blocks::{COLUMNS, UNIT_ROWS};
 use super::execute::Execution;
 use super::math;
 use super::step::{Buffer, HiddenStep, RouteStep, SumStep};
-use super::tile::{self, PANEL_ROWS, TILE_TOKENS};
+use super::tile::{self, Operand, Sums};
 
 impl Execution<'_> {
     pub(super) fn route(&self, step: &RouteStep, rows: Range<usize>) {
@@ -37,38 +38,44 @@ impl Execution<'_> {
         }
     }
 
-    /// Items are panels of one expert's rows, for each chosen expert of each row.
+    /// Items are units of one expert's rows, for each chosen expert of each row.
     pub(super) fn expert_hidden(&self, step: &HiddenStep, items: Range<usize>) {
-        let panels = self.weights.recipe(step.matrices[0]).panels(0);
+        let recipe = self.weights.recipe(step.matrices[0]);
+        let (units, unit_rows) = (recipe.units(0), recipe.unit_rows());
         let features = self.size(step.out) / step.top_k;
         for item in items {
-            let (row, slot, panel) = (item / panels / step.top_k, item / panels % step.top_k, item % panels);
+            let (row, slot, unit) = (item / units / step.top_k, item / units % step.top_k, item % units);
             let matrix = step.matrices[self.row(step.routed, row)[slot] as usize];
-            let x = self.row(step.x, row);
-            let first = panel * PANEL_ROWS;
-            let length = PANEL_ROWS.min(features - first);
+            let x = self.factor(step.x, step.coded, row);
+            let first = unit * unit_rows;
+            let length = unit_rows.min(features - first);
             let out = self.write(step.out, row, slot * features + first, length);
-            out.copy_from_slice(&self.one_panel(matrix, 0, panel, x)[..length]);
+            out.copy_from_slice(&self.one_unit(matrix, 0, unit, x)[..length]);
             math::activate(self.isa, step.activation, out);
             if self.weights.recipe(matrix).paired {
-                math::multiply(self.isa, out, &self.one_panel(matrix, 1, panel, x)[..length]);
+                math::multiply(self.isa, out, &self.one_unit(matrix, 1, unit, x)[..length]);
             }
         }
     }
 
-    /// Items are panels of the result, for each row.
+    /// Items are units of the result, for each row.
     pub(super) fn expert_sum(&self, step: &SumStep, items: Range<usize>) {
-        let panels = self.weights.recipe(step.matrices[0]).panels(0);
+        let recipe = self.weights.recipe(step.matrices[0]);
+        let (units, unit_rows) = (recipe.units(0), recipe.unit_rows());
         let (features, outputs) = (self.size(step.hidden) / step.top_k, self.size(step.out));
         for item in items {
-            let (row, panel) = (item / panels, item % panels);
+            let (row, unit) = (item / units, item % units);
+            let hidden = self.factor(step.hidden, step.coded, row);
             let (chosen, shares) = self.row(step.routed, row).split_at(step.top_k);
-            let first = panel * PANEL_ROWS;
-            let out = self.write(step.out, row, first, PANEL_ROWS.min(outputs - first));
+            let first = unit * unit_rows;
+            let out = self.write(step.out, row, first, unit_rows.min(outputs - first));
             out.fill(0.0);
             for (slot, (&expert, share)) in chosen.iter().zip(shares).enumerate() {
-                let hidden = &self.row(step.hidden, row)[slot * features..(slot + 1) * features];
-                let values = self.one_panel(step.matrices[expert as usize], 0, panel, hidden);
+                let mut own = Operand { x: &hidden.x[slot * features..(slot + 1) * features], ..hidden };
+                if step.coded.is_some() {
+                    own.coded = hidden.coded.part(slot * features / COLUMNS..(slot + 1) * features / COLUMNS);
+                }
+                let values = self.one_unit(step.matrices[expert as usize], 0, unit, own);
                 out.iter_mut().zip(values).for_each(|(out, value)| *out += share * value);
             }
         }
@@ -84,12 +91,11 @@ impl Execution<'_> {
         }
     }
 
-    /// Panel `panel` of tensor `part` of a matrix, times one vector.
-    fn one_panel(&self, matrix: usize, part: usize, panel: usize, x: &[f32]) -> [f32; PANEL_ROWS] {
-        let recipe = self.weights.recipe(matrix);
-        let mut sums = [[0.0; PANEL_ROWS]; TILE_TOKENS];
-        let bytes = self.weights.panel(matrix, recipe.place(part, panel));
-        tile::multiply(self.isa, recipe.format, bytes, &[x], &mut sums);
+    /// Unit `unit` of tensor `part` of a matrix, times one vector.
+    fn one_unit(&self, matrix: usize, part: usize, unit: usize, x: Operand<'_>) -> [f32; UNIT_ROWS] {
+        let mut sums: Sums = Default::default();
+        let bytes = self.weights.unit(matrix, part, unit);
+        tile::multiply_unit(self.isa, self.weights.recipe(matrix).formats[part], bytes, &[x], &mut sums);
         sums[0]
     }
 }

@@ -1,17 +1,18 @@
 //! Takes a graph's ops apart into steps. A fused op becomes several: on a CPU a barrier is cheap and a round trip stays in cache.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
 use fusec::ir::{State, Value, WeightRef};
 
+use super::blocks::{coded_floats, is_of_blocks};
 use super::pack::{Recipe, WeightSource, vector};
 use super::step::{
     Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, HiddenStep, Ids, Map, MatmulStep,
     NormStep, Operand, RopeStep, RouteStep, Step, SumStep,
 };
-use super::tile::kept;
+use super::tail::tail_of;
 
 /// Steps under construction.
 pub(crate) struct Lowering<'a> {
@@ -29,6 +30,8 @@ pub(crate) struct Lowering<'a> {
     /// The rotations met so far.
     angles: Vec<(Rope, Angles)>,
     recipe_numbers: HashMap<Recipe, usize>,
+    /// Activations in 16 bits, by what they are of.
+    coded: HashMap<Buffer, Buffer>,
     /// The copies, in the tail, of what the body made.
     gathered: HashMap<Buffer, Buffer>,
     in_tail: bool,
@@ -59,6 +62,7 @@ impl<'a> Lowering<'a> {
             homes: HashMap::new(),
             angles: Vec::new(),
             recipe_numbers: HashMap::new(),
+            coded: HashMap::new(),
             gathered: HashMap::new(),
             in_tail: false,
         };
@@ -241,7 +245,8 @@ impl<'a> Lowering<'a> {
             .zip(&rows)
             .map(|(bias, &rows)| bias.map_or(Ok(Box::default()), |bias| self.constant(bias, rows)))
             .collect::<Result<_>>()?;
-        self.push(Step::Matmul(MatmulStep { x, matrix, outs, biases, epilogue, residual }));
+        let coded = self.coded(x, &[matrix]);
+        self.push(Step::Matmul(MatmulStep { x, coded, matrix, outs, biases, epilogue, residual }));
         Ok(())
     }
 
@@ -350,14 +355,14 @@ impl<'a> Lowering<'a> {
         let down = self.operand(node, Role::Down)?;
         let [_, outputs, _] = self.sizes(down)?;
         let each = |this: &mut Self, weights: &[Value], rows: usize, columns: usize| -> Result<Vec<usize>> {
-            let format = kept(this.graph.type_of(weights[0]).format);
+            let formats = weights.iter().map(|&weight| this.held(weight, false)).collect::<Result<Vec<Format>>>()?;
             let names = weights.iter().map(|&weight| this.weight_ref(weight));
             let names: Vec<WeightRef> = names.collect::<Result<_>>()?;
             let recipe = |expert: usize| Recipe {
                 names: names.iter().map(|name| name.matrix(expert)).collect(),
                 rows: vec![rows; names.len()],
                 columns,
-                format,
+                formats: formats.clone(),
                 transposed: false,
                 paired: names.len() == 2,
             };
@@ -366,10 +371,12 @@ impl<'a> Lowering<'a> {
         let matrices = each(self, &inner, features, columns)?;
         let hidden = self.new_buffer(top_k * features);
         let activation = experts.activation;
-        self.push(Step::ExpertHidden(HiddenStep { x, routed, top_k, matrices, activation, out: hidden }));
+        let coded = self.coded(x, &matrices);
+        self.push(Step::ExpertHidden(HiddenStep { x, coded, routed, top_k, matrices, activation, out: hidden }));
         let matrices = each(self, &[down], outputs, features)?;
         let out = self.result(node.result(0));
-        self.push(Step::ExpertSum(SumStep { hidden, routed, top_k, matrices, out }));
+        let coded = self.coded(hidden, &matrices);
+        self.push(Step::ExpertSum(SumStep { hidden, coded, routed, top_k, matrices, out }));
         Ok(())
     }
 
@@ -459,10 +466,33 @@ impl<'a> Lowering<'a> {
         transposed: bool,
         paired: bool,
     ) -> Result<usize> {
-        let format = kept(self.graph.type_of(weights[0]).format);
-        ensure!(format != Format::I32, "a matrix of i32");
+        let formats = weights.iter().map(|&weight| self.held(weight, transposed)).collect::<Result<Vec<Format>>>()?;
         let names = weights.iter().map(|&weight| self.weight_ref(weight)).collect::<Result<Vec<_>>>()?;
-        Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, format, transposed, paired }))
+        Ok(self.packed(Recipe { names, rows: rows.to_vec(), columns, formats, transposed, paired }))
+    }
+
+    /// How the arena holds a weight: as the graph has it. Blocks that the source does not give as rows are widened, and rounded to bf16.
+    fn held(&self, weight: Value, transposed: bool) -> Result<Format> {
+        let format = self.graph.type_of(weight).format;
+        ensure!(format != Format::I32, "a matrix of i32");
+        if !is_of_blocks(format) {
+            return Ok(format);
+        }
+        let given = if transposed { None } else { self.source.raw_format(&self.weight_ref(weight)?)? };
+        Ok(if given == Some(format) { format } else { Format::BF16 })
+    }
+
+    /// `x` in 16 bits, where one of the matrices asks for it.
+    fn coded(&mut self, x: Buffer, matrices: &[usize]) -> Option<Buffer> {
+        let asked = matrices.iter().any(|&matrix| self.recipes[matrix].has_blocks());
+        let known = self.coded.get(&x).copied();
+        if !asked || known.is_some() {
+            return known.filter(|_| asked);
+        }
+        let out = self.new_buffer(coded_floats(self.shapes[x].size));
+        self.push(Step::Code { x, out });
+        self.coded.insert(x, out);
+        Some(out)
     }
 
     /// The number of a matrix; equal ones share one.
@@ -562,36 +592,5 @@ impl<'a> Lowering<'a> {
         let ty = self.graph.type_of(value);
         let sizes: Vec<usize> = ty.fixed_sizes().collect();
         sizes.try_into().ok().with_context(|| format!("{ty} where {N} known sizes are needed"))
-    }
-}
-
-/// The last matrix product and what follows it: all that need not run for rows whose logits nobody asked for.
-fn tail_of(graph: &Graph) -> HashSet<NodeId> {
-    let mut tail = HashSet::new();
-    let mut node = graph.outputs[0].node;
-    let ends_here =
-        |user: &NodeId, tail: &HashSet<NodeId>| tail.contains(user) || matches!(graph.op(*user), Op::Sample);
-    loop {
-        let uses_end_here = (0..graph.node(node).results.len())
-            .all(|result| graph.users(node.result(result)).iter().all(|user| ends_here(user, &tail)));
-        let first = tail.is_empty();
-        let returned_once = first || graph.outputs.iter().all(|output| output.node != node);
-        if !uses_end_here || !returned_once {
-            return tail;
-        }
-        match graph.op(node) {
-            Op::Matmul(_) => {
-                tail.insert(node);
-                return tail;
-            }
-            Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) | Op::Activation(_) | Op::Reshape | Op::Norm(_) => {
-                tail.insert(node);
-                match graph.operand(node, Role::X) {
-                    Some(x) => node = x.node,
-                    None => return tail,
-                }
-            }
-            _ => return tail,
-        }
     }
 }

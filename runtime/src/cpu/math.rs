@@ -3,30 +3,56 @@ use fusec::ir::{Activation, NormKind};
 
 /// The widest instructions this machine has. Only [`Isa::detect`] makes one that is not portable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Isa {
-    wide: bool,
+pub(crate) struct Isa(Level);
+
+/// Each has what those before it have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Isa {
     /// What the machine has.
     pub fn detect() -> Isa {
         #[cfg(target_arch = "x86_64")]
-        let wide =
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        #[cfg(not(target_arch = "x86_64"))]
-        let wide = false;
-        Isa { wide }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            let more = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni");
+            return Isa(if more { Level::Avx512 } else { Level::Avx2 });
+        }
+        Isa(Level::Portable)
     }
 
     /// Plain code only.
     #[cfg(test)]
     pub fn portable() -> Isa {
-        Isa { wide: false }
+        Isa(Level::Portable)
+    }
+
+    /// What the machine has, and less.
+    #[cfg(test)]
+    pub fn all() -> Vec<Isa> {
+        let mut all = vec![Isa::portable()];
+        #[cfg(target_arch = "x86_64")]
+        all.extend([Isa(Level::Avx2), Isa(Level::Avx512)].into_iter().filter(|isa| isa.0 <= Isa::detect().0));
+        all
     }
 
     /// Whether AVX2, FMA and F16C are there.
+    #[cfg(target_arch = "x86_64")]
     pub fn has_avx2(self) -> bool {
-        self.wide
+        self.0 >= Level::Avx2
+    }
+
+    /// Whether AVX-512 F, BW and VNNI are there.
+    #[cfg(target_arch = "x86_64")]
+    pub fn has_avx512(self) -> bool {
+        self.0 >= Level::Avx512
     }
 }
 

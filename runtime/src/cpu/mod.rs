@@ -1,10 +1,11 @@
 //! The CPU executor: any graph, fused or not, on threads and SIMD.
 //!
-//! Weights keep the graph's storage type (bf16 as a rule) and are packed once; activations, caches and sums are `f32`. The order of each sum
-//! depends only on its length, so the same rows give the same bits whatever the threads, the batch, or the cut of the prompt.
+//! Weights keep the graph's storage type (bf16 or a checkpoint's quantised blocks as a rule) and are packed once; activations, caches and sums are `f32`,
+//! and a product with quantised blocks takes activations in 16 bits. The order of each sum depends only on its length, so the same rows give the same bits whatever the threads, the batch, or the cut of the prompt.
 
 mod attention;
 mod bandwidth;
+mod blocks;
 mod execute;
 mod experts;
 mod lower;
@@ -14,6 +15,7 @@ mod pack;
 mod plan;
 mod pool;
 mod step;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -26,14 +28,13 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use fusec::ir::Graph;
 
-use execute::{Execution, GROUP_PANELS, Rows, Scratch};
+use execute::{Execution, GROUP_ROWS, Rows, Scratch};
 use math::Isa;
 use memory::SharedFloats;
-use pack::Weights;
+use pack::{RowScratch, Weights};
 use plan::Plan;
 use pool::Pool;
 use step::{CacheShape, Step};
-use tile::PANEL_ROWS;
 
 /// A graph with its weights and caches, ready to run.
 pub struct CpuModel {
@@ -114,8 +115,8 @@ impl CpuModel {
         let options = CpuOptions { threads: pool.threads(), ..options };
         let weights = Weights::pack(plan.recipes.clone(), weights, threads)?;
         let scratch = || {
-            let gated = vec![0.0; CHUNK * GROUP_PANELS * PANEL_ROWS];
-            Mutex::new(Scratch { gated, scores: vec![0.0; context] })
+            let gated = vec![0.0; CHUNK * GROUP_ROWS];
+            Mutex::new(Scratch { gated, scores: vec![0.0; context], row: RowScratch::default() })
         };
         Ok(CpuModel {
             memory: SharedFloats::new(plan.floats),
@@ -198,13 +199,9 @@ impl CpuModel {
             Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Heads(_) | Step::Attention(_) => {
                 None
             }
-            Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Route(_) => None,
+            Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Route(_) | Step::Code { .. } => None,
         });
-        let bytes = |(times, matrix): (usize, usize)| {
-            let recipe = self.weights.recipe(matrix);
-            times * recipe.rows.iter().sum::<usize>() * recipe.columns * tile::value_bytes(recipe.format)
-        };
-        products.map(bytes).sum()
+        products.map(|(times, matrix)| times * self.weights.recipe(matrix).value_bytes()).sum()
     }
 
     /// Bytes of caches that a decode step at this position reads, for one sequence, windows left aside.

@@ -1,4 +1,4 @@
-//! Weights as the kernels read them: one arena, each matrix in panels of four rows.
+//! Weights as the kernels read them: one arena, each matrix in units of as many rows as its formats ask for.
 
 use std::ops::Range;
 
@@ -7,7 +7,9 @@ use fusec::ir::{Format, WeightRef};
 use fusec::threads;
 use memmap2::MmapMut;
 
-use super::tile::{GROUP, NO_PANELS, PANEL_ROWS, panel_bytes, slot, value_bytes, widen_group};
+use super::blocks::{self, UNIT_ROWS, is_of_blocks};
+use super::tile::{GROUP, NO_PANELS, PANEL_ROWS, TILE_TOKENS, slot, unit_bytes, value_bytes, widen_group};
+use crate::blocks::decode;
 
 /// Where weights come from: a checkpoint. Read from several threads at once.
 pub trait WeightSource: Sync {
@@ -28,6 +30,18 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// There is no such tensor, it has fewer rows, or it cannot be read.
     fn read_rows_f32(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
+
+    /// The format in which [`WeightSource::raw_rows`] gives rows; `None` where it gives none.
+    ///
+    /// # Errors
+    /// There is no such tensor.
+    fn raw_format(&self, weight: &WeightRef) -> Result<Option<Format>>;
+
+    /// Some rows of a matrix as they are stored, in the place of what `out` held.
+    ///
+    /// # Errors
+    /// They are not stored as rows, or as [`WeightSource::read_rows_f32`].
+    fn raw_rows(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<u8>) -> Result<()>;
 }
 
 /// How a packed matrix is made. Equal recipes share one copy: a tied head is its embedding.
@@ -39,11 +53,11 @@ pub(crate) struct Recipe {
     pub rows: Vec<usize>,
     /// Columns: the length of the product.
     pub columns: usize,
-    /// How the arena holds it.
-    pub format: Format,
+    /// How the arena holds each.
+    pub formats: Vec<Format>,
     /// The checkpoint stores `[columns, rows]`.
     pub transposed: bool,
-    /// The panels of the two matrices take turns: they are multiplied together.
+    /// The units of the two matrices take turns: they are multiplied together.
     pub paired: bool,
 }
 
@@ -61,19 +75,50 @@ pub(crate) struct Weights {
 }
 
 impl Recipe {
-    /// Panels of tensor `i`.
-    pub fn panels(&self, i: usize) -> usize {
-        self.rows[i].div_ceil(PANEL_ROWS)
+    /// Whether a tensor is held in quantised blocks.
+    pub fn has_blocks(&self) -> bool {
+        self.formats.iter().any(|&format| is_of_blocks(format))
+    }
+
+    /// Rows that are multiplied together.
+    pub fn unit_rows(&self) -> usize {
+        if self.has_blocks() { UNIT_ROWS } else { PANEL_ROWS }
+    }
+
+    /// Rows of activations that a product takes at a time.
+    pub fn tokens(&self) -> usize {
+        if self.has_blocks() { blocks::TOKENS } else { TILE_TOKENS }
+    }
+
+    /// Units of tensor `i`.
+    pub fn units(&self, i: usize) -> usize {
+        self.rows[i].div_ceil(self.unit_rows())
+    }
+
+    /// Bytes of a unit of tensor `i`.
+    pub fn unit_bytes(&self, i: usize) -> usize {
+        unit_bytes(self.formats[i], self.columns, self.unit_rows())
     }
 
     /// Bytes in the arena.
     pub fn bytes(&self) -> usize {
-        (0..self.names.len()).map(|i| self.panels(i)).sum::<usize>() * panel_bytes(self.format, self.columns)
+        (0..self.names.len()).map(|i| self.units(i) * self.unit_bytes(i)).sum()
     }
 
-    /// The place of panel `panel` of tensor `i` among all panels.
-    pub fn place(&self, i: usize, panel: usize) -> usize {
-        if self.paired { 2 * panel + i } else { (0..i).map(|i| self.panels(i)).sum::<usize>() + panel }
+    /// Bytes of the values, without padding, as a checkpoint of these formats stores them.
+    pub fn value_bytes(&self) -> usize {
+        let row = |format: &Format| format.bytes(self.columns).unwrap_or(0);
+        self.rows.iter().zip(&self.formats).map(|(rows, format)| rows * row(format)).sum()
+    }
+
+    /// Where a unit of tensor `i` lies in the matrix.
+    pub fn place(&self, i: usize, unit: usize) -> Range<usize> {
+        let size = self.unit_bytes(i);
+        let start = match self.paired {
+            true => unit * (self.unit_bytes(0) + self.unit_bytes(1)) + i * self.unit_bytes(0),
+            false => (0..i).map(|i| self.units(i) * self.unit_bytes(i)).sum::<usize>() + unit * size,
+        };
+        start..start + size
     }
 }
 
@@ -109,22 +154,37 @@ impl Weights {
         &self.matrices[matrix].recipe
     }
 
-    /// A panel by its place in its matrix.
-    pub fn panel(&self, matrix: usize, place: usize) -> &[u8] {
+    /// A unit of tensor `i` of a matrix.
+    pub fn unit(&self, matrix: usize, i: usize, unit: usize) -> &[u8] {
         let Matrix { recipe, bytes } = &self.matrices[matrix];
-        let size = panel_bytes(recipe.format, recipe.columns);
-        &self.arena[bytes.clone()][place * size..][..size]
+        &self.arena[bytes.clone()][recipe.place(i, unit)]
     }
 
     /// One row of a matrix of one tensor, widened.
-    pub fn row(&self, matrix: usize, row: usize, out: &mut [f32]) {
-        let format = self.recipe(matrix).format;
+    pub fn row(&self, matrix: usize, row: usize, out: &mut [f32], scratch: &mut RowScratch) {
+        let recipe = self.recipe(matrix);
+        let format = recipe.formats[0];
+        let unit = self.unit(matrix, 0, row / recipe.unit_rows());
+        if is_of_blocks(format) {
+            blocks::unpack(format, unit, row % UNIT_ROWS, recipe.columns, &mut scratch.blocks);
+            scratch.values.clear();
+            decode(format, &scratch.blocks, &mut scratch.values);
+            out.copy_from_slice(&scratch.values);
+            return;
+        }
         let group_bytes = GROUP * value_bytes(format);
-        let groups = self.panel(matrix, row / PANEL_ROWS).chunks_exact(group_bytes);
+        let groups = unit.chunks_exact(group_bytes);
         for (group, out) in groups.skip(row % PANEL_ROWS).step_by(PANEL_ROWS).zip(out.chunks_mut(GROUP)) {
             out.copy_from_slice(&widen_group(format, group)[..out.len()]);
         }
     }
+}
+
+/// A row of blocks, and its values.
+#[derive(Default)]
+pub(crate) struct RowScratch {
+    blocks: Vec<u8>,
+    values: Vec<f32>,
 }
 
 /// Reads a vector, widened: a bias, a norm's weight.
@@ -156,38 +216,60 @@ fn check(name: &WeightRef, found: &[usize], wanted: &[usize]) -> Result<()> {
 }
 
 /// Rows that a thread reads at a time.
-const ROWS_AT_ONCE: usize = 16 * PANEL_ROWS;
+const ROWS_AT_ONCE: usize = 64;
+
+/// What a thread reads into.
+#[derive(Default)]
+struct Read {
+    values: Vec<f32>,
+    blocks: Vec<u8>,
+}
 
 /// Packs tensor `i` of a recipe into the matrix's bytes, which are zero.
 fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, threads: usize) -> Result<()> {
-    let name = &recipe.names[i];
+    let (name, format, unit_rows) = (&recipe.names[i], recipe.formats[i], recipe.unit_rows());
     let (rows, columns) = (recipe.rows[i], recipe.columns);
     let whole = if recipe.transposed { source.read_f32(name)? } else { Vec::new() };
-    let mut panels: Vec<Option<&mut [u8]>> =
-        arena.chunks_exact_mut(panel_bytes(recipe.format, columns)).map(Some).collect();
-    let mut own: Vec<(usize, &mut [u8])> = (0..recipe.panels(i))
-        .map(|panel| (panel, panels[recipe.place(i, panel)].take().expect("each place is one panel's")))
-        .collect();
-    let pack_few = |values: &mut Vec<f32>, few: &mut [(usize, &mut [u8])]| -> Result<()> {
-        let first = few[0].0 * PANEL_ROWS;
-        let last = rows.min(first + few.len() * PANEL_ROWS);
+    let mut own = Vec::with_capacity(recipe.units(i));
+    let (mut rest, mut skipped) = (arena, 0);
+    for unit in 0..recipe.units(i) {
+        let place = recipe.place(i, unit);
+        let (bytes, after) = rest.split_at_mut(place.start - skipped).1.split_at_mut(place.len());
+        own.push((unit, bytes));
+        (rest, skipped) = (after, place.end);
+    }
+    let pack_few = |read: &mut Read, few: &mut [(usize, &mut [u8])]| -> Result<()> {
+        let Read { values, blocks } = read;
+        let first = few[0].0 * unit_rows;
+        let last = rows.min(first + few.len() * unit_rows);
+        if is_of_blocks(format) {
+            source.raw_rows(name, first..last, blocks)?;
+            let size = format.bytes(columns).filter(|size| blocks.len() == (last - first) * size);
+            let size = size.with_context(|| format!("rows {first} to {last} gave {} bytes", blocks.len()))?;
+            for (row, blocks) in (first..last).zip(blocks.chunks_exact(size)) {
+                blocks::pack(format, blocks, few[(row - first) / unit_rows].1, row % unit_rows);
+            }
+            return Ok(());
+        }
         if !recipe.transposed {
             values.clear();
             source.read_rows_f32(name, first..last, values)?;
             ensure!(values.len() == (last - first) * columns, "rows {first} to {last} gave {} values", values.len());
         }
+        let panel = unit_bytes(format, columns, PANEL_ROWS);
         for row in first..last {
-            let bytes = &mut *few[(row - first) / PANEL_ROWS].1;
+            let unit = &mut *few[(row - first) / unit_rows].1;
+            let bytes = &mut unit[row % unit_rows / PANEL_ROWS * panel..][..panel];
             if recipe.transposed {
-                fill_row(bytes, row % PANEL_ROWS, recipe.format, (0..columns).map(|column| whole[column * rows + row]));
+                fill_row(bytes, row % PANEL_ROWS, format, (0..columns).map(|column| whole[column * rows + row]));
             } else {
                 let row_values = &values[(row - first) * columns..][..columns];
-                fill_row(bytes, row % PANEL_ROWS, recipe.format, row_values.iter().copied());
+                fill_row(bytes, row % PANEL_ROWS, format, row_values.iter().copied());
             }
         }
         Ok(())
     };
-    threads::for_each(threads, own.chunks_mut(ROWS_AT_ONCE / PANEL_ROWS), Vec::new, pack_few)
+    threads::for_each(threads, own.chunks_mut(ROWS_AT_ONCE / unit_rows), Read::default, pack_few)
 }
 
 /// Puts row `row` of a panel into its place.

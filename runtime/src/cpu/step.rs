@@ -31,6 +31,8 @@ pub(crate) enum Step {
     ExpertSum(SumStep),
     /// The selected rows of a buffer.
     Gather { x: Buffer, out: Buffer },
+    /// The same values in 16 bits, as products with quantised blocks read them.
+    Code { x: Buffer, out: Buffer },
 }
 
 /// What rows of a table are looked up by.
@@ -82,6 +84,8 @@ pub(crate) enum Destination {
 /// See [`Step::Matmul`]. Absent biases are empty.
 pub(crate) struct MatmulStep {
     pub x: Buffer,
+    /// `x` in 16 bits, where a weight is of quantised blocks.
+    pub coded: Option<Buffer>,
     pub matrix: usize,
     pub outs: Vec<Buffer>,
     pub biases: Vec<Box<[f32]>>,
@@ -118,6 +122,8 @@ pub(crate) struct RouteStep {
 /// What each chosen expert has inside.
 pub(crate) struct HiddenStep {
     pub x: Buffer,
+    /// As in [`MatmulStep`].
+    pub coded: Option<Buffer>,
     pub routed: Buffer,
     pub top_k: usize,
     /// One an expert: its gate and up in turns, or its up.
@@ -130,6 +136,8 @@ pub(crate) struct HiddenStep {
 /// The sum of the chosen experts by their shares.
 pub(crate) struct SumStep {
     pub hidden: Buffer,
+    /// As in [`MatmulStep`].
+    pub coded: Option<Buffer>,
     pub routed: Buffer,
     pub top_k: usize,
     /// One an expert.
@@ -177,6 +185,7 @@ impl Step {
             }
             Step::Matmul(step) => {
                 touch(Access::Read(step.x));
+                step.coded.into_iter().for_each(|coded| touch(Access::Read(coded)));
                 step.residual.into_iter().for_each(|residual| touch(Access::Read(residual)));
                 step.outs.iter().for_each(|&out| touch(Access::Write(out)));
             }
@@ -198,13 +207,16 @@ impl Step {
                 [a, b].into_iter().for_each(|&buffer| touch(Access::Read(buffer)));
                 touch(Access::Write(*out));
             }
-            Step::Map { x, out, .. } | Step::Gather { x, out } | Step::Route(RouteStep { x, out, .. }) => {
+            Step::Map { x, out, .. }
+            | Step::Gather { x, out }
+            | Step::Code { x, out }
+            | Step::Route(RouteStep { x, out, .. }) => {
                 touch(Access::Read(*x));
                 touch(Access::Write(*out));
             }
-            Step::ExpertHidden(HiddenStep { x, routed, out, .. })
-            | Step::ExpertSum(SumStep { hidden: x, routed, out, .. }) => {
-                [x, routed].into_iter().for_each(|&buffer| touch(Access::Read(buffer)));
+            Step::ExpertHidden(HiddenStep { x, coded, routed, out, .. })
+            | Step::ExpertSum(SumStep { hidden: x, coded, routed, out, .. }) => {
+                [x, routed].into_iter().chain(coded).for_each(|&buffer| touch(Access::Read(buffer)));
                 touch(Access::Write(*out));
             }
         }

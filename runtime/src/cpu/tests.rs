@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::{Context, Result};
-use fusec::ir::{Graph, Interpreter, Op, Results, Tensor, WeightRef, nmse, random_tensor, verify};
+use fusec::ir::{Format, Graph, Interpreter, Op, Results, Tensor, WeightRef, nmse, random_tensor, verify};
 
 use super::{CpuModel, CpuOptions, Logits, Row, WeightSource};
 
@@ -41,6 +41,14 @@ impl WeightSource for Random<'_> {
         let tensor = self.tensor(weight)?;
         rows.for_each(|row| out.extend(tensor.row(row)));
         Ok(())
+    }
+
+    fn raw_format(&self, _: &WeightRef) -> Result<Option<Format>> {
+        Ok(None)
+    }
+
+    fn raw_rows(&self, weight: &WeightRef, _: Range<usize>, _: &mut Vec<u8>) -> Result<()> {
+        anyhow::bail!("{weight} is not stored as rows of blocks")
     }
 }
 
@@ -376,6 +384,14 @@ fn bad_rows_and_weights_are_refused() {
         fn read_rows_f32(&self, _: &WeightRef, rows: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
             out.resize(rows.len() * 72, 0.0);
             Ok(())
+        }
+
+        fn raw_format(&self, _: &WeightRef) -> Result<Option<Format>> {
+            Ok(None)
+        }
+
+        fn raw_rows(&self, weight: &WeightRef, _: Range<usize>, _: &mut Vec<u8>) -> Result<()> {
+            anyhow::bail!("{weight} is not stored as rows of blocks")
         }
     }
     let error = CpuModel::load(&graph, &Wrong, CpuOptions { context: 300, ..options }).err().expect("refused");

@@ -6,6 +6,7 @@
 
 use fusec::ir::Format;
 
+use super::blocks::{self, Coded, UNIT_ROWS, is_of_blocks};
 use super::math::{Isa, LANES, sum_lanes};
 
 /// Rows of a panel.
@@ -15,13 +16,48 @@ pub(crate) const GROUP: usize = 16;
 /// The most activation rows that one call takes.
 pub(crate) const TILE_TOKENS: usize = 3;
 
-/// What lowering has refused.
-pub(crate) const NO_PANELS: &str = "matrices are of f16, bf16 or f32";
-
-/// The format in which panels hold a weight: quantised blocks are widened, and rounded to bf16.
-pub(crate) fn kept(format: Format) -> Format {
-    if format.block().0 > 1 { Format::BF16 } else { format }
+/// A row of activations as a product reads it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Operand<'a> {
+    pub x: &'a [f32],
+    /// The same in 16 bits, where a weight is of quantised blocks.
+    pub coded: Coded<'a>,
 }
+
+/// Results of some rows of activations and the rows of a unit.
+pub(crate) type Sums = [[f32; UNIT_ROWS]; blocks::TOKENS];
+
+/// Bytes of a unit of `rows` rows.
+pub(crate) fn unit_bytes(format: Format, columns: usize, rows: usize) -> usize {
+    match is_of_blocks(format) {
+        true => blocks::unit_bytes(format, columns),
+        false => rows / PANEL_ROWS * panel_bytes(format, columns),
+    }
+}
+
+/// `out[m][r] = unit row r · x[m]` for each of `x`, which are one to [`blocks::TOKENS`] rows of equal length. A unit that is not of quantised blocks may
+/// have fewer rows.
+pub(crate) fn multiply_unit(isa: Isa, format: Format, unit: &[u8], x: &[Operand<'_>], out: &mut Sums) {
+    if is_of_blocks(format) {
+        let mut coded = [Coded::default(); blocks::TOKENS];
+        coded.iter_mut().zip(x).for_each(|(coded, x)| *coded = x.coded);
+        return blocks::multiply(isa, format, unit, &coded[..x.len()], out);
+    }
+    let mut sums = [[0.0; PANEL_ROWS]; TILE_TOKENS];
+    for (panel, bytes) in unit.chunks_exact(panel_bytes(format, x[0].x.len())).enumerate() {
+        for (x, out) in x.chunks(TILE_TOKENS).zip(out.chunks_mut(TILE_TOKENS)) {
+            let mut rows: [&[f32]; TILE_TOKENS] = [&[]; TILE_TOKENS];
+            rows.iter_mut().zip(x).for_each(|(row, x)| *row = x.x);
+            multiply(isa, format, bytes, &rows[..x.len()], &mut sums);
+            for (out, sums) in out.iter_mut().zip(&sums).take(x.len()) {
+                out[panel * PANEL_ROWS..][..PANEL_ROWS].copy_from_slice(sums);
+            }
+        }
+    }
+}
+
+/// What lowering has refused.
+pub(crate) const NO_PANELS: &str = "panels are of f16, bf16 or f32";
 
 /// Bytes of a value in a panel.
 pub(crate) fn value_bytes(format: Format) -> usize {
@@ -48,13 +84,7 @@ pub(crate) fn slot(format: Format, column: usize) -> usize {
 /// `out[m][r] = panel row r · x[m]` for each of `x`, which are one to [`TILE_TOKENS`] rows of equal length.
 ///
 /// `panel` is as long as [`panel_bytes`] says for that length.
-pub(crate) fn multiply(
-    isa: Isa,
-    format: Format,
-    panel: &[u8],
-    x: &[&[f32]],
-    out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS],
-) {
+fn multiply(isa: Isa, format: Format, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
     assert_eq!(panel.len(), panel_bytes(format, x[0].len()));
     assert!(x.iter().all(|row| row.len() == x[0].len()));
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,5 @@
 //! Checkpoints: what a model's files say about it, and their tensors as f32 under transformers' names, whatever the format.
 
-mod blocks;
 mod checkpoint;
 mod dtype;
 pub mod gguf;
@@ -11,12 +10,12 @@ mod row_tiles;
 mod select;
 mod stored;
 
-pub use blocks::decode;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use pack::{dummy_pattern, pack};
 pub use row_tiles::{ROWS, lane_share, pack_row, pack_whole, whole_bits};
 
+pub use crate::blocks::decode;
 use crate::map::map_file;
 use anyhow::{Result, bail, ensure};
 use checkpoint::Source;

@@ -52,15 +52,18 @@ impl Checkpoint {
             let tensor = tensors[which];
             weight.matrix.into_iter().for_each(|matrix| place.insert(0, matrix));
             let (&stored_columns, stored_outer) = tensor.shape.split_last().context("a tensor without dimensions")?;
-            let mut runs = vec![0..columns];
+            let mut runs: Vec<Range<usize>> = Vec::new();
             if let Some(part) = weight.part {
                 match place.get_mut(part.axis) {
                     Some(at) => *at = part.place(*at),
                     None => {
                         let run = |first: usize| part.place(first)..part.place(first) + part.size;
-                        runs = (0..columns).step_by(part.size).map(run).collect();
+                        runs.extend((0..columns).step_by(part.size).map(run));
                     }
                 }
+            }
+            if runs.is_empty() {
+                runs.push(0..columns);
             }
             place[0] = tensor.stored.place(place[0], tensor.shape[0]);
             let first = place.iter().zip(stored_outer).fold(0, |at, (index, size)| at * size + index);
@@ -101,9 +104,9 @@ fn unravel(mut at: usize, shape: &[usize], indices: &mut Vec<usize>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::blocks::decode;
     use super::super::dtype::Dtype;
     use super::*;
+    use crate::blocks::decode;
 
     /// Tensors of Q8_0 whose rows have 64 values: in each block the scale 1 and the block's number, then 1 to 31.
     fn checkpoint(tensors: &[(&str, &[usize], Stored)]) -> Checkpoint {

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use anyhow::Result;
 
-use super::blocks::decode;
 use super::dtype::Dtype;
+use crate::blocks::decode;
 
 /// Where a tensor lies and how to read it.
 #[derive(Debug)]

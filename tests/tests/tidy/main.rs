@@ -58,15 +58,17 @@ const COMPILER: &[Room] = &[
 
 /// The rooms of the runtime, likewise; `fusec::` are rooms of the compiler. None uses its command line.
 const RUNTIME: &[Room] = &[
+    ("blocks", &["fusec::ir"]),
     ("cache", &[]),
     ("device", &[]),
     ("map", &[]),
     ("sampling", &[]),
     ("slots", &["sampling"]),
-    ("cpu", &["fusec::ir", "fusec::threads"]),
+    ("cpu", &["blocks", "fusec::ir", "fusec::threads"]),
     (
         "weights",
         &[
+            "blocks",
             "map",
             "fusec::description",
             "fusec::files",

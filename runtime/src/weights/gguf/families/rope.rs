@@ -3,7 +3,7 @@
 use super::super::contents::Contents;
 use super::family::INSTEAD;
 use super::keys::Keys;
-use crate::weights::blocks::decode;
+use crate::blocks::decode;
 use crate::weights::dtype::Dtype;
 use anyhow::{Result, bail, ensure};
 use fusec::ir::Format;

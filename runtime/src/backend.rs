@@ -334,4 +334,8 @@ impl crate::cpu::WeightSource for Checkpoint {
     fn raw_rows(&self, weight: &WeightRef, rows: std::ops::Range<usize>, out: &mut Vec<u8>) -> Result<()> {
         Checkpoint::raw_rows(self, weight, rows, out)
     }
+
+    fn release(&self) {
+        Checkpoint::release(self);
+    }
 }

@@ -15,3 +15,14 @@ pub fn map_file(path: &Path) -> Result<Mmap> {
     // make the slice dangle.
     unsafe { Mmap::map(&file) }.with_context(|| format!("cannot map {} into memory", path.display()))
 }
+
+/// Lets the system take back the memory of what was read of a map. Reading it again brings it back from the file.
+pub(crate) fn release(map: &Mmap) {
+    #[cfg(unix)]
+    {
+        // SAFETY: the map is of a file, shared or not, and nothing was ever written to it: its pages come back with the same bytes.
+        let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+    #[cfg(not(unix))]
+    let _ = map;
+}

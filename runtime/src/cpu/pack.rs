@@ -42,6 +42,9 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// They are not stored as rows, or as [`WeightSource::read_rows_f32`].
     fn raw_rows(&self, weight: &WeightRef, rows: Range<usize>, out: &mut Vec<u8>) -> Result<()>;
+
+    /// What was read so far is packed: memory that it takes is not needed.
+    fn release(&self) {}
 }
 
 /// How a packed matrix is made. Equal recipes share one copy: a tied head is its embedding.
@@ -145,6 +148,7 @@ impl Weights {
                 fill(&mut arena[bytes.clone()], recipe, i, source, threads)
                     .with_context(|| format!("cannot read weight {name}"))?;
             }
+            source.release();
         }
         Ok(Weights { arena, matrices })
     }

@@ -3,6 +3,7 @@
 use super::dtype::Dtype;
 use super::gguf;
 use super::stored::{self, Stored, Tensor};
+use crate::map::release;
 use anyhow::{Context, Result, ensure};
 use fusec::description::Spare;
 use fusec::ir::{Format, WeightRef};
@@ -198,6 +199,15 @@ impl Checkpoint {
             );
         }
         Ok(())
+    }
+
+    /// Gives back the memory of what was read of the files. Reading goes on as before, from the files again.
+    pub fn release(&self) {
+        for source in &self.sources {
+            if let Source::Mapped(map) = source {
+                release(map);
+            }
+        }
     }
 
     /// Name and shape (slowest dimension first) of every tensor.

@@ -16,7 +16,9 @@ pub(super) fn wgmma_shape(tiles: &Tiles, activation: Option<Activation>, rows: u
         activation,
     };
     let fits = |columns: usize| columns <= rows.next_power_of_two().max(32);
-    let blocks = BLOCKS.into_iter().filter(|&(_, columns)| fits(columns));
+    // The exact gelu has no registers beside the sums of the largest blocks.
+    let has_room = |&(pieces, columns): &(usize, usize)| activation != Some(Activation::Gelu) || pieces * columns < 256;
+    let blocks = BLOCKS.into_iter().filter(|&(_, columns)| fits(columns)).filter(has_room);
     let all = blocks.flat_map(|block| [1, 2, 4, 8].map(|split| spec((block, split))));
     // Clusters run at once: a job that shares its columns takes no turns.
     let one_turn = |spec: &MatmulWgmma| spec.split == 1 || spec.jobs(rows) * spec.split <= MULTIPROCESSORS;

@@ -189,7 +189,7 @@ fn two_bits(q: &[u8], group: usize) -> (&[u8], usize) {
 
 /// The 6-bit (scale, minimum) of group 0 to 7 in a K-quant's 12 packed bytes: for g < 4 the low six bits of byte g and byte g + 4; for g ≥ 4 the low and
 /// the high nibble of byte g + 4 with the top two bits of byte g − 4 and byte g above them.
-fn group_scale(packed: &[u8], group: usize) -> (u8, u8) {
+pub(crate) fn group_scale(packed: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {
         (packed[group] & 63, packed[group + 4] & 63)
     } else {

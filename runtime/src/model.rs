@@ -53,6 +53,9 @@ impl OpenModel {
     pub fn open(name: &ModelName) -> Result<OpenModel> {
         let named = Named::sorted(name)?;
         let checkpoint = named.open_checkpoint()?;
+        if checkpoint.is_some() {
+            name.weights.fits(&named.title())?;
+        }
         let config = named.config(checkpoint.as_ref())?;
         let (file, text) = named.describe(config.as_ref())?;
         let mut description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;

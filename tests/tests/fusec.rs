@@ -229,6 +229,9 @@ fn what_cannot_be_done_is_one_clear_message() {
     assert!(refused(&["check", "lama"], 1).contains("did you mean `llama`? (shipped: arcee, cohere, dots1, "));
     assert!(refused(&["print", "llama", "--after", "fuse-mpl"], 1).contains("did you mean `fuse-mlp`?"));
     assert!(refused(&["compile", "llama", "--weights", "f32"], 2).contains("give auto, or one of f16, bf16, q8_0"));
+    let golden = fuse_tests::root().join("tests/goldens/qwen3");
+    let quantising = ["compile", "--checkpoint", text(&golden), "--weights", "q4_0"];
+    assert!(refused(&quantising, 1).contains("leave `--weights q4_0` out"));
     assert!(refused(&["check", text(folder)], 1).contains("--checkpoint"));
     let broken = folder.join("broken.json");
     fs::write(&broken, "{").expect("a scratch file");

@@ -92,7 +92,10 @@ impl Opened {
     /// The model up to the text of its kernels, its tensors found in the checkpoint where one is named.
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
         let formats = match &self.checkpoint {
-            Some(folder) => checkpoint::tensors(folder)?.formats,
+            Some(folder) => {
+                options.weights.fits(&folder.display().to_string())?;
+                checkpoint::tensors(folder)?.formats
+            }
             None => Formats::default(),
         };
         let model = compile(&self.description, self.config.as_ref(), &CompileOptions { formats, ..options.clone() })?;

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Format, WeightRef};
@@ -16,11 +17,29 @@ pub enum WeightFormat {
     As(Format),
 }
 
+impl WeightFormat {
+    /// Whether the weights of a checkpoint can be taken so.
+    ///
+    /// # Errors
+    /// A format of blocks: nothing quantises what `checkpoint` has in another.
+    pub fn fits(self, checkpoint: &str) -> Result<()> {
+        if let WeightFormat::As(format) = self
+            && format.is_read()
+        {
+            let name = format.name();
+            bail!(
+                "{checkpoint}: weights are not quantised at load: leave `--weights {name}` out to take them as stored, or give f16 or bf16"
+            );
+        }
+        Ok(())
+    }
+}
+
 impl FromStr for WeightFormat {
     type Err = String;
 
     /// `auto`, or the name of a format that kernels read.
-    fn from_str(text: &str) -> Result<WeightFormat, String> {
+    fn from_str(text: &str) -> std::result::Result<WeightFormat, String> {
         let packed = || Format::ALL.into_iter().filter(|format| format.packed().is_some());
         if text == "auto" {
             return Ok(WeightFormat::Stored);

@@ -4,6 +4,8 @@ use anyhow::{Context, Result, ensure};
 use fusec::ir::Format;
 use half::{bf16, f16};
 
+use crate::blocks::group_scale;
+
 /// Rows of a row tile.
 pub const ROWS: usize = 16;
 
@@ -118,17 +120,6 @@ pub fn set_scales(format: Format, blocks: &mut [u8]) {
     for block in blocks.chunks_exact_mut(bytes) {
         for &(at, scale) in scales {
             block[at..at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-        }
-    }
-}
-
-/// The 6-bit scale and minimum of group 0 to 7 in a K-quant's 12 packed bytes.
-fn group_scale(packed: &[u8], group: usize) -> (u8, u8) {
-    match group {
-        0..4 => (packed[group] & 63, packed[group + 4] & 63),
-        _ => {
-            let upper = |byte: usize| packed[byte] >> 6 << 4;
-            (packed[group + 4] & 15 | upper(group - 4), packed[group + 4] >> 4 | upper(group))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How units hold quantised rows, bit by bit.
 //!
 //! A unit is sixteen rows. It has three planes, each 32 columns after 32 columns: the low bits of the codes, their high bits, the scales. In the first
-//! two a row has a 32-bit word in its turn of sixteen, so that a vector of words is a vector of rows. Halves of a word hold even and odd columns:
+//! two, each row has a 32-bit word in its turn of sixteen, so that a vector of words is a vector of rows. Halves of a word hold even and odd columns:
 //! two columns of a row are one step of a product.
 //!
 //! | plane | a row's words of 32 columns |

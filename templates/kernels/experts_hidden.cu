@@ -6,6 +6,7 @@
 {% include "experts.cuh" %}
 constexpr bool NORM = {{ norm.is_some() }};  // rms_norm of x
 constexpr float EPS = {{ self.eps() }};
+constexpr bool ALIKE = {{ alike }};  // an earlier norm saw rows of nearly the same root mean square
 constexpr int ACTIVATION = {{ self.activation_code() }};
 static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
 constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;       // steps of a row tile that a warp takes
@@ -29,11 +30,11 @@ DEVICE float inverse_rms(const float (&sums)[WARPS]) {
   return rsqrtf(square / K + EPS);
 }
 
-// x · w into shared memory, and the warp's part of the sum of squares. RMS is applied to the products, which are linear in it; half precision has no room for x
-// as it is, so there it comes first.
-constexpr bool RMS_FIRST = NORM && X_PARTS == 1;
-DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row) {
-  float square = 0.0f, scale = X_UNIT;
+// x · w into shared memory, and the warp's part of the sum of squares. The root mean square is applied to the products, which are linear in it; half precision,
+// which has no room for any x as it is, takes it times `range`, a power of two near the inverse of what an earlier norm saw, or after its root mean square.
+constexpr bool RMS_FIRST = NORM && X_PARTS == 1 && !ALIKE;
+DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSES][8], const float (&w)[PASSES][8], int row, float range) {
+  float square = 0.0f, scale = X_UNIT * range;
 #pragma unroll
   for (int pass = 0; pass < PASSES && NORM; pass++)
 #pragma unroll
@@ -75,7 +76,8 @@ DEVICE void load_first(Held (&held)[DEPTH], const Vec4* expert, int tile, int wa
 }
 
 // weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
-// hidden: [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their numbers. zeros: `zero_count` floats that are
+// rms_before: [BATCH] inverse root mean squares, as powers of two. hidden: [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their
+// numbers. zeros: `zero_count` floats that are
 // set to zero. Grid: any.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
@@ -104,14 +106,20 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
 
   // 1 Experts, weights in flight, and x into shared memory. The logits and the rows are loaded together, and the weights as soon as the experts are known: row 0 is
   // staged after that. Where there is one row, each warp chooses for itself, and loads its first weights when it knows their expert.
-  float logit[WORDS] = {}, top = 0.0f, v[PASSES][8];
+  float logit[WORDS] = {}, top = 0.0f, v[PASSES][8], range = 1.0f, own_range = 1.0f;
+  {%- if alike %}
+  own_range = rms_before[warp % BATCH];
+  {%- endif %}
   u32 chosen = 0;
   if (warp < BATCH || ALONE) load_logits<false>(logit, logits + warp % BATCH * EXPERTS, lane);
 #pragma unroll 1
   for (int row = BATCH - 1; row >= 0; row--) {
 #pragma unroll
     for (int pass = 0; pass < PASSES; pass++) load_floats<false>(v[pass], x + row * K, 8 * (threadIdx.x + THREADS * pass));
-    if (row > 0) stage_row(staged, sums, v, w, row);
+    {%- if alike %}
+    range = rms_before[row];
+    {%- endif %}
+    if (row > 0) stage_row(staged, sums, v, w, row, range);
   }
   const int (&list)[MOST] = lists[warp];
   Held held[DEPTH];
@@ -130,7 +138,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     items = list_experts(lists[warp], sets, lane) * TILES;
     if (blockIdx.x < items) load_first(held, expert_pointer(weights, list[blockIdx.x / TILES]), blockIdx.x % TILES, warp, lane);
   }
-  stage_row(staged, sums, v, w, 0);
+  stage_row(staged, sums, v, w, 0, range);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   block_barrier();
 
@@ -139,7 +147,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
   if (warp < BATCH) {
     float share[WORDS];
     const float rms = NORM ? inverse_rms(sums[warp]) : 1.0f;
-    if (!RMS_FIRST) scale *= rms;
+    if (!RMS_FIRST) scale *= rms * inverse_power(own_range);
 #pragma unroll
     for (int e = 0; SUMMED && e < WORDS; e++) logit[e] *= rms;
     shares_of(share, logit, chosen, SUMMED ? top * rms : top, lane);

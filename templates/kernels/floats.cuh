@@ -26,3 +26,7 @@ DEVICE void store_operands(u16* at, const float (&v)[8]) {
                          v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
   store_eight(at + BATCH * STAGE_STRIDE, left);
 }
+
+// The power of two at or below a normal number, and the inverse of a power of two.
+DEVICE float power_below(float value) { return float_of(bits_of(value) & 0x7f800000u); }
+DEVICE float inverse_power(float power) { return float_of(0x7f000000u - bits_of(power)); }

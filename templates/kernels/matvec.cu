@@ -10,6 +10,7 @@ constexpr int UNIT = {{ unit }};              // row tiles that are finished tog
 constexpr int SPLIT = {{ split }};            // blocks that share the columns of a row tile: two add to a sum in memory
 constexpr int NORM = {{ self.norm_code() }};  // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = {{ self.eps() }};
+constexpr bool ALIKE = {{ alike }};                                          // the norm before saw rows of nearly the same root mean square
 constexpr bool COMBINE = {{ combine.is_some() }};                            // x is the partial results of a split attention
 constexpr bool STAGED = {{ staged }};                                        // x goes through shared memory as operands
 constexpr int HEADS = {{ self.heads() }}, HEAD_DIM = {{ self.head_dim() }};  // of that attention
@@ -18,14 +19,16 @@ constexpr bool LATE = {{ late }};      // triggers dependents after griddepcontr
 constexpr bool AHEAD = {{ ahead }};    // loads bias and residual before the products, not in the epilogue
 constexpr bool ARGMAX = {{ argmax }};  // also writes each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;                 // per multiprocessor: 128 registers per thread
-constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;            // steps of a row tile that a block takes
-constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;            // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;  // rings of steps per unit
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;       // per multiprocessor: 128 registers per thread
+constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;  // steps of a row tile that a block takes
+constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;  // and a warp
+constexpr int TURNS = DEPTH / UNIT;                       // steps of a row tile in a ring
+constexpr int CHUNKS = (SHARE + TURNS - 1) / TURNS;       // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for one row of x
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
+constexpr bool RMS_LAST = NORM == 1 && (PAIRED || ALIKE);  // the root mean square is applied to the products, which are linear in it
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;         // columns of x that a block brings to shared memory
@@ -33,22 +36,23 @@ constexpr int STAGE_STRIDE = STAGED_K + 32;          // 64 bytes more than a row
 constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;  // warps that load a row in one pass
 constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;  // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
-constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                                 // groups of eight values of a row per thread
-constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;  // nothing is padded
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                          // groups of eight values of a row per thread
+constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * TURNS == SHARE && TILES % UNIT == 0;  // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
-static_assert(UNIT == 1 || DEPTH == UNIT * SHARE, "a ring holds whole row tiles, or a part of one");
+static_assert(DEPTH % UNIT == 0, "a ring holds as many steps of each row tile of a unit");
 static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way passes through shared memory");
+static_assert(!ALIKE || (NORM == 1 && !PAIRED), "only half precision has to be kept in range");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 static_assert(SPLIT == 1 || (NORM == 0 && !GATED && OUTPUTS == 1 && ACTIVATION == IDENTITY && !ARGMAX), "a share of a sum is only added");
 
 // Where the steps of a warp begin in a chunk of a unit.
 DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, int warp, int lane) {
-  return tile_pointer(weights, unit * UNIT, rank * BLOCK_STEPS + warp + WARPS * DEPTH * chunk) + lane;
+  return tile_pointer(weights, unit * UNIT, rank * BLOCK_STEPS + warp + WARPS * TURNS * chunk) + lane;
 }
 
 // A ring has a turn's steps of all row tiles of a unit, then those of the next turn: step i is of row tile i % UNIT.
-DEVICE int step_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * DEPTH + i / UNIT); }
+DEVICE int step_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * TURNS + i / UNIT); }
 
 // Whether step i of a chunk of a unit is one, and not padding.
 DEVICE bool is_step(int unit, int chunk, int i, int rank, int warp) {
@@ -103,17 +107,20 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   return total;
 }
 
-// x · w into shared memory, and the warp's part of the sum of squares. RMS is applied to the products, which are linear in it.
+// x · w into shared memory, and the warp's part of the sum of squares. The root mean square comes after the products; half precision, which has no room for any
+// residual as it is, takes x times `range`, a power of two near the inverse of what the norm before saw.
 // SIDES groups of warps take a row each, or two whose loads go out together.
 constexpr int ROWS_AT_ONCE = BATCH >= 2 * SIDES && NORM == 1 ? 2 : 1;
 DEVICE int side_of(int row) { return row / ROWS_AT_ONCE % SIDES; }
 
-DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
+DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias, const float* range) {
   const int side = NORM == 1 ? threadIdx.x / SIDE_THREADS : 0, thread = threadIdx.x % SIDE_THREADS;
 #pragma unroll 1
   for (int first = 0; first < BATCH; first += ROWS_AT_ONCE * SIDES) {
     const int row = first + side * ROWS_AT_ONCE;
-    float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {};
+    float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {}, unit[ROWS_AT_ONCE];
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) unit[r] = ALIKE ? range[row + r] * X_UNIT : X_UNIT;
     if (NORM == 2) {
       float sum = 0.0f, squares = 0.0f;
       for (int k = threadIdx.x; k < K; k += THREADS) sum += x[row * K + k];
@@ -135,7 +142,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           square[r] += v[r][i] * v[r][i];
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
-          v[r][i] *= X_UNIT;
+          v[r][i] *= unit[r];
         }
         store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
@@ -148,8 +155,8 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
   }
 }
 
-// rms_norm of x into shared memory. Half precision has no room for a residual as it is, so the root mean square comes first: the threads of a row add up the
-// squares, which a row of few values keeps in registers and another one reads again.
+// rms_norm of x into shared memory, where nothing is known of its range: the threads of a row add up the squares first. A row of few values stays in registers,
+// another one is read again.
 constexpr bool KEPT = ROWS_AT_ONCE * PASSES <= 2;
 DEVICE void stage_rms_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8]) {
   const int side = threadIdx.x / SIDE_THREADS, thread = threadIdx.x % SIDE_THREADS;
@@ -280,7 +287,7 @@ DEVICE bool beats(float value, float best) { return value > best || value != val
 // weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
-// logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
+// logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. rms_before, rms: [BATCH] inverse root mean squares of rows, as powers of two. zeros: `zero_count` floats that are set to zero.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
@@ -319,21 +326,37 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   if (LATE) launch_dependents();
 
   // 2 x into shared memory.
-  if (NORM == 1 && !PAIRED) stage_rms_norm(staged, sums, (const float*)x, w);
-  else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
+  const float* range = nullptr;
+  float own_range = 1.0f;  // of the row of x that this warp finishes
+                           {%- if alike %}
+  range = rms_before, own_range = range[warp % BATCH];
+  {%- endif %}
+  if (NORM == 1 && !RMS_LAST) stage_rms_norm(staged, sums, (const float*)x, w);
+  else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias, range);
   {%- if combine.is_some() %}
   stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
   {%- endif %}
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
+  {%- if self.sums_steps() %}
+  // A warp sums up the steps that it multiplies.
+  StepSums* const step_sums = (StepSums*)(staged + BATCH * STAGE_STRIDE) + lane;
+#pragma unroll 4
+  for (int step = warp; step < BLOCK_STEPS; step += WARPS)
+    step_sums[32 * step] = sums_of_step([&](int pair) { return load_staged(staged + group % COLUMNS * STAGE_STRIDE, STEP * step + 32 * pair, quad); });
+  {%- endif %}
   // What the results are multiplied by: the RMS of the row of x that this warp finishes, too, where it is not in the operands.
   float scale = FACTOR;
-  if (NORM == 1 && PAIRED) {
+  if (NORM == 1 && (RMS_LAST || IS_F16)) {
     float square = 0.0f;
 #pragma unroll
     for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(warp % BATCH) * (WARPS / SIDES) + i][warp % BATCH];
-    scale = rsqrtf(square / K + EPS) * FACTOR;
+    const float inverse = rsqrtf(square / K + EPS);
+    if (RMS_LAST) scale = inverse * FACTOR * inverse_power(own_range);
+    {%- if self.leaves_rms() %}
+    if (blockIdx.x == 0 && warp < BATCH && lane == 0) rms[warp] = power_below(inverse);
+    {%- endif %}
   }
 
   float best = NEGATIVE_INFINITY;
@@ -352,25 +375,32 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
-      Vec4 v[ROUNDS][PAIRS];
 #pragma unroll
-      for (int i = 0; i < DEPTH; i++) {
-        if (is_step(unit, chunk, i, rank, warp)) {
-          const int k = STEP * step_of(chunk, i, warp);
+      for (int turn = 0; turn < DEPTH; turn += UNIT) {
+        if (is_step(unit, chunk, turn, rank, warp)) {
+          const int step = step_of(chunk, turn, warp), k = STEP * step;
+          {%- if self.sums_steps() %}
+          const StepSums totals = step_sums[32 * step];
+{%- endif %}
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
               // The row tiles of a turn share them.
-              if (i % UNIT == 0)
-                v[round][pair] = STAGED ? load_staged(staged + row * STAGE_STRIDE, k + 32 * pair, quad)
-                                        : load_pair((const u16*)x + row * K, rank * STAGED_K + k + 32 * pair, quad);
-              multiply(sum[i % UNIT], held[i], pair, v[round][pair]);
+              const Vec4 v = STAGED ? load_staged(staged + row * STAGE_STRIDE, k + 32 * pair, quad)
+                                    : load_pair((const u16*)x + row * K, rank * STAGED_K + k + 32 * pair, quad);
+              {%- if !self.sums_steps() %}
+              const Totals totals = totals_of(v);
+{%- endif %}
+#pragma unroll
+              for (int tile = 0; tile < UNIT; tile++)
+                if (is_step(unit, chunk, turn + tile, rank, warp)) multiply(sum[tile], held[turn + tile], pair, v, totals);
             }
           }
         }
-        load_step(held[i], from, next_unit, next_chunk, i, rank, warp);
+#pragma unroll
+        for (int tile = 0; tile < UNIT; tile++) load_step(held[turn + tile], from, next_unit, next_chunk, turn + tile, rank, warp);
       }
     }
 

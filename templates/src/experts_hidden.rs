@@ -28,6 +28,8 @@ pub struct ExpertsHidden {
     pub blocks: usize,
     /// The epsilon of the rms_norm of x, if it has one.
     pub norm: Option<f32>,
+    /// See [`crate::Matvec::alike`].
+    pub alike: bool,
     /// Applied to the gate, or to `up` where there is no gate.
     pub activation: Activation,
 }
@@ -62,6 +64,9 @@ impl Family for ExpertsHidden {
             Param::read("logits", logits),
             Param::write("hidden", "Out*"),
         ];
+        if self.alike {
+            params.push(Param::read("rms_before", "const float*"));
+        }
         params.extend(self.route.bias());
         params.extend(Param::zeros());
         params

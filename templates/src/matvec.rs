@@ -31,6 +31,9 @@ pub struct Matvec {
     pub blocks: usize,
     /// Of x.
     pub norm: Option<(NormKind, f32)>,
+    /// An earlier norm left the root mean squares of rows that differ from x by few addends, so that operands in half precision can be kept in range before
+    /// those of x are known.
+    pub alike: bool,
     /// x is fp32 without a norm, too, and taken as a hi/lo split.
     pub paired: bool,
     /// x is the partial results of a split attention.
@@ -74,6 +77,7 @@ impl Matvec {
             split: 1,
             blocks: 0,
             norm: None,
+            alike: false,
             paired: false,
             combine: None,
             staged: false,
@@ -105,6 +109,11 @@ impl Matvec {
         self.norm.is_some() || self.paired || self.combine.is_some() || self.stage_bytes() <= MOST_STAGED
     }
 
+    /// Whether sums of x per step are made once, for all row tiles of a block: where there are enough of them.
+    fn sums_steps(&self) -> bool {
+        self.tiles.weights == Format::Q4K && self.staged && self.tiles.count() * self.split >= 3 * self.blocks
+    }
+
     fn stage_bytes(&self) -> usize {
         self.batch * (self.tiles.steps().div_ceil(self.split) * self.tiles.packed().columns + 32) * 2
     }
@@ -112,6 +121,11 @@ impl Matvec {
     /// How the router's weight is packed: for operands of the same type.
     pub fn router_weights(&self) -> Format {
         if self.tiles.weights == Format::BF16 { Format::BF16 } else { Format::F16 }
+    }
+
+    /// Whether it leaves the root mean squares of its rows for a later norm.
+    pub fn leaves_rms(&self) -> bool {
+        matches!(self.norm, Some((NormKind::Rms, _))) && self.tiles.weights.operand() == "f16"
     }
 
     fn norm_code(&self) -> usize {
@@ -161,6 +175,12 @@ impl Family for Matvec {
             ]);
             params.push(Param::sum("logits", "u64*"));
         }
+        if self.alike {
+            params.push(Param::read("rms_before", "const float*"));
+        }
+        if self.leaves_rms() {
+            params.push(Param::write("rms", "float*"));
+        }
         params.extend(Param::zeros());
         params
     }
@@ -186,9 +206,10 @@ impl Family for Matvec {
         [self.blocks, 1, 1]
     }
 
-    /// The rows of x; under a norm and of fp32 as many of each as an operand has parts.
+    /// The rows of x; under a norm and of fp32 as many of each as an operand has parts. Sums of its steps, a word for each lane.
     fn shared_bytes(&self) -> usize {
-        match (self.norm.is_some() || self.paired, self.staged) {
+        let sums = if self.sums_steps() { self.tiles.steps().div_ceil(self.split) * 32 * 4 } else { 0 };
+        sums + match (self.norm.is_some() || self.paired, self.staged) {
             (true, _) => self.tiles.x_parts() * self.stage_bytes(),
             (false, true) => self.stage_bytes(),
             (false, false) => 0,

@@ -154,7 +154,7 @@ impl Format {
             Format::F16 => ("f16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
             Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
             Format::Q8_0 => ("q8_0", 32, 34, Some(Packed { columns: 64, bytes: 1088, registers: 10 })),
-            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 8 })),
+            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 6 })),
             Format::Q4_1 => ("q4_1", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Q5_0 => ("q5_0", 32, 22, None),
             Format::Q5_1 => ("q5_1", 32, 24, None),
@@ -234,10 +234,10 @@ impl Packed {
         k.div_ceil(self.columns)
     }
 
-    /// Steps that a warp of eight has in flight at most: 64 registers of them, which are 64 KB per block of 16 bits a weight; 48 of what needs registers to become
+    /// Steps that a warp of eight has in flight at most: 64 registers of them, which are 64 KB per block of 16 bits a weight; 44 of what needs registers to become
     /// fragments.
     pub const fn depth(self) -> usize {
-        if self.registers == 8 && self.columns == 32 { 8 } else { 48 / self.registers }
+        if self.columns == 32 { 64 / self.registers } else { 44 / self.registers }
     }
 
     /// Bytes of `row_tiles` row tiles of `k` columns.

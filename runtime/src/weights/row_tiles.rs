@@ -81,10 +81,11 @@ pub fn pack_row(format: Format, row: usize, blocks: &[u8], out: &mut [u8]) -> Re
                 (0..256).for_each(|c| to.set_nibble(c, from[16 + c / 64 * 32 + c % 32] >> (c / 32 % 2 * 4) & 15));
                 for group in 0..8 {
                     let (scale, minimum) = group_scale(&from[4..16], group);
-                    let (at, pair) = (to.step(32 * group) + row % 8 * 8 + row / 8 * 4, to.pair(32 * group));
-                    to.out[at + 1024..][..4].copy_from_slice(&from[..4]);
-                    to.out[at + 1088 + pair] = scale;
-                    to.out[at + 1152 + pair] = minimum;
+                    let (at, pair) = (to.step(32 * group) + row % 8 * 8, to.pair(32 * group));
+                    let byte = pair / 2 * 4 + row / 8 * 2 + pair % 2;
+                    to.out[at + 1024 + row / 8 * 4..][..4].copy_from_slice(&from[..4]);
+                    to.out[at + 1088 + byte] = scale;
+                    to.out[at + 1152 + byte] = minimum;
                 }
             }
             Format::Q6K => {

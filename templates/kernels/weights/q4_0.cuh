@@ -12,11 +12,20 @@ struct Held {
 DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_eight(from, 32)); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_eight(from, 32); }
 
-DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x) {
+// Of a lane's activations, the sums over a pair times -8.
+struct Totals {
+  float of[4] = {};
+};
+DEVICE Totals totals_of(const Vec4& x) {
+  Totals totals;
+  mma(totals.of, all_halves(8, true), x.x, x.y);
+  mma(totals.of, all_halves(8, true), x.z, x.w);
+  return totals;
+}
+
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 scales = (u32)(held.scales >> 32 * pair);
-  float fresh[4] = {};
-  mma(fresh, all_halves(8, true), x.x, x.y);
-  mma(fresh, all_halves(8, true), x.z, x.w);
+  float fresh[4] = {totals.of[0], totals.of[1], totals.of[2], totals.of[3]};
   mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair)), x.x, x.y);
   mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair + 1)), x.z, x.w);
   add_scaled(sum, fresh, f16_low(scales), f16_high(scales));

@@ -12,14 +12,24 @@ DEVICE const Vec4* row_scales(const Vec4* from) { return from - threadIdx.x % 32
 DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_scales(from)); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_scales(from); }
 
-DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x) {
+// Of a lane's activations, the sums over a pair, in the unit of codes.
+struct Totals {
+  float of[4] = {};
+};
+DEVICE Totals totals_of(const Vec4& x) {
+  Totals totals;
+  mma(totals.of, all_halves(1, false), x.x, x.y);
+  mma(totals.of, all_halves(1, false), x.z, x.w);
+  return totals;
+}
+
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 low = word(held.scales, 2 * pair), high = word(held.scales, 2 * pair + 1);
-  float fresh[4] = {}, whole[4] = {};
+  float fresh[4] = {};
   mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair)), x.x, x.y);
   mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair + 1)), x.z, x.w);
-  sum_activations(whole, x);
   add_scaled(sum, fresh, f16_low(low), f16_low(high));
-  add_scaled(sum, whole, f16_high(low), f16_high(high));
+  add_scaled(sum, totals.of, f16_high(low), f16_high(high));
 }
 
 DEVICE float value_of(const Vec4* step, int row, int column) {

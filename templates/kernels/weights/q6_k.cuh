@@ -27,20 +27,30 @@ DEVICE void load_again(Held& held, const Vec4* from) {
 // Word i of a lane's twelve.
 DEVICE u32 code_word(const Vec4 (&codes)[3], int i) { return word(codes[i / 4], i % 4); }
 
-DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x) {
+// Of a lane's activations, the sums over the 16 columns of each half of a pair times -32.
+struct Totals {
+  float of[2][4] = {};
+};
+DEVICE Totals totals_of(const Vec4& x) {
+  Totals totals;
+  mma(totals.of[0], all_halves(32, true), x.x, x.y);
+  mma(totals.of[1], all_halves(32, true), x.z, x.w);
+  return totals;
+}
+
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 w0 = code_word(held.codes, 3 * pair), w1 = code_word(held.codes, 3 * pair + 1), w2 = code_word(held.codes, 3 * pair + 2);
   constexpr u32 SIX = 0x003f003f;
   const Vec4 first = {w0 & SIX, w0 >> 6 & SIX, w1 & SIX, w1 >> 6 & SIX};
   const Vec4 second = {w2 & SIX, w2 >> 6 & SIX, (w0 >> 12 & 0x000f000f) | (w1 >> 8 & 0x00300030), (w1 >> 14 & 0x00030003) | (w2 >> 10 & 0x003c003c)};
   const u32 low = pair < 2 ? held.scales.x : held.scales.y, high = pair < 2 ? held.scales.z : held.scales.w;
   const float low_unit = f16_low(held.units), high_unit = f16_high(held.units);
-  float fresh[2][4] = {};
-  mma(fresh[0], all_halves(32, true), x.x, x.y);
-  mma(fresh[1], all_halves(32, true), x.z, x.w);
-  mma(fresh[0], first, x.x, x.y);
-  mma(fresh[1], second, x.z, x.w);
+  Totals fresh = totals;
+  mma(fresh.of[0], first, x.x, x.y);
+  mma(fresh.of[1], second, x.z, x.w);
 #pragma unroll
-  for (int i = 0; i < 2; i++) add_scaled(sum, fresh[i], low_unit * signed_byte_of(low, pair % 2 * 2 + i), high_unit * signed_byte_of(high, pair % 2 * 2 + i));
+  for (int i = 0; i < 2; i++)
+    add_scaled(sum, fresh.of[i], low_unit * signed_byte_of(low, pair % 2 * 2 + i), high_unit * signed_byte_of(high, pair % 2 * 2 + i));
 }
 
 DEVICE float value_of(const Vec4* step, int row, int column) {

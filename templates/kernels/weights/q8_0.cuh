@@ -16,12 +16,21 @@ DEVICE void load_again(Held& held, const Vec4* from) { held.codes[0] = from[0], 
 
 DEVICE Vec4 fragment_of_bytes(u32 w0, u32 w1) { return {even_bytes(w0), odd_bytes(w0), even_bytes(w1), odd_bytes(w1)}; }
 
-DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x) {
+// Of a lane's activations, the sums over a pair times -128.
+struct Totals {
+  float of[4] = {};
+};
+DEVICE Totals totals_of(const Vec4& x) {
+  Totals totals;
+  mma(totals.of, all_halves(128, true), x.x, x.y);
+  mma(totals.of, all_halves(128, true), x.z, x.w);
+  return totals;
+}
+
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const Vec4 codes = pair == 0 ? held.codes[0] : held.codes[1];
   const u32 scales = (u32)(held.scales >> 32 * pair);
-  float fresh[4] = {};
-  mma(fresh, all_halves(128, true), x.x, x.y);
-  mma(fresh, all_halves(128, true), x.z, x.w);
+  float fresh[4] = {totals.of[0], totals.of[1], totals.of[2], totals.of[3]};
   mma(fresh, fragment_of_bytes(codes.x, codes.y), x.x, x.y);
   mma(fresh, fragment_of_bytes(codes.z, codes.w), x.z, x.w);
   add_scaled(sum, fresh, f16_low(scales), f16_high(scales));

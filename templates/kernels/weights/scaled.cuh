@@ -15,13 +15,6 @@ DEVICE void add_scaled(float (&sum)[4], const float (&fresh)[4], float low, floa
   sum[2] += high * fresh[2], sum[3] += high * fresh[3];
 }
 
-// The sums of a lane's activations of a pair, in the unit of codes.
-DEVICE void sum_activations(float (&sum)[4], const Vec4& x) {
-  mma(sum, all_halves(1, false), x.x, x.y);
-  mma(sum, all_halves(1, false), x.z, x.w);
-}
-
-DEVICE float byte_of(u32 bytes, int i) { return (float)(bytes >> 8 * i & 0xff); }
 DEVICE float signed_byte_of(u32 bytes, int i) { return (float)(signed char)(bytes >> 8 * i & 0xff); }
 
 // Eight bytes behind the first `words` of a step for each row l / 4 of it.
@@ -30,10 +23,11 @@ DEVICE const u64* row_eight(const Vec4* from, int words) {
   return (const u64*)(from - lane + words) + lane / 4;
 }
 
-struct Held;
-DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x);
 // Fresh sums are a chain of their own: the second sum stays zero, and takes no registers.
-DEVICE void multiply(float (&sum)[2][4], const Held& held, int pair, const Vec4& x) { multiply(sum[0], held, pair, x); }
+template <typename Held, typename Totals>
+DEVICE void multiply(float (&sum)[2][4], Held& held, int pair, const Vec4& x, const Totals& totals) {
+  multiply(sum[0], held, pair, x, totals);
+}
 
 // A fragment of 4-bit codes: of rows l / 4 the lower byte of each half, of those eight below the upper.
 DEVICE Vec4 fragment_of_nibbles(u32 w) { return {w & 0x000f000fu, w >> 8 & 0x000f000fu, w >> 4 & 0x000f000fu, w >> 12 & 0x000f000fu}; }

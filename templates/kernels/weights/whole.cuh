@@ -15,12 +15,15 @@ struct Held {
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
+struct Totals {};
+DEVICE Totals totals_of(const Vec4&) { return {}; }
+
 // Parentheses: the mma of this namespace, where the file is included in one.
-DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x) {
+DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x, const Totals&) {
   (mma)(sum[0], held.tile[0], x.x, x.y);
   (mma)(sum[1], held.tile[1], x.z, x.w);
 }
-DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x) {
+DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x, const Totals&) {
   (mma)(sum, held.tile[0], x.x, x.y);
   (mma)(sum, held.tile[1], x.z, x.w);
 }

@@ -56,6 +56,7 @@ pub fn hidden(experts: usize, top_k: usize, batch: usize) -> ExpertsHidden {
         depth: 2,
         blocks: 3,
         norm: Some(EPS),
+        alike: false,
         activation: Activation::Silu,
     }
 }
@@ -212,7 +213,9 @@ impl Hidden {
         let chosen = Chosen::new(route, *batch);
         let mut random = Random(tiles.k as u64);
         let weights = weights_of(&mut random, route.experts, tiles);
-        let x: Vec<f32> = random.floats(batch * tiles.k).iter().map(|value| 3.0 * value + 0.5).collect();
+        // What half precision has no room for as it is.
+        let size = if self.kernel.alike { 4e6 } else { 1.0 };
+        let x: Vec<f32> = random.floats(batch * tiles.k).iter().map(|value| size * (3.0 * value + 0.5)).collect();
         let norm_weight = random.floats(tiles.k);
         let prepared = |x: &[f32]| -> Vec<f64> {
             let Some(eps) = norm else { return x.iter().map(|&value| value.into()).collect() };
@@ -231,6 +234,7 @@ impl Hidden {
         }
 
         let (weights, logits) = (packed(&weights, tiles), chosen.given_logits(*summed, &x));
+        let before = HostBuffer::input(&crate::matvec::rms_before(&x, *batch));
         let (x, norm_weight) = (HostBuffer::input(&x), HostBuffer::input(&norm_weight));
         let (bias, out) = (HostBuffer::input(&chosen.bias), HostBuffer::output::<u16>(expected.len()));
         let zeros = HostBuffer::output::<f32>(self.zeros);
@@ -244,6 +248,7 @@ impl Hidden {
             ("zero_count", self.zeros as u64),
         ];
         arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
+        arguments.extend(self.kernel.alike.then(|| ("rms_before", before.address())));
         kernel.launch(*batch, &arguments)?;
         if self.zeros > 0 {
             ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");

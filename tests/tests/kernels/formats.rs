@@ -46,11 +46,14 @@ fn products_of_few_rows() -> Result<()> {
         let split = |kernel: Matvec| Matvec { split: 2, blocks: 2 * kernel.blocks, ..kernel };
         let plain = |many, rows: &[usize], batch| product(format, matvec::plain(columns(format, many), rows, batch));
         let share = plain(4, &[150], 2).tiles.steps().div_ceil(4);
-        let cases = [
+        let mut cases = vec![
             Case::of(plain(1, &[19], 1)),
             Case { bias: true, ..Case::of(staged(Matvec { residual: true, ..plain(3, &[40], 2) })) },
             Case { bias: true, ..Case::of(f16(gated(Activation::Silu, rms(plain(3, &[37], 1))))) },
             Case::of(rms(Matvec { argmax: true, depth: 3, ..plain(3, &[70], 8) })),
+            // Many row tiles share what x is summed up for.
+            Case::of(rms(Matvec { blocks: 1, ..plain(5, &[70], 1) })),
+            Case::of(staged(Matvec { blocks: 1, unit: 2, depth: 4, residual: true, ..plain(5, &[80], 4) })),
             Case::of(rms(Matvec { warps: 8, depth: 2, ..plain(5, &[33, 16, 20], 4) })),
             Case { norm_bias: true, ..Case::of(matvec::normed(NormKind::Layer, plain(3, &[20], 2))) },
             Case::of(Matvec { paired: true, staged: true, ..plain(3, &[20], 4) }),
@@ -62,6 +65,13 @@ fn products_of_few_rows() -> Result<()> {
                 product(format, matvec::plain(4 * k, &[33], 2)),
             )),
         ];
+        if format != Format::BF16 {
+            cases.push(Case::of(matvec::alike(format, plain(3, &[37], 4))));
+            cases.push(Case {
+                bias: true,
+                ..Case::of(gated(Activation::Silu, matvec::alike(format, plain(3, &[37], 1))))
+            });
+        }
         named(format, matvec::check_all(&cases))?;
     }
     Ok(())
@@ -127,7 +137,10 @@ fn experts_of_few_rows() -> Result<()> {
         for batch in [1, 4] {
             let kernel = ExpertsHidden { tiles: inside.clone(), ..experts::hidden(6, 2, batch) };
             named(format, Hidden::of(kernel.clone()).check(None))?;
-            named(format, Hidden::of(ExpertsHidden { norm: None, ..kernel }).check(None))?;
+            named(format, Hidden::of(ExpertsHidden { norm: None, ..kernel.clone() }).check(None))?;
+            if format != Format::BF16 {
+                named(format, Hidden::of(ExpertsHidden { alike: true, summed: true, ..kernel }).check(None))?;
+            }
             let kernel = ExpertsSum { tiles: down.clone(), ..experts::sum(6, 2, batch) };
             named(format, Sum::of(kernel.clone()).check(None))?;
             named(format, Sum::of(ExpertsSum { staged: false, depth: 3, ..kernel }).check(None))?;

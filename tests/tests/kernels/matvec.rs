@@ -43,6 +43,24 @@ pub fn rms(kernel: Matvec) -> Matvec {
     normed(NormKind::Rms, kernel)
 }
 
+/// The same in half precision, where an earlier norm saw nearly these rows.
+pub fn alike(format: Format, kernel: Matvec) -> Matvec {
+    let kernel = rms(kernel);
+    Matvec { alike: true, tiles: Tiles { weights: format, ..kernel.tiles }, ..kernel }
+}
+
+/// What that norm left: for each row a power of two within 64 times its inverse root mean square, either way.
+pub fn rms_before(rows: &[f32], batch: usize) -> Vec<f32> {
+    let inverse = |row: &[f32]| inverse_rms(row, 0.0) as f32;
+    let near = |(b, row): (usize, &[f32])| inverse(row).log2().floor().exp2() * [1.0, 64.0, 1.0 / 64.0, 0.25][b % 4];
+    rows.chunks(rows.len() / batch).enumerate().map(near).collect()
+}
+
+fn inverse_rms(row: &[f32], eps: f32) -> f64 {
+    let square = row.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / row.len() as f64;
+    1.0 / (square + f64::from(eps)).sqrt()
+}
+
 /// The same of an fp32 x as it is.
 fn paired(kernel: Matvec) -> Matvec {
     Matvec { paired: true, staged: true, ..kernel }
@@ -94,6 +112,7 @@ impl Case {
         let zeros = HostBuffer::output::<f32>(self.zeros);
         let maxima = HostBuffer::output::<u32>(batch * blocks * 2);
         let router = Router::new(self, &mut random);
+        let (before, rms) = (HostBuffer::input(&problem.rms_before), HostBuffer::output::<f32>(batch));
         let mut arguments = vec![
             ("weights", weights.address()),
             ("x", x.address()),
@@ -109,7 +128,16 @@ impl Case {
         ];
         arguments.extend(["out0", "out1", "out2"].into_iter().zip(outs.iter().map(HostBuffer::address)));
         arguments.extend(router.iter().flat_map(|router| router.arguments(self)));
+        arguments.extend(self.kernel.alike.then(|| ("rms_before", before.address())));
+        arguments.extend(self.kernel.leaves_rms().then(|| ("rms", rms.address())));
         kernel.launch(batch, &arguments)?;
+        if let Some((_, eps)) = norm.filter(|_| self.kernel.leaves_rms()) {
+            for (row, left) in problem.given.chunks(k).zip(rms.written::<f32>()?) {
+                let inverse = inverse_rms(row, eps) as f32;
+                let near = left.log2().fract() == 0.0 && left <= inverse * 1.001 && inverse < left * 2.001;
+                ensure!(near, "left {left} for an inverse root mean square of {inverse}");
+            }
+        }
         if let Some(router) = router {
             router.check(self, &problem.expected[0])?;
         }
@@ -156,6 +184,7 @@ impl Case {
 pub struct Problem {
     pub packed: Vec<u16>,
     pub given: Vec<f32>,
+    rms_before: Vec<f32>,
     norm_weight: Vec<f32>,
     norm_bias: Vec<f32>,
     statistics: Vec<f32>,
@@ -186,11 +215,15 @@ impl Problem {
                 vec![f32::NAN; splits.max * batch * k]
             }
             None if norm.is_some() || *paired => {
-                random.floats(batch * k).iter().map(|value| 3.0 * value + 0.5).collect()
+                // What half precision has no room for as it is.
+                let size = |i: usize| if case.kernel.alike { [3e-9, 4e6][i / k % 2] } else { 1.0 };
+                let given = |(i, value): (usize, &f32)| (3.0 * value + 0.5) * size(i);
+                random.floats(batch * k).iter().enumerate().map(given).collect()
             }
             None => random.rounded(batch * k),
         };
         let mut problem = Problem {
+            rms_before: rms_before(&given, batch),
             packed: pack(&weights, tiles.gated),
             bias: pack_bias(&biases, tiles.gated),
             expected: Vec::new(),
@@ -273,6 +306,10 @@ impl Problem {
         let bias = |i: usize| if case.norm_bias { f64::from(self.norm_bias[i]) } else { 0.0 };
         let normed = |(i, value): (usize, &f64)| match kind {
             NormKind::Rms if weights == Format::BF16 => staged(value * weight(i)) * scale,
+            NormKind::Rms if case.kernel.alike => {
+                let range = f64::from(self.rms_before[b]);
+                staged(value * weight(i) * range) * scale / range
+            }
             NormKind::Rms => staged(value * weight(i) * scale),
             NormKind::Layer => staged((value - mean) * scale * weight(i) + bias(i)),
         };
@@ -394,6 +431,10 @@ fn norms() -> Result<()> {
         Case::of(rms(Matvec { warps: 8, ..plain(150, &[18], 8) })),
         Case::of(rms(Matvec { warps: 8, ..plain(700, &[18], 4) })),
         Case { norm_weight: false, ..Case::of(layer(plain(64, &[5], 2))) },
+        // In half precision, where an earlier norm saw nearly these rows.
+        Case::of(alike(Format::F16, plain(70, &[33], 1))),
+        Case { norm_weight: false, ..Case::of(alike(Format::F16, Matvec { warps: 8, ..plain(150, &[18], 8) })) },
+        Case::of(alike(Format::F16, Matvec { warps: 8, ..plain(700, &[18], 4) })),
         // An fp32 x as it is.
         Case::of(paired(plain(70, &[33], 1))),
         Case { bias: true, ..Case::of(paired(plain(101, &[18, 8], 8))) },

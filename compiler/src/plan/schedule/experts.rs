@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Builder;
-use super::products::Operands;
+use super::products::{MOST_ALIKE, Operands};
 use super::shapes::{gathered_shape, shape_experts_hidden, shape_experts_sum};
 use crate::ir::{Epilogue, Experts, Format, Matmul, NodeId, Norm, NormKind, Op, Results, Role, Value};
 use crate::plan::kernels::{
@@ -171,6 +171,12 @@ impl Builder<'_, '_> {
             }
             _ => (self.pointer(node, Role::X)?, None, NULL),
         };
+        let rms_before = match norm {
+            Some(_) if inner.format.operand() == "f16" && inputs <= MOST_ALIKE => {
+                self.rms_before(self.operand(given, Role::X)?)
+            }
+            _ => NULL,
+        };
         let batch = self.rows.count;
         let route = &chosen.route;
         let hidden = Source::Buffer(self.buffer(route.most(batch) * batch * features * 2), 0);
@@ -189,12 +195,14 @@ impl Builder<'_, '_> {
             depth: 0,
             blocks: 0,
             norm,
+            alike: rms_before != NULL,
             activation: experts.activation,
         };
         shape_experts_hidden(&mut spec, self.planner.tuning);
         let mut operands = vec![("weights", inner.packed), ("x", x), ("norm_weight", norm_weight), ("logits", logits)];
         operands.push(("hidden", hidden));
         operands.extend(chosen.bias());
+        operands.extend(spec.alike.then_some(("rms_before", rms_before)));
         self.launch(KernelSpec::ExpertsHidden(spec), batch, &operands)?;
 
         let (value, residual) = self.with_residual(node.result(0));

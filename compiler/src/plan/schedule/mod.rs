@@ -36,7 +36,7 @@ pub struct PlanOptions {
     pub clusters: bool,
     /// Whether warpgroups may multiply: sm_90a.
     pub wgmma: bool,
-    /// How weights without scales are packed; none: as bf16 behind norms, whose results a product of few rows then takes as two operands, else as f16.
+    /// How weights without scales are packed; none: as f16, or as bf16 where that is faster.
     pub whole: Option<Format>,
 }
 
@@ -232,6 +232,8 @@ struct Builder<'p, 'g> {
     logits: Option<usize>,
     /// Routers' logits that are sums in fixed point, 8 bytes each, which the kernel before the router computes.
     summed: HashSet<Value>,
+    /// Of few rows, the x of the last product behind a norm, and the inverse root mean squares that it left.
+    rms: Option<(Value, Source)>,
     /// Of many rows, results of norms as products read them.
     normed: HashMap<(Value, Storage), Place>,
     /// Whether a launch is of a form that only near steps have.
@@ -252,6 +254,7 @@ impl<'p, 'g> Builder<'p, 'g> {
             ends: Vec::new(),
             logits: None,
             summed: HashSet::new(),
+            rms: None,
             normed: HashMap::new(),
             has_near_form: false,
         }

@@ -12,6 +12,13 @@ use crate::plan::kernels::{
 use crate::plan::place::{NULL, Source};
 use crate::plan::{Arg, Io, Recipe};
 
+/// Columns up to which the root mean square of an earlier norm helps. On an H200, us per step, with it and without: Llama-3.2-1B in q8_0 451 and 456, in q4_0 375 and 379;
+/// Llama-3.1-8B (4096 columns, two passes of a block) in q4_0 1590 and 1569, in f16 3632 and 3621.
+pub(super) const MOST_ALIKE: usize = 2048;
+
+/// Values that are looked at between two norms of a stream of residuals.
+const MOST_ADDENDS: usize = 12;
+
 impl Builder<'_, '_> {
     pub(super) fn embedding(&mut self, node: NodeId) -> Result<()> {
         let (tensor, sizes) = self.weight(node, Role::Table)?;
@@ -135,6 +142,13 @@ impl Builder<'_, '_> {
             argmax,
             ..Matvec::plain(tiles, self.rows.count)
         };
+        if spec.leaves_rms() {
+            let x = self.operand(node, Role::X)?;
+            operands.rms_before = if k <= MOST_ALIKE { self.rms_before(x) } else { NULL };
+            spec.alike = operands.rms_before != NULL;
+            operands.rms = Source::Buffer(self.buffer(self.rows.count * Storage::F32.bytes()), 0);
+            self.rms = Some((x, operands.rms));
+        }
         let may_sum =
             matmul.norm.is_none() && !paired && matmul.epilogue == Epilogue::None && outputs.len() == 1 && !argmax;
         self.shape(&mut spec, node.result(outputs[0]), may_sum, &mut operands)?;
@@ -170,6 +184,24 @@ impl Builder<'_, '_> {
             None => {}
         }
         Ok(())
+    }
+
+    /// The inverse root mean squares that a norm left, if its rows and those of `x` are alike: what stands between them only adds to the rows.
+    pub(super) fn rms_before(&self, x: Value) -> Source {
+        let Some((before, rms)) = self.rms else { return NULL };
+        let graph = self.graph();
+        let mut values = vec![x];
+        for _ in 0..MOST_ADDENDS {
+            let Some(value) = values.pop() else { break };
+            if value == before {
+                return rms;
+            }
+            match graph.op(value.node) {
+                Op::Add => values.extend([Role::A, Role::B].iter().filter_map(|&role| graph.operand(value.node, role))),
+                _ => values.extend(graph.operand(value.node, Role::Residual)),
+            }
+        }
+        NULL
     }
 
     /// A product of many rows; its norm is a kernel of its own.
@@ -324,6 +356,9 @@ pub(super) struct Operands {
     pub statistics: Source,
     pub positions: Source,
     pub maxima: Source,
+    /// Inverse root mean squares of rows: what an earlier norm left, what this one leaves.
+    pub rms_before: Source,
+    pub rms: Source,
     /// Packed weight, norm weight and logits of the router that reads the result.
     pub router: Option<[Source; 3]>,
 }
@@ -341,6 +376,8 @@ impl Default for Operands {
             statistics: NULL,
             positions: NULL,
             maxima: NULL,
+            rms_before: NULL,
+            rms: NULL,
             router: None,
         }
     }
@@ -367,6 +404,8 @@ impl Operands {
         if let Some([router, router_norm, logits]) = self.router {
             operands.extend([("router", router), ("router_norm", router_norm), ("logits", logits)]);
         }
+        let rms = [("rms_before", self.rms_before), ("rms", self.rms)];
+        operands.extend(rms.into_iter().filter(|(_, source)| *source != NULL));
         operands
     }
 }

@@ -20,12 +20,19 @@ pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let split = if summed && 2 * tiles <= slots && steps.is_multiple_of(2) { 2 } else { 1 };
     let share = steps.div_ceil(split).div_ceil(warps);
     let turns = (tiles * split).div_ceil(slots);
-    let unit = (most / share).clamp(1, turns.min(4));
-    let depth = if share <= most {
-        unit * share
+    let unit = if spec.tiles.weights.is_whole() {
+        (most / share).clamp(1, turns.min(4))
     } else {
-        (most / 2 + 1..=most).rev().find(|depth| share.is_multiple_of(*depth)).unwrap_or(most)
+        unit_of_blocks(tiles, slots / split, most.min(8 / spec.batch))
     };
+    // Rings that the turns of a unit fill need no tests.
+    let held = most / unit;
+    let turns = if share <= held {
+        share
+    } else {
+        (held / 2 + 1..=held).rev().find(|turns| share.is_multiple_of(*turns)).unwrap_or(held)
+    };
+    let depth = unit * turns;
     let units = tiles.div_ceil(unit);
     let turns = (units * split).div_ceil(slots);
     (spec.warps, spec.depth, spec.unit, spec.split) = (warps, depth, unit, split);
@@ -33,6 +40,12 @@ pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     spec.staged = spec.can_stage();
     spec.late = tuned.is_some_and(|entry| entry.late);
     spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
+}
+
+/// Row tiles of quantised blocks that are finished together: as many, up to `most`, as leave no block with more of them. They share what x is summed up for.
+fn unit_of_blocks(tiles: usize, slots: usize, most: usize) -> usize {
+    let of_a_block = |unit: usize| tiles.div_ceil(unit).div_ceil(slots) * unit;
+    (1..=most).rev().find(|&unit| of_a_block(unit) == of_a_block(1)).unwrap_or(1)
 }
 
 /// The record's entry for a product.

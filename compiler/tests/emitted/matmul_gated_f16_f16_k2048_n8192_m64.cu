@@ -1,22 +1,23 @@
 // After templates/kernels/device.cuh:
-// matmul_gated_paired_f16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
+// matmul_gated_f16_f16_k2048_n8192_m64: y = W x for many rows of x, from the same packed weights as a matvec. A warp computes 2 row tiles by 8 groups of
 // eight rows of x, over its share of the columns of W.
 // A packed weight: row tiles of 16 rows, each a run of steps.
 // How weights are packed, and what a warp does with a step of them. A pair is 16 rows by 32 columns: two A fragments of mma.m16n8k16. Lane l has rows l / 4 and l / 4 + 8 of
 // it. Each format defines the same names:
 //   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
 //   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   Totals: what a lane's activations of a pair have to be summed up for, with totals_of;
 //   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
 //   value_of: one value of a step.
-// Products of bfloat16: an fp32 x is a hi/lo split.
-typedef u16 Operand;
-constexpr bool IS_F16 = false;
-constexpr int X_PARTS = 2;      // operands of an fp32 x
-constexpr float X_UNIT = 1.0f;  // an operand is this much of its value
-DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
-DEVICE float low_operand(u32 pair) { return bf16_low(pair); }
-DEVICE float high_operand(u32 pair) { return bf16_high(pair); }
-DEVICE u32 pack_operands(float low, float high) { return pack_bf16(low, high); }
+// Products of half precision.
+typedef f16 Operand;
+constexpr bool IS_F16 = true;
+constexpr int X_PARTS = 1;                 // operands of an fp32 x
+constexpr float X_UNIT = 1.0f / F16_UNIT;  // an operand is this much of its value
+DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_f16(d, a, b0, b1); }
+DEVICE float low_operand(u32 pair) { return f16_low(pair); }
+DEVICE float high_operand(u32 pair) { return f16_high(pair); }
+DEVICE u32 pack_operands(float low, float high) { return pack_f16(low, high); }
 // 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
@@ -34,12 +35,15 @@ struct Held {
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
+struct Totals {};
+DEVICE Totals totals_of(const Vec4&) { return {}; }
+
 // Parentheses: the mma of this namespace, where the file is included in one.
-DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x) {
+DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x, const Totals&) {
   (mma)(sum[0], held.tile[0], x.x, x.y);
   (mma)(sum[1], held.tile[1], x.z, x.w);
 }
-DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x) {
+DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x, const Totals&) {
   (mma)(sum, held.tile[0], x.x, x.y);
   (mma)(sum, held.tile[1], x.z, x.w);
 }
@@ -66,6 +70,10 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
   }
 }
 
+template <typename Sum, typename Step>
+DEVICE void multiply(Sum& sum, Step& held, int pair, const Vec4& x) {
+  multiply(sum, held, pair, x, totals_of(x));
+}
 static_assert(STEP == 32 && STEP_WORDS * 16 == 1024 && PAIRS * 32 == STEP, "as they are packed");
 constexpr int K = 2048;                                                         // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;                                             // of a row tile
@@ -121,7 +129,7 @@ constexpr int ROW_TILES = 2;  // row tiles per warp
 constexpr int COLUMNS = 8;      // groups of eight rows of x per warp
 constexpr int ROW_WARPS = 2;  // warps side by side over the row tiles
 constexpr int SPLIT = 2;          // warps that take the steps of the same row tiles in turn
-constexpr bool PAIRED = true;       // a row of x is a hi/lo split: K hi parts, then K lo parts
+constexpr bool PAIRED = false;       // a row of x is a hi/lo split: K hi parts, then K lo parts
 constexpr int ACTIVATION = 0;
 
 constexpr int WARPS = ROW_WARPS * SPLIT;
@@ -144,7 +152,7 @@ DEVICE void load_fragments(Fragments& f, const Vec4* weights, const u16* x, cons
 }
 // weights: packed tiles. x: operands [rows][K], or [rows][2][K]. bias in packed row order, residual fp32 [rows][ROWS]: null where absent.
 // Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up.
-KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_paired_f16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, u64 rows) {
+KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_f16_f16_k2048_n8192_m64(const Vec4* weights, const u16* x, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, u64 rows) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int row_warp = warp / SPLIT, part = warp % SPLIT;

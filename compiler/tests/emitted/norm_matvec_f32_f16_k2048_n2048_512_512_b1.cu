@@ -1,21 +1,22 @@
 // After templates/kernels/device.cuh:
-// norm_matvec_f32_k2048_n2048_512_512_b1: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
+// norm_matvec_f32_f16_k2048_n2048_512_512_b1: y = W f(x) for 1 rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 // A packed weight: row tiles of 16 rows, each a run of steps.
 // How weights are packed, and what a warp does with a step of them. A pair is 16 rows by 32 columns: two A fragments of mma.m16n8k16. Lane l has rows l / 4 and l / 4 + 8 of
 // it. Each format defines the same names:
 //   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
 //   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   Totals: what a lane's activations of a pair have to be summed up for, with totals_of;
 //   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
 //   value_of: one value of a step.
-// Products of bfloat16: an fp32 x is a hi/lo split.
-typedef u16 Operand;
-constexpr bool IS_F16 = false;
-constexpr int X_PARTS = 2;      // operands of an fp32 x
-constexpr float X_UNIT = 1.0f;  // an operand is this much of its value
-DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
-DEVICE float low_operand(u32 pair) { return bf16_low(pair); }
-DEVICE float high_operand(u32 pair) { return bf16_high(pair); }
-DEVICE u32 pack_operands(float low, float high) { return pack_bf16(low, high); }
+// Products of half precision.
+typedef f16 Operand;
+constexpr bool IS_F16 = true;
+constexpr int X_PARTS = 1;                 // operands of an fp32 x
+constexpr float X_UNIT = 1.0f / F16_UNIT;  // an operand is this much of its value
+DEVICE void mma(float (&d)[4], const Vec4& a, u32 b0, u32 b1) { mma_f16(d, a, b0, b1); }
+DEVICE float low_operand(u32 pair) { return f16_low(pair); }
+DEVICE float high_operand(u32 pair) { return f16_high(pair); }
+DEVICE u32 pack_operands(float low, float high) { return pack_f16(low, high); }
 // 16 bits a weight. A tile is 16 rows by 16 columns, 512 bytes: lane l holds 16 bytes, its own mma.m16n8k16 A fragment. A step is two tiles, 32 columns, ordered
 // so that lane l's share of it is columns 8 (l % 4) .. + 7 of rows l / 4 and l / 4 + 8: one 16-byte load of an activation row at column 8 (l % 4) is
 // then the B fragment of both tiles. Rows and columns beyond the weight are zeros.
@@ -33,12 +34,15 @@ struct Held {
 DEVICE void load_once(Held& held, const Vec4* from) { held.tile[0] = load_stream(from), held.tile[1] = load_stream(from + 32); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.tile[0] = from[0], held.tile[1] = from[32]; }
 
+struct Totals {};
+DEVICE Totals totals_of(const Vec4&) { return {}; }
+
 // Parentheses: the mma of this namespace, where the file is included in one.
-DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x) {
+DEVICE void multiply(float (&sum)[2][4], const Held& held, int, const Vec4& x, const Totals&) {
   (mma)(sum[0], held.tile[0], x.x, x.y);
   (mma)(sum[1], held.tile[1], x.z, x.w);
 }
-DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x) {
+DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x, const Totals&) {
   (mma)(sum, held.tile[0], x.x, x.y);
   (mma)(sum, held.tile[1], x.z, x.w);
 }
@@ -65,6 +69,10 @@ DEVICE void dot(float& low, float& high, const Held& held, const float* h) {
   }
 }
 
+template <typename Sum, typename Step>
+DEVICE void multiply(Sum& sum, Step& held, int pair, const Vec4& x) {
+  multiply(sum, held, pair, x, totals_of(x));
+}
 static_assert(STEP == 32 && STEP_WORDS * 16 == 1024 && PAIRS * 32 == STEP, "as they are packed");
 constexpr int K = 2048;                                                         // columns
 constexpr int STEPS = (K + STEP - 1) / STEP;                                             // of a row tile
@@ -124,6 +132,7 @@ constexpr int UNIT = 1;              // row tiles that are finished together
 constexpr int SPLIT = 1;            // blocks that share the columns of a row tile: two add to a sum in memory
 constexpr int NORM = 1;  // 0 none, 1 rms_norm, 2 layer_norm of x; 3 none, x is fp32
 constexpr float EPS = 1e-5f;
+constexpr bool ALIKE = false;                                          // the norm before saw rows of nearly the same root mean square
 constexpr bool COMBINE = false;                            // x is the partial results of a split attention
 constexpr bool STAGED = true;                                        // x goes through shared memory as operands
 constexpr int HEADS = 1, HEAD_DIM = 1;  // of that attention
@@ -132,14 +141,16 @@ constexpr bool LATE = false;      // triggers dependents after griddepcontrol.wa
 constexpr bool AHEAD = false;    // loads bias and residual before the products, not in the epilogue
 constexpr bool ARGMAX = false;  // also writes each block's largest result and its row
 constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;                 // per multiprocessor: 128 registers per thread
-constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;            // steps of a row tile that a block takes
-constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;            // and a warp
-constexpr int CHUNKS = UNIT > 1 ? 1 : (SHARE + DEPTH - 1) / DEPTH;  // rings of steps per unit
+constexpr int BLOCKS = WARPS < 16 ? 16 / WARPS : 1;       // per multiprocessor: 128 registers per thread
+constexpr int BLOCK_STEPS = (STEPS + SPLIT - 1) / SPLIT;  // steps of a row tile that a block takes
+constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;  // and a warp
+constexpr int TURNS = DEPTH / UNIT;                       // steps of a row tile in a ring
+constexpr int CHUNKS = (SHARE + TURNS - 1) / TURNS;       // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
 constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for one row of x
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
+constexpr bool RMS_LAST = NORM == 1 && (PAIRED || ALIKE);  // the root mean square is applied to the products, which are linear in it
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
 constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;         // columns of x that a block brings to shared memory
@@ -147,22 +158,23 @@ constexpr int STAGE_STRIDE = STAGED_K + 32;          // 64 bytes more than a row
 constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;  // warps that load a row in one pass
 constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 : BATCH >= 2 && 2 * ROW_WARPS <= WARPS ? 2 : 1;  // rows side by side
 constexpr int SIDE_THREADS = THREADS / SIDES;
-constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                                 // groups of eight values of a row per thread
-constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * DEPTH == UNIT * SHARE && TILES % UNIT == 0;  // nothing is padded
+constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                          // groups of eight values of a row per thread
+constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * TURNS == SHARE && TILES % UNIT == 0;  // nothing is padded
 static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
 static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
-static_assert(UNIT == 1 || DEPTH == UNIT * SHARE, "a ring holds whole row tiles, or a part of one");
+static_assert(DEPTH % UNIT == 0, "a ring holds as many steps of each row tile of a unit");
 static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way passes through shared memory");
+static_assert(!ALIKE || (NORM == 1 && !PAIRED), "only half precision has to be kept in range");
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 static_assert(SPLIT == 1 || (NORM == 0 && !GATED && OUTPUTS == 1 && ACTIVATION == IDENTITY && !ARGMAX), "a share of a sum is only added");
 
 // Where the steps of a warp begin in a chunk of a unit.
 DEVICE const Vec4* place_in(const Vec4* weights, int unit, int chunk, int rank, int warp, int lane) {
-  return tile_pointer(weights, unit * UNIT, rank * BLOCK_STEPS + warp + WARPS * DEPTH * chunk) + lane;
+  return tile_pointer(weights, unit * UNIT, rank * BLOCK_STEPS + warp + WARPS * TURNS * chunk) + lane;
 }
 
 // A ring has a turn's steps of all row tiles of a unit, then those of the next turn: step i is of row tile i % UNIT.
-DEVICE int step_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * DEPTH + i / UNIT); }
+DEVICE int step_of(int chunk, int i, int warp) { return warp + WARPS * (chunk * TURNS + i / UNIT); }
 
 // Whether step i of a chunk of a unit is one, and not padding.
 DEVICE bool is_step(int unit, int chunk, int i, int rank, int warp) {
@@ -229,6 +241,10 @@ DEVICE void store_operands(u16* at, const float (&v)[8]) {
                          v[4] - bf16_low(kept.z), v[5] - bf16_high(kept.z), v[6] - bf16_low(kept.w), v[7] - bf16_high(kept.w)};
   store_eight(at + BATCH * STAGE_STRIDE, left);
 }
+
+// The power of two at or below a normal number, and the inverse of a power of two.
+DEVICE float power_below(float value) { return float_of(bits_of(value) & 0x7f800000u); }
+DEVICE float inverse_power(float power) { return float_of(0x7f000000u - bits_of(power)); }
 // The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which BATCH columns are one row of x each. The strides from column
 // to column and from warp to warp keep lanes that write or read together in different banks.
 constexpr int COLUMN_STRIDE = 20;
@@ -269,17 +285,20 @@ DEVICE float block_total(float value, float (&sums)[WARPS][BATCH]) {
   return total;
 }
 
-// x · w into shared memory, and the warp's part of the sum of squares. RMS is applied to the products, which are linear in it.
+// x · w into shared memory, and the warp's part of the sum of squares. The root mean square comes after the products; half precision, which has no room for any
+// residual as it is, takes x times `range`, a power of two near the inverse of what the norm before saw.
 // SIDES groups of warps take a row each, or two whose loads go out together.
 constexpr int ROWS_AT_ONCE = BATCH >= 2 * SIDES && NORM == 1 ? 2 : 1;
 DEVICE int side_of(int row) { return row / ROWS_AT_ONCE % SIDES; }
 
-DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias) {
+DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8], const float* bias, const float* range) {
   const int side = NORM == 1 ? threadIdx.x / SIDE_THREADS : 0, thread = threadIdx.x % SIDE_THREADS;
 #pragma unroll 1
   for (int first = 0; first < BATCH; first += ROWS_AT_ONCE * SIDES) {
     const int row = first + side * ROWS_AT_ONCE;
-    float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {};
+    float mean = 0.0f, scale = 1.0f, square[ROWS_AT_ONCE] = {}, unit[ROWS_AT_ONCE];
+#pragma unroll
+    for (int r = 0; r < ROWS_AT_ONCE; r++) unit[r] = ALIKE ? range[row + r] * X_UNIT : X_UNIT;
     if (NORM == 2) {
       float sum = 0.0f, squares = 0.0f;
       for (int k = threadIdx.x; k < K; k += THREADS) sum += x[row * K + k];
@@ -301,7 +320,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           square[r] += v[r][i] * v[r][i];
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
-          v[r][i] *= X_UNIT;
+          v[r][i] *= unit[r];
         }
         store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
@@ -314,8 +333,8 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
   }
 }
 
-// rms_norm of x into shared memory. Half precision has no room for a residual as it is, so the root mean square comes first: the threads of a row add up the
-// squares, which a row of few values keeps in registers and another one reads again.
+// rms_norm of x into shared memory, where nothing is known of its range: the threads of a row add up the squares first. A row of few values stays in registers,
+// another one is read again.
 constexpr bool KEPT = ROWS_AT_ONCE * PASSES <= 2;
 DEVICE void stage_rms_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x, const float (&w)[PASSES][8]) {
   const int side = threadIdx.x / SIDE_THREADS, thread = threadIdx.x % SIDE_THREADS;
@@ -385,8 +404,8 @@ DEVICE bool beats(float value, float best) { return value > best || value != val
 // weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
-// logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. zeros: `zero_count` floats that are set to zero.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight, const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics, const int* positions, u32* maxima, float* zeros, u64 zero_count) {
+// logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. rms_before, rms: [BATCH] inverse root mean squares of rows, as powers of two. zeros: `zero_count` floats that are set to zero.
+KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight, const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics, const int* positions, u32* maxima, float* rms, float* zeros, u64 zero_count) {
   SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
@@ -414,18 +433,22 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
   if (LATE) launch_dependents();
 
   // 2 x into shared memory.
-  if (NORM == 1 && !PAIRED) stage_rms_norm(staged, sums, (const float*)x, w);
-  else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias);
+  const float* range = nullptr;
+  float own_range = 1.0f;  // of the row of x that this warp finishes
+  if (NORM == 1 && !RMS_LAST) stage_rms_norm(staged, sums, (const float*)x, w);
+  else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias, range);
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;
   if (STAGED) block_barrier();
   // What the results are multiplied by: the RMS of the row of x that this warp finishes, too, where it is not in the operands.
   float scale = FACTOR;
-  if (NORM == 1 && PAIRED) {
+  if (NORM == 1 && (RMS_LAST || IS_F16)) {
     float square = 0.0f;
 #pragma unroll
     for (int i = 0; i < WARPS / SIDES; i++) square += sums[side_of(warp % BATCH) * (WARPS / SIDES) + i][warp % BATCH];
-    scale = rsqrtf(square / K + EPS) * FACTOR;
+    const float inverse = rsqrtf(square / K + EPS);
+    if (RMS_LAST) scale = inverse * FACTOR * inverse_power(own_range);
+    if (blockIdx.x == 0 && warp < BATCH && lane == 0) rms[warp] = power_below(inverse);
   }
 
   float best = NEGATIVE_INFINITY;
@@ -444,25 +467,27 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_k2048_n2048_512_5
       const bool same = chunk + 1 < CHUNKS;
       const int next_unit = same ? unit : unit + teams, next_chunk = same ? chunk + 1 : 0;
       const Vec4* from = place_in(weights, next_unit, next_chunk, rank, warp, lane);
-      Vec4 v[ROUNDS][PAIRS];
 #pragma unroll
-      for (int i = 0; i < DEPTH; i++) {
-        if (is_step(unit, chunk, i, rank, warp)) {
-          const int k = STEP * step_of(chunk, i, warp);
+      for (int turn = 0; turn < DEPTH; turn += UNIT) {
+        if (is_step(unit, chunk, turn, rank, warp)) {
+          const int step = step_of(chunk, turn, warp), k = STEP * step;
 #pragma unroll
           for (int round = 0; round < ROUNDS; round++) {
             const int row = group % COLUMNS + round * BATCH;
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
               // The row tiles of a turn share them.
-              if (i % UNIT == 0)
-                v[round][pair] = STAGED ? load_staged(staged + row * STAGE_STRIDE, k + 32 * pair, quad)
-                                        : load_pair((const u16*)x + row * K, rank * STAGED_K + k + 32 * pair, quad);
-              multiply(sum[i % UNIT], held[i], pair, v[round][pair]);
+              const Vec4 v = STAGED ? load_staged(staged + row * STAGE_STRIDE, k + 32 * pair, quad)
+                                    : load_pair((const u16*)x + row * K, rank * STAGED_K + k + 32 * pair, quad);
+              const Totals totals = totals_of(v);
+#pragma unroll
+              for (int tile = 0; tile < UNIT; tile++)
+                if (is_step(unit, chunk, turn + tile, rank, warp)) multiply(sum[tile], held[turn + tile], pair, v, totals);
             }
           }
         }
-        load_step(held[i], from, next_unit, next_chunk, i, rank, warp);
+#pragma unroll
+        for (int tile = 0; tile < UNIT; tile++) load_step(held[turn + tile], from, next_unit, next_chunk, turn + tile, rank, warp);
       }
     }
 

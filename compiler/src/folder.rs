@@ -138,7 +138,7 @@ pub fn nothing_there(path: &Path) -> String {
 }
 
 /// Where the hub's models are, as people name it.
-const HUB: &[&str] = &["https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "hf://"];
+pub const HUB: &[&str] = &["https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "hf://"];
 
 /// What to do where nothing is at a path that may be the name of a model on the hub, `OWNER/NAME` or its address, or another address.
 pub fn hub_name(path: &Path) -> Option<String> {
@@ -157,7 +157,7 @@ pub fn hub_name(path: &Path) -> Option<String> {
     let (owner, model) = (parts.next()?, parts.next()?);
     let plain = address.is_some() || parts.next().is_none() && !name.starts_with(['/', '.']) && !name.ends_with('/');
     plain.then(|| {
-        format!("if it is a model on the hub, download it first (`hf download {owner}/{model} --local-dir {model}`) and name that directory")
+        format!("if it is a model on the hub, get it first (`fuserun pull {owner}/{model}`) and name what that prints")
     })
 }
 

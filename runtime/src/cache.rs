@@ -1,6 +1,6 @@
 //! Where things are kept between runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The folder `name` of the user's cache: in FUSE_CACHE, XDG_CACHE_HOME/fuse or ~/.cache/fuse. None where there is no such place.
 pub fn folder(name: &str) -> Option<PathBuf> {
@@ -9,4 +9,11 @@ pub fn folder(name: &str) -> Option<PathBuf> {
         .or_else(|| variable("XDG_CACHE_HOME").map(|root| root.join("fuse")))
         .or_else(|| variable("HOME").map(|home| home.join(".cache/fuse")))?;
     Some(root.join(name))
+}
+
+/// The bytes that are free to this user where a folder is, or is to be made. None where the system does not say.
+pub fn free(folder: &Path) -> Option<u64> {
+    let there = folder.ancestors().find(|folder| folder.is_dir())?;
+    let system = rustix::fs::statvfs(there).ok()?;
+    Some(system.f_bavail.saturating_mul(system.f_frsize))
 }

@@ -29,7 +29,7 @@ pub fn fusec<A: AsRef<OsStr>>(arguments: &[A]) -> Finished {
 }
 
 /// A command of the program of this name (and package), which reads no settings of ours from the environment, but where NVRTC is, finds no
-/// descriptions of the user's, and keeps kernels in `.cache/kernels`.
+/// descriptions of the user's and no models of the hub's, and keeps kernels in `.cache/kernels`.
 ///
 /// # Panics
 /// When it cannot be built.
@@ -38,11 +38,13 @@ pub fn command(program: &'static str) -> Command {
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut command = Command::new(built.entry(program).or_insert_with(|| build(program)));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("FUSE_") && name != "FUSE_NVRTC" {
+        let ours = ["FUSE_", "HF_"].iter().any(|start| name.to_string_lossy().starts_with(start));
+        if ours && name != "FUSE_NVRTC" {
             command.env_remove(name);
         }
     }
     command.env("FUSE_CACHE", root().join(".cache")).env("FUSE_MODELS", root().join("no-descriptions"));
+    command.env("HF_HOME", root().join("no-hub")).env("HF_HUB_OFFLINE", "1");
     command
 }
 

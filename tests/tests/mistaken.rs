@@ -128,7 +128,7 @@ fn files_of_another_format() {
     single("consolidated.00.pth", b"PK\x03\x04", "its weights are PyTorch's pickles (consolidated.00.pth)");
     single("model.onnx", b"\x08\x07", "it is an ONNX export (model.onnx): get the model as .safetensors files");
     single("ggml-model.bak", b"tjgg\x03\0\0\0", "it is in GGML's format, which came before GGUF");
-    let hub = "download it first (`hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B`) and name that directory";
+    let hub = "get it first (`fuserun pull Qwen/Qwen3-0.6B`) and name what that prints";
     refused(&logits(Path::new("Qwen/Qwen3-0.6B"), &[]), &["Qwen/Qwen3-0.6B: no such file or directory", hub]);
     refused(&fuserun(&["tokenize", "-m", "Qwen/Qwen3-0.6B", "hi"], ""), &[hub]);
     refused(&fusec(&["check", "--checkpoint", "Qwen/Qwen3-0.6B"]), &[hub]);

@@ -185,6 +185,7 @@ fn cut_short(produced: usize, most: usize, context: usize) -> String {
 
 pub fn tokenize(args: &TokenizeArgs) -> Result<()> {
     let text = text_or_stdin(&args.text)?;
+    args.model.fetch()?;
     let tokens = tokenizer_of(&args.model.name(false))?.encode(&text, true)?;
     let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
     show(format!("{}\n", list.join(",")))

@@ -7,6 +7,7 @@ mod logits;
 mod measure;
 mod model;
 mod profile;
+mod pull;
 mod sampling;
 mod serve;
 mod verify;
@@ -21,6 +22,7 @@ Examples:
   fuserun generate \"Call me\"                            with the demo model in this binary
   fuserun generate -m Llama-3.2-1B \"Once upon a time\"   a Hugging Face folder
   fuserun generate -m model.gguf --chat \"Hello\"         a GGUF file
+  fuserun chat -m Qwen/Qwen3-0.6B --pull                a model on the hub
   fuserun bench -m model.gguf --device cpu
 
 Exit status: 0 done, 1 failed, 2 bad usage. Each flag also reads the environment variable named beside it.";
@@ -45,6 +47,8 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Answers requests over HTTP, by the APIs that clients speak.
     Serve(serve::ServeArgs),
+    /// Gets a model from the Hugging Face hub into its cache.
+    Pull(pull::PullArgs),
     /// Measures prompt and decode speed.
     Bench(bench::BenchArgs),
     /// Takes a decode step on a GPU apart, kernel by kernel.
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Pull(args) => pull::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::FalseyValueParser;
 use fusec::console::tell;
 use fusec::passes::Selection;
 use fusec::plan::{TuningSource, WeightFormat};
 
+use super::pull::get_missing;
 use crate::backend::{Device, LoadOptions};
 use crate::model::{ModelName, OpenModel, Text};
 
@@ -16,9 +18,12 @@ use crate::model::{ModelName, OpenModel, Text};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model and device")]
 pub struct ModelArgs {
-    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file; nothing: the demo model in this binary.
+    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file, or OWNER/NAME of a model in the hub's cache; nothing: the demo model in this binary.
     #[arg(short, long, env = "FUSE_MODEL")]
     pub model: Option<PathBuf>,
+    /// Get a model that is named as OWNER/NAME from the hub where it is not in the cache; without this nothing is fetched.
+    #[arg(long, env = "FUSE_PULL", value_parser = FalseyValueParser::new())]
+    pull: bool,
     /// The folder or .gguf file with the weights of a .fuse or .toml file.
     #[arg(long, env = "FUSE_CHECKPOINT")]
     checkpoint: Option<PathBuf>,
@@ -58,7 +63,14 @@ impl ModelArgs {
         }
     }
 
+    /// Gets what is named of the hub and not there, where the user wants that.
+    pub fn fetch(&self) -> Result<()> {
+        let named = self.model.iter().chain(&self.checkpoint);
+        named.filter(|_| self.pull).try_for_each(|path| get_missing(path))
+    }
+
     pub fn open(&self, dummy_weights: bool) -> Result<OpenModel> {
+        self.fetch()?;
         let opened = OpenModel::open(&self.name(dummy_weights))?;
         if let Some(note) = opened.overrides() {
             tell(note);

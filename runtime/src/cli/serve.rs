@@ -107,9 +107,9 @@ pub fn load(
     }
 }
 
-/// What a model is called in answers: the last part of its path.
+/// What a model is called in answers: the last part of its path, or of its name on the hub.
 pub fn short_name(model: &OpenModel, path: Option<&Path>) -> String {
     let Some(path) = path else { return "demo".to_owned() };
-    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    let stem = if path.is_file() { path.file_stem() } else { path.file_name() };
     stem.map_or_else(|| model.name().to_owned(), |name| name.to_string_lossy().into_owned())
 }

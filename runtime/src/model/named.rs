@@ -13,14 +13,15 @@ use serde_json::Value;
 
 use crate::demo;
 use crate::generate::tokenizer::Tokenizer;
+use crate::hub::{Name, Settings, find};
 use crate::weights::Checkpoint;
 
 /// What a user names.
 #[derive(Clone, Debug, Default)]
 pub struct ModelName {
-    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file; none: the demo model.
+    /// A Hugging Face folder, a .gguf, a .fuse or a .toml file, or the name of a model in the hub's cache; none: the demo model.
     pub model: Option<PathBuf>,
-    /// The folder or .gguf file of a .fuse or .toml file's weights.
+    /// The folder, .gguf file or model in the hub's cache with a .fuse or .toml file's weights.
     pub checkpoint: Option<PathBuf>,
     /// A description to use in the place of the one that serves the checkpoint.
     pub description: Option<PathBuf>,
@@ -50,7 +51,7 @@ impl Named<'_> {
     /// # Errors
     /// Names that contradict each other, an artifact that cannot be read.
     pub fn sorted(name: &ModelName) -> Result<Named<'_>> {
-        let (description, checkpoint) = (name.description.clone(), name.checkpoint.clone());
+        let (description, checkpoint) = (name.description.clone(), located(name.checkpoint.as_deref())?);
         let mut named = Named { name, description, artifact: None, checkpoint };
         let Some(path) = &name.model else { return Ok(named) };
         match path.extension().and_then(|extension| extension.to_str()) {
@@ -70,7 +71,7 @@ impl Named<'_> {
             }
             _ => {
                 ensure!(named.checkpoint.is_none(), "{} is a checkpoint: leave out --checkpoint", path.display());
-                named.checkpoint = Some(path.clone());
+                named.checkpoint = located(Some(path))?;
             }
         }
         Ok(named)
@@ -164,11 +165,21 @@ pub fn tokenizer_of(name: &ModelName) -> Result<Tokenizer> {
             bail!("{} is a checkpoint: leave out --checkpoint", path.display())
         }
         (_, Some(path)) | (Some(path), None) => {
+            let path = &located(Some(path))?.context("a path leads to one")?;
             ensure!(path.exists(), "{}: {}", path.display(), folder::nothing_there(path));
             Tokenizer::open(path)
         }
         (None, None) => demo::tokenizer(),
     }
+}
+
+/// Where the files are that a path names: itself, or what the hub's cache has under that name.
+fn located(path: Option<&Path>) -> Result<Option<PathBuf>> {
+    let Some(path) = path else { return Ok(None) };
+    // A name for which there is no cache is a path where nothing is.
+    let cached = Name::of_path(path).zip(Settings::from_environment().ok());
+    let found = cached.map(|(name, settings)| find(&settings, &name)).transpose()?.flatten();
+    Ok(Some(found.unwrap_or_else(|| path.to_owned())))
 }
 
 fn unserved(config: &Value) -> String {

@@ -1,14 +1,15 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use anyhow::{Context, Result, bail};
 
 use super::cache::{self, Cache};
 use super::errors::first_errors;
 use super::{Arch, Nvrtc, ResourceReport};
+use crate::console::tell;
 use crate::threads;
 
 /// The device code of one source and what is known about it.
@@ -27,7 +28,8 @@ pub struct Compiled {
 pub struct Options {
     /// Threads to compile on; none: as many as the machine has.
     pub threads: Option<NonZeroUsize>,
-    /// A folder that keeps device code by content; none: everything is compiled each time.
+    /// A folder that keeps device code by content; none: everything is compiled each time. One that cannot be written keeps nothing, and a line on
+    /// stderr says so.
     pub cache: Option<PathBuf>,
     /// Put source lines into the cubin, for profilers. The code is the same.
     pub line_info: bool,
@@ -40,8 +42,10 @@ impl Nvrtc {
     /// When this NVRTC does not know `arch`, or when the source does not compile: the message carries the name and the first errors with
     /// the lines they are on.
     pub fn compile(self, source: &str, name: &str, arch: Arch) -> Result<Compiled> {
-        self.compile_cached(source, name, arch, false, None)
+        self.compile_cached(source, name, arch, false, None, &OnceLock::new())
     }
+
+    /// `unkept` is told why the cache does not take what was compiled.
 
     fn compile_cached(
         self,
@@ -50,6 +54,7 @@ impl Nvrtc {
         arch: Arch,
         line_info: bool,
         cache: Option<&Cache<'_>>,
+        unkept: &OnceLock<String>,
     ) -> Result<Compiled> {
         if !self.archs().contains(&arch.number()) {
             let known: Vec<String> = self.archs().iter().map(|number| format!("sm_{number}")).collect();
@@ -73,7 +78,7 @@ impl Nvrtc {
             );
         };
         if let Some((cache, key)) = cache.zip(key) {
-            cache.put(&key, &cubin, &log)?;
+            cache.put(&key, &cubin, &log).unwrap_or_else(|error| drop(unkept.set(format!("{error:#}"))));
         }
         Ok(Compiled { cubin, report: ResourceReport::from_log(&log), log })
     }
@@ -82,25 +87,30 @@ impl Nvrtc {
 /// Compiles every source, name to CUDA text, for one architecture, on several threads. The result does not depend on their number.
 ///
 /// # Errors
-/// As [`Nvrtc::compile`], for the first source by name that fails, with the number of others that do; or when the cache cannot be written.
+/// As [`Nvrtc::compile`], for the first source by name that fails, with the number of others that do.
 pub fn compile_all(
     nvrtc: Nvrtc,
     sources: &BTreeMap<String, String>,
     arch: Arch,
     options: &Options,
 ) -> Result<BTreeMap<String, Compiled>> {
-    let cache = options.cache.as_deref().map(Cache::open).transpose()?;
+    let unkept = OnceLock::new();
+    let opened = options.cache.as_deref().map(Cache::open);
+    let cache = opened.and_then(|opened| opened.map_err(|error| unkept.set(format!("{error:#}"))).ok());
     let jobs: Vec<(&String, &String)> = sources.iter().collect();
     let next = AtomicUsize::new(0);
     let done = Mutex::new(BTreeMap::new());
     let threads = options.threads.map_or_else(threads::available, NonZeroUsize::get).min(jobs.len());
     threads::run(threads, || {
         while let Some((name, source)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = nvrtc.compile_cached(source, name, arch, options.line_info, cache.as_ref());
+            let result = nvrtc.compile_cached(source, name, arch, options.line_info, cache.as_ref(), &unkept);
             done.lock().expect("a compilation does not panic").insert((*name).clone(), result);
         }
     });
 
+    if let Some(why) = unkept.get() {
+        tell(format!("compiled kernels are not kept, and the next start compiles them again: {why}"));
+    }
     let mut compiled = BTreeMap::new();
     let mut failures = Vec::new();
     for (name, result) in done.into_inner().expect("a compilation does not panic") {

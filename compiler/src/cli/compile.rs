@@ -143,14 +143,13 @@ fn default_output(opened: &Opened) -> PathBuf {
     PathBuf::from(format!("{}.fuse", opened.description.name))
 }
 
-/// The folder that keeps device code by content: `kernels` in FUSE_CACHE, XDG_CACHE_HOME/fuse or ~/.cache/fuse. None where it cannot be made.
+/// The folder that keeps device code by content: `kernels` in FUSE_CACHE, XDG_CACHE_HOME/fuse or ~/.cache/fuse. None where there is no such place.
 pub(super) fn kernel_cache() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let root = variable("FUSE_CACHE")
         .or_else(|| variable("XDG_CACHE_HOME").map(|root| root.join("fuse")))
         .or_else(|| variable("HOME").map(|home| home.join(".cache/fuse")))?;
-    let folder = root.join("kernels");
-    fs::create_dir_all(&folder).is_ok().then_some(folder)
+    Some(root.join("kernels"))
 }
 
 /// Each stage up to the sources: what a kernel that does not compile is read beside.

@@ -30,7 +30,7 @@ const COMPILER: &[Room] = &[
     ("lower", &["description", "ir"]),
     ("passes", &["ir", "text"]),
     ("plan", &["ir"]),
-    ("build", &["output", "text", "threads"]),
+    ("build", &["console", "output", "text", "threads"]),
     ("artifact", &["build", "files", "output"]),
     ("tensors", &["description", "ir", "text"]),
     ("compile", &["artifact", "build", "description", "ir", "lower", "passes", "plan", "tensors"]),

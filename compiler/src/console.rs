@@ -54,7 +54,7 @@ pub fn tell(line: impl Display) {
 }
 
 /// The exit code of a command; says on stderr why it failed.
-fn exit(done: Result<()>) -> ExitCode {
+pub fn exit(done: Result<()>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     let text = format!("{error:#}");
     let text = text.trim_end();

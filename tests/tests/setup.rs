@@ -1,14 +1,137 @@
-//! What lets every start work: the cache of kernels.
+//! What helps someone who begins, and what lets every start work: the overview, the doctor, completions, manual pages, the cache of kernels.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use fuse_tests::{TempFolder, finish, nvrtc};
+use fuse_tests::{Finished, TempFolder, command, finish, nvrtc, on_terminal, root};
 use fusec::build::{Compiled, Options, compile_all};
+use fuserun::device::Gpu;
+use serde_json::Value;
+
+#[test]
+fn alone_on_a_terminal_it_says_what_it_found_and_what_to_try() {
+    let shown = on_terminal(&command("fuserun"), 100);
+    assert_eq!((shown.code, shown.stderr.as_str()), (0, ""));
+    let parts: Vec<&str> = shown.stdout.split("\n\n").collect();
+    let [found, commands, more] = parts[..] else { panic!("three parts: {}", shown.stdout) };
+    assert_eq!((found.lines().count(), commands.lines().count(), more.lines().count()), (3, 3, 1), "{}", shown.stdout);
+    if Gpu::count() == 0 {
+        assert!(found.starts_with("no NVIDIA GPU: models run on the CPU, "), "{found}");
+    }
+    assert!(found.contains("none in the hub's cache") && commands.contains("fuserun chat -m Qwen/Qwen3-0.6B --pull"));
+    // Each is good usage; what is not there is not fetched.
+    for line in commands.lines() {
+        let typed = line.trim().split("   ").next().unwrap_or_default();
+        let help = format!("\"$0\"{} --help", typed.strip_prefix("fuserun").expect("a command of the program"));
+        let mut shell = Command::new("sh");
+        let done = finish(shell.args(["-c", &help]).arg(command("fuserun").get_program()), "");
+        assert_eq!(done.code, 0, "{typed}: {}", done.stderr);
+    }
+
+    let home = TempFolder::new();
+    fs::create_dir_all(home.path().join("hub/models--owner--Name-1.5")).unwrap();
+    let mut with_model = command("fuserun");
+    with_model.env("HF_HOME", home.path());
+    let shown = on_terminal(&with_model, 100).stdout;
+    assert!(
+        shown.contains("in the hub's cache owner/Name-1.5\n") && shown.contains("  fuserun serve -m owner/Name-1.5 "),
+        "{shown}"
+    );
+
+    let piped = finish(&mut command("fuserun"), "");
+    assert_eq!((piped.code, piped.stdout.as_str()), (2, ""));
+    assert!(piped.stderr.contains("Usage: fuserun"), "{}", piped.stderr);
+}
+
+/// The doctor's object, and how it ended.
+fn doctor(more: &[(&str, &str)]) -> (Finished, Value) {
+    let done = finish(command("fuserun").args(["doctor", "--json"]).envs(more.iter().copied()), "");
+    let object: Value = serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("{error}: {done:?}"));
+    (done, object)
+}
+
+/// State, text and fix of a check.
+fn check(object: &Value, name: &str) -> (String, String, String) {
+    let checks = object["checks"].as_array().expect("a list");
+    let found = checks.iter().find(|check| check["name"] == name);
+    let found = found.unwrap_or_else(|| panic!("no check {name}: {object}"));
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("state"), text("said"), text("fix"))
+}
+
+#[test]
+fn the_doctor_says_what_is_there_and_how_to_mend_it() {
+    let (done, object) = doctor(&[]);
+    let failed = object["checks"].as_array().unwrap().iter().filter(|check| check["state"] == "fail").count();
+    assert_eq!((done.code, object["fail"].as_u64()), (i32::from(failed > 0), Some(failed as u64)), "{object}");
+    for entry in object["checks"].as_array().unwrap() {
+        let state = entry["state"].as_str().unwrap();
+        assert!(["pass", "warn", "fail"].contains(&state) && !entry["said"].as_str().unwrap().is_empty(), "{entry}");
+        assert_eq!(entry["fix"].is_string(), state != "pass", "{entry}");
+    }
+    assert_eq!(check(&object, "cache").0, "pass", "{object}");
+    assert!(
+        check(&object, "cpu").1.contains("threads") && check(&object, "hub").1.contains("0 models, no token"),
+        "{object}"
+    );
+    match Gpu::count() {
+        0 => assert_eq!((done.code, check(&object, "driver").0.as_str()), (0, "warn"), "{object}"),
+        _ => assert_eq!(check(&object, "kernel").0, "pass", "{object}"),
+    }
+    let lines = finish(command("fuserun").arg("doctor"), "");
+    assert_eq!(lines.code, done.code);
+    let stated =
+        lines.stdout.lines().filter(|line| ["PASS", "WARN", "FAIL"].iter().any(|state| line.starts_with(state)));
+    assert_eq!(stated.count(), object["checks"].as_array().unwrap().len(), "{}", lines.stdout);
+}
+
+#[test]
+fn the_doctor_fails_on_what_is_named_and_not_there() {
+    let (done, object) = doctor(&[("FUSE_NVRTC", "/nonexistent/nvrtc")]);
+    let (state, said, fix) = check(&object, "nvrtc");
+    assert_eq!((done.code, state.as_str()), (1, "fail"), "{object}");
+    assert!(said.contains("/nonexistent/nvrtc") && fix.contains("pip install"), "{said}; {fix}");
+    assert!(done.stderr.starts_with("error: ") && done.stderr.contains(" checks failed: "), "{}", done.stderr);
+
+    let folder = TempFolder::new();
+    let file = folder.write("file", "");
+    let other = folder.path().join("bin");
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("fuserun"), "").unwrap();
+    fs::set_permissions(other.join("fuserun"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", other.display(), std::env::var("PATH").unwrap_or_default());
+    let nowhere = file.join("below").display().to_string();
+    let (_, object) = doctor(&[("FUSE_CACHE", &nowhere), ("PATH", &path), ("HF_ENDPOINT", "huggingface.co")]);
+    let (state, said, fix) = check(&object, "cache");
+    assert!(state == "warn" && said.contains("cannot be written") && fix.contains("FUSE_CACHE"), "{object}");
+    let (state, said, _) = check(&object, "name:fuserun");
+    assert!(state == "warn" && said.starts_with(&other.display().to_string()), "{object}");
+    let (state, said, _) = check(&object, "hub");
+    assert!(state == "warn" && said.contains("HF_ENDPOINT=huggingface.co is no address"), "{object}");
+}
+
+/// A driver without a GPU behind it: what it says is told, and kernels need NVRTC.
+#[test]
+fn the_doctor_looks_at_each_gpu() {
+    let folder = TempFolder::new();
+    let source = root().join("runtime/tests/fake_driver/libcuda.c");
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        let output = folder.path().join(name);
+        let done = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(output).arg(&source).status();
+        assert!(done.as_ref().is_ok_and(|status| status.success()), "a C compiler is needed (cc): {done:?}");
+    }
+    let library = folder.path().display().to_string();
+    let (done, object) = doctor(&[("LD_LIBRARY_PATH", &library), ("FUSE_NVRTC", "/nonexistent")]);
+    let (state, said, _) = check(&object, "driver");
+    assert!(state == "pass" && said.starts_with("CUDA ") && said.ends_with(" GPU"), "{object}");
+    assert!(check(&object, "cuda:0").1.contains(" GB free"), "{object}");
+    assert_eq!((done.code, check(&object, "nvrtc").0.as_str()), (1, "fail"), "{object}");
+}
 
 /// Names the cache of a run that is started by a test, and compiles into it.
 const CACHE: &str = "FUSE_TEST_CACHE";

@@ -2,16 +2,19 @@
 
 mod bench;
 mod chat;
+mod doctor;
 mod generate;
 mod logits;
 mod measure;
 mod model;
+mod overview;
 mod profile;
 mod pull;
 mod sampling;
 mod serve;
 mod verify;
 
+use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -62,10 +65,15 @@ enum Command {
     Measure(measure::MeasureArgs),
     /// Prints the token ids of a text.
     Tokenize(generate::TokenizeArgs),
+    /// Checks what models need of this machine, and says how to mend it.
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
 pub fn main() -> ExitCode {
+    if std::env::args_os().len() == 1 && stdout().is_terminal() {
+        return console::exit(overview::run());
+    }
     console::run(|cli: Cli| match cli.command {
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
@@ -77,5 +85,6 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
+        Command::Doctor(args) => doctor::run(&args),
     })
 }

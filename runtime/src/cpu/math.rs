@@ -28,6 +28,17 @@ impl Isa {
         Isa(Level::Portable)
     }
 
+    /// What processors' makers call them; empty for those that every machine has.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "AVX-512",
+        }
+    }
+
     /// Plain code only.
     #[cfg(test)]
     pub fn portable() -> Isa {

@@ -263,16 +263,26 @@ fn cache_floats(caches: &[CacheShape], options: CpuOptions) -> Result<Vec<usize>
     })
 }
 
+/// The vector instructions that are used on this machine, by name; empty where there are none.
+pub fn instructions() -> &'static str {
+    Isa::detect().name()
+}
+
+/// Bytes of memory that programs may still take, where the system says it.
+pub fn available_memory() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let mut lines = info.lines();
+    let kib = lines.find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map(|kib: usize| kib.saturating_mul(1024))
+}
+
 /// Refuses what the machine cannot hold, where the system says what it can.
 fn check_memory(weights: usize, caches: usize, activations: usize, options: CpuOptions) -> Result<()> {
-    let Ok(info) = std::fs::read_to_string("/proc/meminfo") else { return Ok(()) };
-    let available = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<usize>().ok());
+    let available = available_memory();
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
     let needed = weights + caches + activations;
     ensure!(
-        available.is_none_or(|kib| needed / 1024 <= kib),
+        available.is_none_or(|available| needed <= available),
         "{:.1} GiB are needed ({:.1} of weights, {:.1} of caches for {} sequences of {} positions) and {:.1} are free: \
          ask for a smaller context or batch",
         gib(needed),
@@ -280,7 +290,7 @@ fn check_memory(weights: usize, caches: usize, activations: usize, options: CpuO
         gib(caches),
         options.sequences,
         options.context,
-        gib(available.unwrap_or(0) * 1024)
+        gib(available.unwrap_or(0))
     );
     Ok(())
 }

@@ -2,6 +2,8 @@
 //!
 //! An error that the environment causes names the variable, and what variables hold stays out of the help.
 
+pub mod pages;
+
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -11,7 +13,7 @@ use anyhow::{Context, Result};
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command, Error, Parser};
+use clap::{Arg, ArgMatches, Command, CommandFactory, Error, Parser};
 
 /// The help takes no more columns than this, however wide the terminal is.
 const WIDEST: usize = 120;
@@ -21,7 +23,7 @@ const TELLING: usize = 3;
 
 /// Reads the command line of this process and runs it: exit code 0 done, 1 failed, 2 bad usage.
 pub fn run<P: Parser>(work: impl FnOnce(P) -> Result<()>) -> ExitCode {
-    let command = prepared(P::command());
+    let command = command::<P>();
     let given: Vec<OsString> = std::env::args_os().collect();
     let parsed = command.clone().try_get_matches_from(&given).and_then(|matches| {
         let arguments = P::from_arg_matches(&matches)?;
@@ -33,6 +35,11 @@ pub fn run<P: Parser>(work: impl FnOnce(P) -> Result<()>) -> ExitCode {
     let code = exit(done);
     note.into_iter().for_each(tell);
     code
+}
+
+/// The whole of a program's command line, as its help has it.
+pub fn command<P: CommandFactory>() -> Command {
+    prepared(P::command())
 }
 
 /// Writes to stdout. A reader that has gone away wants no more, which is no failure.

@@ -9,6 +9,7 @@ pub mod host_build;
 mod layout;
 mod nvrtc;
 mod programs;
+pub mod reference;
 mod replaced;
 pub mod server;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use fuse_tests::reference::reference;
 use fuse_tests::{Finished, fusec, fuserun, goldens, root};
 use fusec::compile::{CompileOptions, compile};
 use fusec::description::{Description, architectures, shipped};
@@ -32,6 +33,19 @@ fn the_models_page_lists_what_is_served() {
         .collect();
     let inside: BTreeSet<String> = shipped().iter().map(|(file, _)| file.to_string()).collect();
     assert_eq!(inside, files, "each description is in the binary");
+}
+
+#[test]
+fn the_reference_has_every_flag() {
+    let whole = reference(vec![fuserun::cli::command(), fusec::cli::command()]);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(root().join("docs/reference.md"), whole).expect("the page can be written");
+    } else {
+        assert!(
+            read("docs/reference.md") == whole,
+            "docs/reference.md is not what the programs take; BLESS=1 writes it"
+        );
+    }
 }
 
 /// Words of the README at most: what is longer belongs in docs/.

@@ -133,6 +133,57 @@ fn the_doctor_looks_at_each_gpu() {
     assert_eq!((done.code, check(&object, "nvrtc").0.as_str()), (1, "fail"), "{object}");
 }
 
+#[test]
+fn shells_complete_commands_and_flags() {
+    for program in ["fuserun", "fusec"] {
+        for shell in ["bash", "zsh", "fish"] {
+            let done = finish(command(program).args(["completions", shell]), "");
+            assert_eq!((done.code, done.stderr.as_str()), (0, ""));
+            assert!(done.stdout.contains(program) && done.stdout.contains("completions"), "{}", done.stdout);
+            let hidden = ["__measure", "'measure:", "-a \"measure\""].iter().any(|form| done.stdout.contains(form));
+            assert!(!hidden, "what the help does not show is not completed");
+        }
+    }
+    let completed = |words: &str| {
+        let script = format!(
+            "source <(\"$0\" completions bash); COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _fuserun fuserun \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        let mut bash = Command::new("bash");
+        let done = finish(bash.args(["-c", &script]).arg(command("fuserun").get_program()), "");
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        done.stdout.lines().map(str::to_owned).collect::<Vec<String>>()
+    };
+    assert_eq!(completed("fuserun gen"), ["generate"]);
+    assert!(completed("fuserun serve --sl").contains(&"--slots".to_owned()));
+    let wrong = finish(command("fuserun").args(["completions", "csh"]), "");
+    assert!(wrong.code == 2 && wrong.stderr.contains("[possible values: "), "{}", wrong.stderr);
+}
+
+#[test]
+fn each_command_has_a_manual_page() {
+    let folder = TempFolder::new();
+    let pages = folder.path().join("share/man1");
+    for program in ["fuserun", "fusec"] {
+        let done = finish(command(program).arg("man").arg(&pages), "");
+        assert_eq!((done.code, done.stdout.as_str()), (0, ""), "{}", done.stderr);
+        let whole = fs::read_to_string(pages.join(format!("{program}.1"))).unwrap();
+        let names: Vec<String> =
+            fs::read_dir(&pages).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let own = names.iter().filter(|name| name.starts_with(&format!("{program}-"))).count();
+        assert_eq!(done.stderr, format!("wrote {} pages\n", own + 1));
+        for name in names.iter().filter_map(|name| name.strip_prefix(&format!("{program}-"))) {
+            assert!(whole.contains(&name.trim_end_matches(".1").replace('-', "\\-")), "{name} in {whole}");
+        }
+    }
+    let pull = fs::read_to_string(pages.join("fuserun-pull.1")).unwrap();
+    assert!(pull.starts_with(".ie") && pull.contains("fuserun\\-pull") && pull.contains("HF_HUB_CACHE"), "{pull}");
+    assert!(!pages.join("fuserun-measure.1").exists());
+    let file = folder.write("file", "");
+    let done = finish(command("fuserun").arg("man").arg(file.join("below")), "");
+    assert!(done.code == 1 && done.stderr.starts_with("error: cannot make the folder "), "{}", done.stderr);
+}
+
 /// Names the cache of a run that is started by a test, and compiles into it.
 const CACHE: &str = "FUSE_TEST_CACHE";
 

@@ -12,7 +12,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::console;
+use crate::console::pages::{CompletionsArgs, ManArgs, completions, man};
+use crate::console::{self, show as print, tell};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,6 +58,15 @@ enum Command {
     Tune(tune::TuneArgs),
     /// Lists the passes in the order in which they run.
     Passes,
+    /// Prints what lets a shell complete commands and flags.
+    Completions(CompletionsArgs),
+    /// Writes manual pages.
+    Man(ManArgs),
+}
+
+/// The whole command line, for pages about it.
+pub fn command() -> clap::Command {
+    console::command::<Cli>()
 }
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
@@ -72,5 +82,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Tune(args) => tune::run(&args),
         Command::Passes => show::passes(),
+        Command::Completions(args) => completions("fusec", &command(), &args).and_then(print),
+        Command::Man(args) => man("fusec", &command(), &args).map(|count| tell(format!("wrote {count} pages"))),
     })
 }

@@ -18,7 +18,8 @@ use std::io::{IsTerminal, stdout};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use fusec::console;
+use fusec::console::pages::{CompletionsArgs, ManArgs, completions, man};
+use fusec::console::{self, show, tell};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,6 +68,15 @@ enum Command {
     Tokenize(generate::TokenizeArgs),
     /// Checks what models need of this machine, and says how to mend it.
     Doctor(doctor::DoctorArgs),
+    /// Prints what lets a shell complete commands and flags.
+    Completions(CompletionsArgs),
+    /// Writes manual pages.
+    Man(ManArgs),
+}
+
+/// The whole command line, for pages about it.
+pub fn command() -> clap::Command {
+    console::command::<Cli>()
 }
 
 /// Runs the command line of this process: exit code 0 done, 1 failed, 2 bad usage.
@@ -86,5 +96,7 @@ pub fn main() -> ExitCode {
         Command::Measure(args) => measure::run(&args),
         Command::Tokenize(args) => generate::tokenize(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions("fuserun", &command(), &args).and_then(show),
+        Command::Man(args) => man("fuserun", &command(), &args).map(|count| tell(format!("wrote {count} pages"))),
     })
 }

@@ -17,9 +17,9 @@ type Room = (&'static str, &'static [&'static str]);
 
 /// The rooms of the compiler; each stands after those that it uses.
 const COMPILER: &[Room] = &[
-    ("console", &[]),
     ("json", &[]),
     ("output", &[]),
+    ("console", &["output"]),
     ("text", &[]),
     ("threads", &[]),
     ("files", &["json"]),

@@ -46,7 +46,6 @@ impl Nvrtc {
     }
 
     /// `unkept` is told why the cache does not take what was compiled.
-
     fn compile_cached(
         self,
         source: &str,

@@ -65,14 +65,20 @@ fn get(settings: &Settings, name: &Name) -> Result<Pulled> {
         pull(settings, name, &|_| {})?
     };
     let Pulled { commit, files, bytes, fetched, .. } = &pulled;
-    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let said = if *fetched == 0 {
         "nothing was to be fetched".to_owned()
     } else {
-        format!("{:.3} GB were fetched in {:.0} s", gigabytes(*fetched), began.elapsed().as_secs_f64())
+        format!("{} were fetched in {:.0} s", size(*fetched), began.elapsed().as_secs_f64())
     };
-    tell(format!("{name} at {}: {files} files of {:.3} GB; {said}", &commit[..7], gigabytes(*bytes)));
+    tell(format!("{name} at {}: {files} files of {}; {said}", &commit[..7], size(*bytes)));
     Ok(pulled)
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        bytes if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.2} GB", bytes / 1e9),
+    }
 }
 
 /// A bar for each file.

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,9 +17,8 @@ use super::client::{Client, Failure, header};
 use super::name::Name;
 use super::store::Store;
 
-/// Times that a file is asked for with nothing coming, and the waits between them.
-const WAITS: [Duration; 4] =
-    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+/// Waits before a file is asked for again of which nothing came.
+const WAITS: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8)];
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 18;
@@ -96,8 +96,10 @@ impl Source<'_> {
                 Err(Failure::Lasting(error)) => return Err(error),
                 Err(Failure::Passing(why, wait)) => (why, wait),
             };
+            // Where something came, the next try is the first again.
             failed = if *came > before { 0 } else { failed + 1 };
-            let Some(pause) = WAITS.get(failed) else {
+            let pause = if failed == 0 { Some(&Duration::ZERO) } else { WAITS.get(failed - 1) };
+            let Some(pause) = pause else {
                 bail!(
                     "{}: {}: {why}; {} of {} bytes are there: the same command goes on from there",
                     self.model,
@@ -106,9 +108,7 @@ impl Source<'_> {
                     wanted.size
                 );
             };
-            if failed > 0 || wait.is_some() {
-                std::thread::sleep(wait.unwrap_or(*pause));
-            }
+            sleep(wait.unwrap_or(*pause));
         }
     }
 
@@ -250,6 +250,8 @@ impl<'a> Partial<'a> {
     }
 
     fn is_right(&self, wanted: &Wanted) -> bool {
-        self.length == wanted.size && self.hash.text() == wanted.checksum
+        // Where a file system keeps no locks, another process may have written to the file too.
+        let alone = length(self.path) == Some(self.length);
+        alone && self.length == wanted.size && self.hash.text() == wanted.checksum
     }
 }

@@ -177,6 +177,10 @@ pub(super) fn header<'a>(answer: &'a Response<Body>, name: &str) -> Option<&'a s
 /// A connection that failed.
 fn passing(url: &str, error: &ureq::Error) -> Failure {
     match error {
+        error if error.to_string().contains("certificate") => Failure::Lasting(anyhow!(
+            "{}: {error}: this system does not trust who signed it; where a network signs for others, SSL_CERT_FILE names its certificates",
+            origin(url)
+        )),
         ureq::Error::BadUri(_) => Failure::Lasting(anyhow!("{url} is no address: look at HF_ENDPOINT")),
         error => Failure::Passing(format!("{}: {error}", origin(url)), None),
     }

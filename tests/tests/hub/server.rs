@@ -193,7 +193,8 @@ fn hub(shared: &Shared, request: &Request) -> Answer {
         Some(path) => (true, path),
         None => (false, request.path.as_str()),
     };
-    let Some(name) = path.strip_prefix(&format!("/{REPOSITORY}/resolve/{COMMIT}/")) else {
+    let of = |revision: &str| path.strip_prefix(&format!("/{REPOSITORY}/resolve/{revision}/"));
+    let Some(name) = of(COMMIT).or_else(|| of("main")) else {
         return refused("401 Unauthorized", "RepoNotFound");
     };
     let Some(bytes) = shared.files.get(name) else { return refused("404 Not Found", "EntryNotFound") };

@@ -13,7 +13,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use crate::hub::{Event, Name, Pulled, Settings, find, pull};
 
 /// What a bar shows; the rest is left out on a narrow terminal.
-const BAR: &str = "{prefix:.bold} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+const BAR: &str =
+    "{prefix:.bold} {wide_bar:.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
 
 #[derive(Args, Debug)]
 #[command(after_help = "\

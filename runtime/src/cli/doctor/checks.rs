@@ -48,7 +48,7 @@ fn driver(gpus: usize) -> Check {
         Err(error) if Path::new("/proc/driver/nvidia/version").exists() => Check::fail(
             name,
             format!("{error:#}"),
-            "the system has a GPU's driver: install 570 or later, or in a container give it the GPUs (--gpus all)",
+            "the system has a GPU's driver: look at CUDA_VISIBLE_DEVICES, install 570 or later, or give a container the GPUs (--gpus all)",
         ),
         Err(error) => Check::warn(name, format!("{error:#}"), on_cpu),
     }

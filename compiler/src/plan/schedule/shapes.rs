@@ -13,7 +13,8 @@ use crate::plan::tuning::{AttentionTuning, MatvecTuning, Tuning};
 /// by 8 steps 694, one block per multiprocessor 753). Row tiles are finished together where a ring has room for several.
 pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
-    let untuned = (8, spec.tiles.packed().depth(), 2);
+    let (warps, blocks) = if shares_x(spec) { (16, 1) } else { (8, 2) };
+    let untuned = (warps, spec.tiles.packed().depth(), blocks);
     let (warps, most, per_multiprocessor) = tuned.map_or(untuned, |entry| (entry.warps, entry.depth, entry.blocks));
     let (tiles, steps) = (spec.tiles.count(), spec.tiles.steps());
     let slots = per_multiprocessor * MULTIPROCESSORS;
@@ -40,6 +41,18 @@ pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     spec.staged = spec.can_stage();
     spec.late = tuned.is_some_and(|entry| entry.late);
     spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
+}
+
+/// Whether all warps of a multiprocessor share one x: with quantised weights its bytes count, where blocks have one row tile or two each, or x has many rows.
+///
+/// On an H200, us per step of Llama-3.1-8B, two blocks of 8 warps against one of 16, for `down` and `o`: q4_k 1727 and 1658, q4_0 1568 and 1538, q8_0 2162 and 2139; gate and
+/// up as well: q4_0 1591, q4_k 1744. Four rows, q4_k: 2048, with `qkv`, `down` and `o` 1979, with gate and up alone 1990. Llama-3.2-1B, `down` (128 row tiles): q4_k 403 and 416.
+fn shares_x(spec: &Matvec) -> bool {
+    let (tiles, step) = (spec.tiles.count(), spec.tiles.packed());
+    let few = spec.norm.is_none() && tiles <= 2 * MULTIPROCESSORS;
+    // What holds a row tile's last step, which may be padding, in registers has none left where steps are larger.
+    let small = !spec.tiles.weights.is_whole() && step.registers < 16;
+    small && tiles > MULTIPROCESSORS && (few || spec.batch >= 4)
 }
 
 /// Row tiles of quantised blocks that are finished together: as many, up to `most`, as leave no block with more of them. They share what x is summed up for.

@@ -1,5 +1,5 @@
-//! Stored values as f32, exactly; quantised ones to the bit as ggml's reference has them. The layout of a block stands above its function, in bytes,
-//! little-endian.
+//! Stored values as f32, exactly; quantised ones to the bit as ggml's reference has them, or as the product of integer and scale that the makers of
+//! quantised safetensors define, rounded once. The layout of a block stands above its function, in bytes, little-endian.
 
 use fusec::ir::Format;
 
@@ -29,6 +29,10 @@ pub fn decode(format: Format, bytes: &[u8], out: &mut Vec<f32>) {
         Format::Iq4Nl => iq4_nl,
         Format::Iq4Xs => iq4_xs,
         Format::Mxfp4 => mxfp4,
+        Format::Fp8 => fp8,
+        Format::Int8 => int8,
+        Format::Int4x32 | Format::Int4x128 => int4,
+        Format::Nvfp4 => nvfp4,
         Format::I32 => panic!("no weight is of i32"),
     };
     bytes.chunks_exact(size).for_each(|block| one(block, out));
@@ -175,6 +179,62 @@ fn mxfp4(block: &[u8], out: &mut Vec<f32>) {
     out.extend(nibbles(&block[1..17]).map(|nibble| half * f32::from(TWICE[usize::from(nibble)])));
 }
 
+/// `scale: f32, q: [u8; 32]`; value i = scale · the e4m3 float q\[i].
+fn fp8(block: &[u8], out: &mut Vec<f32>) {
+    let scale = float_at(block, 0);
+    out.extend(block[4..36].iter().map(|&q| scale * e4m3(q)));
+}
+
+/// `scale: f32, q: [i8; 32]`; value i = scale · q\[i].
+fn int8(block: &[u8], out: &mut Vec<f32>) {
+    let scale = float_at(block, 0);
+    out.extend(block[4..36].iter().map(|&q| scale * f32::from(q as i8)));
+}
+
+/// `scale: u32`, and for each 32 values `q: [u8; 16]`; nibbles as in Q4_0; value = scale · (nibble − zero). See [`scale_and_zero`].
+fn int4(block: &[u8], out: &mut Vec<f32>) {
+    let (scale, zero) = scale_and_zero(word_at(block, 0));
+    for q in block[4..].chunks_exact(16) {
+        out.extend(nibbles(q).map(|nibble| scale * (f32::from(nibble) - f32::from(zero))));
+    }
+}
+
+/// `scales: [f32; 2], q: [u8; 16]`; nibbles as in Q4_0, each a float as MXFP4's; value = scale · that, the first 16 by the first scale.
+fn nvfp4(block: &[u8], out: &mut Vec<f32>) {
+    let scales = [float_at(block, 0), float_at(block, 4)];
+    for (scale, half) in scales.into_iter().zip(0..) {
+        out.extend(block[8..24].iter().map(|&q| scale * e2m1(nibble_of(q, half))));
+    }
+}
+
+/// A float of 1 sign, 4 exponent and 3 mantissa bits, which has a NaN and no infinity.
+pub(crate) fn e4m3(bits: u8) -> f32 {
+    let (exponent, mantissa) = (u32::from(bits >> 3 & 15), u32::from(bits & 7));
+    let size = match (exponent, mantissa) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa as f32 / 512.0,
+        _ => f32::from_bits((exponent + 120) << 23 | mantissa << 20),
+    };
+    if bits & 0x80 == 0 { size } else { -size }
+}
+
+/// A float of 1 sign, 2 exponent and 1 mantissa bits.
+pub(crate) fn e2m1(nibble: u8) -> f32 {
+    let size = f32::from(TWICE[usize::from(nibble & 7)]) / 2.0;
+    if nibble & 8 == 0 { size } else { -size }
+}
+
+/// Bits of an `f32` below those that a scale of 16 bits can have.
+pub(crate) const BELOW_SCALE: u32 = (1 << 13) - 1;
+/// Those of them that hold a zero point.
+pub(crate) const ZERO_POINT: u32 = 31;
+
+/// The scale and the zero point of a block of 4-bit integers. A scale that was stored in 16 bits leaves the lower 13 of an `f32` empty: a zero point of up to 31
+/// stands there.
+pub(crate) fn scale_and_zero(word: u32) -> (f32, u8) {
+    (f32::from_bits(word & !BELOW_SCALE), (word & ZERO_POINT) as u8)
+}
+
 /// The values of IQ4_NL's and IQ4_XS's nibbles.
 const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
@@ -211,6 +271,14 @@ fn five_bits(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
 
 fn nibble_of(byte: u8, which: usize) -> u8 {
     byte >> (4 * which) & 15
+}
+
+fn word_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+fn float_at(block: &[u8], at: usize) -> f32 {
+    f32::from_bits(word_at(block, at))
 }
 
 fn half_at(block: &[u8], at: usize) -> f32 {

@@ -122,11 +122,21 @@ pub enum Format {
     Iq4Xs,
     /// 32 values of 4-bit floats with a power of two.
     Mxfp4,
+    /// 32 floats of 8 bits (e4m3) with an `f32` scale. This and the next are blocks that quantised safetensors are read as.
+    Fp8,
+    /// 32 values of 8 bits with an `f32` scale.
+    Int8,
+    /// 32 values of 4 bits with a 16-bit scale and a zero point.
+    Int4x32,
+    /// 128 of them.
+    Int4x128,
+    /// 32 values of 4-bit floats with two `f32` scales.
+    Nvfp4,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 17] = [
+    pub const ALL: [Format; 22] = [
         Format::F32,
         Format::I32,
         Format::F16,
@@ -144,6 +154,11 @@ impl Format {
         Format::Iq4Nl,
         Format::Iq4Xs,
         Format::Mxfp4,
+        Format::Fp8,
+        Format::Int8,
+        Format::Int4x32,
+        Format::Int4x128,
+        Format::Nvfp4,
     ];
 
     /// Its row of the table: the name in text, values per block, bytes per block, and how a step of a row tile is packed where kernels read it.
@@ -166,6 +181,11 @@ impl Format {
             Format::Iq4Nl => ("iq4_nl", 32, 18, None),
             Format::Iq4Xs => ("iq4_xs", 256, 136, None),
             Format::Mxfp4 => ("mxfp4", 32, 17, None),
+            Format::Fp8 => ("fp8", 32, 36, None),
+            Format::Int8 => ("int8", 32, 36, None),
+            Format::Int4x32 => ("int4_32", 32, 20, None),
+            Format::Int4x128 => ("int4_128", 128, 68, None),
+            Format::Nvfp4 => ("nvfp4", 32, 24, None),
         }
     }
 
@@ -177,6 +197,13 @@ impl Format {
     /// Whether kernels read blocks of this format as they are.
     pub const fn is_read(self) -> bool {
         self.packed().is_some() && !self.is_whole()
+    }
+
+    /// Whether its blocks are GGUF's.
+    pub const fn is_of_gguf(self) -> bool {
+        let of_safetensors =
+            matches!(self, Format::Fp8 | Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4);
+        self.row().1 > 1 && !of_safetensors
     }
 
     /// Whether it has 16 bits per value and no scales.

@@ -15,9 +15,9 @@ use fuserun::weights::decode;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
-/// Every format of blocks.
+/// Every format of GGUF's blocks.
 fn formats() -> impl Iterator<Item = Format> {
-    Format::ALL.into_iter().filter(|format| format.block().0 > 1)
+    Format::ALL.into_iter().filter(|format| format.is_of_gguf())
 }
 
 #[test]

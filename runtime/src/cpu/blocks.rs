@@ -23,12 +23,12 @@ pub(crate) use repack::{pack, unpack};
 /// The most rows of activations that one call takes.
 pub(crate) const TOKENS: usize = 8;
 
-/// Whether a format is one of blocks.
+/// Whether a format is one of blocks of integers, which products take with activations in 16 bits.
 pub(crate) fn is_of_blocks(format: Format) -> bool {
     Layout::of(format).is_some()
 }
 
-/// Bytes of a unit of matrices with `columns` columns; 0 for formats that are not of blocks.
+/// Bytes of a unit of matrices with `columns` columns; 0 for formats that are not of such blocks.
 pub(crate) fn unit_bytes(format: Format, columns: usize) -> usize {
     Layout::of(format).map_or(0, |layout| layout.unit_bytes(columns))
 }
@@ -52,7 +52,12 @@ pub(crate) fn multiply(isa: Isa, format: Format, unit: &[u8], x: &[Coded<'_>], o
         Format::Iq4Nl => of::<Iq4Nl>(isa, unit, x, out),
         Format::Iq4Xs => of::<Iq4Xs>(isa, unit, x, out),
         Format::Mxfp4 => of::<Mxfp4>(isa, unit, x, out),
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 => unreachable!("units are of formats of blocks"),
+        Format::Int8 => of::<Int8>(isa, unit, x, out),
+        Format::Int4x32 | Format::Int4x128 => of::<Int4x32>(isa, unit, x, out),
+        Format::Nvfp4 => of::<Nvfp4>(isa, unit, x, out),
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => {
+            unreachable!("units are of formats of blocks")
+        }
     }
 }
 
@@ -65,7 +70,7 @@ macro_rules! known {
         }
     )*};
 }
-known!(Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs, Mxfp4);
+known!(Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2K, Q3K, Q4K, Q5K, Q6K, Iq4Nl, Iq4Xs, Mxfp4, Int8, Int4x32, Nvfp4);
 
 /// Where some rows of activations begin, and how many the kernel takes at a time.
 fn of<K: Known>(isa: Isa, unit: &[u8], x: &[Coded<'_>], out: &mut [[f32; UNIT_ROWS]; TOKENS]) {

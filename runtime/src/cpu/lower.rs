@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
 use fusec::ir::{State, Value, WeightRef};
 
-use super::blocks::{coded_floats, is_of_blocks};
+use super::blocks::coded_floats;
 use super::pack::{Recipe, WeightSource, vector};
 use super::step::{
     Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, HiddenStep, Ids, Map, MatmulStep,
@@ -475,7 +475,7 @@ impl<'a> Lowering<'a> {
     fn held(&self, weight: Value, transposed: bool) -> Result<Format> {
         let format = self.graph.type_of(weight).format;
         ensure!(format != Format::I32, "a matrix of i32");
-        if !is_of_blocks(format) {
+        if format.block().0 == 1 {
             return Ok(format);
         }
         let given = if transposed { None } else { self.source.raw_format(&self.weight_ref(weight)?)? };

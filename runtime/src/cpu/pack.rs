@@ -8,7 +8,7 @@ use fusec::threads;
 use memmap2::MmapMut;
 
 use super::blocks::{self, UNIT_ROWS, is_of_blocks};
-use super::tile::{GROUP, NO_PANELS, PANEL_ROWS, TILE_TOKENS, slot, unit_bytes, value_bytes, widen_group};
+use super::tile::{GROUP, NO_PANELS, PANEL_ROWS, TILE_TOKENS, fp8_group, group_bytes, slot, unit_bytes, widen_group};
 use crate::blocks::decode;
 
 /// Where weights come from: a checkpoint. Read from several threads at once.
@@ -176,8 +176,7 @@ impl Weights {
             out.copy_from_slice(&scratch.values);
             return;
         }
-        let group_bytes = GROUP * value_bytes(format);
-        let groups = unit.chunks_exact(group_bytes);
+        let groups = unit.chunks_exact(group_bytes(format));
         for (group, out) in groups.skip(row % PANEL_ROWS).step_by(PANEL_ROWS).zip(out.chunks_mut(GROUP)) {
             out.copy_from_slice(&widen_group(format, group)[..out.len()]);
         }
@@ -246,12 +245,18 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
         let Read { values, blocks } = read;
         let first = few[0].0 * unit_rows;
         let last = rows.min(first + few.len() * unit_rows);
-        if is_of_blocks(format) {
+        let panel = unit_bytes(format, columns, PANEL_ROWS);
+        if format.block().0 > 1 {
             source.raw_rows(name, first..last, blocks)?;
             let size = format.bytes(columns).filter(|size| blocks.len() == (last - first) * size);
             let size = size.with_context(|| format!("rows {first} to {last} gave {} bytes", blocks.len()))?;
             for (row, blocks) in (first..last).zip(blocks.chunks_exact(size)) {
-                blocks::pack(format, blocks, few[(row - first) / unit_rows].1, row % unit_rows);
+                let unit = &mut *few[(row - first) / unit_rows].1;
+                if is_of_blocks(format) {
+                    blocks::pack(format, blocks, unit, row % unit_rows);
+                } else {
+                    fill_fp8(&mut unit[row % unit_rows / PANEL_ROWS * panel..][..panel], row % PANEL_ROWS, blocks);
+                }
             }
             return Ok(());
         }
@@ -260,7 +265,6 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
             source.read_rows_f32(name, first..last, values)?;
             ensure!(values.len() == (last - first) * columns, "rows {first} to {last} gave {} values", values.len());
         }
-        let panel = unit_bytes(format, columns, PANEL_ROWS);
         for row in first..last {
             let unit = &mut *few[(row - first) / unit_rows].1;
             let bytes = &mut unit[row % unit_rows / PANEL_ROWS * panel..][..panel];
@@ -276,9 +280,19 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
     threads::for_each(threads, own.chunks_mut(ROWS_AT_ONCE / unit_rows), Read::default, pack_few)
 }
 
+/// Puts row `row` of a panel of fp8 into its place.
+fn fill_fp8(panel: &mut [u8], row: usize, blocks: &[u8]) {
+    let groups = panel.chunks_exact_mut(group_bytes(Format::Fp8)).skip(row).step_by(PANEL_ROWS);
+    let halves = blocks.chunks_exact(Format::Fp8.block().1).flat_map(|block| {
+        let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
+        block[4..].as_chunks::<GROUP>().0.iter().map(move |codes| (scale, codes))
+    });
+    groups.zip(halves).for_each(|(group, (scale, codes))| fp8_group(scale, codes, group));
+}
+
 /// Puts row `row` of a panel into its place.
 fn fill_row(panel: &mut [u8], row: usize, format: Format, values: impl Iterator<Item = f32>) {
-    let width = value_bytes(format);
+    let width = group_bytes(format) / GROUP;
     for (column, value) in values.enumerate() {
         let place = (column / GROUP * PANEL_ROWS + row) * GROUP + slot(format, column % GROUP);
         let target = &mut panel[place * width..][..width];

@@ -57,19 +57,31 @@ pub(crate) fn multiply_unit(isa: Isa, format: Format, unit: &[u8], x: &[Operand<
 }
 
 /// What lowering has refused.
-pub(crate) const NO_PANELS: &str = "panels are of f16, bf16 or f32";
+pub(crate) const NO_PANELS: &str = "panels are of f16, bf16, f32 or fp8";
 
-/// Bytes of a value in a panel.
-pub(crate) fn value_bytes(format: Format) -> usize {
+/// Bytes of a group of one row. One of fp8 has an `f32` before its floats, 256 times their scale: [`fp8_group`].
+pub(crate) fn group_bytes(format: Format) -> usize {
     match format {
-        Format::F16 | Format::BF16 => 2,
-        _ => 4,
+        Format::Fp8 => 4 + GROUP,
+        Format::F16 | Format::BF16 => 2 * GROUP,
+        _ => 4 * GROUP,
     }
 }
 
 /// Bytes of a panel of matrices with `columns` columns.
 pub(crate) fn panel_bytes(format: Format, columns: usize) -> usize {
-    columns.div_ceil(GROUP) * GROUP * PANEL_ROWS * value_bytes(format)
+    columns.div_ceil(GROUP) * PANEL_ROWS * group_bytes(format)
+}
+
+/// Bits of an e4m3 float without its sign; all of them: not a number.
+const FP8_SIZE: u8 = 0x7F;
+
+/// Writes a group of fp8. A half whose upper bits are those of an e4m3 float is a 256th of it, which is how it is widened; one that is not a number makes the group so.
+pub(crate) fn fp8_group(scale: f32, codes: &[u8; GROUP], group: &mut [u8]) {
+    let finite = codes.iter().all(|code| code & FP8_SIZE != FP8_SIZE);
+    let scale = if finite { 256.0 * scale } else { f32::NAN };
+    group[..4].copy_from_slice(&scale.to_le_bytes());
+    group[4..4 + GROUP].copy_from_slice(codes);
 }
 
 /// Where in its group of sixteen a column is stored. bf16 pairs column `i` with column `i + 8`, so that widening the lower and the
@@ -101,7 +113,12 @@ fn multiply(isa: Isa, format: Format, panel: &[u8], x: &[&[f32]], out: &mut [[f3
                 (Format::F32, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
                 (Format::F32, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
                 (Format::F32, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
-                (Format::F16 | Format::BF16 | Format::F32, _) => unreachable!("a tile has one to {TILE_TOKENS} rows"),
+                (Format::Fp8, &[a]) => avx2::tile::<{ avx2::FP8 }, 1>(panel, [a], out),
+                (Format::Fp8, &[a, b]) => avx2::tile::<{ avx2::FP8 }, 2>(panel, [a, b], out),
+                (Format::Fp8, &[a, b, c]) => avx2::tile::<{ avx2::FP8 }, 3>(panel, [a, b, c], out),
+                (Format::F16 | Format::BF16 | Format::F32 | Format::Fp8, _) => {
+                    unreachable!("a tile has one to {TILE_TOKENS} rows")
+                }
                 _ => unreachable!("{NO_PANELS}"),
             }
         }
@@ -114,16 +131,20 @@ fn multiply(isa: Isa, format: Format, panel: &[u8], x: &[&[f32]], out: &mut [[f3
 /// The elements of one row's group, in order of their columns. `bytes` is that group.
 pub(crate) fn widen_group(format: Format, bytes: &[u8]) -> [f32; GROUP] {
     let half_word = |i: usize| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]);
+    let single = |i: usize| f32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
+    let fp8 =
+        |code: u8| half::f16::from_bits(u16::from(code & FP8_SIZE) << 7 | u16::from(code & !FP8_SIZE) << 8).to_f32();
     std::array::from_fn(|column| match format {
         Format::BF16 => f32::from_bits((half_word(slot(format, column)) as u32) << 16),
         Format::F16 => half::f16::from_bits(half_word(column)).to_f32(),
-        Format::F32 => f32::from_le_bytes(std::array::from_fn(|i| bytes[4 * column + i])),
+        Format::F32 => single(column),
+        Format::Fp8 => fp8(bytes[4 + column]) * single(0),
         _ => unreachable!("{NO_PANELS}"),
     })
 }
 
 fn portable(format: Format, panel: &[u8], x: &[&[f32]], out: &mut [[f32; PANEL_ROWS]; TILE_TOKENS]) {
-    let group_bytes = GROUP * value_bytes(format);
+    let group_bytes = group_bytes(format);
     let mut lanes = [[[0.0f32; LANES]; PANEL_ROWS]; TILE_TOKENS];
     for (group, bytes) in panel.chunks_exact(PANEL_ROWS * group_bytes).enumerate() {
         let weights: [[f32; GROUP]; PANEL_ROWS] =
@@ -157,12 +178,17 @@ mod avx2 {
     pub const BF16: u8 = 0;
     pub const F16: u8 = 1;
     pub const F32: u8 = 2;
+    pub const FP8: u8 = 3;
 
     /// How far ahead of its reads a tile prefetches: the panels of a thread follow each other in memory.
     const PREFETCH_BYTES: usize = 1024;
 
     const fn group_bytes(kind: u8) -> usize {
-        if kind == F32 { GROUP * 4 } else { GROUP * 2 }
+        match kind {
+            F32 => 4 * GROUP,
+            FP8 => 4 + GROUP,
+            _ => 2 * GROUP,
+        }
     }
 
     /// # Safety
@@ -183,7 +209,7 @@ mod avx2 {
             unsafe {
                 if M == 1 {
                     let ahead = weights.wrapping_add(PREFETCH_BYTES).cast::<i8>();
-                    for line in 0..PANEL_ROWS * group_bytes(KIND) / 64 {
+                    for line in 0..(PANEL_ROWS * group_bytes(KIND)).div_ceil(64) {
                         _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line));
                     }
                 }
@@ -251,6 +277,16 @@ mod avx2 {
                     (_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
                 }
                 F32 => (_mm256_loadu_ps(weights.cast()), _mm256_loadu_ps(weights.add(32).cast())),
+                FP8 => {
+                    let scale = _mm256_set1_ps(weights.cast::<f32>().read_unaligned());
+                    let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(weights.add(4).cast()));
+                    let size = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7F)));
+                    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
+                    let halves = _mm256_or_si256(size, sign);
+                    let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+                    let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
+                    (_mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale))
+                }
                 _ => unreachable!("a tile is of one of these kinds"),
             }
         }

@@ -36,7 +36,7 @@ impl Dtype {
 
 /// The end of every message about a type that is not read.
 pub(super) fn read_types() -> String {
-    let blocks = Format::ALL.into_iter().filter(|format| format.block().0 > 1);
+    let blocks = Format::ALL.into_iter().filter(|format| format.is_of_gguf());
     let names: Vec<String> = blocks.map(|format| Dtype::Of(format).to_string()).collect();
     format!("convert the checkpoint to one of: F32, F16, BF16, and in GGUF also {}", names.join(", "))
 }

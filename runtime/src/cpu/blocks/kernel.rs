@@ -7,6 +7,7 @@
 use super::codes::{Block, Coded};
 use super::lanes::Lanes;
 use super::layout::{Layout, Scales, UNIT_ROWS};
+use crate::blocks::{BELOW_SCALE, ZERO_POINT};
 
 /// How far ahead of its reads a product of few rows asks for weights: the units of a thread follow each other in memory.
 const PREFETCH_BYTES: usize = 16 << 10;
@@ -143,6 +144,16 @@ impl<L: Lanes> Factors<L> {
                     Factors { minimum: Some((minimum, None)), ..of(L::halves(scale.add(2 * row))) }
                 }
                 Scales::Float => of(L::floats(scale.add(4 * row))),
+                Scales::FloatZero => {
+                    let word = L::load(scale.add(4 * row));
+                    let first = word.and(L::splat(!BELOW_SCALE)).as_floats();
+                    let zero = L::multiply(word.and(L::splat(ZERO_POINT)).to_floats(), L::float(-1.0));
+                    Factors { minimum: Some((L::multiply(first, zero), None)), ..of(first) }
+                }
+                Scales::Float16 => {
+                    let second = L::floats(scale.add(4 * (UNIT_ROWS + row)));
+                    Factors { second: Some(second), ..of(L::floats(scale.add(4 * row))) }
+                }
                 Scales::Signed => of(L::multiply(d(), signed(0))),
                 Scales::BytesMinimum => {
                     let minimum = L::multiply(negative_minimum(), bytes(1));

@@ -32,6 +32,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn dot(self, weights: Self, x: *const u32) -> Self;
     /// The words as floats.
     unsafe fn to_floats(self) -> Self::Floats;
+    /// The floats whose bits the words are.
+    unsafe fn as_floats(self) -> Self::Floats;
 
     /// The same float in each lane.
     unsafe fn float(value: f32) -> Self::Floats;
@@ -128,6 +130,11 @@ impl Lanes for Plain {
     #[inline(always)]
     unsafe fn to_floats(self) -> [f32; 8] {
         self.0.map(|word| word as i32 as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn as_floats(self) -> [f32; 8] {
+        self.0.map(f32::from_bits)
     }
 
     #[inline(always)]

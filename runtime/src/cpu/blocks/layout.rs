@@ -11,8 +11,8 @@
 //! | high, 1 bit | one: bit t of the lower half is column 2t, of the upper half column 2t + 1 |
 //! | high, 2 bits | two, of 16 columns: bits 2t and 2t + 1 in the same way |
 //!
-//! Codes and scales keep the bits that they have in the file, but for Q8_0's integers, which are 128 more, and for Q3_K and MXFP4, whose scales are
-//! written as the signed integer and the float that they stand for.
+//! Codes and scales keep the bits that they have in the file, but for the integers of Q8_0 and int8, which are 128 more, and for the scales of Q3_K, MXFP4 and
+//! NVFP4, which are written as the signed integer and as half the float that they stand for.
 
 use fusec::ir::Format;
 
@@ -45,6 +45,10 @@ pub(super) enum Scales {
     HalfMinimum,
     /// A float.
     Float,
+    /// A float with a zero point in its lowest bits: [`crate::blocks::scale_and_zero`].
+    FloatZero,
+    /// A float per 16 columns.
+    Float16,
     /// Per 256 columns a half; per 32 a signed byte that multiplies it.
     Signed,
     /// Per 256 columns two halves; per 32 a byte that multiplies the first, and one that multiplies the second to be taken away.
@@ -60,7 +64,7 @@ impl Scales {
     pub const fn width(self) -> usize {
         match self {
             Scales::Half | Scales::HalfMinimum => 2,
-            Scales::Float => 4,
+            Scales::Float | Scales::FloatZero | Scales::Float16 => 4,
             Scales::Signed | Scales::BytesMinimum | Scales::Signed16 | Scales::BytesMinimum16 => 1,
         }
     }
@@ -69,7 +73,8 @@ impl Scales {
     pub const fn bytes(self) -> (usize, usize) {
         match self {
             Scales::Half => (0, 2),
-            Scales::HalfMinimum | Scales::Float => (0, 4),
+            Scales::HalfMinimum | Scales::Float | Scales::FloatZero => (0, 4),
+            Scales::Float16 => (0, 8),
             Scales::Signed => (2, 1),
             Scales::BytesMinimum => (4, 2),
             Scales::Signed16 => (2, 2),
@@ -80,15 +85,15 @@ impl Scales {
 
 /// The values of IQ4_NL's and IQ4_XS's codes.
 const TABLE: [i16; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-/// Twice the values of MXFP4's.
+/// Twice the values of MXFP4's and NVFP4's.
 const TWICE: [i16; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 impl Layout {
-    /// The layout of a format; `None` where it is no format of blocks.
+    /// The layout of a format; `None` where products read it otherwise.
     pub const fn of(format: Format) -> Option<Layout> {
         let plain = Layout { low: 4, high: 0, offset: 0, table: None, scales: Scales::Half };
         Some(match format {
-            Format::F32 | Format::I32 | Format::F16 | Format::BF16 => return None,
+            Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => return None,
             Format::Q8_0 => Layout { low: 8, offset: 128, ..plain },
             Format::Q4_0 => Layout { offset: 8, ..plain },
             Format::Q4_1 => Layout { scales: Scales::HalfMinimum, ..plain },
@@ -102,6 +107,9 @@ impl Layout {
             Format::Iq4Nl => Layout { table: Some(&TABLE), ..plain },
             Format::Iq4Xs => Layout { table: Some(&TABLE), scales: Scales::Signed, ..plain },
             Format::Mxfp4 => Layout { table: Some(&TWICE), scales: Scales::Float, ..plain },
+            Format::Int8 => Layout { low: 8, offset: 128, scales: Scales::Float, ..plain },
+            Format::Int4x32 | Format::Int4x128 => Layout { scales: Scales::FloatZero, ..plain },
+            Format::Nvfp4 => Layout { table: Some(&TWICE), scales: Scales::Float16, ..plain },
         })
     }
 

@@ -32,7 +32,10 @@ fn fields(format: Format, sub: usize) -> Vec<Field> {
     let field = |first, order, bits| Field { first, order, shift: 0, bits, above: 0 };
     let (half, run) = (sub / 4, sub % 4);
     match format {
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 => Vec::new(),
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => Vec::new(),
+        Format::Int8 => vec![field(4, Order::Bytes, 8)],
+        Format::Int4x32 | Format::Int4x128 => vec![field(4 + 16 * sub, Order::Folded, 4)],
+        Format::Nvfp4 => vec![field(8, Order::Folded, 4)],
         Format::Q8_0 => vec![field(2, Order::Bytes, 8)],
         Format::Q4_0 | Format::Iq4Nl => vec![field(2, Order::Folded, 4)],
         Format::Q4_1 => vec![field(4, Order::Folded, 4)],
@@ -87,25 +90,31 @@ impl Field {
 }
 
 /// The scales of 32 columns in the order of the plane: those of 256 columns, those of 32. What is behind them is zero.
-type ScaleBytes = ([u8; 4], [u8; 4]);
+type ScaleBytes = ([u8; 4], [u8; 8]);
 
 fn scales(format: Format, block: &[u8], sub: usize) -> ScaleBytes {
     let two = |at: usize| [block[at], block[at + 1], 0, 0];
     let four = |at: usize| [block[at], block[at + 1], block[at + 2], block[at + 3]];
     let none = [0; 4];
+    let first = |[a, b, c, d]: [u8; 4]| [a, b, c, d, 0, 0, 0, 0];
     match format {
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 => (none, none),
-        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => (none, two(0)),
-        Format::Q4_1 | Format::Q5_1 => (none, four(0)),
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => (none, first(none)),
+        Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => (none, first(two(0))),
+        Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int4x32 | Format::Int4x128 => (none, first(four(0))),
         Format::Mxfp4 => {
             let exponent = u32::from(block[0]);
             let half = if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 };
-            (none, half.to_le_bytes())
+            (none, first(u32::to_le_bytes(half)))
+        }
+        Format::Nvfp4 => {
+            let half = |at: usize| f32::to_le_bytes(f32::from_le_bytes(four(at)) / 2.0);
+            let ([a, b, c, d], [e, f, g, h]) = (half(0), half(4));
+            (none, [a, b, c, d, e, f, g, h])
         }
         Format::Iq4Xs => {
             let high = u16::from_le_bytes([block[2], block[3]]) >> (2 * sub) & 3;
             let six = block[4 + sub / 2] >> (4 * (sub % 2)) & 15 | (high as u8) << 4;
-            (two(0), [six.wrapping_sub(32), 0, 0, 0])
+            (two(0), first([six.wrapping_sub(32), 0, 0, 0]))
         }
         Format::Q4K | Format::Q5K => {
             let packed = &block[4..16];
@@ -115,32 +124,39 @@ fn scales(format: Format, block: &[u8], sub: usize) -> ScaleBytes {
                 let both = packed[sub + 4];
                 (both & 15 | packed[sub - 4] >> 6 << 4, both >> 4 | packed[sub] >> 6 << 4)
             };
-            (four(0), [scale, minimum, 0, 0])
+            (four(0), first([scale, minimum, 0, 0]))
         }
-        Format::Q6K => (two(208), [block[192 + 2 * sub], block[193 + 2 * sub], 0, 0]),
+        Format::Q6K => (two(208), first([block[192 + 2 * sub], block[193 + 2 * sub], 0, 0])),
         Format::Q3K => {
             let six = |group: usize| {
                 let low = block[96 + group % 8] >> (4 * (group / 8)) & 15;
                 (low | (block[104 + group % 4] >> (2 * (group / 4)) & 3) << 4).wrapping_sub(32)
             };
-            (two(108), [six(2 * sub), six(2 * sub + 1), 0, 0])
+            (two(108), first([six(2 * sub), six(2 * sub + 1), 0, 0]))
         }
         Format::Q2K => {
             let [a, b] = [block[2 * sub], block[2 * sub + 1]];
-            (four(80), [a & 15, b & 15, a >> 4, b >> 4])
+            (four(80), first([a & 15, b & 15, a >> 4, b >> 4]))
         }
     }
 }
 
 /// The inverse of [`scales`]: sets them in a block that has none.
 fn set_scales(format: Format, block: &mut [u8], sub: usize, (of_256, of_32): ScaleBytes) {
-    let [a, b, c, d] = of_32;
+    let [a, b, c, d, rest @ ..] = of_32;
     match format {
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 => {}
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => {}
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => block[..2].copy_from_slice(&of_32[..2]),
-        Format::Q4_1 | Format::Q5_1 => block[..4].copy_from_slice(&of_32),
+        Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int4x32 | Format::Int4x128 => {
+            block[..4].copy_from_slice(&of_32[..4]);
+        }
+        Format::Nvfp4 => {
+            let twice = |half: [u8; 4]| f32::to_le_bytes(f32::from_le_bytes(half) * 2.0);
+            block[..4].copy_from_slice(&twice([a, b, c, d]));
+            block[4..8].copy_from_slice(&twice(rest));
+        }
         Format::Mxfp4 => {
-            let half = u32::from_le_bytes(of_32);
+            let half = u32::from_le_bytes([a, b, c, d]);
             block[0] = if half < 1 << 23 { (half >> 22) as u8 } else { (half >> 23) as u8 + 1 };
         }
         Format::Iq4Xs => {
@@ -273,7 +289,7 @@ pub(crate) fn pack(format: Format, blocks: &[u8], unit: &mut [u8], row: usize) {
             places.words(at).into_iter().for_each(|words| words.write(&codes, unit));
             let (of_256, of_32) = scales(format, block, sub);
             for (place, all, run) in places.scales(at) {
-                let from = if all { &of_256 } else { &of_32 };
+                let from: &[u8] = if all { &of_256 } else { &of_32 };
                 unit[place..place + run.len()].copy_from_slice(&from[run]);
             }
         }
@@ -294,9 +310,9 @@ pub(crate) fn unpack(format: Format, unit: &[u8], row: usize, columns: usize, bl
             places.words(at).into_iter().for_each(|words| words.read(unit, &mut codes));
             codes.iter_mut().for_each(|code| *code ^= sign(layout));
             fields(format, sub).iter().for_each(|field| field.write(&codes, block));
-            let mut found: ScaleBytes = ([0; 4], [0; 4]);
+            let mut found: ScaleBytes = ([0; 4], [0; 8]);
             for (place, all, run) in places.scales(at) {
-                let into = if all { &mut found.0 } else { &mut found.1 };
+                let into: &mut [u8] = if all { &mut found.0 } else { &mut found.1 };
                 into[run.clone()].copy_from_slice(&unit[place..place + run.len()]);
             }
             set_scales(format, block, sub, found);

@@ -89,6 +89,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn as_floats(self) -> __m256 {
+        // SAFETY: the instructions are there.
+        unsafe { _mm256_castsi256_ps(self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn float(value: f32) -> __m256 {
         // SAFETY: the instructions are there.
         unsafe { _mm256_set1_ps(value) }
@@ -212,6 +218,12 @@ impl Lanes for Avx512 {
     unsafe fn to_floats(self) -> __m512 {
         // SAFETY: the instructions are there.
         unsafe { _mm512_cvtepi32_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn as_floats(self) -> __m512 {
+        // SAFETY: the instructions are there.
+        unsafe { _mm512_castsi512_ps(self.0) }
     }
 
     #[inline(always)]

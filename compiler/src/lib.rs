@@ -17,6 +17,7 @@ pub mod lower;
 pub mod output;
 pub mod passes;
 pub mod plan;
+pub mod quantised;
 pub mod tensors;
 pub mod text;
 pub mod threads;

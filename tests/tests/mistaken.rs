@@ -312,7 +312,6 @@ fn quantised_checkpoints() {
     for (key, value, said) in [
         ("quantization_config", json!({"quant_method": "gptq", "bits": 4}), "quantised by gptq to 4 bits"),
         ("quantization_config", json!({"quant_method": "awq", "bits": 4}), "quantised by awq to 4 bits"),
-        ("quantization_config", json!({"quant_method": "fp8", "weight_block_size": [128, 128]}), "quantised by fp8,"),
         ("quantization_config", json!({"quant_method": "compressed-tensors"}), "quantised by compressed-tensors,"),
         ("quantization_config", json!({"quant_method": "mxfp4"}), "quantised by mxfp4,"),
         ("quantization_config", json!({"load_in_8bit": true}), "the weights are quantised, which nothing here reads"),

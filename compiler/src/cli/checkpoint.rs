@@ -11,10 +11,11 @@ use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use crate::compile::{Formats, Model};
-use crate::description::language_model_names;
+use crate::description::{Quantisation, language_model_names};
 use crate::files::{Kind, mistaken, read_json};
 use crate::folder::{hub_name, other_weights, single_file, without_config};
 use crate::ir::Format;
+use crate::quantised::{self, Header};
 use crate::tensors::{self, Accounting};
 
 /// A header is some hundred bytes per tensor: a file that claims more is broken or hostile.
@@ -78,16 +79,31 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
     let names: Vec<&String> = found.keys().collect();
     let own = language_model_names(&config, &names);
     let mut tensors = Tensors::default();
-    for ((name, (shape, stored)), own) in found.into_iter().zip(own) {
+    let mut headers = BTreeMap::new();
+    for ((name, (shape, dtype)), own) in found.into_iter().zip(own) {
         match own {
-            Some(own) => {
-                if stored == Dtype::F16 {
-                    tensors.formats.0.insert(own.clone(), Format::F16);
-                }
-                tensors.own.insert(own, shape);
-            }
+            Some(own) => drop(headers.insert(own, Header { shape, dtype })),
             None => tensors.others.push(name),
         }
+    }
+    // A method that is not read is refused when the description is resolved.
+    let quantised = match Quantisation::of(&config) {
+        Ok(Some(quantisation)) => quantised::find(&quantisation, &headers)
+            .with_context(|| format!("{}: it is quantised otherwise than its config.json says", folder.display()))?,
+        _ => quantised::Found::default(),
+    };
+    for (name, Header { shape, dtype }) in headers {
+        if quantised.parts.contains(&name) {
+            continue;
+        }
+        if dtype == Dtype::F16 {
+            tensors.formats.0.insert(name.clone(), Format::F16);
+        }
+        tensors.own.insert(name, shape);
+    }
+    for (name, weight) in quantised.weights {
+        tensors.formats.0.insert(name.clone(), weight.format);
+        tensors.own.insert(name, weight.shape);
     }
     Ok(tensors)
 }

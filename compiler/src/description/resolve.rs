@@ -177,10 +177,11 @@ impl Resolver<'_> {
                 continue;
             }
             if quantised::KEYS.contains(&key) {
-                // One of them says it; the first in order is transformers'.
-                if !quantised && ![Value::Null, Value::Bool(false)].contains(value) {
-                    quantised = true;
-                    self.diagnostics.push(quantised::refusal(key, value, &self.origin));
+                // One of them says it.
+                if !quantised {
+                    let (refusal, told) = quantised::refusal(key, value, &self.origin);
+                    quantised = told;
+                    refusal.into_iter().for_each(|refusal| self.diagnostics.push(refusal));
                 }
             } else if let Some(what) = features::asked(key, value) {
                 let file = &self.description.source.name;

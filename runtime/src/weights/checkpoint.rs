@@ -2,9 +2,11 @@
 
 use super::dtype::Dtype;
 use super::gguf;
+use super::quantised::Quantised;
 use super::stored::{self, Stored, Tensor};
+use crate::blocks::decode;
 use crate::map::release;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fusec::description::Spare;
 use fusec::ir::{Format, WeightRef};
 use fusec::tensors;
@@ -36,6 +38,8 @@ pub(super) enum Source {
     Floats(Vec<f32>),
     /// No bytes: values made from the seed and their index when they are read.
     Noise(u64),
+    /// Rows of blocks, made of tensors in other sources when they are read.
+    Quantised(Box<Quantised>),
 }
 
 impl Checkpoint {
@@ -154,9 +158,39 @@ impl Checkpoint {
                 out.extend((rows.start * columns..rows.end * columns).map(|index| noise::value(*seed, index as u64)));
                 return Ok(());
             }
+            Source::Quantised(_) => {
+                let inner = tensor.shape.get(1..tensor.shape.len() - 1).unwrap_or_default().iter().product::<usize>();
+                let (mut blocks, format) = (Vec::new(), tensor.dtype.format().unwrap_or(Format::F32));
+                self.append_blocks(name, tensor, rows.start * inner..rows.end * inner, &mut blocks)?;
+                decode(format, &blocks, out);
+                return Ok(());
+            }
         };
         stored::append(tensor, bytes, rows, out)
             .with_context(|| format!("{}: tensor {name} {:?}", self.origin, tensor.shape))
+    }
+
+    /// Appends the blocks of some rows of a quantised tensor; a row is all dimensions but the last.
+    pub(super) fn append_blocks(
+        &self,
+        name: &str,
+        tensor: &Tensor,
+        rows: Range<usize>,
+        out: &mut Vec<u8>,
+    ) -> Result<()> {
+        let Source::Quantised(quantised) = &self.sources[tensor.file] else {
+            bail!("{}: tensor {name} is not quantised", self.origin)
+        };
+        quantised.append(|file| self.bytes(file), rows, out).with_context(|| format!("{}: tensor {name}", self.origin))
+    }
+
+    /// What a source holds; `None` where its values are made.
+    pub(super) fn bytes(&self, source: usize) -> Option<&[u8]> {
+        match &self.sources[source] {
+            Source::Mapped(map) => Some(&map[..]),
+            Source::Floats(values) => Some(bytemuck::cast_slice(values)),
+            Source::Noise(_) | Source::Quantised(_) => None,
+        }
     }
 
     /// Checks that the checkpoint holds the `required` tensors in their shapes, and nothing else; see [`tensors::account`].
@@ -215,10 +249,11 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
     }
 
-    /// The format of each weight that is stored in half precision, or in quantised blocks along its rows. Others are taken as bfloat16.
+    /// The format of each weight that is stored in half precision, in quantised blocks along its rows, or in several tensors. Others are taken as bfloat16.
     pub fn formats(&self) -> BTreeMap<String, Format> {
         let kept = |tensor: &Tensor| match tensor.dtype {
             Dtype::Of(Format::F16) => Some(Format::F16),
+            Dtype::Of(format) if matches!(self.sources[tensor.file], Source::Quantised(_)) => Some(format),
             _ => self.raw_tensor_format(tensor).filter(|format| format.block().0 > 1),
         };
         self.tensors.iter().filter_map(|(name, tensor)| Some((name.clone(), kept(tensor)?))).collect()
@@ -269,6 +304,7 @@ impl std::fmt::Debug for Source {
             Source::Mapped(map) => write!(f, "{} mapped bytes", map.len()),
             Source::Floats(values) => write!(f, "{} floats", values.len()),
             Source::Noise(seed) => write!(f, "noise of seed {seed}"),
+            Source::Quantised(quantised) => quantised.fmt(f),
         }
     }
 }

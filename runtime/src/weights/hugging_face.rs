@@ -5,13 +5,15 @@
 
 use super::checkpoint::{Checkpoint, Source};
 use super::dtype::Dtype;
+use super::quantised::{Place, Quantised};
 use super::stored::{Stored, Tensor};
 use crate::map::map_file;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fusec::description::{language_model_config, language_model_names};
+use fusec::description::{Quantisation, language_model_config, language_model_names};
 use fusec::files::{Kind, mistaken, read_json};
 use fusec::folder;
 use fusec::ir::Format;
+use fusec::quantised::{Header, find};
 use fusec::tensors::may_be_dropped;
 use safetensors::{SafeTensorError, SafeTensors};
 use serde_json::Value;
@@ -27,7 +29,7 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
     let config = read_json(&config_path)?;
     ensure!(config.is_object(), "{}: not a JSON object", config_path.display());
 
-    let (tensors, sources) = if directory.join("model.safetensors").exists() {
+    let (tensors, mut sources) = if directory.join("model.safetensors").exists() {
         join(&[directory.join("model.safetensors")])?
     } else if directory.join(INDEX).exists() {
         join_indexed(directory, &config)?
@@ -40,7 +42,8 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
         join(&files)?
     };
     Ok(Checkpoint {
-        tensors: of_language_model(&config, tensors),
+        tensors: whole(&config, of_language_model(&config, tensors), &mut sources)
+            .with_context(|| directory.display().to_string())?,
         origin: directory.display().to_string(),
         path: Some(directory.into()),
         config,
@@ -50,13 +53,49 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
 }
 
 /// The tensors of the language model, as they are called where it is the whole model.
-fn of_language_model(config: &Value, tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+fn of_language_model(config: &Value, tensors: BTreeMap<String, Raw>) -> BTreeMap<String, Raw> {
     let names: Vec<&String> = tensors.keys().collect();
     let own = language_model_names(config, &names);
     tensors.into_values().zip(own).filter_map(|(tensor, own)| Some((own?, tensor))).collect()
 }
 
-type Joined = (BTreeMap<String, Tensor>, Vec<Source>);
+/// A tensor as a file has it.
+struct Raw {
+    tensor: Tensor,
+    dtype: safetensors::Dtype,
+}
+
+/// The tensors with those that make a quantised weight in one place.
+fn whole(
+    config: &Value,
+    tensors: BTreeMap<String, Raw>,
+    sources: &mut Vec<Source>,
+) -> Result<BTreeMap<String, Tensor>> {
+    // A method that is not read is refused when the description is resolved.
+    let Ok(Some(quantisation)) = Quantisation::of(config) else {
+        return Ok(tensors.into_iter().map(|(name, raw)| (name, raw.tensor)).collect());
+    };
+    let header =
+        |(name, raw): (&String, &Raw)| (name.clone(), Header { shape: raw.tensor.shape.clone(), dtype: raw.dtype });
+    let found = find(&quantisation, &tensors.iter().map(header).collect())
+        .context("it is quantised otherwise than its config.json says")?;
+    let place = |name: &str| {
+        let Raw { tensor, dtype } = tensors.get(name).with_context(|| format!("there is no tensor {name}"))?;
+        Ok(Place { file: tensor.file, bytes: tensor.bytes.clone(), dtype: *dtype })
+    };
+    let mut made = BTreeMap::new();
+    for (name, weight) in found.weights {
+        let (shape, dtype) = (weight.shape.clone(), Dtype::Of(weight.format));
+        let tensor = Tensor { shape, dtype, file: sources.len(), bytes: 0..0, stored: Stored::Plain };
+        sources.push(Source::Quantised(Box::new(Quantised::new(weight, &place)?)));
+        made.insert(name, tensor);
+    }
+    let plain = tensors.into_iter().filter(|(name, _)| !found.parts.contains(name));
+    made.extend(plain.map(|(name, raw)| (name, raw.tensor)));
+    Ok(made)
+}
+
+type Joined = (BTreeMap<String, Raw>, Vec<Source>);
 
 /// The tensors of several files together.
 fn join(files: &[PathBuf]) -> Result<Joined> {
@@ -113,7 +152,7 @@ fn join_indexed(directory: &Path, config: &Value) -> Result<Joined> {
     let language = language_model_config(config);
     let layers = language.as_ref().unwrap_or(config).get("num_hidden_layers").and_then(Value::as_u64);
     for ((name, shard), own) in entries.iter().zip(own) {
-        let found = joined.0.get(name).map(|tensor| &files[tensor.file]);
+        let found = joined.0.get(name).map(|raw| &files[raw.tensor.file]);
         let needless = own.is_none_or(|own| may_be_dropped(&own, layers.map(|layers| layers as usize)));
         if found.is_none() && needless {
             continue;
@@ -130,18 +169,16 @@ fn join_indexed(directory: &Path, config: &Value) -> Result<Joined> {
 }
 
 /// The tensors of one file, placed in the bytes of source `file`.
-fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Tensor)>> {
+fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<(String, Raw)>> {
     let (header, metadata) = SafeTensors::read_metadata(bytes)
         .map_err(|error| mistaken(bytes, Kind::Safetensors).map_or_else(|| explain(error, bytes), |what| anyhow!(what)))
         .with_context(|| path.display().to_string())?;
     let data = 8 + header;
     let place = |(name, info): (String, &safetensors::tensor::TensorInfo)| {
         let (start, end) = info.data_offsets;
-        let dtype = dtype_of(info.dtype);
-        (
-            name,
-            Tensor { shape: info.shape.clone(), dtype, file, bytes: data + start..data + end, stored: Stored::Plain },
-        )
+        let (shape, dtype) = (info.shape.clone(), dtype_of(info.dtype));
+        let tensor = Tensor { shape, dtype, file, bytes: data + start..data + end, stored: Stored::Plain };
+        (name, Raw { tensor, dtype: info.dtype })
     };
     Ok(metadata.tensors().into_iter().map(place).collect())
 }

@@ -5,6 +5,7 @@ mod dtype;
 pub mod gguf;
 mod hugging_face;
 mod pack;
+mod quantised;
 mod raw;
 mod row_tiles;
 mod select;

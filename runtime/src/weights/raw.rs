@@ -46,6 +46,7 @@ impl Checkpoint {
         let size = |values: usize| format.bytes(values).context("a weight is cut within a block");
         out.reserve(rows.len() * inner * size(columns)?);
         let mut place = Vec::new();
+        let mut made = Made::default();
         for row in rows.start * inner..rows.end * inner {
             unravel(row, outer, &mut place);
             let which = if matches!(weight.tensor, TensorName::Stack { .. }) { place.remove(0) } else { 0 };
@@ -67,10 +68,25 @@ impl Checkpoint {
             }
             place[0] = tensor.stored.place(place[0], tensor.shape[0]);
             let first = place.iter().zip(stored_outer).fold(0, |at, (index, size)| at * size + index);
-            let begin = tensor.bytes.start + first * size(stored_columns)?;
-            let bytes = self.bytes(tensor).context("a weight that is made up")?;
+            let row_bytes = size(stored_columns)?;
+            let bytes = match &self.sources[tensor.file] {
+                Source::Quantised(_) => {
+                    let last: usize = stored_outer.iter().product();
+                    if made.file != Some(tensor.file) || !made.rows.contains(&first) {
+                        made.rows = first..last.min(first / Made::ROWS * Made::ROWS + Made::ROWS);
+                        made.file = Some(tensor.file);
+                        made.blocks.clear();
+                        self.append_blocks(&names[which], tensor, made.rows.clone(), &mut made.blocks)?;
+                    }
+                    &made.blocks[(first - made.rows.start) * row_bytes..]
+                }
+                _ => {
+                    let bytes = self.bytes(tensor.file).context("a weight that is made up")?;
+                    &bytes[tensor.bytes.start + first * row_bytes..]
+                }
+            };
             for run in runs {
-                out.extend_from_slice(&bytes[begin + size(run.start)?..begin + size(run.end)?]);
+                out.extend_from_slice(&bytes[size(run.start)?..size(run.end)?]);
             }
         }
         Ok(())
@@ -79,18 +95,25 @@ impl Checkpoint {
     /// The format of a tensor whose rows are whole blocks that lie in the file.
     pub(super) fn raw_tensor_format(&self, tensor: &Tensor) -> Option<Format> {
         let in_rows = matches!(tensor.stored, Stored::Plain | Stored::Pairs { .. } | Stored::ByProjection { .. });
-        self.bytes(tensor).filter(|_| in_rows && tensor.shape.len() > 1)?;
+        let made_up = matches!(self.sources[tensor.file], Source::Noise(_));
+        if made_up || !in_rows || tensor.shape.len() < 2 {
+            return None;
+        }
         tensor.dtype.format().filter(|format| tensor.shape.last().is_some_and(|&last| format.bytes(last).is_some()))
     }
+}
 
-    /// What holds a tensor's bytes; `None` for made-up ones.
-    fn bytes(&self, tensor: &Tensor) -> Option<&[u8]> {
-        match &self.sources[tensor.file] {
-            Source::Mapped(map) => Some(&map[..]),
-            Source::Floats(values) => Some(bytemuck::cast_slice(values)),
-            Source::Noise(_) => None,
-        }
-    }
+/// Blocks of some rows of a quantised tensor: words that hold codes of several rows are read once for all of them.
+#[derive(Default)]
+struct Made {
+    file: Option<usize>,
+    rows: Range<usize>,
+    blocks: Vec<u8>,
+}
+
+impl Made {
+    /// Rows that are made at a time, at most.
+    const ROWS: usize = 8;
 }
 
 /// The indices of entry `at` of a tensor of `shape`.

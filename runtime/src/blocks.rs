@@ -235,6 +235,12 @@ pub(crate) fn scale_and_zero(word: u32) -> (f32, u8) {
     (f32::from_bits(word & !BELOW_SCALE), (word & ZERO_POINT) as u8)
 }
 
+/// The inverse of [`scale_and_zero`]; `None` where the scale has more than 16 bits, or the zero point more than five.
+pub(crate) fn with_zero(scale: f32, zero: i32) -> Option<u32> {
+    let zero = u32::try_from(zero).ok().filter(|zero| *zero <= ZERO_POINT)?;
+    (scale.to_bits() & BELOW_SCALE == 0).then(|| scale.to_bits() | zero)
+}
+
 /// The values of IQ4_NL's and IQ4_XS's nibbles.
 const TABLE: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 

@@ -177,9 +177,23 @@ impl OpenModel {
         let formats = self.formats().0;
         let rounded: Vec<Format> = formats.values().copied().filter(|format| format.packed().is_none()).collect();
         let names: BTreeSet<Format> = rounded.iter().copied().collect();
-        let names: Vec<&str> = names.into_iter().map(Format::name).collect();
+        let name = |format: Format| if format == Format::F32 { "codes that no format has" } else { format.name() };
+        let names: Vec<&str> = names.into_iter().map(name).collect();
         let (count, names) = (rounded.len(), names.join(", "));
         (count > 0).then(|| format!("{count} weights are stored as {names}: a GPU takes them in 16 bits"))
+    }
+
+    /// What to tell the user of quantised weights that are held widened.
+    pub fn widened(&self) -> Option<String> {
+        let (formats, shapes) = (self.formats().0, self.checkpoint.as_ref()?.shapes());
+        let widened = || formats.iter().filter(|(_, format)| **format == Format::F32);
+        let values: usize =
+            widened().filter_map(|(name, _)| Some(shapes.get(name.as_str())?.iter().product::<usize>())).sum();
+        let count = widened().count();
+        (count > 0).then(|| {
+            let megabytes = values as f64 * 4e-6;
+            format!("{count} weights are held as f32, in {megabytes:.2} MB: no packed form has their order of columns, groups or zero points")
+        })
     }
 
     /// How its checkpoint stores the weights, where kernels read that.

@@ -151,10 +151,174 @@ def transformers_fp8(name, block):
     return folder
 
 
+def groups(bits=4, kind="int", size=None, **more):
+    """`config_groups` of compressed-tensors."""
+    strategy = "group" if size else "channel"
+    weights = dict(num_bits=bits, type=kind, symmetric=True, strategy=strategy, group_size=size, dynamic=False) | more
+    return dict(group_0=dict(targets=["Linear"], weights=weights, input_activations=None, output_activations=None))
+
+
+def compressed(name, form, sizes, **group):
+    quantisation = dict(
+        quant_method="compressed-tensors", format=form, quantization_status="compressed", ignore=["lm_head"],
+        kv_cache_scheme=None, config_groups=groups(**group),
+    )
+    return Folder(name, quantisation, *sizes)
+
+
+def float_rows(name):
+    folder = compressed(name, "float-quantized", (32, 32), bits=8, kind="float")
+    for module, *shape in folder.modules():
+        fp8(folder, module, shape, "weight_scale", "BF16", [1, shape[1]])
+    return folder
+
+
+def float_groups(name):
+    """`mxfp8`: 32 columns share a power of two."""
+    folder = compressed(name, "mxfp8-quantized", (32, 64), bits=8, kind="float", size=32)
+    for module, rows, columns in folder.modules():
+        codes, exponents = fp8_codes(folder, (rows, columns)), folder.rng.integers(116, 120, (rows, columns // 32), np.uint8)
+        folder.put(f"{module}.weight", "F8_E4M3", codes)
+        folder.put(f"{module}.weight_scale", "U8", exponents)
+        folder.done(module, E4M3[codes] * np.ldexp(np.float32(1), exponents.astype(np.int32) - 127).repeat(32, 1))
+    return folder
+
+
+def modelopt_fp8(name):
+    folder = Folder(name, dict(quant_method="modelopt", quant_algo="FP8"))
+    for module, *shape in folder.modules():
+        fp8(folder, module, shape, "weight_scale", "F32", None)
+        folder.put(f"{module}.input_scale", "F32", np.float32(0.01))
+    return folder
+
+
+def bytes_of_integers(name, asymmetric=False, dtype="BF16"):
+    folder = compressed(name, "int-quantized", (32, 32), bits=8, symmetric=not asymmetric)
+    for module, *shape in folder.modules():
+        codes = (folder.codes(shape, 256) - 128).astype(np.int8)
+        folder.put(f"{module}.weight", "I8", codes)
+        scale = folder.scales(f"{module}.weight_scale", dtype, (shape[0], 1), 2e-3)
+        zero = np.zeros((shape[0], 1), np.int8)
+        if asymmetric:
+            zero = (folder.codes((shape[0], 1), 256) - 128).astype(np.int8)
+            folder.put(f"{module}.weight_zero_point", "I8", zero)
+        folder.done(module, (codes.astype(np.float32) - zero) * scale)
+    return folder
+
+
+def packed(name, bits, size, dtype, asymmetric=False, reordered=False, intermediate=32):
+    """Integers in words; `size` columns share a scale, or all."""
+    folder = compressed(name, "pack-quantized", (32, intermediate), bits=bits, size=size, symmetric=not asymmetric)
+    middle = 1 << (bits - 1)
+    for module, rows, columns in folder.modules():
+        codes = folder.codes((rows, columns), 1 << bits)
+        folder.put(f"{module}.weight_packed", "I32", pack(codes, bits, 1))
+        folder.put(f"{module}.weight_shape", "I64", np.array([rows, columns], np.int64))
+        own = min(size or columns, columns)
+        count = columns // own
+        scale = folder.scales(f"{module}.weight_scale", dtype, (rows, count), 0.3 / (1 << bits))
+        zero = np.full((rows, count), middle)
+        if asymmetric:
+            zero = folder.codes((rows, count), 1 << bits)
+            folder.put(f"{module}.weight_zero_point", "I32", pack(zero, bits, 0))
+        group = np.arange(columns) // own
+        if reordered:
+            group = folder.rng.permutation(group)
+            folder.put(f"{module}.weight_g_idx", "I32", group.astype(np.int32))
+        folder.done(module, (codes - zero[:, group]).astype(np.float32) * scale[:, group])
+    return folder
+
+
+def awq(name, size, intermediate):
+    folder = Folder(name, dict(quant_method="awq", bits=4, group_size=size, version="gemm", zero_point=True), 32, intermediate)
+    folder.config["dtype"] = "float16"
+    for module, rows, columns in folder.modules():
+        codes = folder.codes((columns, rows), 16)
+        own = min(size, columns)
+        zero = folder.codes((columns // own, rows), 16)
+        order = np.arange(rows).reshape(-1, 8)[:, AWQ_ORDER].ravel()
+        folder.put(f"{module}.qweight", "I32", pack(codes[:, order], 4, 1))
+        folder.put(f"{module}.qzeros", "I32", pack(zero[:, order], 4, 1))
+        scale = folder.scales(f"{module}.scales", "F16", zero.shape, 0.02)
+        group = np.arange(columns) // own
+        folder.done(module, ((codes - zero[group]).astype(np.float32) * scale[group]).T)
+    return folder
+
+
+def gptq(name, bits=4, size=32, symmetric=True, reordered=False, version="gptq", intermediate=64):
+    quantisation = dict(
+        quant_method="gptq", bits=bits, group_size=size, desc_act=reordered, sym=symmetric, checkpoint_format=version, lm_head=False
+    )
+    folder = Folder(name, quantisation, 32, intermediate)
+    for module, rows, columns in folder.modules():
+        codes = folder.codes((columns, rows), 1 << bits)
+        count = columns // size
+        # The first version stores zero points less one.
+        less = 1 if version == "gptq" else 0
+        zero = np.full((count, rows), 1 << (bits - 1)) if symmetric else folder.codes((count, rows), 1 << bits) + less
+        folder.put(f"{module}.qweight", "I32", pack(codes, bits, 0))
+        folder.put(f"{module}.qzeros", "I32", pack(zero - less, bits, 1))
+        scale = folder.scales(f"{module}.scales", "F16", (count, rows), 0.3 / (1 << bits))
+        group = np.arange(columns) // size
+        if reordered:
+            group = folder.rng.permutation(group)
+        folder.put(f"{module}.g_idx", "I32", group.astype(np.int32))
+        folder.done(module, ((codes - zero[group]).astype(np.float32) * scale[group]).T)
+    return folder
+
+
+def mxfp4(name):
+    folder = compressed(name, "mxfp4-pack-quantized", (32, 64), kind="float", size=32)
+    for module, rows, columns in folder.modules():
+        codes, exponents = folder.codes((rows, columns), 16), folder.rng.integers(120, 126, (rows, columns // 32), np.uint8)
+        folder.put(f"{module}.weight_packed", "U8", nibbles(codes))
+        folder.put(f"{module}.weight_scale", "U8", exponents)
+        # They are read as GGUF's blocks, whose floats have no negative zero.
+        floats = E2M1[codes] + np.float32(0)
+        folder.done(module, floats * np.ldexp(np.float32(1), exponents.astype(np.int32) - 127).repeat(32, 1))
+    return folder
+
+
+def nvfp4(name, modelopt):
+    if modelopt:
+        folder = Folder(name, dict(quant_method="modelopt", quant_algo="NVFP4", group_size=16))
+    else:
+        folder = compressed(name, "nvfp4-pack-quantized", (32, 32), kind="float", size=16)
+    for module, rows, columns in folder.modules():
+        codes, scale = folder.codes((rows, columns), 16), folder.rng.integers(56, 100, (rows, columns // 16), np.uint8)
+        folder.put(f"{module}.weight" if modelopt else f"{module}.weight_packed", "U8", nibbles(codes))
+        folder.put(f"{module}.weight_scale", "F8_E4M3", scale)
+        if modelopt:
+            whole = E4M3[scale] * folder.scales(f"{module}.weight_scale_2", "F32", (), 4e-3)
+        else:
+            whole = E4M3[scale] / folder.scales(f"{module}.weight_global_scale", "F32", (1,), 300.0)
+        folder.done(module, E2M1[codes] * whole.repeat(16, 1))
+    return folder
+
+
 CASES = {
     # Blocks that do not divide a matrix, as 128 by 128 does not divide most.
     "fp8-blocks": lambda name: transformers_fp8(name, [24, 32]),
     "fp8-tensors": lambda name: transformers_fp8(name, None),
+    "fp8-rows": float_rows,
+    "fp8-groups": float_groups,
+    "fp8-modelopt": modelopt_fp8,
+    "int8-rows": bytes_of_integers,
+    "int8-zeros": lambda name: bytes_of_integers(name, asymmetric=True),
+    "int8-packed": lambda name: packed(name, 8, 32, "F16", intermediate=64),
+    "int4-rows": lambda name: packed(name, 4, None, "BF16", intermediate=128),
+    "int4-groups": lambda name: packed(name, 4, 32, "F16", intermediate=64),
+    "int4-zeros": lambda name: packed(name, 4, 32, "BF16", asymmetric=True, intermediate=64),
+    "int4-reordered": lambda name: packed(name, 4, 16, "BF16", asymmetric=True, reordered=True),
+    "awq": lambda name: awq(name, 128, 256),
+    "gptq": gptq,
+    "gptq-zeros": lambda name: gptq(name, symmetric=False),
+    "gptq-reordered": lambda name: gptq(name, size=16, symmetric=False, reordered=True, intermediate=32),
+    "gptq-v2": lambda name: gptq(name, symmetric=False, version="gptq_v2"),
+    "gptq-bytes": lambda name: gptq(name, bits=8),
+    "mxfp4": mxfp4,
+    "nvfp4": lambda name: nvfp4(name, False),
+    "nvfp4-modelopt": lambda name: nvfp4(name, True),
 }
 
 

@@ -310,10 +310,8 @@ fn a_model_in_the_hubs_cache_runs() {
 fn quantised_checkpoints() {
     let instead = "help: get the model in bf16, or as a GGUF file";
     for (key, value, said) in [
-        ("quantization_config", json!({"quant_method": "gptq", "bits": 4}), "quantised by gptq to 4 bits"),
-        ("quantization_config", json!({"quant_method": "awq", "bits": 4}), "quantised by awq to 4 bits"),
-        ("quantization_config", json!({"quant_method": "compressed-tensors"}), "quantised by compressed-tensors,"),
-        ("quantization_config", json!({"quant_method": "mxfp4"}), "quantised by mxfp4,"),
+        ("quantization_config", json!({"quant_method": "gptq", "bits": 3}), "quantised by gptq to 3 bits"),
+        ("quantization_config", json!({"quant_method": "hqq"}), "quantised by hqq,"),
         ("quantization_config", json!({"load_in_8bit": true}), "the weights are quantised, which nothing here reads"),
         ("quantization", json!({"group_size": 64, "bits": 4}), "quantised by MLX to 4 bits"),
         ("compression_config", json!({"format": "pack-quantized"}), "the weights are quantised,"),

@@ -5,16 +5,40 @@ use std::fs;
 use std::path::PathBuf;
 
 use fuse_tests::{TempFolder, fusec, fuserun, nmse, root};
-use fusec::ir::WeightRef;
+use fusec::ir::{Format, WeightRef};
 use fusec::plan::PlanOptions;
 use fuserun::backend::{Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::weights::{Checkpoint, decode};
+use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Each checkpoint, and the formats that its quantised weights have.
-const CASES: &[(&str, &[&str])] = &[("fp8-blocks", &["fp8"]), ("fp8-tensors", &["fp8"])];
+const CASES: &[(&str, &[&str])] = &[
+    ("awq", &["int4_128", "int4_32"]),
+    ("fp8-blocks", &["fp8"]),
+    ("fp8-groups", &["fp8"]),
+    ("fp8-modelopt", &["fp8"]),
+    ("fp8-rows", &["fp8"]),
+    ("fp8-tensors", &["fp8"]),
+    // Zero points in the middle and scales in half precision: GGUF's blocks.
+    ("gptq", &["q4_0"]),
+    ("gptq-bytes", &["q8_0"]),
+    ("gptq-reordered", &["f32"]),
+    ("gptq-v2", &["int4_32"]),
+    ("gptq-zeros", &["int4_32"]),
+    ("int4-groups", &["q4_0"]),
+    ("int4-reordered", &["f32"]),
+    ("int4-rows", &["int4_128", "int4_32"]),
+    ("int4-zeros", &["int4_32"]),
+    ("int8-packed", &["q8_0"]),
+    ("int8-rows", &["int8"]),
+    ("int8-zeros", &["f32"]),
+    ("mxfp4", &["mxfp4"]),
+    ("nvfp4", &["nvfp4"]),
+    ("nvfp4-modelopt", &["nvfp4"]),
+];
 
 fn folder(case: &str) -> PathBuf {
     root().join("tests/quantised").join(case)
@@ -120,6 +144,24 @@ fn the_compiler_and_the_runtime_agree() {
     }
 }
 
+/// What no packed form has is not widened in silence.
+#[test]
+fn what_is_widened_is_said() {
+    let opened = |case: &str| {
+        OpenModel::open(&ModelName { model: Some(folder(case)), ..ModelName::default() }).expect("it opens")
+    };
+    let said =
+        "7 weights are held as f32, in 0.02 MB: no packed form has their order of columns, groups or zero points";
+    for (case, said) in
+        [("gptq-reordered", Some(said)), ("int8-zeros", Some(said)), ("gptq-zeros", None), ("fp8-rows", None)]
+    {
+        assert_eq!(opened(case).widened().as_deref(), said, "{case}");
+    }
+    let said = "7 weights are stored as codes that no format has: a GPU takes them in 16 bits";
+    assert_eq!(opened("gptq-reordered").rounded().as_deref(), Some(said));
+    assert_eq!(opened("gptq").rounded(), None);
+}
+
 #[test]
 fn drafts_name_weights_and_not_what_they_are_made_of() {
     for (case, _) in CASES {
@@ -167,6 +209,15 @@ fn refused(folder: &TempFolder, parts: &[&str]) {
     }
 }
 
+/// Values tell it, which only the runtime reads.
+fn not_run(folder: &TempFolder, part: &str) {
+    let model = ModelName { model: Some(folder.path().to_owned()), ..ModelName::default() };
+    let options = LoadOptions { context: 8, sequences: 1, batches: vec![1], threads: Some(1) };
+    let loaded = OpenModel::open(&model).and_then(|opened| opened.load(&Device::Cpu, &options).map(drop));
+    let said = format!("{:#}", loaded.expect_err("it is not what it says"));
+    assert!(said.contains(part), "{part} in {said}");
+}
+
 const Q: &str = "model.layers.0.self_attn.q_proj";
 
 #[test]
@@ -183,6 +234,69 @@ fn what_does_not_fit_is_named() {
         config["quantization_config"]["weight_block_size"] = json!([32, 16]);
     });
     refused(&other, &["weight_scale_inv is [2, 1], which does not fit [32, 32]"]);
+    for (case, end, said) in [
+        ("awq", "qzeros", "there is no"),
+        ("gptq", "scales", "there is no"),
+        ("int4-zeros", "weight_scale", "there is no"),
+        ("nvfp4", "weight_global_scale", "there is no scale for all that goes with it"),
+    ] {
+        let lost = changed(case, |_, header| rename(header, &format!("{Q}.{end}"), &format!("{Q}.lost")));
+        refused(&lost, &["it is quantised otherwise than its config.json says", said]);
+    }
+    let groups = changed("gptq", |config, _| config["quantization_config"]["group_size"] = json!(16));
+    refused(&groups, &["scales is [2, 32], and should be [4, 32]"]);
+    let bits = changed("int4-zeros", |config, _| {
+        config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = json!(8);
+    });
+    refused(&bits, &["weight_scale is [32, 2], which does not fit [32, 32]"]);
+}
+
+#[test]
+fn what_only_values_tell_is_checked() {
+    let ordered = changed("gptq-reordered", |config, _| config["quantization_config"]["desc_act"] = json!(false));
+    not_run(&ordered, "has columns in another order, and its config.json says that they are in theirs (`desc_act`)");
+    let symmetric = changed("gptq-zeros", |config, _| config["quantization_config"]["sym"] = json!(true));
+    not_run(&symmetric, "where the configuration says that all are 8");
+    let padded = changed("int4-rows", |_, header| {
+        let (own, other) = (format!("{Q}.weight_shape"), "model.layers.0.mlp.down_proj.weight_shape");
+        let swapped = [header[&own].clone(), header[other].clone()];
+        let [first, second] = swapped;
+        header[other] = first;
+        header[&own] = second;
+    });
+    not_run(&padded, "padded columns are not read");
+}
+
+/// gpt-oss has the matrices of all experts in one tensor.
+#[test]
+fn experts_in_blocks_are_read() {
+    let folder = TempFolder::new();
+    folder.write("config.json", json!({"quantization_config": {"quant_method": "mxfp4"}}).to_string());
+    let (count, rows, blocks) = (2, 3, 2);
+    let codes: Vec<u8> = (0..count * rows * blocks * 16).map(|at| (at * 37 % 251) as u8).collect();
+    let exponents: Vec<u8> = (0..count * rows * blocks).map(|at| 120 + at as u8).collect();
+    let views = [
+        ("mlp.w_blocks", TensorView::new(Dtype::U8, vec![count, rows, blocks, 16], &codes).expect("it fits")),
+        ("mlp.w_scales", TensorView::new(Dtype::U8, vec![count, rows, blocks], &exponents).expect("it fits")),
+    ];
+    folder.write("model.safetensors", safetensors::serialize(views, None).expect("plain"));
+    let checkpoint = Checkpoint::open(folder.path()).expect("it opens");
+    const FLOATS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let value = |at: usize| {
+        let nibble = codes[at / 2] >> (4 * (at % 2)) & 15;
+        let size = FLOATS[usize::from(nibble & 7)] * 2f32.powi(i32::from(exponents[at / 32]) - 127);
+        if nibble & 8 == 0 { size } else { 0.0 - size }
+    };
+    let columns = 32 * blocks;
+    let wanted: Vec<f32> = (0..count * rows * columns).map(value).collect();
+    assert_eq!(checkpoint.shape(&"mlp.w".into()).expect("a shape"), [count, rows, columns]);
+    assert_eq!(checkpoint.read_f32(&"mlp.w".into()).expect("it is read"), wanted);
+    let second: WeightRef = "mlp.w[1]".into();
+    assert_eq!(checkpoint.read_f32(&second).expect("it is read"), wanted[rows * columns..]);
+    let (mut raw, mut decoded) = (Vec::new(), Vec::new());
+    checkpoint.raw_rows(&second, 1..3, &mut raw).expect("they are read");
+    decode(Format::Mxfp4, &raw, &mut decoded);
+    assert_eq!(decoded, wanted[(rows + 1) * columns..]);
 }
 
 #[test]
@@ -193,6 +307,28 @@ fn methods_and_options_that_are_not_read_are_named() {
         (
             json!({"quant_method": "fp8", "weight_block_size": [128]}),
             "the weights are quantised by fp8 with `weight_block_size` [128]",
+        ),
+        (json!({"quant_method": "gptq", "bits": 3}), "by gptq to 3 bits"),
+        (
+            json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}),
+            "with `checkpoint_format` \"marlin\"",
+        ),
+        (json!({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"bits": 8}}}), "with `dynamic` "),
+        (json!({"quant_method": "awq", "bits": 3}), "by awq to 3 bits"),
+        (json!({"quant_method": "awq", "bits": 4, "version": "gemv"}), "by awq with `version` \"gemv\""),
+        (json!({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}), "by modelopt with `quant_algo` \"W4A16_AWQ\""),
+        (json!({"quant_method": "compressed-tensors"}), "by compressed-tensors with `config_groups` null"),
+        (
+            json!({"quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": {}}),
+            "by compressed-tensors with `format` \"marlin-24\"",
+        ),
+        (
+            json!({"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"num_bits": 3}}}}),
+            "by compressed-tensors to 3 bits",
+        ),
+        (
+            json!({"quant_method": "compressed-tensors", "config_groups": {}, "transform_config": {"config_groups": {}}}),
+            "with `transform_config` ",
         ),
     ] {
         let folder = changed("fp8-blocks", |config, _| config["quantization_config"] = quantisation.clone());

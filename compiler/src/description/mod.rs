@@ -36,7 +36,7 @@ pub use diagnostics::{Code, Diagnostic, Diagnostics, Help, Source, Span};
 pub use document::Description;
 pub use facts::{Beyond, Facts, Spare};
 pub use lacking::{also_served, lacking, lacking_in_gguf};
-pub use quantised::{QUANTISED_INSTEAD, Quantisation, quantised_tensor};
+pub use quantised::{Group, QUANTISED_INSTEAD, Quantisation, quantised_tensor};
 pub use reference::operations;
 pub use resolve::MAX_LAYERS;
 pub use rope::Scaling;

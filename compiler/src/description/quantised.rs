@@ -1,5 +1,7 @@
 //! Quantised checkpoints: what their configuration says of how weights are stored, and what of it nothing here reads.
 
+use std::collections::BTreeMap;
+
 use super::diagnostics::{Code, Diagnostic};
 use super::text_config::language_model_config;
 use super::value::{Value, count_of};
@@ -40,6 +42,43 @@ pub enum Quantisation {
         /// Rows and columns that share a scale.
         block: Option<[usize; 2]>,
     },
+    /// `compressed-tensors`: each of these for some weights.
+    CompressedTensors(Vec<Group>),
+    /// `awq`: integers of 4 bits.
+    Awq {
+        /// Columns that share a scale; `None`: all.
+        group: Option<usize>,
+    },
+    /// `gptq`: integers.
+    Gptq {
+        /// Bits of each: 4 or 8.
+        bits: usize,
+        /// Columns that share a scale; `None`: all.
+        group: Option<usize>,
+        /// All zero points are in the middle.
+        symmetric: bool,
+        /// A tensor tells the group of each column.
+        reordered: bool,
+        /// Zero points are stored less one.
+        less_one: bool,
+    },
+    /// `mxfp4`, as gpt-oss has its experts.
+    Mxfp4,
+    /// `modelopt`: floats of 8 or 4 bits.
+    ModelOpt,
+}
+
+/// One way in which compressed-tensors stores weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Bits of a value: 4 or 8.
+    pub bits: usize,
+    /// Whether values are floats; else they are integers.
+    pub float: bool,
+    /// Columns that share a scale, where rows have several.
+    pub group: Option<usize>,
+    /// Rows and columns that share a scale.
+    pub block: Option<[usize; 2]>,
 }
 
 impl Quantisation {
@@ -91,17 +130,93 @@ fn read(key: &str, value: &Value) -> Read<Option<Quantisation>> {
     if let Some(method) = method {
         options.what += &format!(" by {method}");
     }
-    let bits = options.get("bits").or(options.get("w_bit")).and_then(Value::number);
-    let with_bits = |what: &str| bits.map_or(what.to_owned(), |bits| format!("{what} to {bits} bits"));
     match method {
         Some("fp8" | "fbgemm_fp8") => fp8(&options).map(Some),
-        _ => Err(with_bits(&options.what)),
+        Some("compressed-tensors") => compressed_tensors(&options).map(Some),
+        Some("awq") => awq(&options).map(Some),
+        Some("gptq") => gptq(&options).map(Some),
+        Some("mxfp4") => Ok(Some(Quantisation::Mxfp4)),
+        Some("modelopt" | "modelopt_fp4") => {
+            options.only("quant_algo", &["FP8", "NVFP4"])?;
+            Ok(Some(Quantisation::ModelOpt))
+        }
+        _ => Err(options.bits()),
     }
 }
 
 fn fp8(options: &Options<'_>) -> Read<Quantisation> {
     options.only("fmt", &["e4m3"])?;
     Ok(Quantisation::Fp8 { block: options.pair("weight_block_size")? })
+}
+
+/// The ways of compressed-tensors to store a tensor that are read.
+const STORED: &[&str] = &[
+    "float-quantized",
+    "int-quantized",
+    "mixed-precision",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "pack-quantized",
+];
+
+fn compressed_tensors(options: &Options<'_>) -> Read<Quantisation> {
+    options.only("format", STORED)?;
+    options.only("quantization_status", &["compressed"])?;
+    let dense = |table: &BTreeMap<String, Value>| table.get("format").is_none_or(|format| *format == "dense".into());
+    options.only_table("sparsity_config", dense)?;
+    options.only_table("transform_config", BTreeMap::is_empty)?;
+    let groups = options.get("config_groups").and_then(Value::table).ok_or_else(|| options.not("config_groups"))?;
+    let mut list = Vec::new();
+    for group in groups.values() {
+        let group = Options { table: group, what: options.what.clone() };
+        group.only("format", STORED)?;
+        // A group without weights is of activations.
+        let Some(weights) = group.get("weights") else { continue };
+        let weights = Options { table: weights, what: options.what.clone() };
+        weights.only("type", &["int", "float"])?;
+        weights.only("strategy", &["tensor", "channel", "group", "block", "tensor_group"])?;
+        let bits = weights.get("num_bits").and_then(count_of).unwrap_or(8);
+        let float = weights.text("type") == Some("float");
+        if ![4, 8].contains(&bits) {
+            return Err(format!("{} to {bits} bits", options.what));
+        }
+        let in_blocks = weights.text("strategy") == Some("block");
+        let block = if in_blocks { weights.pair("block_structure")? } else { None };
+        if in_blocks && block.is_none() {
+            return Err(weights.not("block_structure"));
+        }
+        list.push(Group { bits, float, group: weights.group()?, block });
+    }
+    Ok(Quantisation::CompressedTensors(list))
+}
+
+fn awq(options: &Options<'_>) -> Read<Quantisation> {
+    if ["bits", "w_bit"].iter().any(|key| options.get(key).is_some_and(|bits| !bits.same(&Value::Int(4)))) {
+        return Err(options.bits());
+    }
+    options.only("version", &["gemm"])?;
+    let key = if options.get("q_group_size").is_some() { "q_group_size" } else { "group_size" };
+    Ok(Quantisation::Awq { group: options.group_in(key)? })
+}
+
+fn gptq(options: &Options<'_>) -> Read<Quantisation> {
+    let bits = options.get("bits").and_then(count_of).filter(|bits| [4, 8].contains(bits));
+    let bits = bits.ok_or_else(|| options.bits())?;
+    options.only("checkpoint_format", &["gptq", "gptq_v2"])?;
+    if options.flag("is_marlin_format") {
+        return Err(options.not("is_marlin_format"));
+    }
+    // Modules that are left out begin with a minus; others have options of their own.
+    options.only_table("dynamic", |table| table.keys().all(|key| key.starts_with('-')))?;
+    Ok(Quantisation::Gptq {
+        bits,
+        group: options.group()?,
+        symmetric: options.flag("sym"),
+        reordered: options.flag("desc_act"),
+        less_one: options.text("checkpoint_format") != Some("gptq_v2"),
+    })
 }
 
 impl<'a> Options<'a> {
@@ -119,10 +234,39 @@ impl<'a> Options<'a> {
         format!("{} with `{key}` {value}", self.what)
     }
 
+    /// The refusal of the method, or of its bits.
+    fn bits(&self) -> String {
+        let bits = self.get("bits").or(self.get("w_bit")).and_then(Value::number);
+        bits.map_or(self.what.clone(), |bits| format!("{} to {bits} bits", self.what))
+    }
+
     /// Refuses a text other than these, in whatever case.
     fn only(&self, key: &str, texts: &[&str]) -> Read<()> {
         let known = |value: &Value| value.text().is_some_and(|text| texts.iter().any(|t| t.eq_ignore_ascii_case(text)));
         if self.get(key).is_none_or(known) { Ok(()) } else { Err(self.not(key)) }
+    }
+
+    /// Refuses a table that is not such; there may be none.
+    fn only_table(&self, key: &str, such: impl Fn(&BTreeMap<String, Value>) -> bool) -> Read<()> {
+        let read = self.get(key).is_none_or(|value| value.table().is_some_and(such));
+        if read { Ok(()) } else { Err(self.not(key)) }
+    }
+
+    fn flag(&self, key: &str) -> bool {
+        self.get(key) == Some(&Value::Bool(true))
+    }
+
+    /// `group_size`.
+    fn group(&self) -> Read<Option<usize>> {
+        self.group_in("group_size")
+    }
+
+    /// A number of columns; `None` for -1, which is all of them, or where there is none.
+    fn group_in(&self, key: &str) -> Read<Option<usize>> {
+        match self.get(key) {
+            None | Some(Value::Int(-1)) => Ok(None),
+            Some(value) => count_of(value).map(Some).ok_or_else(|| self.not(key)),
+        }
     }
 
     /// Two sizes; `None` where there are none.

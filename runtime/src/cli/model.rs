@@ -92,9 +92,11 @@ impl ModelArgs {
         if let Some(reason) = reason {
             tell(reason);
         }
-        if let (Device::Cuda(_), Some(note)) = (&device, model.rounded()) {
-            tell(note);
-        }
+        let note = match &device {
+            Device::Cuda(_) => model.rounded(),
+            _ => model.widened(),
+        };
+        note.into_iter().for_each(tell);
         device
     }
 }

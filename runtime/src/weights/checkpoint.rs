@@ -181,16 +181,9 @@ impl Checkpoint {
         let Source::Quantised(quantised) = &self.sources[tensor.file] else {
             bail!("{}: tensor {name} is not quantised", self.origin)
         };
-        quantised.append(|file| self.bytes(file), rows, out).with_context(|| format!("{}: tensor {name}", self.origin))
-    }
-
-    /// What a source holds; `None` where its values are made.
-    pub(super) fn bytes(&self, source: usize) -> Option<&[u8]> {
-        match &self.sources[source] {
-            Source::Mapped(map) => Some(&map[..]),
-            Source::Floats(values) => Some(bytemuck::cast_slice(values)),
-            Source::Noise(_) | Source::Quantised(_) => None,
-        }
+        quantised
+            .append(|file| self.sources[file].bytes(), rows, out)
+            .with_context(|| format!("{}: tensor {name}", self.origin))
     }
 
     /// Checks that the checkpoint holds the `required` tensors in their shapes, and nothing else; see [`tensors::account`].
@@ -274,6 +267,17 @@ impl Checkpoint {
             metadata: None,
             tensors: BTreeMap::new(),
             sources: Vec::new(),
+        }
+    }
+}
+
+impl Source {
+    /// What it holds; `None` where its values are made.
+    pub(super) fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Source::Mapped(map) => Some(&map[..]),
+            Source::Floats(values) => Some(bytemuck::cast_slice(values)),
+            Source::Noise(_) | Source::Quantised(_) => None,
         }
     }
 }

@@ -87,7 +87,9 @@ fn whole(
     for (name, weight) in found.weights {
         let (shape, dtype) = (weight.shape.clone(), Dtype::Of(weight.format));
         let tensor = Tensor { shape, dtype, file: sources.len(), bytes: 0..0, stored: Stored::Plain };
-        sources.push(Source::Quantised(Box::new(Quantised::new(weight, &place)?)));
+        let quantised = Quantised::new(weight, &place)?;
+        quantised.check(|file| sources[file].bytes()).with_context(|| format!("{name} is quantised"))?;
+        sources.push(Source::Quantised(Box::new(quantised)));
         made.insert(name, tensor);
     }
     let plain = tensors.into_iter().filter(|(name, _)| !found.parts.contains(name));

@@ -81,7 +81,7 @@ impl Checkpoint {
                     &made.blocks[(first - made.rows.start) * row_bytes..]
                 }
                 _ => {
-                    let bytes = self.bytes(tensor.file).context("a weight that is made up")?;
+                    let bytes = self.sources[tensor.file].bytes().context("a weight that is made up")?;
                     &bytes[tensor.bytes.start + first * row_bytes..]
                 }
             };

@@ -29,10 +29,40 @@ const FOREIGN: &[(&str, &str)] = &[
     (".distcp", "in the format of a distributed training run"),
 ];
 
+/// Files in which older checkpoints say how they are quantised, beside a config.json that does not, and the methods.
+const QUANTISED: &[(&str, &str)] =
+    &[("hf_quant_config.json", "modelopt"), ("quantize_config.json", "gptq"), ("quant_config.json", "awq")];
+
 /// PyTorch's pickles: reading one may run any code.
 const PICKLES: &[&str] = &[".bin", ".pth", ".pt", ".ckpt"];
 
 const INSTEAD: &str = "get the model as .safetensors files with config.json and tokenizer.json, or as a .gguf file";
+
+/// The config.json of a checkpoint's folder, with what a file beside it says of how the weights are quantised, where it says nothing of that.
+///
+/// # Errors
+/// A file that is not there, or no JSON.
+pub fn configuration(folder: &Path) -> Result<Value> {
+    const KEY: &str = "quantization_config";
+    let mut config = read_json(&folder.join("config.json"))?;
+    let Some(table) = config.as_object_mut().filter(|table| !table.contains_key(KEY)) else { return Ok(config) };
+    for (name, method) in QUANTISED {
+        let file = folder.join(name);
+        if !file.exists() {
+            continue;
+        }
+        let mut said = read_json(&file)?;
+        if let Some(inner) = said.get_mut("quantization") {
+            said = inner.take();
+        }
+        if let Some(options) = said.as_object_mut() {
+            options.entry("quant_method").or_insert_with(|| (*method).into());
+            table.insert(KEY.to_owned(), said);
+            break;
+        }
+    }
+    Ok(config)
+}
 
 /// The folder with a checkpoint's files that `named` stands for: itself, or of a model in the hub's cache (`models--OWNER--NAME`, or `snapshots` in it)
 /// the snapshot of its main branch.

@@ -10,11 +10,14 @@ use crate::ir::Format;
 
 /// What belongs to a quantised module and that no weight is made of: what activations and caches are rounded with elsewhere.
 const UNUSED: &[&str] = &[
+    ".activation_scale",
     ".input_scale",
+    ".input_scale_ub",
     ".input_zero_point",
     ".input_global_scale",
     ".output_scale",
     ".output_zero_point",
+    ".q_scale",
     ".k_scale",
     ".v_scale",
     ".k_zero_point",

@@ -173,6 +173,13 @@ def float_rows(name):
     return folder
 
 
+def float_blocks(name):
+    folder = compressed(name, "float-quantized", (32, 64), bits=8, kind="float", strategy="block", block_structure="16x32")
+    for module, *shape in folder.modules():
+        fp8(folder, module, shape, "weight_scale", "BF16", [16, 32])
+    return folder
+
+
 def float_groups(name):
     """`mxfp8`: 32 columns share a power of two."""
     folder = compressed(name, "mxfp8-quantized", (32, 64), bits=8, kind="float", size=32)
@@ -301,6 +308,7 @@ CASES = {
     "fp8-blocks": lambda name: transformers_fp8(name, [24, 32]),
     "fp8-tensors": lambda name: transformers_fp8(name, None),
     "fp8-rows": float_rows,
+    "fp8-blocks-text": float_blocks,
     "fp8-groups": float_groups,
     "fp8-modelopt": modelopt_fp8,
     "int8-rows": bytes_of_integers,

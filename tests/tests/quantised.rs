@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 const CASES: &[(&str, &[&str])] = &[
     ("awq", &["int4_128", "int4_32"]),
     ("fp8-blocks", &["fp8"]),
+    ("fp8-blocks-text", &["fp8"]),
     ("fp8-groups", &["fp8"]),
     ("fp8-modelopt", &["fp8"]),
     ("fp8-rows", &["fp8"]),
@@ -267,6 +268,33 @@ fn what_only_values_tell_is_checked() {
     not_run(&padded, "padded columns are not read");
 }
 
+#[test]
+fn files_beside_the_configuration_are_read() {
+    for (case, file, inner) in [
+        ("fp8-modelopt", "hf_quant_config.json", Some("quantization")),
+        ("gptq-zeros", "quantize_config.json", None),
+        ("awq", "quant_config.json", None),
+    ] {
+        let beside = changed(case, |_, _| {});
+        let config = fs::read(beside.path().join("config.json")).expect("it is there");
+        let mut config: Value = serde_json::from_slice(&config).expect("a configuration");
+        let mut said = config["quantization_config"].take();
+        let (config, said) = (config.as_object_mut().expect("a table"), said.as_object_mut().expect("a table"));
+        config.remove("quantization_config");
+        said.remove("quant_method");
+        let said = inner.map_or(json!(said), |inner| json!({ inner: said }));
+        beside.write("config.json", json!(config).to_string());
+        beside.write(file, said.to_string());
+        let checked = fusec(&["check", "--checkpoint", beside.path().to_str().expect("plain")]);
+        assert_eq!(checked.code, 0, "{case}: {}", checked.stderr);
+        let checkpoint = Checkpoint::open(beside.path()).expect("it opens");
+        for (name, wanted) in digests(case) {
+            let values = checkpoint.read_f32(&WeightRef::whole(&name)).expect("it is read");
+            assert_eq!(digest(&values), wanted, "{case}: {name}");
+        }
+    }
+}
+
 /// gpt-oss has the matrices of all experts in one tensor.
 #[test]
 fn experts_in_blocks_are_read() {
@@ -315,6 +343,9 @@ fn methods_and_options_that_are_not_read_are_named() {
         ),
         (json!({"quant_method": "gptq", "bits": 4, "dynamic": {"+:.*": {"bits": 8}}}), "with `dynamic` "),
         (json!({"quant_method": "awq", "bits": 3}), "by awq to 3 bits"),
+        (json!({"quant_method": "awq", "bits": 4, "backend": "llm-awq"}), "by awq with `backend` \"llm-awq\""),
+        (json!({"quant_method": "gptq", "bits": 4, "format": "gptq_v3"}), "by gptq with `format` \"gptq_v3\""),
+        (json!({"quant_method": "fp8", "weight_block_size": "0x8"}), "by fp8 with `weight_block_size` \"0x8\""),
         (json!({"quant_method": "awq", "bits": 4, "version": "gemv"}), "by awq with `version` \"gemv\""),
         (json!({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}), "by modelopt with `quant_algo` \"W4A16_AWQ\""),
         (json!({"quant_method": "compressed-tensors"}), "by compressed-tensors with `config_groups` null"),

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::compile::{Formats, Model};
 use crate::description::{Quantisation, language_model_names};
 use crate::files::{Kind, mistaken, read_json};
-use crate::folder::{hub_name, other_weights, single_file, without_config};
+use crate::folder::{configuration, hub_name, other_weights, single_file, without_config};
 use crate::ir::Format;
 use crate::quantised::{self, Header};
 use crate::tensors::{self, Accounting};
@@ -31,7 +31,7 @@ pub(super) fn config(folder: &Path) -> Result<Value> {
     );
     let file = folder.join("config.json");
     ensure!(file.exists(), "{}: {}", folder.display(), without_config(folder));
-    read_json(&file)
+    configuration(folder)
 }
 
 /// What to do with a file that was named in the place of a folder.
@@ -74,8 +74,7 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
             ensure!(!twice, "{}: tensor {name} is in another file of the folder too", file.display());
         }
     }
-    let config = folder.join("config.json");
-    let config = if config.exists() { read_json(&config)? } else { Value::Null };
+    let config = if folder.join("config.json").exists() { configuration(folder)? } else { Value::Null };
     let names: Vec<&String> = found.keys().collect();
     let own = language_model_names(&config, &names);
     let mut tensors = Tensors::default();

@@ -197,6 +197,9 @@ fn awq(options: &Options<'_>) -> Read<Quantisation> {
         return Err(options.bits());
     }
     options.only("version", &["gemm"])?;
+    if options.text("backend") == Some("llm-awq") {
+        return Err(options.not("backend"));
+    }
     let key = if options.get("q_group_size").is_some() { "q_group_size" } else { "group_size" };
     Ok(Quantisation::Awq { group: options.group_in(key)? })
 }
@@ -204,7 +207,8 @@ fn awq(options: &Options<'_>) -> Read<Quantisation> {
 fn gptq(options: &Options<'_>) -> Read<Quantisation> {
     let bits = options.get("bits").and_then(count_of).filter(|bits| [4, 8].contains(bits));
     let bits = bits.ok_or_else(|| options.bits())?;
-    options.only("checkpoint_format", &["gptq", "gptq_v2"])?;
+    let form = if options.get("checkpoint_format").is_some() { "checkpoint_format" } else { "format" };
+    options.only(form, &["gptq", "gptq_v2"])?;
     if options.flag("is_marlin_format") {
         return Err(options.not("is_marlin_format"));
     }
@@ -215,7 +219,7 @@ fn gptq(options: &Options<'_>) -> Read<Quantisation> {
         group: options.group()?,
         symmetric: options.flag("sym"),
         reordered: options.flag("desc_act"),
-        less_one: options.text("checkpoint_format") != Some("gptq_v2"),
+        less_one: options.text(form) != Some("gptq_v2"),
     })
 }
 
@@ -269,15 +273,17 @@ impl<'a> Options<'a> {
         }
     }
 
-    /// Two sizes; `None` where there are none.
+    /// Two sizes, as `[128, 128]` or `"128x128"`; `None` where there are none.
     fn pair(&self, key: &str) -> Read<Option<[usize; 2]>> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::List(items)) => match &items[..] {
-                [a, b] => count_of(a).zip(count_of(b)).map(|(a, b)| Some([a, b])).ok_or_else(|| self.not(key)),
-                _ => Err(self.not(key)),
-            },
-            Some(_) => Err(self.not(key)),
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let sizes: Vec<Option<usize>> = match value {
+            Value::List(items) => items.iter().map(count_of).collect(),
+            Value::Str(text) => text.split('x').map(|size| size.parse().ok().filter(|size| *size > 0)).collect(),
+            _ => Vec::new(),
+        };
+        match sizes[..] {
+            [Some(rows), Some(columns)] => Ok(Some([rows, columns])),
+            _ => Err(self.not(key)),
         }
     }
 }

@@ -120,7 +120,7 @@ impl Named<'_> {
                 let folder = checkpoint_folder(path)?;
                 let file = folder.join("config.json");
                 ensure!(file.exists(), "{}: {}", folder.display(), folder::without_config(&folder));
-                files::read_json(&file).map(Some)
+                folder::configuration(&folder).map(Some)
             }
             (None, Some(artifact)) => {
                 let own: Value = serde_json::from_str(&artifact.config_json)

@@ -26,7 +26,7 @@ const INDEX: &str = "model.safetensors.index.json";
 pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
     let config_path = directory.join("config.json");
     ensure!(config_path.exists(), "{}: {}", directory.display(), folder::without_config(directory));
-    let config = read_json(&config_path)?;
+    let config = folder::configuration(directory)?;
     ensure!(config.is_object(), "{}: not a JSON object", config_path.display());
 
     let (tensors, mut sources) = if directory.join("model.safetensors").exists() {

@@ -137,6 +137,8 @@ pub struct Found {
     pub weights: BTreeMap<String, Weight>,
     /// The tensors that they are made of, and those that belong to them and are not used.
     pub parts: BTreeSet<String>,
+    /// Biases that may be left over where they are zeros: tools for GPTQ write them for modules that have none.
+    pub biases: BTreeSet<String>,
 }
 
 /// Finds the quantised weights among the tensors of a checkpoint. What is not quantised is left as it is.
@@ -183,6 +185,11 @@ pub fn find(quantisation: &Quantisation, tensors: &BTreeMap<String, Header>) -> 
         let made = made.with_context(|| format!("{name} is quantised"))?;
         found.parts.extend(module.parts);
         found.weights.insert(weight, made);
+        if let (Quantisation::Gptq { .. }, Some((bias, _))) =
+            (quantisation, tensors.get_key_value(&format!("{own}.bias")))
+        {
+            found.biases.insert(bias.clone());
+        }
     }
     Ok(found)
 }

@@ -358,6 +358,17 @@ pub fn locate<'n, T>(name: &'n str, found: &BTreeMap<impl Borrow<str> + Ord, T>)
     if !begins && found.contains_key(rest) { rest } else { name }
 }
 
+/// The tensors of a checkpoint without those that are `idle`: they carry nothing, and may be there though no weight is read from them.
+pub fn without_idle<'a>(
+    mut found: BTreeMap<&'a str, &'a [usize]>,
+    idle: &BTreeSet<String>,
+    required: &[(WeightRef, Vec<usize>)],
+) -> BTreeMap<&'a str, &'a [usize]> {
+    let needed: BTreeSet<String> = names(required).iter().map(|name| locate(name, &found).to_owned()).collect();
+    found.retain(|name, _| !idle.contains(*name) || needed.contains(*name));
+    found
+}
+
 /// The tensors that weights are read from.
 struct Needed {
     /// Names and shapes, in the order in which weights name them first.

@@ -164,7 +164,7 @@ impl OpenModel {
         };
         let model = compile(&self.description, self.config.as_ref(), &options)?;
         if let Some(checkpoint) = &self.checkpoint {
-            let found = checkpoint.shapes();
+            let found = checkpoint.shapes_for(&tensors::required(&model.described));
             tensors::reconcile(&self.name, &found, &model.resolved, &model.described)
                 .map_err(|diagnostics| anyhow!("{diagnostics}"))?;
             checkpoint.check_tied_head(&tensors::required(&model.described), &model.resolved.facts.spare())?;

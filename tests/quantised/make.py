@@ -252,7 +252,7 @@ def awq(name, size, intermediate):
     return folder
 
 
-def gptq(name, bits=4, size=32, symmetric=True, reordered=False, version="gptq", intermediate=64):
+def gptq(name, bits=4, size=32, symmetric=True, reordered=False, version="gptq", intermediate=64, biases=False):
     quantisation = dict(
         quant_method="gptq", bits=bits, group_size=size, desc_act=reordered, sym=symmetric, checkpoint_format=version, lm_head=False
     )
@@ -270,6 +270,9 @@ def gptq(name, bits=4, size=32, symmetric=True, reordered=False, version="gptq",
         if reordered:
             group = folder.rng.permutation(group)
         folder.put(f"{module}.g_idx", "I32", group.astype(np.int32))
+        if biases:
+            # Which tools write though the model has none.
+            folder.put(f"{module}.bias", "F16", np.zeros(rows, np.float16))
         folder.done(module, ((codes - zero[group]).astype(np.float32) * scale[group]).T)
     return folder
 
@@ -322,7 +325,7 @@ CASES = {
     "gptq": gptq,
     "gptq-zeros": lambda name: gptq(name, symmetric=False),
     "gptq-reordered": lambda name: gptq(name, size=16, symmetric=False, reordered=True, intermediate=32),
-    "gptq-v2": lambda name: gptq(name, symmetric=False, version="gptq_v2"),
+    "gptq-v2": lambda name: gptq(name, symmetric=False, version="gptq_v2", biases=True),
     "gptq-bytes": lambda name: gptq(name, bits=8),
     "mxfp4": mxfp4,
     "nvfp4": lambda name: nvfp4(name, False),

@@ -295,6 +295,19 @@ fn files_beside_the_configuration_are_read() {
     }
 }
 
+#[test]
+fn biases_that_are_no_zeros_are_missed() {
+    let swapped = changed("gptq-v2", |_, header| {
+        let [bias, scales] = ["bias", "scales"].map(|end| format!("{Q}.{end}"));
+        let places = [&bias, &scales].map(|name| header[name]["data_offsets"].clone());
+        let [first, second] = places;
+        header[&bias]["data_offsets"] = second;
+        header[&scales]["data_offsets"] = first;
+    });
+    not_run(&swapped, "nothing reads 1 tensor");
+    not_run(&swapped, "q_proj.bias");
+}
+
 /// gpt-oss has the matrices of all experts in one tensor.
 #[test]
 fn experts_in_blocks_are_read() {

@@ -49,17 +49,20 @@ pub(super) struct Tensors {
     pub own: BTreeMap<String, Vec<usize>>,
     /// How each of these is stored, where it is in a format that kernels read.
     pub formats: Formats,
+    /// Those that carry nothing as long as they are zeros, which only who runs the model sees.
+    pub idle: BTreeSet<String>,
     /// The names of those of other parts of the model.
     pub others: Vec<String>,
 }
 
 /// Checks that the folder's tensors are those that the model reads, in name and shape, both ways. None for a folder with only a config.json.
 pub(super) fn account(folder: &Path, model: &Model) -> Result<Option<Accounting>> {
-    let Tensors { own, others, .. } = tensors(folder)?;
+    let Tensors { own, others, idle, .. } = tensors(folder)?;
     if own.is_empty() {
         return Ok(None);
     }
     let found = own.iter().map(|(name, shape)| (name.as_str(), shape.as_slice())).collect();
+    let found = tensors::without_idle(found, &idle, &tensors::required(&model.described));
     let accounting = tensors::reconcile(&folder.display().to_string(), &found, &model.resolved, &model.described);
     let accounting = accounting.map_err(|diagnostics| anyhow!("{diagnostics}"))?;
     Ok(Some(Accounting { others, ..accounting }))
@@ -100,6 +103,7 @@ pub(super) fn tensors(folder: &Path) -> Result<Tensors> {
         }
         tensors.own.insert(name, shape);
     }
+    tensors.idle = quantised.biases;
     for (name, weight) in quantised.weights {
         tensors.formats.0.insert(name.clone(), weight.format);
         tensors.own.insert(name, weight.shape);

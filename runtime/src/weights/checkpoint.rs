@@ -13,7 +13,7 @@ use fusec::tensors;
 use fusec::text::closest;
 use memmap2::Mmap;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,8 @@ pub struct Checkpoint {
     pub(super) metadata: Option<gguf::Metadata>,
     pub(super) tensors: BTreeMap<String, Tensor>,
     pub(super) sources: Vec<Source>,
+    /// Tensors that carry nothing, and that no weight need be read from.
+    pub(super) idle: BTreeSet<String>,
 }
 
 /// What holds the bytes of tensors.
@@ -191,7 +193,7 @@ impl Checkpoint {
     /// # Errors
     /// All that is wrong, in one message.
     pub fn account(&self, required: &[(WeightRef, Vec<usize>)], spare: &Spare) -> Result<()> {
-        tensors::account(&self.origin, &self.shapes(), required, spare)
+        tensors::account(&self.origin, &self.shapes_for(required), required, spare)
     }
 
     /// Checks that a head that is tied has no other values of its own: nothing says which of the two a model computes with.
@@ -242,6 +244,11 @@ impl Checkpoint {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()
     }
 
+    /// The same without tensors that carry nothing and that none of the `required` weights is read from.
+    pub fn shapes_for(&self, required: &[(WeightRef, Vec<usize>)]) -> BTreeMap<&str, &[usize]> {
+        tensors::without_idle(self.shapes(), &self.idle, required)
+    }
+
     /// The format of each weight that is stored in half precision, in quantised blocks along its rows, or in several tensors. Others are taken as bfloat16.
     pub fn formats(&self) -> BTreeMap<String, Format> {
         let kept = |tensor: &Tensor| match tensor.dtype {
@@ -267,6 +274,7 @@ impl Checkpoint {
             metadata: None,
             tensors: BTreeMap::new(),
             sources: Vec::new(),
+            idle: BTreeSet::new(),
         }
     }
 }

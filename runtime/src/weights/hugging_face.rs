@@ -41,9 +41,11 @@ pub(super) fn open(directory: &Path) -> Result<Checkpoint> {
         }
         join(&files)?
     };
+    let (tensors, idle) = whole(&config, of_language_model(&config, tensors), &mut sources)
+        .with_context(|| directory.display().to_string())?;
     Ok(Checkpoint {
-        tensors: whole(&config, of_language_model(&config, tensors), &mut sources)
-            .with_context(|| directory.display().to_string())?,
+        tensors,
+        idle,
         origin: directory.display().to_string(),
         path: Some(directory.into()),
         config,
@@ -65,15 +67,15 @@ struct Raw {
     dtype: safetensors::Dtype,
 }
 
-/// The tensors with those that make a quantised weight in one place.
+/// The tensors with those that make a quantised weight in one place; and the names of those that carry nothing.
 fn whole(
     config: &Value,
     tensors: BTreeMap<String, Raw>,
     sources: &mut Vec<Source>,
-) -> Result<BTreeMap<String, Tensor>> {
+) -> Result<(BTreeMap<String, Tensor>, BTreeSet<String>)> {
     // A method that is not read is refused when the description is resolved.
     let Ok(Some(quantisation)) = Quantisation::of(config) else {
-        return Ok(tensors.into_iter().map(|(name, raw)| (name, raw.tensor)).collect());
+        return Ok((tensors.into_iter().map(|(name, raw)| (name, raw.tensor)).collect(), BTreeSet::new()));
     };
     let header =
         |(name, raw): (&String, &Raw)| (name.clone(), Header { shape: raw.tensor.shape.clone(), dtype: raw.dtype });
@@ -94,7 +96,12 @@ fn whole(
     }
     let plain = tensors.into_iter().filter(|(name, _)| !found.parts.contains(name));
     made.extend(plain.map(|(name, raw)| (name, raw.tensor)));
-    Ok(made)
+    let zeros = |name: &String| {
+        let Tensor { file, bytes, .. } = &made[name];
+        sources[*file].bytes().is_some_and(|file| file[bytes.clone()].iter().all(|byte| *byte == 0))
+    };
+    let idle = found.biases.into_iter().filter(zeros).collect();
+    Ok((made, idle))
 }
 
 type Joined = (BTreeMap<String, Raw>, Vec<Source>);

@@ -22,6 +22,7 @@ use anyhow::{Result, bail, ensure};
 use checkpoint::Source;
 use fusec::files::{Kind, mistaken};
 use fusec::folder::{checkpoint_folder, nothing_there, single_file};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 impl Checkpoint {
@@ -45,6 +46,7 @@ impl Checkpoint {
                 metadata: Some(metadata),
                 tensors,
                 sources: files.into_iter().map(Source::Mapped).collect(),
+                idle: BTreeSet::new(),
             });
         }
         let what = single_file(path).or_else(|| mistaken(&file, Kind::Gguf));

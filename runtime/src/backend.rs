@@ -1,6 +1,7 @@
 //! A compiled model on a device: the GPU's captured steps, the CPU's threads, or the reference interpreter.
 
 mod cpu_slots;
+mod gpu_slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -19,6 +20,7 @@ use crate::slots::{Event, Request, Slots, Steps, Ticket};
 use crate::step::{EngineOptions, GpuEngine, WeightSource};
 use crate::weights::Checkpoint;
 pub use cpu_slots::CpuSlots;
+pub use gpu_slots::GpuSlots;
 
 /// Where a model runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,15 +232,19 @@ impl Backend {
     pub fn slots(&mut self) -> Result<Box<dyn Steps + '_>> {
         match self {
             Backend::Cpu(model) => Ok(Box::new(CpuSlots::new(model))),
-            Backend::Gpu(_) => bail!("requests cannot join and leave on a GPU yet: give --device cpu"),
+            Backend::Gpu(engine) => {
+                let slots = engine.sequences();
+                Ok(Box::new(GpuSlots::new(engine, slots)?))
+            }
             Backend::Interpreter(_) => bail!("the interpreter computes logits only: use `fuserun logits`"),
         }
     }
 
-    /// Generates up to `limit` tokens after each prompt; see [`GpuEngine::generate`].
+    /// Generates up to `limit` tokens after each prompt. `take` is given each token with its sequence, in order, as soon as it is known; a sequence ends at
+    /// one of the `stops`, at its limit, when the context is full, or when `take` returns false.
     ///
     /// # Errors
-    /// As [`GpuEngine::generate`].
+    /// A prompt that is empty or leaves no room in the context, more prompts than sequences, logits that are not finite, or a fault of the device.
     pub fn generate(
         &mut self,
         prompts: &[Vec<u32>],
@@ -247,39 +253,29 @@ impl Backend {
         stops: &[u32],
         take: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<()> {
+        let request = |(choice, prompt): (u32, &Vec<u32>)| Request {
+            prompt: prompt.clone(),
+            sampling: sampling.clone(),
+            choice,
+            limit,
+            stops: stops.to_vec(),
+            scores: None,
+        };
+        let requests = (0..).zip(prompts).map(request).collect();
         match self {
-            Backend::Gpu(engine) => engine.generate(prompts, sampling, limit, stops, take),
-            Backend::Cpu(model) => generate_on_cpu(model, prompts, sampling, limit, stops, take),
+            Backend::Gpu(engine) => generate(GpuSlots::new(engine, prompts.len())?, requests, take),
+            Backend::Cpu(model) => generate(CpuSlots::new(model), requests, take),
             Backend::Interpreter(_) => bail!("the interpreter computes logits only: use `fuserun logits`"),
         }
     }
 }
 
-fn generate_on_cpu(
-    model: &mut CpuModel,
-    prompts: &[Vec<u32>],
-    sampling: &SamplingParameters,
-    limit: usize,
-    stops: &[u32],
-    take: &mut dyn FnMut(usize, u32) -> bool,
-) -> Result<()> {
-    let sequences = model.options().sequences;
-    ensure!(
-        !prompts.is_empty() && prompts.len() <= sequences,
-        "{} prompts at once; the model was loaded for {sequences}",
-        prompts.len()
-    );
-    let mut slots = Slots::new(CpuSlots::new(model));
-    let request = |(choice, prompt): (u32, &Vec<u32>)| Request {
-        prompt: prompt.clone(),
-        sampling: sampling.clone(),
-        choice,
-        limit,
-        stops: stops.to_vec(),
-        scores: None,
-    };
-    let submitted =
-        (0..).zip(prompts).map(|prompt| slots.submit(request(prompt)).map_err(|refused| anyhow!("{refused}")));
+/// Runs requests side by side until all have ended.
+fn generate(steps: impl Steps, requests: Vec<Request>, take: &mut dyn FnMut(usize, u32) -> bool) -> Result<()> {
+    let (count, sequences) = (requests.len(), steps.limits().slots);
+    ensure!(count > 0 && count <= sequences, "{count} prompts at once; the model was loaded for {sequences}");
+    let mut slots = Slots::new(steps);
+    let submitted = requests.into_iter().map(|request| slots.submit(request).map_err(|refused| anyhow!("{refused}")));
     let tickets: Vec<Ticket> = submitted.collect::<Result<_>>()?;
     while !slots.is_idle() {
         for (ticket, event) in slots.poll()? {

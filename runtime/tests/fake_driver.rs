@@ -73,7 +73,8 @@ fn build_driver(source: &Path) -> PathBuf {
     let folder = scratch(&format!("driver-{}", source.file_stem().unwrap().display()));
     for name in ["libcuda.so", "libcuda.so.1"] {
         let output = folder.join(name);
-        let status = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(output).arg(source).status();
+        let status =
+            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).arg(output).arg(source).status();
         assert!(status.as_ref().is_ok_and(|status| status.success()), "a C compiler is needed (cc): {status:?}");
     }
     folder

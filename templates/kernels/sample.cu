@@ -17,7 +17,7 @@ constexpr int MAX_STOPS = 8;
 constexpr u32 NOT_FINITE = 0xfffffffeu;  // in the ring instead of a token
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane per warp, and per block");
 
-// One per sequence, written by the host between runs.
+// One per sequence, written by the host between steps.
 struct Parameters {
   float temperature;  // 0: greedy
   u32 top_k;          // 0: off
@@ -29,9 +29,12 @@ struct Parameters {
   int stop[MAX_STOPS];  // tokens that end the sequence
   u16* marks;           // one per token of the vocabulary; 0: logits are taken as they are
   float repetition;     // penalty of the tokens that the prompt or the text has
+  u32 choice;           // which of several texts after one prompt
+  u32 generation;       // tells the ring's tokens of this sequence from those of the ones before it in its place
+  u32 unused[11];
 };
 constexpr u32 SUPPRESSED = 0x8000, IN_PROMPT = 0x4000;  // marks; the other bits count the text's
-static_assert(sizeof(Parameters) % 4 == 0 && sizeof(Parameters) <= 128, "a word per lane");
+static_assert(sizeof(Parameters) == 128, "a word per lane");
 constexpr int PARAMETER_WORDS = sizeof(Parameters) / 4;
 
 struct Shared {
@@ -336,12 +339,12 @@ DEVICE u32 threshold(const Row& row, double wanted, u32 low) {
 }
 
 // A number from 0 to below `total`.
-DEVICE u64 random_below(const Parameters& p, u32 position, int sequence, u64 total) {
-  return (u64)((double)(philox(p.seed_low, p.seed_high, position, (u32)sequence) >> 8) * (1.0 / 16777216.0) * (double)total);
+DEVICE u64 random_below(const Parameters& p, u32 position, u64 total) {
+  return (u64)((double)(philox(p.seed_low, p.seed_high, position, p.choice) >> 8) * (1.0 / 16777216.0) * (double)total);
 }
 
 // A token of the list, which has `count` logits, among them all that top-k keeps. By one block, one logit per thread.
-DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 position, int sequence) {
+DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 position) {
   Shared& shared = row.shared;
   const bool has = threadIdx.x < count;
   const u64 entry = has ? shared.merged[threadIdx.x] : 0;
@@ -377,7 +380,7 @@ DEVICE int draw_of_list(const Row& row, const Parameters& p, int count, u32 posi
     total += shared.amounts[j];
     if ((u32)other < (u32)entry) reached += shared.amounts[j];
   }
-  const u64 target = random_below(p, position, sequence, total);
+  const u64 target = random_below(p, position, total);
   if (bits >= floor && target >= reached && target < reached + amount) shared.drawn = (int)(u32)entry;
   block_barrier();
   return shared.drawn;
@@ -436,12 +439,13 @@ DEVICE int find(const Row& row, u32 floor, u64 target, u64 before, u64 of_warp) 
 }
 
 // Writes a token for the host and for the next step; where logits are not finite, the host gets NOT_FINITE and there is no next step.
-DEVICE void finish(const Parameters& p, int token, bool finite, int position, int sequence, int* next_tokens, int* next_positions, u32* ring) {
+DEVICE void finish(const Parameters& p, int token, bool finite, int position, int sequence, int* next_tokens, int* next_positions, u64* ring) {
   bool stop = !finite || (u32)position + 1 >= p.limit;
   for (u32 i = 0; i < p.stops && i < MAX_STOPS; i++) stop = stop || token == p.stop[i];
   next_tokens[sequence] = token;
   next_positions[sequence] = stop ? -1 : position + 1;
-  publish(ring + (u64)sequence * RING + (position + 1) % RING, finite ? (u32)token : NOT_FINITE);
+  const u32 told = finite ? (u32)token : NOT_FINITE;
+  publish(ring + (u64)sequence * RING + (position + 1) % RING, (u64)p.generation << 32 | told);
 }
 
 // logits [rows][VOCABULARY]; maxima [rows][MAXIMA] value, row. tokens, positions, sequences [rows]: the rows of this step.
@@ -529,14 +533,14 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
     }
     // 4 A draw from the list, or from the row after top-p and min-p.
     if (count <= LIST) {
-      const int drawn = rank == 0 ? draw_of_list(row, p, count, (u32)position, sequence) : -1;
+      const int drawn = rank == 0 ? draw_of_list(row, p, count, (u32)position) : -1;
       if (drawn >= 0) token = drawn;
     } else {
       if (p.top_p < 1.0f) floor = threshold<true>(row, p.top_p, floor);
       floor = least_of(row, p, floor);
       u64 before, of_warp;
       const u64 total = weigh(row, floor, before, of_warp);
-      const int found = find(row, floor, random_below(p, peer(&shared.position, 0), sequence, total), before, of_warp);
+      const int found = find(row, floor, random_below(p, peer(&shared.position, 0), total), before, of_warp);
       if (found >= 0) shared.drawn = found;
       cluster_barrier();
       for (int r = 0; r < CLUSTER && threadIdx.x == 0 && rank == 0; r++) {

@@ -47,7 +47,7 @@ impl Family for Sample {
             Param::io("parameters", "const Parameters*"),
             Param::io("next_tokens", "int*"),
             Param::io("next_positions", "int*"),
-            Param::io("ring", "u32*"),
+            Param::io("ring", "u64*"),
         ]
     }
 

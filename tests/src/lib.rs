@@ -6,6 +6,7 @@ pub mod gguf;
 mod golden;
 mod gpu;
 pub mod host_build;
+pub mod host_driver;
 mod layout;
 mod nvrtc;
 mod programs;

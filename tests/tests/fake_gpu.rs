@@ -2,10 +2,9 @@
 //! each interval is 1.5 ms, so what is measured is known.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 
-use fuse_tests::{TempFolder, nvrtc, root};
+use fuse_tests::host_driver::{TRACE, on_fake_driver};
+use fuse_tests::{nvrtc, root};
 use fusec::build::{Compiled, Options, compile_all};
 use fusec::plan::kernels::{Family, Read};
 use fusec::plan::{Plan, PlanOptions, Replay, Start, TuningSource};
@@ -15,7 +14,6 @@ use fuserun::model::{ModelName, OpenModel};
 use fuserun::profile::Profile;
 use fuserun::step::{EngineOptions, GpuEngine, MemoryReader, NOTHING, WeightSource};
 
-const TRACE: &str = "FAKE_CUDA_TRACE";
 const RUNS: usize = 2;
 
 #[test]
@@ -30,7 +28,7 @@ fn a_step_is_taken_apart_and_compared() {
     let measuring =
         [(Read::CEILING.name(), Read::CEILING.source().unwrap()), ("nothing".to_string(), NOTHING.to_string())];
     device_code(&measuring.into());
-    let trace = trace_of("a_step_is_taken_apart_and_compared");
+    let trace = on_fake_driver("a_step_is_taken_apart_and_compared", None);
     // One by one, outside a graph and without overlap: the near step's 11 launches in their order, a warm-up and the runs, then as often nothing.
     let lines: Vec<&str> =
         trace.lines().filter(|line| line.starts_with("run ") && !line.starts_with("run read_")).collect();
@@ -59,7 +57,7 @@ fn states_begin_anew() {
     let (mut plan, compiled) = compiled(&open, vec![1], PlanOptions::default().prompts);
     let state = plan.states[0].bytes(options.context);
     if std::env::var_os(TRACE).is_none() {
-        let trace = trace_of("states_begin_anew");
+        let trace = on_fake_driver("states_begin_anew", None);
         let begun = trace.lines().filter(|line| *line == format!("fill {state} bytes with 0")).count();
         assert_eq!(begun, 3 + 3 + 1, "three times logits, three prompts, one run of decode steps: {trace}");
         return;
@@ -73,23 +71,6 @@ fn states_begin_anew() {
     engine.uncaptured_logits(&[1, 2, 3]).unwrap();
     engine.time_prompt(5, 3).unwrap();
     engine.time_decode(1, 8, 4).unwrap();
-}
-
-/// What the driver notes while this program runs `test` on the fake.
-fn trace_of(test: &str) -> String {
-    let folder = TempFolder::new();
-    let trace = folder.path().join("trace.txt");
-    build_driver(folder.path());
-    let mut again = Command::new(std::env::current_exe().unwrap());
-    again.args(["--exact", test]).env("LD_LIBRARY_PATH", folder.path());
-    again.env(TRACE, &trace).env("FAKE_CUDA_FREE", "100000000").env("FUSE_CACHE", root().join(".cache"));
-    let done = again.env("FUSE_NVRTC", nvrtc().path()).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr));
-    let trace = std::fs::read_to_string(trace).unwrap();
-    assert!(!trace.contains("MISUSE"), "{trace}");
-    let end = "context released, alive: 0 streams, 0 events, 0 modules, 0 graphs, 0 buffers, 0 pinned\n";
-    assert!(trace.ends_with(end), "everything is given back");
-    trace
 }
 
 /// The fake driver is always done, as if launches were not queued: the reads ahead grow as far as they may.
@@ -142,14 +123,4 @@ fn on_the_fake() {
     let compared = compare(&mut engine, vec![1]).unwrap();
     assert_eq!((compared.medians(), compared.wins(), compared.own.len()), ((1500.0, 1500.0), 0, 3));
     assert!(compare(&mut engine, vec![2]).unwrap_err().to_string().contains("no Decode { batch: 1 } step"));
-}
-
-/// Compiles the fake under both names that the driver library is looked for by.
-fn build_driver(folder: &Path) {
-    let source = root().join("runtime/tests/fake_driver/libcuda.c");
-    for name in ["libcuda.so", "libcuda.so.1"] {
-        let done =
-            Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(folder.join(name)).arg(&source).status();
-        assert!(done.as_ref().is_ok_and(|status| status.success()), "a C compiler is needed (cc): {done:?}");
-    }
 }

@@ -1,8 +1,9 @@
-//! Slots of the demo model on the CPU: a request's tokens are the same to the bit alone and beside others, whoever comes and goes.
+//! Slots of the demo model: a request's tokens are the same to the bit alone and beside others, whoever comes and goes.
 
 use std::collections::BTreeMap;
 
-use fuserun::backend::{Backend, CpuSlots, Device, LoadOptions};
+use fuse_tests::gpu;
+use fuserun::backend::{Backend, Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::SamplingParameters;
 use fuserun::slots::{Event, Request, Slots, Ticket};
@@ -10,15 +11,19 @@ use fuserun::slots::{Event, Request, Slots, Ticket};
 const CONTEXT: usize = 96;
 
 fn load(sequences: usize, threads: usize) -> Backend {
-    let options = LoadOptions { context: CONTEXT, sequences, batches: vec![1], threads: Some(threads) };
-    let model = OpenModel::open(&ModelName::default()).expect("the demo model is in the binary");
-    model.load(&Device::Cpu, &options).expect("it fits")
+    load_on(&Device::Cpu, sequences, threads)
 }
 
-/// Prompts of several lengths that share beginnings, greedy and drawn, with a penalty and without.
-fn requests() -> Vec<Request> {
+fn load_on(device: &Device, sequences: usize, threads: usize) -> Backend {
+    let options = LoadOptions { context: CONTEXT, sequences, batches: vec![sequences], threads: Some(threads) };
+    let model = OpenModel::open(&ModelName::default()).expect("the demo model is in the binary");
+    model.load(device, &options).expect("it fits")
+}
+
+/// Prompts of several lengths with `beginnings` beginnings, greedy and drawn, with a penalty and without.
+fn requests(beginnings: usize) -> Vec<Request> {
     let request = |index: usize| {
-        let prompt = (0..1 + index * 7 % 40).map(|at| ((at * 31 + index % 3 * 17) % 200) as u32).collect();
+        let prompt = (0..1 + index * 7 % 40).map(|at| ((at * 31 + index % beginnings * 17) % 200) as u32).collect();
         let drawn = SamplingParameters { temperature: 0.9, top_p: 0.95, seed: index as u64, ..Default::default() };
         let sampling = match index % 4 {
             0 => SamplingParameters::default(),
@@ -39,8 +44,7 @@ fn requests() -> Vec<Request> {
 
 /// The tokens of each request. A request that is never to end comes with each, and leaves after some polls.
 fn run(backend: &mut Backend, requests: &[Request], leavers: bool) -> Vec<Vec<u32>> {
-    let Backend::Cpu(model) = backend else { panic!("it was loaded on the CPU") };
-    let mut slots = Slots::new(CpuSlots::new(model));
+    let mut slots = Slots::new(backend.slots().expect("the device has slots"));
     let endless = Request { limit: usize::MAX, ..requests[0].clone() };
     let (mut tickets, mut left): (Vec<Ticket>, Vec<Ticket>) = Default::default();
     for request in requests {
@@ -71,7 +75,7 @@ fn run(backend: &mut Backend, requests: &[Request], leavers: bool) -> Vec<Vec<u3
 
 #[test]
 fn tokens_depend_on_the_request_only() {
-    let requests = requests();
+    let requests = requests(3);
     // Each in a model of its own: nothing was there before it.
     let alone: Vec<Vec<u32>> =
         requests.iter().flat_map(|request| run(&mut load(1, 1), std::slice::from_ref(request), false)).collect();
@@ -83,12 +87,28 @@ fn tokens_depend_on_the_request_only() {
     }
 }
 
+/// With as many slots as steps have rows. Prompts share no beginning: what another request has left of one is computed by other kernels than a prompt is.
+#[test]
+fn tokens_depend_on_the_request_only_on_the_gpu() {
+    let Some(device) = gpu() else { return };
+    let requests = requests(12);
+    for slots in [1, 2, 4, 8] {
+        let mut backend = load_on(&device, slots, 1);
+        let alone: Vec<Vec<u32>> =
+            requests.iter().flat_map(|request| run(&mut backend, std::slice::from_ref(request), false)).collect();
+        assert!(alone.iter().zip(&requests).all(|(tokens, request)| tokens.len() == request.limit));
+        for leavers in [false, true, false] {
+            assert_eq!(run(&mut backend, &requests, leavers), alone, "{slots} slots, leavers {leavers}");
+        }
+    }
+}
+
 /// Each token's scores come right before it, and say of greedy ones that they are the likeliest.
 #[test]
 fn scores_come_before_their_tokens() {
     let mut backend = load(2, 1);
     let mut slots = Slots::new(backend.slots().expect("the CPU has slots"));
-    let mut asked = requests().swap_remove(0);
+    let mut asked = requests(3).swap_remove(0);
     asked.scores = Some(3);
     let ticket = slots.submit(asked.clone()).expect("it is taken");
     let silent = slots.submit(Request { scores: None, ..asked }).expect("it is taken");

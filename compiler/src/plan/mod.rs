@@ -227,7 +227,7 @@ pub enum Io {
     PromptSequences,
     /// Sampling parameters, one record per sequence.
     Parameters,
-    /// `u32[sequences][RING]` in host memory: the sampled tokens, by position.
+    /// `u64[sequences][RING]` in host memory: the sampled tokens, by position, each below the generation of its sequence.
     Ring,
 }
 

@@ -18,6 +18,9 @@ use crate::slots::Slots;
 /// Slots where the user names no number.
 const SLOTS: usize = 4;
 
+/// Rows of the largest decode step.
+const MOST_ON_A_GPU: usize = 8;
+
 #[derive(Args, Debug)]
 #[command(after_help = "\
 docs/serving.md has the routes, and how clients are set up. SIGINT or SIGTERM ends the server.")]
@@ -28,7 +31,7 @@ pub struct ServeArgs {
     /// The port to listen at; 0: one that is free.
     #[arg(long, env = "FUSE_PORT", default_value = "8080")]
     port: u16,
-    /// Requests that are answered side by side; others wait.
+    /// Requests that are answered side by side; others wait. A GPU has 1, 2, 4 or 8: another number is raised to the next of these.
     #[arg(long, env = "FUSE_SLOTS", value_name = "N")]
     slots: Option<NonZeroUsize>,
     /// A key that requests must have; may be given several times. The variable may hold several, with commas between them.
@@ -50,10 +53,10 @@ pub struct ServeArgs {
 pub fn run(args: &ServeArgs) -> Result<()> {
     ensure!(args.api_key.iter().all(|key| !key.is_empty()), "an API key is empty: leave it out, or give one");
     let model = args.model.open(false)?;
-    let slots = args.slots.map_or(SLOTS, NonZeroUsize::get);
-    let options = args.model.load_options(&model, &[slots], 4096, Text { tokens: 1, grows: true })?;
     let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
+    let slots = slots_on(&device, args.slots.map_or(SLOTS, NonZeroUsize::get))?;
+    let options = args.model.load_options(&model, &[slots], 4096, Text { tokens: 1, grows: true })?;
     let name = args.alias.clone().unwrap_or_else(|| short_name(&model, args.model.model.as_deref()));
     let subject = subject(&model, &name, &options, &device)?;
     let address = SocketAddr::new(args.host, args.port);
@@ -69,6 +72,13 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     serve(subject, server, load(model, device, options, || tell("ready")), |address| {
         tell(format!("{name} at http://{address}, loading"))
     })
+}
+
+/// How many slots a device has where so many are asked for: a GPU's steps have a row per slot.
+fn slots_on(device: &Device, asked: usize) -> Result<usize> {
+    let Device::Cuda(_) = device else { return Ok(asked) };
+    ensure!(asked <= MOST_ON_A_GPU, "--slots {asked}: a GPU has {MOST_ON_A_GPU} slots at most");
+    Ok(asked.next_power_of_two())
 }
 
 /// What is to be known of a model before it is loaded; says on stderr what of its files is not honoured.
@@ -112,4 +122,17 @@ pub fn short_name(model: &OpenModel, path: Option<&Path>) -> String {
     let Some(path) = path else { return "demo".to_owned() };
     let stem = if path.is_file() { path.file_stem() } else { path.file_name() };
     stem.map_or_else(|| model.name().to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_has_as_many_slots_as_a_step_has_rows() {
+        let on = |device, asked| slots_on(&device, asked).map_err(|error| error.to_string());
+        assert_eq!([1, 2, 3, 5, 8].map(|asked| on(Device::Cuda(0), asked)), [1, 2, 4, 8, 8].map(Ok));
+        assert_eq!(on(Device::Cuda(0), 9), Err("--slots 9: a GPU has 8 slots at most".into()));
+        assert_eq!(on(Device::Cpu, 9), Ok(9));
+    }
 }

@@ -50,7 +50,7 @@ impl Addresses {
                     Io::PromptPositions => (self.io.prompt_positions, 4),
                     Io::PromptSequences => (self.io.prompt_sequences, 4),
                     Io::Parameters => (self.io.parameters, PARAMETER_BYTES),
-                    Io::Ring => (self.io.ring, 4 * RING),
+                    Io::Ring => (self.io.ring, 8 * RING),
                 };
                 address + (row * bytes) as u64
             }
@@ -59,4 +59,4 @@ impl Addresses {
 }
 
 /// Bytes of one record of sampling parameters (`struct Parameters` in sample.cu).
-pub const PARAMETER_BYTES: usize = 80;
+pub const PARAMETER_BYTES: usize = 128;

@@ -1,33 +1,19 @@
-//! The captured steps of a plan, and the loop that keeps the GPU ahead of the host.
+//! The captured steps of a plan.
 
-use std::cell::OnceCell;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use fusec::plan::{Format, Launch, Plan, RING, Recipe, Start, StateBuffer, Step, StepKind};
+use anyhow::{Context, Result, ensure};
+use fusec::plan::{Format, Launch, Plan, Recipe, Start, StateBuffer, Step, StepKind};
 
-use super::addresses::{Addresses, IoAddresses, PARAMETER_BYTES};
+use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
-use super::parameters::record;
-use crate::device::{
-    DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, PinnedBuffer, Stream, nvtx,
-};
-use crate::sampling::{Marks, SamplingParameters, check_prompt, not_finite};
+use super::io::{IoBuffers, SequenceSlabs, Slab};
+use super::parameters::{Sequence, record};
+use crate::device::{DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, Stream, nvtx};
+use crate::sampling::{Marks, SamplingParameters, check_prompt};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
-
-/// A ring slot that holds no token.
-const EMPTY: u32 = u32::MAX;
-
-/// What the sampling kernel leaves in the place of a token where the logits are not finite.
-const NOT_FINITE: u32 = u32::MAX - 1;
-
-/// Decode steps in the stream that the host has not read a token of.
-const AHEAD: usize = 8;
-
-/// How long the host waits for a token before it asks the driver whether something went wrong.
-const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Where weights come from.
 #[derive(Clone, Copy)]
@@ -58,23 +44,16 @@ pub struct GpuEngine {
     // Dropped after the graphs that use them.
     pub(super) arena: DeviceBuffer,
     pub(super) timed_sampling: SamplingParameters,
-    io: IoBuffers,
+    pub(super) io: IoBuffers,
+    /// Of each sequence that has joined.
+    pub(super) slabs: Vec<SequenceSlabs>,
+    /// Of the latest chunks, the one that was sent first in front.
+    pub(super) chunk_slabs: VecDeque<Slab>,
+    /// How long a chunk took of the device, by its rows.
+    pub(super) chunk_times: BTreeMap<usize, Duration>,
     _weights: Vec<DeviceBuffer>,
     states: Vec<DeviceBuffer>,
     pub(super) gpu: Gpu,
-}
-
-struct IoBuffers {
-    tokens: DeviceBuffer,
-    positions: DeviceBuffer,
-    sequences: DeviceBuffer,
-    prompt_tokens: DeviceBuffer,
-    prompt_positions: DeviceBuffer,
-    prompt_sequences: DeviceBuffer,
-    parameters: DeviceBuffer,
-    /// Marks of each sequence's tokens, once parameters have asked for them.
-    marks: OnceCell<DeviceBuffer>,
-    ring: PinnedBuffer,
 }
 
 impl GpuEngine {
@@ -128,6 +107,9 @@ impl GpuEngine {
             arena,
             timed_sampling: SamplingParameters::default(),
             io,
+            slabs: Vec::new(),
+            chunk_slabs: VecDeque::new(),
+            chunk_times: BTreeMap::new(),
             _weights: weights,
             states,
             gpu,
@@ -161,46 +143,6 @@ impl GpuEngine {
         self.graphs.iter().map(|(kind, (_, shape))| (*kind, *shape))
     }
 
-    /// Generates up to `limit` tokens after each prompt. `take` is given each token with its sequence, in order, as soon as it is made;
-    /// a sequence ends at one of the `stops`, at its limit, or when `take` returns false.
-    ///
-    /// # Errors
-    /// A prompt that is empty or leaves no room in the context, more prompts than sequences, logits that are not finite, or a fault on the device.
-    pub fn generate(
-        &mut self,
-        prompts: &[Vec<u32>],
-        sampling: &SamplingParameters,
-        limit: usize,
-        stops: &[u32],
-        take: &mut dyn FnMut(usize, u32) -> bool,
-    ) -> Result<()> {
-        // More than the context holds no sequence can make.
-        let limit = limit.min(self.options.context + 1);
-        let batch = self.start(prompts, sampling, limit, stops)?;
-        let mut live: Vec<Option<usize>> = prompts.iter().map(|prompt| Some(prompt.len())).collect();
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let steps = limit.min(self.options.context + 1 - longest.min(self.options.context)).saturating_sub(1);
-        let (mut launched, mut read) = (0, 0);
-        loop {
-            while launched < steps && launched < read + AHEAD {
-                self.replay(self.plan.decode_at(batch, longest + launched))?;
-                launched += 1;
-            }
-            for sequence in 0..live.len() {
-                let Some(position) = live[sequence] else { continue };
-                let token = self.await_token(sequence, position)?;
-                let more =
-                    take(sequence, token) && !stops.contains(&token) && position + 1 < prompts[sequence].len() + limit;
-                live[sequence] = (more && position < self.options.context).then_some(position + 1);
-            }
-            if live.iter().all(Option::is_none) || read >= steps {
-                break;
-            }
-            read += 1;
-        }
-        self.stream.synchronize()
-    }
-
     /// The logits of each token of one sequence, `[tokens, vocabulary]`, through the prompt steps, or through decode steps.
     ///
     /// # Errors
@@ -209,7 +151,7 @@ impl GpuEngine {
         self.check_prompt(tokens)?;
         let vocabulary = self.plan.vocabulary;
         let mut logits = vec![0f32; tokens.len() * vocabulary];
-        self.set_parameters(0, &[], &SamplingParameters::default(), usize::MAX, &[])?;
+        self.set_parameters(0, &SamplingParameters::default())?;
         self.begin(0)?;
         if by_step {
             for (position, (&token, row)) in tokens.iter().zip(logits.chunks_exact_mut(vocabulary)).enumerate() {
@@ -223,8 +165,7 @@ impl GpuEngine {
             return Ok(logits);
         }
         for chunk in chunks(tokens.len(), &self.prompt_sizes()) {
-            self.upload_chunk(0, tokens, &chunk)?;
-            self.replay(StepKind::Prompt { rows: chunk.rows })?;
+            self.read_chunk(0, chunk.tokens.start, &tokens[chunk.tokens.clone()], false)?;
             let score = StepKind::Score { rows: chunk.rows };
             self.replay(score)?;
             self.stream.synchronize()?;
@@ -236,39 +177,12 @@ impl GpuEngine {
         Ok(logits)
     }
 
-    /// Runs the prompts and puts their first tokens into the ring; returns the batch of the decode steps that follow.
-    fn start(
-        &mut self,
-        prompts: &[Vec<u32>],
-        sampling: &SamplingParameters,
-        limit: usize,
-        stops: &[u32],
-    ) -> Result<usize> {
-        let batch = self.batch_for(prompts.len())?;
-        ensure!(limit > 0, "nothing to generate: the limit is 0 tokens");
-        self.stream.synchronize()?;
-        for slot in 0..self.options.sequences * RING {
-            self.io.ring.store_u32(4 * slot, EMPTY);
-        }
-        self.set_rows(&vec![(0, None); self.options.sequences])?;
-        for (sequence, prompt) in prompts.iter().enumerate() {
-            self.check_prompt(prompt)?;
-            let limit = self.options.context.min(prompt.len() + limit - 1);
-            self.set_parameters(sequence, prompt, sampling, limit, stops)?;
-            self.run_prompt(sequence, prompt)?;
-        }
-        Ok(batch)
-    }
-
     /// Puts a prompt into the cache of `sequence` and samples its next token.
     pub fn run_prompt(&mut self, sequence: usize, prompt: &[u32]) -> Result<()> {
         self.begin(sequence)?;
         for chunk in chunks(prompt.len(), &self.prompt_sizes()) {
-            self.upload_chunk(sequence, prompt, &chunk)?;
-            self.replay(StepKind::Prompt { rows: chunk.rows })?;
-            if chunk.tokens.end == prompt.len() {
-                self.replay(StepKind::Last { rows: chunk.rows })?;
-            }
+            let last = chunk.tokens.end == prompt.len();
+            self.read_chunk(sequence, chunk.tokens.start, &prompt[chunk.tokens], last)?;
         }
         Ok(())
     }
@@ -316,48 +230,19 @@ impl GpuEngine {
         self.io.positions.upload(0, bytemuck::cast_slice(&positions))
     }
 
-    /// Says how a sequence that begins with `prompt` is sampled; nothing may be running.
-    pub(super) fn set_parameters(
-        &self,
-        sequence: usize,
-        prompt: &[u32],
-        sampling: &SamplingParameters,
-        limit: usize,
-        stops: &[u32],
-    ) -> Result<()> {
-        ensure!(
-            !sampling.counts_or_biases(),
-            "the sampling kernel has no frequency penalty, presence penalty or bias yet: give --device cpu"
-        );
-        let mut marks_at = 0;
-        if let Some(marks) = Marks::new(sampling, prompt, self.plan.vocabulary)? {
+    /// Says how a sequence without an end is sampled; nothing may be running.
+    pub(super) fn set_parameters(&self, sequence: usize, sampling: &SamplingParameters) -> Result<()> {
+        let mut rest = Sequence::default();
+        if let Some(marks) = Marks::new(sampling, &[], self.plan.vocabulary)? {
             let bytes: &[u8] = bytemuck::cast_slice(marks.words());
-            if self.io.marks.get().is_none() {
-                let all = self.gpu.alloc_zeroed(bytes.len() * self.options.sequences, "marks of tokens")?;
-                self.io.marks.set(all).ok();
-            }
-            let buffer = self.io.marks.get().context("the marks were allocated")?;
+            let buffer = self.io.marks(&self.gpu, bytes.len())?;
             buffer.upload(sequence * bytes.len(), bytes)?;
-            marks_at = buffer.pointer() + (sequence * bytes.len()) as u64;
+            rest.marks = buffer.at(sequence * bytes.len());
         }
-        self.io.parameters.upload(sequence * PARAMETER_BYTES, &record(sampling, limit, stops, marks_at))
+        self.io.parameters.upload(sequence * PARAMETER_BYTES, &record(sampling, &rest))
     }
 
-    fn upload_chunk(&self, sequence: usize, prompt: &[u32], chunk: &super::Chunk) -> Result<()> {
-        let idle = chunk.rows - chunk.tokens.len();
-        let mut tokens = vec![-1i32; idle];
-        let mut positions = vec![-1i32; idle];
-        tokens.extend(prompt[chunk.tokens.clone()].iter().map(|&token| token as i32));
-        positions.extend(chunk.tokens.clone().map(|position| position as i32));
-        let sequences = vec![sequence as i32; chunk.rows];
-        // The chunk before may still be read.
-        self.stream.synchronize()?;
-        self.io.prompt_tokens.upload(0, bytemuck::cast_slice(&tokens))?;
-        self.io.prompt_positions.upload(0, bytemuck::cast_slice(&positions))?;
-        self.io.prompt_sequences.upload(0, bytemuck::cast_slice(&sequences))
-    }
-
-    fn replay(&self, kind: StepKind) -> Result<()> {
+    pub(super) fn replay(&self, kind: StepKind) -> Result<()> {
         self.stream.replay(&self.graph(kind)?.0)
     }
 
@@ -371,48 +256,13 @@ impl GpuEngine {
         enqueue(stream, &self.plan, kernels, &self.addresses, launches, overlapped)
     }
 
-    fn await_token(&self, sequence: usize, position: usize) -> Result<u32> {
-        let slot = 4 * (sequence * RING + position % RING);
-        let mut asked = Instant::now();
-        loop {
-            let token = self.io.ring.load_u32(slot);
-            if token != EMPTY {
-                self.io.ring.store_u32(slot, EMPTY);
-                // The token at a position comes of the logits at the one before.
-                ensure!(token != NOT_FINITE, "{}", not_finite(position.saturating_sub(1), None));
-                return Ok(token);
-            }
-            if asked.elapsed() > PATIENCE {
-                let idle = self.stream.query()?;
-                if idle && self.io.ring.load_u32(slot) == EMPTY {
-                    bail!("the device is idle and made no token for sequence {sequence} at position {position}");
-                }
-                asked = Instant::now();
-            }
-            std::hint::spin_loop();
-        }
-    }
-
     pub(super) fn step(&self, kind: StepKind) -> Result<&Step> {
         self.plan.step(kind).with_context(|| format!("the plan has no {kind:?} step"))
     }
 
-    fn prompt_sizes(&self) -> Vec<usize> {
+    pub(super) fn prompt_sizes(&self) -> Vec<usize> {
         let rows = |step: &Step| if let StepKind::Prompt { rows } = step.kind { Some(rows) } else { None };
         self.plan.steps.iter().filter_map(rows).collect()
-    }
-
-    fn batch_for(&self, sequences: usize) -> Result<usize> {
-        let batches = self
-            .graphs
-            .keys()
-            .filter_map(|kind| if let StepKind::Decode { batch } = kind { Some(*batch) } else { None });
-        batches.filter(|&batch| batch >= sequences).min().filter(|_| sequences > 0).with_context(|| {
-            format!(
-                "{sequences} prompts at once; this model was compiled and loaded for up to {}",
-                self.options.sequences
-            )
-        })
     }
 
     pub(super) fn check_prompt(&self, prompt: &[u32]) -> Result<()> {
@@ -478,43 +328,6 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
         kernels.insert(launch.kernel, loaded);
     }
     Ok(kernels)
-}
-
-impl IoBuffers {
-    fn new(gpu: &Gpu, plan: &Plan, sequences: usize) -> Result<IoBuffers> {
-        let rows = plan
-            .steps
-            .iter()
-            .map(|step| if let StepKind::Prompt { rows } = step.kind { rows } else { 0 })
-            .max()
-            .unwrap_or(0);
-        let words = |count: usize| gpu.alloc_zeroed(4 * count, "step state");
-        let sequence_numbers: Vec<i32> = (0..sequences as i32).collect();
-        Ok(IoBuffers {
-            tokens: words(sequences)?,
-            positions: words(sequences)?,
-            sequences: gpu.upload(bytemuck::cast_slice(&sequence_numbers), "step state")?,
-            prompt_tokens: words(rows)?,
-            prompt_positions: words(rows)?,
-            prompt_sequences: words(rows)?,
-            parameters: gpu.alloc_zeroed(PARAMETER_BYTES * sequences, "sampling parameters")?,
-            marks: OnceCell::new(),
-            ring: gpu.alloc_pinned(4 * RING * sequences, "the token ring")?,
-        })
-    }
-
-    fn addresses(&self) -> IoAddresses {
-        IoAddresses {
-            tokens: self.tokens.pointer(),
-            positions: self.positions.pointer(),
-            sequences: self.sequences.pointer(),
-            prompt_tokens: self.prompt_tokens.pointer(),
-            prompt_positions: self.prompt_positions.pointer(),
-            prompt_sequences: self.prompt_sequences.pointer(),
-            parameters: self.parameters.pointer(),
-            ring: self.ring.pointer(),
-        }
-    }
 }
 
 /// One clear error before anything is loaded, rather than a late one.

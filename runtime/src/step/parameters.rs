@@ -6,10 +6,30 @@ use crate::sampling::SamplingParameters;
 /// Tokens that may end a sequence on the device; the host watches for any more.
 pub const MAX_STOPS: usize = 8;
 
-/// The record of `struct Parameters` in sample.cu: `limit` is the first position that takes no further step,
-/// `marks` the address of the sequence's [`Marks`](crate::sampling::Marks) on the device, or 0 where its logits are taken as they are.
-pub fn record(sampling: &SamplingParameters, limit: usize, stops: &[u32], marks: u64) -> [u8; PARAMETER_BYTES] {
-    let stops = &stops[..stops.len().min(MAX_STOPS)];
+/// What a record says of a sequence beside its sampling parameters. The default is that of a sequence of no request, without an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// The first position that takes no further step.
+    pub limit: usize,
+    /// Tokens that end it.
+    pub stops: &'a [u32],
+    /// Which of several texts after one prompt it is: with the seed and the position it fixes each draw.
+    pub choice: u32,
+    /// Tells its tokens in the ring from those of the sequences before it in its slot. 0: nobody reads them.
+    pub generation: u32,
+    /// The address of its [`Marks`](crate::sampling::Marks) on the device, or 0 where its logits are taken as they are.
+    pub marks: u64,
+}
+
+impl Default for Sequence<'_> {
+    fn default() -> Self {
+        Sequence { limit: usize::MAX, stops: &[], choice: 0, generation: 0, marks: 0 }
+    }
+}
+
+/// The record of `struct Parameters` in sample.cu.
+pub fn record(sampling: &SamplingParameters, sequence: &Sequence<'_>) -> [u8; PARAMETER_BYTES] {
+    let stops = &sequence.stops[..sequence.stops.len().min(MAX_STOPS)];
     let mut words = [0u32; PARAMETER_BYTES / 4];
     words[0] = sampling.temperature.to_bits();
     words[1] = u32::try_from(sampling.top_k).unwrap_or(u32::MAX);
@@ -17,12 +37,14 @@ pub fn record(sampling: &SamplingParameters, limit: usize, stops: &[u32], marks:
     words[3] = sampling.min_p.to_bits();
     words[4] = sampling.seed as u32;
     words[5] = (sampling.seed >> 32) as u32;
-    words[6] = u32::try_from(limit).unwrap_or(u32::MAX);
+    words[6] = u32::try_from(sequence.limit).unwrap_or(u32::MAX);
     words[7] = stops.len() as u32;
     words[8..8 + stops.len()].copy_from_slice(stops);
-    words[16] = marks as u32;
-    words[17] = (marks >> 32) as u32;
+    words[16] = sequence.marks as u32;
+    words[17] = (sequence.marks >> 32) as u32;
     words[18] = sampling.repetition_penalty.to_bits();
+    words[19] = sequence.choice;
+    words[20] = sequence.generation;
     let mut bytes = [0; PARAMETER_BYTES];
     bytes.copy_from_slice(bytemuck::cast_slice(&words));
     bytes

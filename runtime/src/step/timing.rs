@@ -54,7 +54,7 @@ impl GpuEngine {
     pub fn time_prompt(&mut self, length: usize, count: usize) -> Result<Vec<f64>> {
         let prompt: Vec<u32> = (0..length as u32).map(|i| 1 + i % 97 % self.plan.vocabulary as u32).collect();
         self.check_prompt(&prompt)?;
-        self.set_parameters(0, &[], &SamplingParameters::default(), usize::MAX, &[])?;
+        self.set_parameters(0, &SamplingParameters::default())?;
         (0..count)
             .map(|_| {
                 self.stream.synchronize()?;
@@ -176,7 +176,7 @@ impl GpuEngine {
         );
         for sequence in 0..batch {
             self.begin(sequence)?;
-            self.set_parameters(sequence, &[], &self.timed_sampling, usize::MAX, &[])?;
+            self.set_parameters(sequence, &self.timed_sampling)?;
         }
         let rows: Vec<(u32, Option<usize>)> = (0..batch).map(|row| (row as u32 + 1, Some(depth))).collect();
         self.set_rows(&rows)

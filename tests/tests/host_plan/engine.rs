@@ -6,7 +6,7 @@ use fuse_tests::{nmse, replaced};
 use fusec::plan::{Plan, PlanOptions, RING, StepKind};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::SamplingParameters;
-use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, record};
+use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, Sequence, record};
 use fuserun::weights::pack;
 
 use crate::{BOUND, Case};
@@ -15,7 +15,8 @@ const CONTEXT: usize = 24;
 const SEQUENCES: usize = 2;
 /// Rows of the one prompt step.
 const ROWS: usize = 16;
-const EMPTY: u32 = u32::MAX;
+const EMPTY: u64 = 0;
+const GENERATION: u32 = 7;
 
 /// A plan, the sources of its kernels and its packed weights: all that it runs with but tokens.
 pub struct Prepared {
@@ -94,7 +95,8 @@ impl HostEngine {
         let (tokens, positions) = (HostBuffer::inout(&idle), HostBuffer::inout(&idle));
         let sequences = HostBuffer::input(&std::array::from_fn::<i32, SEQUENCES, _>(|sequence| sequence as i32));
         let prompt = [(); 3].map(|()| HostBuffer::input(&[-1i32; ROWS]));
-        let greedy = record(&SamplingParameters::default(), usize::MAX, &[], 0);
+        let rest = Sequence { generation: GENERATION, ..Sequence::default() };
+        let greedy = record(&SamplingParameters::default(), &rest);
         let parameters = HostBuffer::input(&[greedy; SEQUENCES].concat());
         ensure!(parameters.bytes() == SEQUENCES * PARAMETER_BYTES, "a record of parameters has another size");
         let ring = HostBuffer::inout(&[EMPTY; SEQUENCES * RING]);
@@ -177,7 +179,9 @@ impl HostEngine {
     /// The ring and the next step have the largest of these logits as the token at a position.
     fn sampled(&self, sequence: usize, position: usize, logits: &[f32]) -> Result<()> {
         let best = (0..logits.len()).fold(0, |best, token| if logits[token] > logits[best] { token } else { best });
-        let ring = self.ring.values::<u32>()?[sequence * RING + position % RING];
+        let entry = self.ring.values::<u64>()?[sequence * RING + position % RING];
+        let (generation, ring) = ((entry >> 32) as u32, entry as u32);
+        ensure!(generation == GENERATION, "position {position}: the ring's token is of generation {generation}");
         let next = (self.tokens.values::<i32>()?[sequence], self.positions.values::<i32>()?[sequence]);
         ensure!(ring as usize == best, "position {position}: the ring has token {ring}, the largest logit is {best}");
         ensure!(

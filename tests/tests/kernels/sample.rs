@@ -22,7 +22,9 @@ pub struct Parameters {
     /// The address of the sequence's marks, which [`check`] fills in where there is a penalty.
     pub marks: u64,
     pub repetition: f32,
-    pub padding: u32,
+    pub choice: u32,
+    pub generation: u32,
+    pub unused: [u32; 11],
 }
 
 pub const GREEDY: Parameters = Parameters {
@@ -36,7 +38,9 @@ pub const GREEDY: Parameters = Parameters {
     stop: [-5; 8],
     marks: 0,
     repetition: 1.0,
-    padding: 0,
+    choice: 2,
+    generation: 77,
+    unused: [0; 11],
 };
 
 /// Marks of a token: never chosen, of the prompt, and how often the text has it.
@@ -44,9 +48,9 @@ const SUPPRESSED: u16 = 0x8000;
 const IN_PROMPT: u16 = 0x4000;
 const MOST: u16 = IN_PROMPT - 1;
 
-/// First word of Philox4x32-10 with the counter (position, sequence, 0, 0).
-fn philox(seed: [u32; 2], position: u32, sequence: u32) -> u32 {
-    let (mut counter, mut key) = ([position, sequence, 0, 0], seed);
+/// First word of Philox4x32-10 with the counter (position, choice, 0, 0).
+fn philox(seed: [u32; 2], position: u32, choice: u32) -> u32 {
+    let (mut counter, mut key) = ([position, choice, 0, 0], seed);
     for _ in 0..10 {
         let a = u64::from(counter[0]) * 0xD251_1F53;
         let b = u64::from(counter[2]) * 0xCD9E_8D57;
@@ -68,7 +72,7 @@ fn changed(logits: &[f32], marks: &[u16], repetition: f32) -> Vec<f32> {
 }
 
 /// The token that the rule gives.
-fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usize {
+fn expected(logits: &[f32], p: &Parameters, position: u32) -> usize {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if p.temperature == 0.0 {
         return logits.iter().position(|&logit| logit == largest).expect("it is one of them");
@@ -93,7 +97,7 @@ fn expected(logits: &[f32], p: &Parameters, position: u32, sequence: u32) -> usi
     if p.min_p > 0.0 {
         least = least.max(largest + p.temperature * p.min_p.ln());
     }
-    let bits = philox(p.seed, position, sequence) >> 8;
+    let bits = philox(p.seed, position, p.choice) >> 8;
     let target = (f64::from(bits) / f64::from(1u32 << 24) * sum(least) as f64) as u64;
     let mut reached = 0;
     for (token, &logit) in logits.iter().enumerate().filter(|(_, logit)| **logit >= least) {
@@ -112,7 +116,7 @@ const NOT_FINITE: u32 = u32::MAX - 1;
 struct Left {
     tokens: Vec<i32>,
     positions: Vec<i32>,
-    ring: Vec<u32>,
+    ring: Vec<u64>,
     marks: Vec<Vec<u16>>,
 }
 
@@ -150,7 +154,7 @@ fn run(
     let records = HostBuffer::input(&with_marks);
     let next_tokens = HostBuffer::inout(&vec![-7i32; parameters.len()]);
     let next_positions = HostBuffer::inout(&vec![-7i32; parameters.len()]);
-    let ring = HostBuffer::inout(&vec![777u32; parameters.len() * RING]);
+    let ring = HostBuffer::inout(&vec![777u64; parameters.len() * RING]);
     let arguments = [
         ("logits", logits.address()),
         ("maxima", given(maxima > 0, &tops)),
@@ -198,7 +202,7 @@ fn compare_with_the_rule(
     let marks: Vec<&[u16]> = marks.chunks(vocabulary).collect();
     let left = run(sample, logits, rows, parameters, &marks, mutation)?;
     let (mut tokens, mut places) = (vec![-7i32; parameters.len()], vec![-7i32; parameters.len()]);
-    let mut slots = vec![777u32; parameters.len() * RING];
+    let mut slots = vec![777u64; parameters.len() * RING];
     let mut marked: Vec<Vec<u16>> = marks.iter().map(|marks| marks.to_vec()).collect();
     for (row, &(position, sequence)) in rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
         let p = &parameters[sequence as usize];
@@ -207,14 +211,14 @@ fn compare_with_the_rule(
         if p.repetition != 1.0 {
             logits = changed(&logits, own, p.repetition);
         }
-        let token = expected(&logits, p, position as u32, sequence as u32);
+        let token = expected(&logits, p, position as u32);
         if p.repetition != 1.0 && own[token] & MOST < MOST {
             own[token] += 1;
         }
         let stop = position as u32 + 1 >= p.limit || p.stop[..p.stops as usize].contains(&(token as i32));
         tokens[sequence as usize] = token as i32;
         places[sequence as usize] = if stop { -1 } else { position + 1 };
-        slots[sequence as usize * RING + (position as usize + 1) % RING] = token as u32;
+        slots[sequence as usize * RING + (position as usize + 1) % RING] = u64::from(p.generation) << 32 | token as u64;
     }
     ensure!(left.tokens == tokens, "tokens {:?}, expected {tokens:?}", left.tokens);
     ensure!(left.positions == places, "positions {:?}, expected {places:?}", left.positions);
@@ -254,8 +258,8 @@ fn the_host_is_told_of_logits_that_are_not_finite() -> Result<()> {
             }
             let sample = Sample { vocabulary, maxima, cluster };
             let left = run(&sample, &logits, &WAYS, &parameters, &NO_MARKS, None)?;
-            let token = expected(&sound[vocabulary..2 * vocabulary], &parameters[1], 4, 1) as u32;
-            let slots: Vec<u32> = (0..4).map(|sequence| left.ring[sequence * RING + 4 + sequence]).collect();
+            let token = expected(&sound[vocabulary..2 * vocabulary], &parameters[1], 4) as u32;
+            let slots: Vec<u32> = (0..4).map(|sequence| left.ring[sequence * RING + 4 + sequence] as u32).collect();
             ensure!(slots == [NOT_FINITE, token, NOT_FINITE, NOT_FINITE], "{cluster}, {maxima}, {value}: {slots:?}");
             ensure!(left.positions == [-1, 5, -1, -1], "{:?}", left.positions);
         }
@@ -326,7 +330,7 @@ fn draws_as_the_rule_says() -> Result<()> {
     ];
     for shape in [sample(61, 1), sample(333, 1), sample(333, 3), sample(10_000, 2)] {
         for seed in 0..4 {
-            let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
+            let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], choice: seed % 3, ..kind });
             let rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 340 * seed as i32, s)).collect();
             for maxima in [0, 9] {
                 check(&Sample { maxima, ..shape.clone() }, &rows, &parameters, None)?;
@@ -351,7 +355,7 @@ fn marks_change_what_is_chosen() -> Result<()> {
     ];
     for shape in [sample(61, 1), sample(333, 3), sample(5002, 4), sample(10_000, 2)] {
         for seed in 0..2 {
-            let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], ..kind });
+            let parameters = kinds.map(|kind| Parameters { seed: [seed, 3], choice: seed % 3, ..kind });
             let mut rows: Vec<(i32, i32)> = (0..parameters.len() as i32).map(|s| (s + 10 * seed as i32, s)).collect();
             // One that is idle: its token is not counted.
             rows[2].0 = -1;
@@ -385,7 +389,7 @@ fn greedy_from_the_maxima_of_a_head() -> Result<()> {
         (HostBuffer::input(&maxima), HostBuffer::input(&[4, 4]), HostBuffer::input(&[1, 0]));
     let parameters = HostBuffer::input(&[GREEDY; 2]);
     let (tokens, places, ring) =
-        (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u32>(2 * RING));
+        (HostBuffer::output::<i32>(2), HostBuffer::output::<i32>(2), HostBuffer::output::<u64>(2 * RING));
     let arguments = [
         ("logits", logits.address()),
         ("maxima", maxima.address()),

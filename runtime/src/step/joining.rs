@@ -1,0 +1,203 @@
+//! Sequences that join and leave between steps: all that they need goes into the stream behind the steps that are there, and nothing waits for those.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use fusec::plan::{Replay, StepKind};
+
+use super::addresses::PARAMETER_BYTES;
+use super::engine::GpuEngine;
+use super::io::{NOT_FINITE, SequenceSlabs, Slab};
+use super::parameters::{Sequence, record};
+use crate::sampling::{Marks, SamplingParameters};
+
+/// How long the host waits for a token before it asks the driver whether something went wrong.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Chunks of prompts in the stream that the device is not done with, at most: a request can leave before the others go in.
+const CHUNKS_AHEAD: usize = 2;
+
+/// What came of a sequence's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampled {
+    /// The next token.
+    Token(u32),
+    /// None: they are not finite, and the sequence takes no more steps.
+    NotFinite,
+}
+
+impl GpuEngine {
+    /// Sequences that are decoded together, at most.
+    pub fn sequences(&self) -> usize {
+        self.options.sequences
+    }
+
+    /// Rows of the smallest decode step for so many sequences.
+    ///
+    /// # Errors
+    /// None was compiled and loaded.
+    pub fn batch_for(&self, sequences: usize) -> Result<usize> {
+        let batches = self
+            .graphs
+            .keys()
+            .filter_map(|kind| if let StepKind::Decode { batch } = kind { Some(*batch) } else { None });
+        batches.filter(|&batch| batch >= sequences).min().filter(|_| sequences > 0).with_context(|| {
+            format!("{sequences} sequences at once; this model was compiled and loaded for up to {}", self.sequences())
+        })
+    }
+
+    /// Whether a sequence may go on from any part of another one's states.
+    pub fn resumes(&self) -> bool {
+        self.plan.states.iter().all(|state| state.replay == Replay::Same)
+    }
+
+    /// Rows of the largest chunk of a prompt.
+    pub fn chunk_rows(&self) -> usize {
+        super::io::chunk_rows(&self.plan)
+    }
+
+    /// Makes all sequences idle, and forgets their tokens. Waits for what is running.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn idle_all(&mut self) -> Result<()> {
+        self.set_rows(&vec![(0, None); self.options.sequences])?;
+        for sequence in 0..self.options.sequences {
+            self.stream.fill(&self.io.parameters, sequence * PARAMETER_BYTES, PARAMETER_BYTES, 0)?;
+        }
+        self.stream.synchronize()?;
+        self.io.clear_ring();
+        Ok(())
+    }
+
+    /// Sets up an idle sequence for a text whose first `position` tokens its states hold. `prompt` is what its marks are made of.
+    ///
+    /// # Errors
+    /// Parameters that suppress the whole vocabulary, or a fault of the device.
+    pub fn join(
+        &mut self,
+        sequence: usize,
+        position: usize,
+        prompt: &[u32],
+        sampling: &SamplingParameters,
+        rest: &Sequence<'_>,
+    ) -> Result<()> {
+        if position == 0 {
+            self.begin(sequence)?;
+        }
+        while self.slabs.len() <= sequence {
+            let record = Slab::new(&self.gpu, PARAMETER_BYTES, "sampling parameters")?;
+            self.slabs.push(SequenceSlabs { record, marks: None });
+        }
+        let slabs = &mut self.slabs[sequence];
+        let mut marks_at = 0;
+        if let Some(marks) = Marks::new(sampling, prompt, self.plan.vocabulary)? {
+            let bytes: &[u8] = bytemuck::cast_slice(marks.words());
+            let buffer = self.io.marks(&self.gpu, bytes.len())?;
+            if slabs.marks.is_none() {
+                slabs.marks = Some(Slab::new(&self.gpu, bytes.len(), "marks of tokens")?);
+            }
+            let slab = slabs.marks.as_mut().context("its slab was made")?;
+            slab.wait()?;
+            let at = sequence * bytes.len();
+            let copy = |memory: &_| self.stream.upload(buffer, at, memory, 0, bytes.len());
+            slab.send(&self.stream, 0, |to| to.copy_from_slice(bytes), copy)?;
+            marks_at = buffer.at(at);
+        }
+        let words = record(sampling, &Sequence { marks: marks_at, ..*rest });
+        slabs.record.wait()?;
+        let at = sequence * PARAMETER_BYTES;
+        let copy = |memory: &_| self.stream.upload(&self.io.parameters, at, memory, 0, PARAMETER_BYTES);
+        slabs.record.send(&self.stream, 0, |to| to.copy_from_slice(&words), copy)
+    }
+
+    /// Puts tokens of a sequence's prompt into its states, the first at `position`; at most [`GpuEngine::chunk_rows`]. `last`: they end the prompt, and the
+    /// sequence has its next token then and a row in each decode step that follows. Gives how long such a chunk takes of the device, as far as is known.
+    ///
+    /// Waits only where two chunks are in the stream already.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn read_chunk(&mut self, sequence: usize, position: usize, tokens: &[u32], last: bool) -> Result<Duration> {
+        let sizes = self.prompt_sizes();
+        let rows = sizes.into_iter().filter(|&rows| rows >= tokens.len()).min();
+        let rows = rows.with_context(|| format!("a chunk of {} tokens is larger than any step", tokens.len()))?;
+        let part = self.io.prompt.len() / 3;
+        let mut slab = if self.chunk_slabs.len() < CHUNKS_AHEAD {
+            Slab::new(&self.gpu, 3 * part, "a chunk of a prompt")?
+        } else {
+            self.chunk_slabs.pop_front().context("the slabs were made")?
+        };
+        if let Some((rows, took)) = slab.wait()? {
+            self.chunk_times.insert(rows, took);
+        }
+        let idle = rows - tokens.len();
+        let words = |at: usize, row: usize| match (at, row.checked_sub(idle)) {
+            (2, _) => sequence as i32,
+            (0, Some(row)) => tokens[row] as i32,
+            (1, Some(row)) => (position + row) as i32,
+            _ => -1,
+        };
+        let fill = |to: &mut [u8]| {
+            for (at, to) in to.chunks_exact_mut(part.max(1)).enumerate() {
+                for (row, to) in to.chunks_exact_mut(4).take(rows).enumerate() {
+                    to.copy_from_slice(&words(at, row).to_ne_bytes());
+                }
+            }
+        };
+        let sent = slab.send(&self.stream, rows, fill, |memory| {
+            self.stream.upload(&self.io.prompt, 0, memory, 0, 3 * part)?;
+            self.replay(StepKind::Prompt { rows })?;
+            if last { self.replay(StepKind::Last { rows }) } else { Ok(()) }
+        });
+        self.chunk_slabs.push_back(slab);
+        sent?;
+        Ok(self.chunk_times.get(&rows).copied().unwrap_or_default())
+    }
+
+    /// Puts a decode step of `batch` rows into the stream; `near`: of one whose rows all stand at positions up to this one.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn decode(&self, batch: usize, near: Option<usize>) -> Result<()> {
+        let far = StepKind::Decode { batch };
+        self.replay(near.map_or(far, |position| self.plan.decode_at(batch, position)))
+    }
+
+    /// Waits for the token that a sequence of this generation has at a position: each is given once.
+    ///
+    /// # Errors
+    /// A fault of the device, or one that is idle and has not made it.
+    pub fn await_token(&self, sequence: usize, position: usize, generation: u32) -> Result<Sampled> {
+        let mut asked = Instant::now();
+        loop {
+            if let Some(token) = self.io.take_token(sequence, position, generation) {
+                return Ok(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) });
+            }
+            if asked.elapsed() > PATIENCE {
+                if self.stream.query()? {
+                    // What the device did last may have come between.
+                    let late = self.io.take_token(sequence, position, generation);
+                    let Some(token) = late else {
+                        bail!("the device is idle and made no token for sequence {sequence} at position {position}")
+                    };
+                    return Ok(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) });
+                }
+                asked = Instant::now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Makes a sequence idle behind the steps that are in the stream. Their tokens of it stay in the ring, below its generation.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn part(&self, sequence: usize) -> Result<()> {
+        ensure!(sequence < self.options.sequences, "there is no sequence {sequence}");
+        // All bits of -1 are set.
+        self.stream.fill(&self.io.positions, 4 * sequence, 4, 0xff)?;
+        // An idle row is greedy and has no marks: it costs least.
+        self.stream.fill(&self.io.parameters, sequence * PARAMETER_BYTES, PARAMETER_BYTES, 0)
+    }
+}

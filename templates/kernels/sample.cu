@@ -14,8 +14,28 @@ constexpr int LIST = THREADS < 256 ? THREADS : 256;  // logits that are few enou
 constexpr int BOUND_BITS = 17;                       // of a bound for top-k; at least 8 after those that all tops have in common
 constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
-constexpr u32 NOT_FINITE = 0xfffffffeu;  // in the ring instead of a token
+constexpr int MAX_SCORES = 20;
+constexpr int SCORES_RING = {{ self.scores_ring() }};  // scores of a sequence that wait for the host
+constexpr u32 NOT_FINITE = 0xfffffffeu;                // in the ring instead of a token
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane per warp, and per block");
+
+// Added to the logit of a token.
+struct Bias {
+  u32 token;
+  float value;
+};
+
+// How likely the model held a token, in host memory: weights are exp(logit - largest), their sum is in units of 2^-40.
+struct Scores {
+  u64 sum;
+  float largest, chosen;  // logits
+  u32 count, unused;
+  struct {
+    u32 token;
+    float logit;
+  } top[MAX_SCORES];  // the likeliest first, of equal ones the smaller token
+};
+static_assert(sizeof(Scores) == 184, "as the host reads it");
 
 // One per sequence, written by the host between steps.
 struct Parameters {
@@ -31,7 +51,14 @@ struct Parameters {
   float repetition;     // penalty of the tokens that the prompt or the text has
   u32 choice;           // which of several texts after one prompt
   u32 generation;       // tells the ring's tokens of this sequence from those of the ones before it in its place
-  u32 unused[11];
+  float frequency;      // taken from a token's logit for each time that the text has it
+  float presence;       // taken from it once
+  u32 biases;           // how many of `bias` there are, of different tokens
+  const Bias* bias;     // none without marks
+  Scores* scores;       // a ring by position; 0: the host is told nothing
+  u32 scored;           // how many of the likeliest tokens to tell, at most the vocabulary
+  u32 unused;
+  float* raw;  // where logits are both changed and told: a row for those as they were
 };
 constexpr u32 SUPPRESSED = 0x8000, IN_PROMPT = 0x4000;  // marks; the other bits count the text's
 static_assert(sizeof(Parameters) == 128, "a word per lane");
@@ -46,6 +73,7 @@ struct Shared {
   u32 amounts[LIST];                        // their weights, or ones
   u32 floor, position;
   u64 weight;
+  float chosen;  // the logit of the token that was drawn, as it was
   float best_value[WARPS];
   int best_index[WARPS];
   int drawn, given;  // the latter: to the host, or -1
@@ -136,17 +164,38 @@ DEVICE void load_four(float (&four)[4], const float* logits, int at) {
   }
 }
 
-// Changes a thread's logits, in memory, by the marks of their tokens.
-DEVICE void change(const Parameters& p, float* logits, int begin) {
+// Changes a block's logits, in memory, by the biases and the marks of their tokens.
+DEVICE void change(const Parameters& p, float* logits, int begin, int rank) {
+  const int first = rank * WARPS * ROUNDS * 128, end = first + WARPS * ROUNDS * 128;
+  if (p.scores != nullptr) {
+#pragma unroll 1
+    for (int round = 0; round < ROUNDS; round++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int at = begin + 128 * round + 4 * (threadIdx.x % 32) + j;
+        if (at < VOCABULARY) p.raw[at] = logits[at];
+      }
+    }
+  }
+  if (p.biases > 0) {
+    block_barrier();
+    for (int i = threadIdx.x; i < (int)p.biases; i += THREADS) {
+      const int token = (int)p.bias[i].token;
+      if (token >= first && token < end) logits[token] = plain_sum(logits[token], p.bias[i].value);
+    }
+    block_barrier();
+  }
 #pragma unroll 1
   for (int round = 0; round < ROUNDS; round++) {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       const int at = begin + 128 * round + 4 * (threadIdx.x % 32) + j;
-      const u32 mark = at < VOCABULARY ? p.marks[at] : 0;
+      const u32 mark = at < VOCABULARY ? p.marks[at] : 0, count = mark & (IN_PROMPT - 1);
       if (mark == 0) continue;
-      const float logit = logits[at];
-      logits[at] = mark & SUPPRESSED ? NEGATIVE_INFINITY : logit > 0.0f ? logit / p.repetition : logit * p.repetition;
+      float logit = logits[at];
+      logit = mark & SUPPRESSED ? NEGATIVE_INFINITY : logit > 0.0f ? logit / p.repetition : logit * p.repetition;
+      if (count > 0) logit = plain_sum(plain_sum(logit, -(p.frequency * (float)count)), -p.presence);
+      logits[at] = logit;
     }
   }
 }
@@ -438,6 +487,107 @@ DEVICE int find(const Row& row, u32 floor, u64 target, u64 before, u64 of_warp) 
   return token;
 }
 
+// The largest logit of each part of the row, which are the warps' shares, and its token.
+DEVICE void search(const Row& row, float (&tops)[TOPS_A_LANE], int (&places)[TOPS_A_LANE]) {
+  Shared& shared = row.shared;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Best own = {NEGATIVE_INFINITY, 0x7fffffff};
+#pragma unroll 5
+  for (int round = 0; round < ROUNDS; round++) {
+    float four[4];
+    const int at = row.begin + 128 * round + 4 * lane;
+    load_four(four, row.logits, at);
+#pragma unroll
+    for (int j = 0; j < 4; j++) take(own, four[j], at + j);
+  }
+  own = warp_best(own);
+  if (lane == 0) shared.best_value[warp] = own.value, shared.best_index[warp] = own.index;
+  cluster_barrier();
+#pragma unroll
+  for (int i = 0; i < TOPS_A_LANE; i++) {
+    const int top = 32 * i + lane;
+    tops[i] = top < CLUSTER * WARPS ? peer(&shared.best_value[top % WARPS], top / WARPS) : NEGATIVE_INFINITY;
+    places[i] = top < CLUSTER * WARPS ? peer(&shared.best_index[top % WARPS], top / WARPS) : 0x7fffffff;
+  }
+}
+
+// The first token from `from` on whose logit has these bits; the largest number: there is none. All blocks are done with what they read of each other.
+DEVICE u32 first_with(const Row& row, u32 bits_wanted, u32 from) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  u32 found = 0xffffffffu;
+  each(row, [&](u32 bits, int token) {
+    if (bits == bits_wanted && (u32)token >= from && (u32)token < found) found = (u32)token;
+  });
+  found = warp_min(found);
+  if (lane == 0) row.shared.warp_sums[warp][0] = found;
+  block_barrier();
+  found = warp_min(lane < WARPS ? (u32)row.shared.warp_sums[lane][0] : 0xffffffffu);
+  if (threadIdx.x == 0) row.shared.block_sums[0] = found;
+  cluster_barrier();
+  found = warp_min(lane < CLUSTER ? (u32)peer(&row.shared.block_sums[0], lane) : 0xffffffffu);
+  cluster_barrier();
+  return found;
+}
+
+// The scores after a position of a sequence.
+DEVICE Scores& scores_at(const Parameters& p, int position) { return p.scores[(position + 1) % SCORES_RING]; }
+
+// Tells the host how likely the model held the row's tokens, all but the chosen one. By the first block, which has the position. At its end all blocks
+// are done with what they read of each other.
+DEVICE void score(Row row, const Parameters& p, const float (&tops)[TOPS_A_LANE], int position) {
+  Shared& shared = row.shared;
+  Best best = {NEGATIVE_INFINITY, 0x7fffffff};
+#pragma unroll
+  for (int i = 0; i < TOPS_A_LANE; i++) take(best, tops[i], 0);
+  best = warp_best(best);
+  row.largest = best.value + 0.0f;
+  row.temperature = 1.0f, row.steepness = 1.4426950408889634f;
+  u32 floor = p.scored <= TOPS ? bound_of(tops, p.scored) : 0;
+  u64 sums[PIVOTS] = {};
+  each(row, [&](u32 bits, int) { sums[0] += (u64)(power_of_two((of_ordered(bits) - row.largest) * row.steepness) * 1099511627776.0f); });
+  sum_up(row, sums);
+  // The likeliest tokens, as a list of some more.
+  const u32 high = ordered_bits(row.largest) + 1;
+  int count = list(row, floor, high, false);
+  if (count > LIST) {
+    // So many are equal to the last of them: those above it, and the first of the equal ones.
+    floor = threshold<false>(row, p.scored, floor);
+    cluster_barrier();
+    if (threadIdx.x == 0) shared.found = 0;
+    block_barrier();
+    count = list(row, floor + 1, high, false);
+    cluster_barrier();
+    for (u32 next = 0; count < (int)p.scored; count++) {
+      const u32 token = first_with(row, floor, next);
+      if (threadIdx.x == 0) shared.merged[count] = (u64)floor << 32 | token;
+      next = token + 1;
+    }
+    block_barrier();
+  }
+  if (row.rank == 0 && position >= 0) {
+    Scores& scores = scores_at(p, position);
+    if (threadIdx.x == 0) scores.sum = sums[0], scores.largest = row.largest, scores.count = p.scored;
+    const u64 entry = threadIdx.x < count ? shared.merged[threadIdx.x] : 0;
+    u32 rank = 0;
+#pragma unroll 4
+    for (int j = 0; j < count; j++) {
+      const u64 other = shared.merged[j];
+      if (bits_in(other) > bits_in(entry) || (bits_in(other) == bits_in(entry) && (u32)other < (u32)entry)) rank++;
+    }
+    if (threadIdx.x < count && rank < p.scored) scores.top[rank].token = (u32)entry, scores.top[rank].logit = of_ordered(bits_in(entry));
+  }
+  cluster_barrier();
+}
+
+// Gives the first block the logit of the chosen token, as it was before it was changed.
+DEVICE void give_chosen(const Row& row, const Parameters& p, int token) {
+  if (row.rank == 0 && threadIdx.x == 0) row.shared.given = token;
+  cluster_barrier();
+  const int chosen = peer(&row.shared.given, 0), at = chosen - row.begin;
+  if (at >= 0 && at < 128 * ROUNDS && at / 4 % 32 == threadIdx.x % 32) give(&row.shared.chosen, p.marks != nullptr ? p.raw[chosen] : row.logits[chosen], 0);
+  cluster_barrier();
+}
+
 // Writes a token for the host and for the next step; where logits are not finite, the host gets NOT_FINITE and there is no next step.
 DEVICE void finish(const Parameters& p, int token, bool finite, int position, int sequence, int* next_tokens, int* next_positions, u64* ring) {
   bool stop = !finite || (u32)position + 1 >= p.limit;
@@ -474,7 +624,8 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
   }
   block_barrier();
   const bool warm = p.temperature > 0.0f;
-  const bool changed = p.marks != 0, searched = MAXIMA == 0 || changed;  // the latter: maxima are those of the logits as they are read here
+  const bool changed = p.marks != 0, scored = p.scores != 0;
+  const bool searched = MAXIMA == 0 || changed || scored;  // the head's maxima do not say all that is to be known
   // Greedy sampling from block maxima is one warp's work.
   if (!searched && !warm && (rank > 0 || warp > 0)) return;
   Row row = {shared,
@@ -491,25 +642,12 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
   }
   // 2 The largest logit, and the largest of each part of the row.
   if (searched) {
-    if (changed) change(p, logits + (u64)blockIdx.y * VOCABULARY, row.begin);
-    Best own = {NEGATIVE_INFINITY, 0x7fffffff};
-#pragma unroll 5
-    for (int round = 0; round < ROUNDS; round++) {
-      float four[4];
-      const int at = row.begin + 128 * round + 4 * lane;
-      load_four(four, row.logits, at);
-#pragma unroll
-      for (int j = 0; j < 4; j++) take(own, four[j], at + j);
+    if (scored) {
+      search(row, tops, places);
+      score(row, p, tops, position);
     }
-    own = warp_best(own);
-    if (lane == 0) shared.best_value[warp] = own.value, shared.best_index[warp] = own.index;
-    cluster_barrier();
-#pragma unroll
-    for (int i = 0; i < TOPS_A_LANE; i++) {
-      const int top = 32 * i + lane;
-      tops[i] = top < CLUSTER * WARPS ? peer(&shared.best_value[top % WARPS], top / WARPS) : NEGATIVE_INFINITY;
-      places[i] = top < CLUSTER * WARPS ? peer(&shared.best_index[top % WARPS], top / WARPS) : 0x7fffffff;
-    }
+    if (changed) change(p, logits + (u64)blockIdx.y * VOCABULARY, row.begin, rank);
+    search(row, tops, places);
   }
   Best best = {NEGATIVE_INFINITY, 0x7fffffff};  // the first largest
 #pragma unroll
@@ -550,6 +688,11 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
     }
   }
   // 5 The token to the host and to the next step.
+  if (scored) give_chosen(row, p, token);
+  if (rank == 0 && threadIdx.x == 0 && position >= 0 && scored) {
+    scores_at(p, position).chosen = shared.chosen;
+    settle_for_host();
+  }
   if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, finite, position, sequence, next_tokens, next_positions, ring);
   if (changed && rank == 0 && threadIdx.x == 0) shared.given = position >= 0 ? token : -1;
   // Other blocks may still read this one's shared memory.

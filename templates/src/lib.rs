@@ -43,7 +43,7 @@ pub use norm_rows::NormRows;
 pub use read::Read;
 pub use rope::RopeRows;
 pub use route::{Route, RouteRows};
-pub use sample::{RING, SAMPLE_CLUSTER, Sample};
+pub use sample::{RING, SAMPLE_CLUSTER, SCORES_RING, Sample};
 pub use values::{
     Activation, Float, Format, NormKind, Packed, RopeScaling, RopeTable, Scoring, Splits, Storage, Tiles,
 };

@@ -8,6 +8,9 @@ use crate::family::{Family, Param, text_of};
 /// Tokens of a sequence that may wait for the host to read them.
 pub const RING: usize = 1024;
 
+/// Scores of a sequence that may wait for the host to read them.
+pub const SCORES_RING: usize = 64;
+
 /// Blocks that share a row of logits, where blocks may work in clusters.
 pub const SAMPLE_CLUSTER: usize = 8;
 
@@ -33,6 +36,10 @@ impl Sample {
 
     fn ring(&self) -> usize {
         RING
+    }
+
+    fn scores_ring(&self) -> usize {
+        SCORES_RING
     }
 }
 

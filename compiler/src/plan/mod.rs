@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use fuse_kernels as kernels;
-pub use fuse_kernels::{KernelSpec, RING, Reads};
+pub use fuse_kernels::{KernelSpec, RING, Reads, SCORES_RING};
 
 pub use crate::ir::{Format, Replay, Start};
 pub(crate) use schedule::MULTIPROCESSORS;

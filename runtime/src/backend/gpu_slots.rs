@@ -41,6 +41,8 @@ struct Decoding {
     next: Option<usize>,
     /// The first position that takes no step.
     limit: usize,
+    /// Whether scores go before its tokens.
+    scored: bool,
 }
 
 /// A token that is on its way.
@@ -81,7 +83,7 @@ impl<'e> GpuSlots<'e> {
             let mut awaited = Vec::with_capacity(self.slots.len());
             let mut at = 0;
             for (slot, decoding) in self.slots.iter_mut().enumerate() {
-                let Some(Decoding { generation, next: Some(next), limit }) = decoding else { continue };
+                let Some(Decoding { generation, next: Some(next), limit, .. }) = decoding else { continue };
                 if *next < *limit {
                     at = *next;
                     *next += 1;
@@ -107,7 +109,9 @@ impl<'e> GpuSlots<'e> {
         let now = Instant::now();
         if let Some(came) = self.came {
             let took = now - came;
-            self.pace = if self.pace.is_zero() { took } else { (3 * self.pace + took) / 4 };
+            // The host may have come late.
+            let longer = took.saturating_sub(self.pace) / 64;
+            self.pace = if self.pace.is_zero() { took } else { took.min(self.pace + longer) };
         }
         self.came = (!self.flights.is_empty()).then_some(now);
     }
@@ -138,10 +142,11 @@ impl Steps for GpuSlots<'_> {
             stops: &request.stops,
             choice: request.choice,
             generation: self.generation,
-            ..Sequence::default()
+            scored: request.scores,
         };
         self.engine.join(slot, position, &request.prompt, &request.sampling, &rest)?;
-        self.slots[slot] = Some(Decoding { generation: self.generation, next: None, limit });
+        self.slots[slot] =
+            Some(Decoding { generation: self.generation, next: None, limit, scored: request.scores.is_some() });
         Ok(())
     }
 
@@ -169,7 +174,13 @@ impl Steps for GpuSlots<'_> {
                 came = true;
                 let Awaited { slot, generation, position } = awaited;
                 match self.engine.await_token(slot, position, generation)? {
-                    Sampled::Token(token) => take(slot, Chosen::Token(token)),
+                    Sampled::Token(token) => {
+                        let scored = self.slots[slot].as_ref().is_some_and(|decoding| decoding.scored);
+                        if let Some(scores) = self.engine.scores(slot, position).filter(|_| scored) {
+                            take(slot, Chosen::Scores(scores));
+                        }
+                        take(slot, Chosen::Token(token));
+                    }
                     // The token at a position comes of the logits at the one before.
                     Sampled::NotFinite => take(slot, Chosen::Broken(not_finite(position - 1, None))),
                 }

@@ -2,12 +2,15 @@
 
 use anyhow::{Result, bail, ensure};
 
+/// Biases at most.
+pub const MOST_BIASES: usize = 1024;
+
 /// How the next token is chosen. What changes logits applies in the order of the fields, then come the filters; what ties with the last one kept is kept.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParameters {
     /// Tokens that are never chosen. Those beyond the vocabulary have no effect.
     pub suppress: Vec<u32>,
-    /// Added to the logits of these tokens, -100 to 100.
+    /// Added to the logits of these tokens, -100 to 100. Those beyond the vocabulary have no effect.
     pub logit_bias: Vec<(u32, f32)>,
     /// Divides the positive logits of tokens that the prompt or the text has, and multiplies the others of them. 1: off.
     pub repetition_penalty: f32,
@@ -51,6 +54,8 @@ impl SamplingParameters {
     /// A parameter outside its range: the message names it, its value and the range.
     pub fn validate(&self) -> Result<()> {
         let SamplingParameters { repetition_penalty, temperature, top_p, min_p, .. } = self;
+        let biases = self.logit_bias.len();
+        ensure!(biases <= MOST_BIASES, "{biases} tokens have a bias; give {MOST_BIASES} at most");
         if let Some((token, bias)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
             bail!("the bias of token {token} is {bias}; give -100 to 100, 0 changes nothing");
         }
@@ -72,12 +77,8 @@ impl SamplingParameters {
 
     /// Whether logits are changed before a token is chosen, which needs [`Marks`](super::Marks).
     pub fn changes_logits(&self) -> bool {
-        self.repetition_penalty != 1.0 || !self.suppress.is_empty() || self.counts_or_biases()
-    }
-
-    /// Whether logits are changed by how often the text has their tokens, or by a bias.
-    pub fn counts_or_biases(&self) -> bool {
-        self.frequency_penalty != 0.0 || self.presence_penalty != 0.0 || !self.logit_bias.is_empty()
+        let counts = self.frequency_penalty != 0.0 || self.presence_penalty != 0.0;
+        self.repetition_penalty != 1.0 || !self.suppress.is_empty() || counts || !self.logit_bias.is_empty()
     }
 }
 
@@ -313,6 +314,10 @@ mod tests {
         assert_eq!(
             refused(SamplingParameters { logit_bias: vec![(3, 1.0), (7, -101.0)], ..warm() }),
             "the bias of token 7 is -101; give -100 to 100, 0 changes nothing"
+        );
+        assert_eq!(
+            refused(SamplingParameters { logit_bias: vec![(3, 1.0); 1025], ..warm() }),
+            "1025 tokens have a bias; give 1024 at most"
         );
     }
 }

@@ -1,12 +1,18 @@
 //! What a sequence's tokens change about its next logits: one mark per token of the vocabulary, as the device keeps them.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 
 use super::SamplingParameters;
 
-/// How often the text has each token, whether the prompt has it, and whether it is never chosen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Marks(Vec<u16>);
+/// How often the text has each token, whether the prompt has it, and whether it is never chosen; and the biases of tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marks {
+    words: Vec<u16>,
+    /// Of different tokens of the vocabulary.
+    biases: Vec<(u32, f32)>,
+}
 
 /// The token is never chosen.
 const SUPPRESSED: u16 = 1 << 15;
@@ -36,24 +42,29 @@ impl Marks {
             marks.iter().any(|mark| mark & SUPPRESSED == 0),
             "suppress_tokens has all {vocabulary} tokens of the vocabulary: nothing is left to choose"
         );
-        Ok(Some(Marks(marks)))
+        // Several for one token are one.
+        let mut biases: BTreeMap<u32, f32> = BTreeMap::new();
+        for &(token, bias) in parameters.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocabulary) {
+            *biases.entry(token).or_default() += bias;
+        }
+        Ok(Some(Marks { words: marks, biases: biases.into_iter().collect() }))
     }
 
     /// Notes a token that was chosen.
     pub fn note(&mut self, token: u32) {
-        if let Some(mark) = self.0.get_mut(token as usize).filter(|mark| **mark & COUNT < COUNT) {
+        if let Some(mark) = self.words.get_mut(token as usize).filter(|mark| **mark & COUNT < COUNT) {
             *mark += 1;
         }
     }
 
-    /// Changes a row of logits. A bias for a token beyond the vocabulary has no effect.
+    /// Changes a row of logits.
     pub fn apply(&self, parameters: &SamplingParameters, logits: &mut [f32]) {
-        for &(token, bias) in &parameters.logit_bias {
+        for &(token, bias) in &self.biases {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit += bias;
             }
         }
-        for (logit, &mark) in logits.iter_mut().zip(&self.0) {
+        for (logit, &mark) in logits.iter_mut().zip(&self.words) {
             if mark & SUPPRESSED != 0 {
                 *logit = f32::NEG_INFINITY;
             } else if mark != 0 {
@@ -70,7 +81,12 @@ impl Marks {
 
     /// One per token, as the device reads them.
     pub fn words(&self) -> &[u16] {
-        &self.0
+        &self.words
+    }
+
+    /// What is added to the logits of tokens, each token once.
+    pub fn biases(&self) -> &[(u32, f32)] {
+        &self.biases
     }
 }
 

@@ -5,7 +5,7 @@ mod limits;
 mod marks;
 mod scores;
 
-pub use choose::{SamplingParameters, sample};
+pub use choose::{MOST_BIASES, SamplingParameters, sample};
 pub use limits::{check_logits, check_prompt, not_finite};
 pub use marks::Marks;
 pub use scores::{MOST_SCORES, Scores};

@@ -18,7 +18,6 @@ impl Scores {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         // One order of the sum, so that the same logits give the same bits.
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - largest).exp()).sum();
-        let score = |logit: f32| (f64::from(logit - largest) - sum.ln()) as f32;
         let mut best: Vec<(u32, f32)> = Vec::with_capacity(top + 1);
         for (token, &logit) in (0..).zip(logits) {
             if best.len() < top || best.last().is_some_and(|&(_, least)| logit > least) {
@@ -27,8 +26,14 @@ impl Scores {
                 best.truncate(top);
             }
         }
-        let chosen = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&logit| score(logit));
-        Scores { chosen, top: best.into_iter().map(|(token, logit)| (token, score(logit))).collect() }
+        let chosen = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        Scores::of_logits(largest, sum, chosen, best.into_iter())
+    }
+
+    /// Of the largest logit, the sum of exp(logit - largest) over all tokens, the chosen token's logit, and the most likely tokens with theirs.
+    pub fn of_logits(largest: f32, sum: f64, chosen: f32, top: impl Iterator<Item = (u32, f32)>) -> Scores {
+        let score = |logit: f32| (f64::from(logit - largest) - sum.ln()) as f32;
+        Scores { chosen: score(chosen), top: top.map(|(token, logit)| (token, score(logit))).collect() }
     }
 }
 

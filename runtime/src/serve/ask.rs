@@ -9,15 +9,13 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::problem::Problem;
 use super::served::Served;
-use crate::sampling::{MOST_SCORES, SamplingParameters};
+use crate::sampling::{MOST_BIASES, MOST_SCORES, SamplingParameters};
 use crate::slots::Request;
 
 /// Choices of one request at most.
 const MOST_CHOICES: i64 = 8;
 /// Stop texts, and stop tokens, of one request at most.
 const MOST_STOPS: usize = 16;
-/// Biases of one request at most.
-const MOST_BIASES: usize = 1024;
 
 /// A prompt and what is to follow it.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,9 +10,9 @@ use fusec::plan::{Format, Launch, Plan, Recipe, Start, StateBuffer, Step, StepKi
 use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
 use super::io::{IoBuffers, SequenceSlabs, Slab};
-use super::parameters::{Sequence, record};
+use super::parameters::Sequence;
 use crate::device::{DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, Stream, nvtx};
-use crate::sampling::{Marks, SamplingParameters, check_prompt};
+use crate::sampling::{SamplingParameters, check_prompt};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
 /// Where weights come from.
@@ -232,14 +232,11 @@ impl GpuEngine {
 
     /// Says how a sequence without an end is sampled; nothing may be running.
     pub(super) fn set_parameters(&self, sequence: usize, sampling: &SamplingParameters) -> Result<()> {
-        let mut rest = Sequence::default();
-        if let Some(marks) = Marks::new(sampling, &[], self.plan.vocabulary)? {
-            let bytes: &[u8] = bytemuck::cast_slice(marks.words());
-            let buffer = self.io.marks(&self.gpu, bytes.len())?;
-            buffer.upload(sequence * bytes.len(), bytes)?;
-            rest.marks = buffer.at(sequence * bytes.len());
+        let set_up = self.set_up(sequence, &[], sampling, &Sequence::default())?;
+        if let Some((at, bytes)) = set_up.marks {
+            self.io.marks(&self.gpu, self.marks_bytes())?.upload(at, &bytes)?;
         }
-        self.io.parameters.upload(sequence * PARAMETER_BYTES, &record(sampling, &rest))
+        self.io.parameters.upload(sequence * PARAMETER_BYTES, &set_up.record)
     }
 
     pub(super) fn replay(&self, kind: StepKind) -> Result<()> {

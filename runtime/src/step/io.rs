@@ -4,16 +4,23 @@ use std::cell::OnceCell;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use fusec::plan::{Plan, RING, StepKind};
+use fusec::plan::{Plan, RING, SCORES_RING, StepKind};
 
 use super::addresses::{IoAddresses, PARAMETER_BYTES};
 use crate::device::{DeviceBuffer, Event, Gpu, PinnedBuffer, Stream};
+use crate::sampling::{MOST_SCORES, Scores};
 
 /// What the sampling kernel leaves in the place of a token where the logits are not finite.
 pub(super) const NOT_FINITE: u32 = u32::MAX - 1;
 
 /// Bytes of an entry of the ring: a token, then the generation of its sequence.
 const ENTRY: usize = 8;
+
+/// Bytes of `struct Scores` in sample.cu.
+const SCORES: usize = 24 + 8 * MOST_SCORES;
+
+/// The units of a sum of weights.
+const UNIT: f64 = (1u64 << 40) as f64;
 
 /// What a plan's [`Io`](fusec::plan::Io) arguments point into.
 pub(super) struct IoBuffers {
@@ -23,8 +30,12 @@ pub(super) struct IoBuffers {
     /// Tokens, positions and sequences of a chunk, each as many as the largest has rows.
     pub prompt: DeviceBuffer,
     pub parameters: DeviceBuffer,
-    /// Marks of each sequence's tokens, once parameters have asked for them.
+    /// Marks of each sequence's tokens and biases behind them, once parameters have asked for them.
     marks: OnceCell<DeviceBuffer>,
+    /// A row of logits of each sequence, once one has them both changed and told.
+    raw: OnceCell<DeviceBuffer>,
+    /// A ring of scores of each sequence, once one has asked for them.
+    scores: OnceCell<PinnedBuffer>,
     ring: PinnedBuffer,
 }
 
@@ -39,6 +50,8 @@ impl IoBuffers {
             prompt: words(3 * chunk_rows(plan))?,
             parameters: gpu.alloc_zeroed(PARAMETER_BYTES * sequences, "sampling parameters")?,
             marks: OnceCell::new(),
+            raw: OnceCell::new(),
+            scores: OnceCell::new(),
             ring: gpu.alloc_pinned(ENTRY * RING * sequences, "the token ring")?,
         })
     }
@@ -57,13 +70,37 @@ impl IoBuffers {
         }
     }
 
-    /// The marks of all sequences, `bytes` each.
+    fn sequences(&self) -> usize {
+        self.tokens.len() / 4
+    }
+
+    /// The marks and biases of all sequences, `bytes` each.
     pub fn marks(&self, gpu: &Gpu, bytes: usize) -> Result<&DeviceBuffer> {
-        if self.marks.get().is_none() {
-            let sequences = self.tokens.len() / 4;
-            self.marks.set(gpu.alloc_zeroed(bytes * sequences, "marks of tokens")?).ok();
-        }
-        self.marks.get().context("the marks were allocated")
+        made(&self.marks, || gpu.alloc_zeroed(bytes * self.sequences(), "marks of tokens"))
+    }
+
+    /// The address of a row of logits of a sequence.
+    pub fn raw(&self, gpu: &Gpu, sequence: usize, vocabulary: usize) -> Result<u64> {
+        let rows = made(&self.raw, || gpu.alloc_zeroed(4 * vocabulary * self.sequences(), "logits as they were"))?;
+        Ok(rows.at(4 * vocabulary * sequence))
+    }
+
+    /// The address of the ring of scores of a sequence.
+    pub fn scores(&self, gpu: &Gpu, sequence: usize) -> Result<u64> {
+        let bytes = SCORES * SCORES_RING;
+        let rings = made(&self.scores, || gpu.alloc_pinned(bytes * self.sequences(), "scores of tokens"))?;
+        Ok(rings.pointer() + (bytes * sequence) as u64)
+    }
+
+    /// The scores of the token of a sequence at a position, once that was taken. None: nobody asked for them.
+    pub fn scores_of(&self, sequence: usize, position: usize) -> Option<Scores> {
+        let ring = self.scores.get()?;
+        let at = SCORES * (sequence * SCORES_RING + position % SCORES_RING);
+        let float = |offset: usize| f32::from_bits(ring.load_u32(at + offset));
+        let sum = ring.load_u64(at) as f64 / UNIT;
+        let count = (ring.load_u32(at + 16) as usize).min(MOST_SCORES);
+        let top = (0..count).map(|index| (ring.load_u32(at + 24 + 8 * index), float(28 + 8 * index)));
+        Some(Scores::of_logits(float(8), sum, float(12), top))
     }
 
     /// The token that a sequence of this generation has at a position, taken out of the ring; none: it is not there yet.
@@ -81,6 +118,14 @@ impl IoBuffers {
     pub fn clear_ring(&self) {
         (0..self.ring.len() / ENTRY).for_each(|entry| self.ring.store_u32(ENTRY * entry + 4, 0));
     }
+}
+
+/// What a cell has, made on first use.
+fn made<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if cell.get().is_none() {
+        cell.set(make()?).ok();
+    }
+    cell.get().context("it was made")
 }
 
 /// Rows of the largest chunk of a prompt.

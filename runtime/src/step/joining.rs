@@ -8,8 +8,8 @@ use fusec::plan::{Replay, StepKind};
 use super::addresses::PARAMETER_BYTES;
 use super::engine::GpuEngine;
 use super::io::{NOT_FINITE, SequenceSlabs, Slab};
-use super::parameters::{Sequence, record};
-use crate::sampling::{Marks, SamplingParameters};
+use super::parameters::{Pointers, Sequence, record};
+use crate::sampling::{MOST_BIASES, Marks, SamplingParameters, Scores};
 
 /// How long the host waits for a token before it asks the driver whether something went wrong.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -24,6 +24,12 @@ pub enum Sampled {
     Token(u32),
     /// None: they are not finite, and the sequence takes no more steps.
     NotFinite,
+}
+
+/// What says how a sequence is sampled: marks and biases with their place in the buffer of those, where it has some, and its record.
+pub(super) struct SetUp {
+    pub marks: Option<(usize, Vec<u8>)>,
+    pub record: [u8; PARAMETER_BYTES],
 }
 
 impl GpuEngine {
@@ -70,10 +76,11 @@ impl GpuEngine {
         Ok(())
     }
 
-    /// Sets up an idle sequence for a text whose first `position` tokens its states hold. `prompt` is what its marks are made of.
+    /// Sets up an idle sequence for a text whose first `position` tokens its states hold. `prompt` is what its marks are made of. Waits only where the device
+    /// has not come to the set-up before this one.
     ///
     /// # Errors
-    /// Parameters that suppress the whole vocabulary, or a fault of the device.
+    /// Parameters that suppress the whole vocabulary, too many biases, or a fault of the device.
     pub fn join(
         &mut self,
         sequence: usize,
@@ -89,26 +96,63 @@ impl GpuEngine {
             let record = Slab::new(&self.gpu, PARAMETER_BYTES, "sampling parameters")?;
             self.slabs.push(SequenceSlabs { record, marks: None });
         }
-        let slabs = &mut self.slabs[sequence];
-        let mut marks_at = 0;
-        if let Some(marks) = Marks::new(sampling, prompt, self.plan.vocabulary)? {
-            let bytes: &[u8] = bytemuck::cast_slice(marks.words());
-            let buffer = self.io.marks(&self.gpu, bytes.len())?;
-            if slabs.marks.is_none() {
-                slabs.marks = Some(Slab::new(&self.gpu, bytes.len(), "marks of tokens")?);
-            }
-            let slab = slabs.marks.as_mut().context("its slab was made")?;
+        let set_up = self.set_up(sequence, prompt, sampling, rest)?;
+        let marks_bytes = self.marks_bytes();
+        if let Some((at, bytes)) = set_up.marks {
+            let buffer = self.io.marks(&self.gpu, marks_bytes)?;
+            let slab = match &mut self.slabs[sequence].marks {
+                Some(slab) => slab,
+                none => none.insert(Slab::new(&self.gpu, marks_bytes, "marks of tokens")?),
+            };
             slab.wait()?;
-            let at = sequence * bytes.len();
             let copy = |memory: &_| self.stream.upload(buffer, at, memory, 0, bytes.len());
-            slab.send(&self.stream, 0, |to| to.copy_from_slice(bytes), copy)?;
-            marks_at = buffer.at(at);
+            slab.send(&self.stream, 0, |to| to[..bytes.len()].copy_from_slice(&bytes), copy)?;
         }
-        let words = record(sampling, &Sequence { marks: marks_at, ..*rest });
-        slabs.record.wait()?;
+        let slab = &mut self.slabs[sequence].record;
+        slab.wait()?;
         let at = sequence * PARAMETER_BYTES;
         let copy = |memory: &_| self.stream.upload(&self.io.parameters, at, memory, 0, PARAMETER_BYTES);
-        slabs.record.send(&self.stream, 0, |to| to.copy_from_slice(&words), copy)
+        slab.send(&self.stream, 0, |to| to.copy_from_slice(&set_up.record), copy)
+    }
+
+    /// Bytes of a sequence's marks, and of its biases behind them.
+    pub(super) fn marks_bytes(&self) -> usize {
+        (2 * self.plan.vocabulary).next_multiple_of(8) + 8 * MOST_BIASES
+    }
+
+    /// What says how a sequence is sampled, as the device reads it.
+    pub(super) fn set_up(
+        &self,
+        sequence: usize,
+        prompt: &[u32],
+        sampling: &SamplingParameters,
+        rest: &Sequence<'_>,
+    ) -> Result<SetUp> {
+        let vocabulary = self.plan.vocabulary;
+        let mut pointers = Pointers::default();
+        let mut laid_out = None;
+        if let Some(marks) = Marks::new(sampling, prompt, vocabulary)? {
+            let count = marks.biases().len();
+            ensure!(count <= MOST_BIASES, "{count} tokens have a bias; give {MOST_BIASES} at most");
+            let buffer = self.io.marks(&self.gpu, self.marks_bytes())?;
+            let at = sequence * self.marks_bytes();
+            let mut bytes: Vec<u8> = bytemuck::cast_slice(marks.words()).to_vec();
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            (pointers.marks, pointers.biases, pointers.bias_count) =
+                (buffer.at(at), buffer.at(at + bytes.len()), count);
+            for (token, bias) in marks.biases() {
+                bytes.extend(token.to_ne_bytes().into_iter().chain(bias.to_ne_bytes()));
+            }
+            laid_out = Some((at, bytes));
+            if rest.scored.is_some() {
+                pointers.raw = self.io.raw(&self.gpu, sequence, vocabulary)?;
+            }
+        }
+        let scored = rest.scored.map(|top| top.min(vocabulary));
+        if scored.is_some() {
+            pointers.scores = self.io.scores(&self.gpu, sequence)?;
+        }
+        Ok(SetUp { marks: laid_out, record: record(sampling, &Sequence { scored, ..*rest }, &pointers) })
     }
 
     /// Puts tokens of a sequence's prompt into its states, the first at `position`; at most [`GpuEngine::chunk_rows`]. `last`: they end the prompt, and the
@@ -187,6 +231,11 @@ impl GpuEngine {
             }
             std::hint::spin_loop();
         }
+    }
+
+    /// How likely the token was that was taken out of the ring last, of a sequence and its position; none where the sequence was not set up for that.
+    pub fn scores(&self, sequence: usize, position: usize) -> Option<Scores> {
+        self.io.scores_of(sequence, position)
     }
 
     /// Makes a sequence idle behind the steps that are in the stream. Their tokens of it stay in the ring, below its generation.

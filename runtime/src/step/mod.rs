@@ -16,6 +16,6 @@ pub use ceiling::{MemoryReader, read_ceiling};
 pub use chunks::{Chunk, chunks};
 pub use engine::{EngineOptions, GpuEngine, WeightSource};
 pub use joining::Sampled;
-pub use parameters::{MAX_STOPS, Sequence, record};
+pub use parameters::{MAX_STOPS, Pointers, Sequence, record};
 pub use timing::{LaunchTimes, NOTHING, median};
 pub use variant::{Comparison, Variant};

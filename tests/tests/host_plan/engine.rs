@@ -6,7 +6,7 @@ use fuse_tests::{nmse, replaced};
 use fusec::plan::{Plan, PlanOptions, RING, StepKind};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::SamplingParameters;
-use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, Sequence, record};
+use fuserun::step::{Addresses, IoAddresses, PARAMETER_BYTES, Pointers, Sequence, record};
 use fuserun::weights::pack;
 
 use crate::{BOUND, Case};
@@ -96,7 +96,7 @@ impl HostEngine {
         let sequences = HostBuffer::input(&std::array::from_fn::<i32, SEQUENCES, _>(|sequence| sequence as i32));
         let prompt = [(); 3].map(|()| HostBuffer::input(&[-1i32; ROWS]));
         let rest = Sequence { generation: GENERATION, ..Sequence::default() };
-        let greedy = record(&SamplingParameters::default(), &rest);
+        let greedy = record(&SamplingParameters::default(), &rest, &Pointers::default());
         let parameters = HostBuffer::input(&[greedy; SEQUENCES].concat());
         ensure!(parameters.bytes() == SEQUENCES * PARAMETER_BYTES, "a record of parameters has another size");
         let ring = HostBuffer::inout(&[EMPTY; SEQUENCES * RING]);

@@ -15,5 +15,6 @@ mod mutations;
 mod mutations_of_prompts;
 mod router;
 mod sample;
+mod sample_rules;
 mod small;
 mod support;

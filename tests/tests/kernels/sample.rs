@@ -24,7 +24,14 @@ pub struct Parameters {
     pub repetition: f32,
     pub choice: u32,
     pub generation: u32,
-    pub unused: [u32; 11],
+    pub frequency: f32,
+    pub presence: f32,
+    pub biases: u32,
+    pub bias: u64,
+    pub scores: u64,
+    pub scored: u32,
+    pub unused: u32,
+    pub raw: u64,
 }
 
 pub const GREEDY: Parameters = Parameters {
@@ -40,7 +47,14 @@ pub const GREEDY: Parameters = Parameters {
     repetition: 1.0,
     choice: 2,
     generation: 77,
-    unused: [0; 11],
+    frequency: 0.0,
+    presence: 0.0,
+    biases: 0,
+    bias: 0,
+    scores: 0,
+    scored: 0,
+    unused: 0,
+    raw: 0,
 };
 
 /// Marks of a token: never chosen, of the prompt, and how often the text has it.

@@ -161,12 +161,12 @@ fn tokens_depend_on_the_request_only() {
 /// In the middle of a prompt, before the first token, after each token: whoever decodes beside, and whoever gets the slot, has its own tokens.
 #[test]
 fn leaving_is_possible_at_any_time() {
-    with_engine("leaving_is_possible_at_any_time", Some(1000), 2, |engine| {
+    with_engine("leaving_is_possible_at_any_time", Some(300), 2, |engine| {
         let all = requests(6);
-        let [stays, leaves, next] = [&all[4], &all[3], &all[1]].map(|request| Request { limit: 5, ..request.clone() });
+        let [stays, leaves, next] = [&all[4], &all[3], &all[1]].map(|request| Request { limit: 4, ..request.clone() });
         assert!(leaves.prompt.len() > 2 * ROWS, "it has three chunks");
         let apart = alone(engine, 2, &[stays.clone(), next.clone()]);
-        for polls in 0..8 {
+        for polls in 0..7 {
             let mut slots = Slots::new(GpuSlots::new(engine, 2).expect("no fault"));
             let tickets = submit(&mut slots, &[stays.clone(), leaves.clone(), next.clone()]);
             let mut before: Vec<u32> = Vec::new();

@@ -45,7 +45,7 @@ pub struct GpuEngine {
     pub(super) arena: DeviceBuffer,
     pub(super) timed_sampling: SamplingParameters,
     pub(super) io: IoBuffers,
-    /// Of each sequence that has joined.
+    /// Of each sequence.
     pub(super) slabs: Vec<SequenceSlabs>,
     /// Of the latest chunks, the one that was sent first in front.
     pub(super) chunk_slabs: VecDeque<Slab>,
@@ -90,6 +90,8 @@ impl GpuEngine {
             .collect::<Result<Vec<DeviceBuffer>>>()?;
         let arena = gpu.alloc_zeroed(plan.arena_bytes, "activations")?;
         let io = IoBuffers::new(&gpu, &plan, options.sequences)?;
+        let slabs = SequenceSlabs::all(&gpu, options.sequences)?;
+        let chunk_slabs = Slab::of_chunks(&gpu, &plan)?;
         let addresses = Addresses {
             weights: weights.iter().map(DeviceBuffer::pointer).collect(),
             states: states.iter().map(DeviceBuffer::pointer).collect(),
@@ -107,8 +109,8 @@ impl GpuEngine {
             arena,
             timed_sampling: SamplingParameters::default(),
             io,
-            slabs: Vec::new(),
-            chunk_slabs: VecDeque::new(),
+            slabs,
+            chunk_slabs,
             chunk_times: BTreeMap::new(),
             _weights: weights,
             states,

@@ -1,6 +1,7 @@
 //! The buffers through which host and device talk, and page-locked memory that fills them while the device works.
 
 use std::cell::OnceCell;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -150,7 +151,24 @@ pub(super) struct SequenceSlabs {
     pub marks: Option<Slab>,
 }
 
+/// Chunks of prompts in the stream that the device is not done with, at most: a request can leave before the others go in.
+const CHUNKS_AHEAD: usize = 2;
+
+impl SequenceSlabs {
+    /// Those of so many sequences.
+    pub fn all(gpu: &Gpu, sequences: usize) -> Result<Vec<SequenceSlabs>> {
+        let of_one =
+            |_| Ok(SequenceSlabs { record: Slab::new(gpu, PARAMETER_BYTES, "sampling parameters")?, marks: None });
+        (0..sequences).map(of_one).collect()
+    }
+}
+
 impl Slab {
+    /// Those of the chunks of prompts that are in the stream.
+    pub fn of_chunks(gpu: &Gpu, plan: &Plan) -> Result<VecDeque<Slab>> {
+        (0..CHUNKS_AHEAD).map(|_| Slab::new(gpu, 12 * chunk_rows(plan), "a chunk of a prompt")).collect()
+    }
+
     pub fn new(gpu: &Gpu, bytes: usize, what: &str) -> Result<Slab> {
         Ok(Slab { memory: gpu.alloc_pinned(bytes, what)?, begun: gpu.event()?, done: gpu.event()?, used: None })
     }

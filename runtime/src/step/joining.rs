@@ -7,15 +7,12 @@ use fusec::plan::{Replay, StepKind};
 
 use super::addresses::PARAMETER_BYTES;
 use super::engine::GpuEngine;
-use super::io::{NOT_FINITE, SequenceSlabs, Slab};
+use super::io::{NOT_FINITE, Slab};
 use super::parameters::{Pointers, Sequence, record};
 use crate::sampling::{MOST_BIASES, Marks, SamplingParameters, Scores};
 
 /// How long the host waits for a token before it asks the driver whether something went wrong.
 const PATIENCE: Duration = Duration::from_millis(200);
-
-/// Chunks of prompts in the stream that the device is not done with, at most: a request can leave before the others go in.
-const CHUNKS_AHEAD: usize = 2;
 
 /// What came of a sequence's logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +89,6 @@ impl GpuEngine {
         if position == 0 {
             self.begin(sequence)?;
         }
-        while self.slabs.len() <= sequence {
-            let record = Slab::new(&self.gpu, PARAMETER_BYTES, "sampling parameters")?;
-            self.slabs.push(SequenceSlabs { record, marks: None });
-        }
         let set_up = self.set_up(sequence, prompt, sampling, rest)?;
         let marks_bytes = self.marks_bytes();
         if let Some((at, bytes)) = set_up.marks {
@@ -167,11 +160,7 @@ impl GpuEngine {
         let rows = sizes.into_iter().filter(|&rows| rows >= tokens.len()).min();
         let rows = rows.with_context(|| format!("a chunk of {} tokens is larger than any step", tokens.len()))?;
         let part = self.io.prompt.len() / 3;
-        let mut slab = if self.chunk_slabs.len() < CHUNKS_AHEAD {
-            Slab::new(&self.gpu, 3 * part, "a chunk of a prompt")?
-        } else {
-            self.chunk_slabs.pop_front().context("the slabs were made")?
-        };
+        let mut slab = self.chunk_slabs.pop_front().context("a fault of the device has ended it")?;
         if let Some((rows, took)) = slab.wait()? {
             self.chunk_times.insert(rows, took);
         }

@@ -236,7 +236,7 @@ fn mistakes_in_changes_and_scores_are_caught() {
         "in_a_sample_5",
         |mutation| equal_ones(160, mutation),
         &[
-            ("count = list(row, floor + 1, high, false)", "count = list(row, floor, high, false)", "likeliest"),
+            ("count = list(row, floor + 1, high, false)", "count = list(row, floor, high, false)", "shared memory"),
             ("next = token + 1", "next = token", "likeliest"),
             ("bits == bits_wanted && ", "", "likeliest"),
         ],

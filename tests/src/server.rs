@@ -14,7 +14,7 @@ use crate::command;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server with the demo model on the CPU, at a port that is free. It ends when this is dropped.
+/// A server with the demo model, at a port that is free. It ends when this is dropped.
 pub struct Server {
     child: Child,
     address: SocketAddr,
@@ -40,13 +40,21 @@ pub struct Stream {
 }
 
 impl Server {
-    /// Starts one with further arguments, and waits until it serves.
+    /// Starts one on the CPU with further arguments, and waits until it serves.
     ///
     /// # Panics
     /// When it does not come up.
     pub fn start(arguments: &[&str]) -> Server {
+        Server::start_on("cpu", arguments)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Panics
+    /// As [`Server::start`].
+    pub fn start_on(device: &str, arguments: &[&str]) -> Server {
         let mut command = command("fuserun");
-        command.args(["serve", "--device", "cpu", "--port", "0", "--threads", "1"]).args(arguments);
+        command.args(["serve", "--device", device, "--port", "0", "--threads", "1"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the server starts");
         let stderr = BufReader::new(child.stderr.take().expect("its stderr is a pipe"));

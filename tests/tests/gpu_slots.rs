@@ -207,7 +207,34 @@ fn one_slot_comes_to_each_end() {
         let limited = run(&Request { limit: 3, ..greedy.clone() });
         assert_eq!(limited, (whole.0[..3].to_vec(), Some(Event::Ended(End::Limit))));
         // Only the last token of this prompt is computed.
-        let turn = Request { prompt: [&greedy.prompt[..], &whole.0[..2]].concat(), limit: 2, ..greedy };
+        let turn = Request { prompt: [&greedy.prompt[..], &whole.0[..2]].concat(), limit: 2, ..greedy.clone() };
         assert_eq!(run(&turn).0, whole.0[2..4]);
+        // Scores go before each token. Where penalties and biases choose another one than the likeliest, they are those of the logits before that.
+        let biased = SamplingParameters {
+            frequency_penalty: 2.0,
+            presence_penalty: 2.0,
+            logit_bias: vec![(whole.0[0], -100.0)],
+            ..SamplingParameters::default()
+        };
+        for sampling in [SamplingParameters::default(), biased] {
+            let changed = sampling != SamplingParameters::default();
+            slots.submit(Request { scores: Some(3), limit: 3, sampling, ..greedy.clone() }).expect("it is taken");
+            let mut events = Vec::new();
+            while !slots.is_idle() {
+                events.extend(slots.poll().expect("no fault").into_iter().map(|(_, event)| event));
+            }
+            let [Event::Read { .. }, told @ .., Event::Ended(End::Limit)] = &events[..] else { panic!("{events:?}") };
+            for (index, pair) in told.chunks(2).enumerate() {
+                let [Event::Scores(scores), Event::Token(token)] = pair else { panic!("{pair:?}") };
+                assert_eq!(scores.top.len(), 3);
+                if index == 0 {
+                    assert_eq!(scores.top[0].0, whole.0[0], "the likeliest");
+                    assert_eq!(*token == whole.0[0], !changed);
+                }
+                let own = scores.top.iter().find(|(other, _)| other == token);
+                assert!(own.is_none_or(|own| own.1 == scores.chosen) && scores.chosen < 0.0, "{scores:?}");
+            }
+            assert_eq!(told.len(), 6);
+        }
     });
 }

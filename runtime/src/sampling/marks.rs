@@ -125,17 +125,18 @@ mod tests {
             logit_bias: vec![(0, 10.0), (5, -100.0), (77, 1.0)],
             ..SamplingParameters::default()
         };
-        let mut marks = marks(&parameters, &[1, 2]);
-        [2, 3, 3, 3].into_iter().for_each(|token| marks.note(token));
-        let mut logits = [1.0; 6];
-        marks.apply(&parameters, &mut logits);
+        let apply = |parameters: &SamplingParameters| {
+            let (mut marks, mut logits) = (marks(parameters, &[1, 2]), [1.0; 6]);
+            [2, 3, 3, 3].into_iter().for_each(|token| marks.note(token));
+            marks.apply(parameters, &mut logits);
+            logits
+        };
+        let logits = apply(&parameters);
         assert_eq!(logits, [11.0, 1.0, 0.25, -0.75, 1.0, -99.0]);
         // A bias comes before the penalty of repetition, which comes before the others.
         let parameters =
-            SamplingParameters { repetition_penalty: 2.0, logit_bias: vec![(2, 5.0)], ..parameters.clone() };
-        let mut logits = [1.0; 6];
-        marks.apply(&parameters, &mut logits);
-        assert_eq!(logits[2], (1.0 + 5.0) / 2.0 - 0.5 - 0.25);
+            SamplingParameters { repetition_penalty: 2.0, logit_bias: vec![(2, 3.0), (2, 2.0)], ..parameters.clone() };
+        assert_eq!(apply(&parameters)[2], (1.0 + 5.0) / 2.0 - 0.5 - 0.25);
     }
 
     #[test]

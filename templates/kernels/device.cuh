@@ -243,10 +243,8 @@ DEVICE void accumulate(u64* p, u64 value) { asm volatile("red.global.add.u64 [%0
 // Fixed point with 32 fractional bits.
 DEVICE u64 fixed_of(float value) { return (u64)__float2ll_rn(value * 4294967296.0f); }
 DEVICE float float_of_fixed(u64 value) { return __ll2float_rn((long long)value) * 2.3283064365386963e-10f; }
-// What this thread and those behind a barrier with it have written is there for the host before what this thread writes after it.
-DEVICE void settle_for_host() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
-// Eight bytes that the host polls in pinned memory, which it sees at once. They order no other write.
-DEVICE void publish(u64* p, u64 value) { asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(p), "l"(value) : "memory"); }
+// A word that the host polls in pinned memory. It orders no other write.
+DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif
 
 #define NEGATIVE_INFINITY float_of(0xff800000u)

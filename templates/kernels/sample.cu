@@ -1,4 +1,5 @@
 {% include "device.cuh" %}
+{% include "ring.cuh" %}
 // {{ self.name() }}: the next token of each row: greedy, or drawn after temperature, top-k, top-p and min-p. It is written to the host's ring and
 // to the next step. All sums are of integers, so that the order of threads cannot change them. A cluster takes a row, and its blocks decide alike.
 constexpr int VOCABULARY = {{ vocabulary }};
@@ -574,7 +575,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
   // 5 The token to the host and to the next step.
   if (scored) give_chosen(row, p, token);
   if (rank == 0 && threadIdx.x == 0 && position >= 0 && scored) {
-    scores_at(p, position).chosen = shared.chosen;
+    publish((u32*)&scores_at(p, position).chosen, bits_of(shared.chosen));
     settle_for_host();
   }
   if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, finite, position, sequence, next_tokens, next_positions, ring);

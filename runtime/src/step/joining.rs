@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use fusec::plan::{Replay, StepKind};
 
 use super::addresses::PARAMETER_BYTES;
@@ -202,19 +202,21 @@ impl GpuEngine {
     /// # Errors
     /// A fault of the device, or one that is idle and has not made it.
     pub fn await_token(&self, sequence: usize, position: usize, generation: u32) -> Result<Sampled> {
+        let taken = || {
+            let token = self.io.take_token(sequence, position, generation)?;
+            Some(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) })
+        };
         let mut asked = Instant::now();
         loop {
-            if let Some(token) = self.io.take_token(sequence, position, generation) {
-                return Ok(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) });
+            if let Some(sampled) = taken() {
+                return Ok(sampled);
             }
             if asked.elapsed() > PATIENCE {
                 if self.stream.query()? {
                     // What the device did last may have come between.
-                    let late = self.io.take_token(sequence, position, generation);
-                    let Some(token) = late else {
-                        bail!("the device is idle and made no token for sequence {sequence} at position {position}")
-                    };
-                    return Ok(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) });
+                    return taken().with_context(|| {
+                        format!("the device is idle and made no token for sequence {sequence} at position {position}")
+                    });
                 }
                 asked = Instant::now();
             }

@@ -279,10 +279,9 @@ mod avx2 {
                 F32 => (_mm256_loadu_ps(weights.cast()), _mm256_loadu_ps(weights.add(32).cast())),
                 FP8 => {
                     let scale = _mm256_set1_ps(weights.cast::<f32>().read_unaligned());
-                    let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(weights.add(4).cast()));
-                    let size = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7F)));
-                    let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
-                    let halves = _mm256_or_si256(size, sign);
+                    // Spread by its sign and moved, a code has its sign in both upper bits: the second is not the exponent's.
+                    let codes = _mm256_cvtepi8_epi16(_mm_loadu_si128(weights.add(4).cast()));
+                    let halves = _mm256_and_si256(_mm256_slli_epi16::<7>(codes), _mm256_set1_epi16(!0x4000));
                     let low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
                     let high = _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves));
                     (_mm256_mul_ps(low, scale), _mm256_mul_ps(high, scale))

@@ -532,7 +532,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
       score(row, p, tops, position);
     }
     if (changed) change(p, logits + (u64)blockIdx.y * VOCABULARY, row.begin, rank);
-    search(row, tops, places);
+    if (changed || !scored) search(row, tops, places);
   }
   Best best = {NEGATIVE_INFINITY, 0x7fffffff};  // the first largest
 #pragma unroll

@@ -176,8 +176,8 @@ impl Steps for GpuSlots<'_> {
                 match self.engine.await_token(slot, position, generation)? {
                     Sampled::Token(token) => {
                         let scored = self.slots[slot].as_ref().is_some_and(|decoding| decoding.scored);
-                        if let Some(scores) = self.engine.scores(slot, position).filter(|_| scored) {
-                            take(slot, Chosen::Scores(scores));
+                        if scored {
+                            take(slot, Chosen::Scores(self.engine.scores(slot, position)));
                         }
                         take(slot, Chosen::Token(token));
                     }

@@ -60,8 +60,8 @@ impl SamplingParameters {
             bail!("the bias of token {token} is {bias}; give -100 to 100, 0 changes nothing");
         }
         ensure!(
-            repetition_penalty.is_finite() && *repetition_penalty > 0.0,
-            "the repetition penalty is {repetition_penalty}; give more than 0, 1 is off"
+            (0.001..=1000.0).contains(repetition_penalty),
+            "the repetition penalty is {repetition_penalty}; give 0.001 to 1000, 1 is off"
         );
         for (name, penalty) in [("frequency", self.frequency_penalty), ("presence", self.presence_penalty)] {
             ensure!((-2.0..=2.0).contains(&penalty), "the {name} penalty is {penalty}; give -2 to 2, 0 is off");

@@ -9,7 +9,7 @@ use fusec::plan::{Format, Launch, Plan, Recipe, Start, StateBuffer, Step, StepKi
 
 use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
-use super::io::{IoBuffers, SequenceSlabs, Slab};
+use super::io::{IoBuffers, SequenceSlabs, Slab, sampling_bytes};
 use super::parameters::Sequence;
 use crate::device::{DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, Stream, nvtx};
 use crate::sampling::{SamplingParameters, check_prompt};
@@ -90,7 +90,7 @@ impl GpuEngine {
             .collect::<Result<Vec<DeviceBuffer>>>()?;
         let arena = gpu.alloc_zeroed(plan.arena_bytes, "activations")?;
         let io = IoBuffers::new(&gpu, &plan, options.sequences)?;
-        let slabs = SequenceSlabs::all(&gpu, options.sequences)?;
+        let slabs = SequenceSlabs::all(&gpu, &plan, options.sequences)?;
         let chunk_slabs = Slab::of_chunks(&gpu, &plan)?;
         let addresses = Addresses {
             weights: weights.iter().map(DeviceBuffer::pointer).collect(),
@@ -236,7 +236,7 @@ impl GpuEngine {
     pub(super) fn set_parameters(&self, sequence: usize, sampling: &SamplingParameters) -> Result<()> {
         let set_up = self.set_up(sequence, &[], sampling, &Sequence::default())?;
         if let Some((at, bytes)) = set_up.marks {
-            self.io.marks(&self.gpu, self.marks_bytes())?.upload(at, &bytes)?;
+            self.io.marks.upload(at, &bytes)?;
         }
         self.io.parameters.upload(sequence * PARAMETER_BYTES, &set_up.record)
     }
@@ -333,7 +333,8 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
 fn check_fit(gpu: &Gpu, plan: &Plan, states: &[usize], options: EngineOptions) -> Result<()> {
     let weights = plan.weights.iter().map(|weight| weight.bytes).fold(0, usize::saturating_add);
     let states = states.iter().copied().fold(0, usize::saturating_add);
-    let wanted = [weights, states, plan.arena_bytes].into_iter().fold(0, usize::saturating_add);
+    let sampling = sampling_bytes(plan, options.sequences);
+    let wanted = [weights, states, plan.arena_bytes, sampling].into_iter().fold(0, usize::saturating_add);
     let (free, _) = gpu.memory()?;
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
     ensure!(
@@ -345,7 +346,7 @@ fn check_fit(gpu: &Gpu, plan: &Plan, states: &[usize], options: EngineOptions) -
         gib(states),
         options.sequences,
         options.context,
-        gib(plan.arena_bytes),
+        gib(plan.arena_bytes.saturating_add(sampling)),
         gib(free),
         gpu.name()?
     );

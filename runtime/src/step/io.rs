@@ -1,15 +1,14 @@
 //! The buffers through which host and device talk, and page-locked memory that fills them while the device works.
 
-use std::cell::OnceCell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fusec::plan::{Plan, RING, SCORES_RING, StepKind};
 
 use super::addresses::{IoAddresses, PARAMETER_BYTES};
 use crate::device::{DeviceBuffer, Event, Gpu, PinnedBuffer, Stream};
-use crate::sampling::{MOST_SCORES, Scores};
+use crate::sampling::{MOST_BIASES, MOST_SCORES, Scores};
 
 /// What the sampling kernel leaves in the place of a token where the logits are not finite.
 pub(super) const NOT_FINITE: u32 = u32::MAX - 1;
@@ -31,12 +30,12 @@ pub(super) struct IoBuffers {
     /// Tokens, positions and sequences of a chunk, each as many as the largest has rows.
     pub prompt: DeviceBuffer,
     pub parameters: DeviceBuffer,
-    /// Marks of each sequence's tokens and biases behind them, once parameters have asked for them.
-    marks: OnceCell<DeviceBuffer>,
-    /// A row of logits of each sequence, once one has them both changed and told.
-    raw: OnceCell<DeviceBuffer>,
-    /// A ring of scores of each sequence, once one has asked for them.
-    scores: OnceCell<PinnedBuffer>,
+    /// Marks of each sequence's tokens, and biases behind them.
+    pub marks: DeviceBuffer,
+    /// A row of logits of each sequence, for those that have them both changed and told.
+    raw: DeviceBuffer,
+    /// A ring of scores of each sequence.
+    scores: PinnedBuffer,
     ring: PinnedBuffer,
 }
 
@@ -50,9 +49,9 @@ impl IoBuffers {
             sequences: gpu.upload(bytemuck::cast_slice(&sequence_numbers), "step state")?,
             prompt: words(3 * chunk_rows(plan))?,
             parameters: gpu.alloc_zeroed(PARAMETER_BYTES * sequences, "sampling parameters")?,
-            marks: OnceCell::new(),
-            raw: OnceCell::new(),
-            scores: OnceCell::new(),
+            marks: gpu.alloc_zeroed(marks_bytes(plan) * sequences, "marks of tokens")?,
+            raw: words(plan.vocabulary * sequences)?,
+            scores: gpu.alloc_pinned(SCORES * SCORES_RING * sequences, "scores of tokens")?,
             ring: gpu.alloc_pinned(ENTRY * RING * sequences, "the token ring")?,
         })
     }
@@ -71,37 +70,25 @@ impl IoBuffers {
         }
     }
 
-    fn sequences(&self) -> usize {
-        self.tokens.len() / 4
-    }
-
-    /// The marks and biases of all sequences, `bytes` each.
-    pub fn marks(&self, gpu: &Gpu, bytes: usize) -> Result<&DeviceBuffer> {
-        made(&self.marks, || gpu.alloc_zeroed(bytes * self.sequences(), "marks of tokens"))
-    }
-
     /// The address of a row of logits of a sequence.
-    pub fn raw(&self, gpu: &Gpu, sequence: usize, vocabulary: usize) -> Result<u64> {
-        let rows = made(&self.raw, || gpu.alloc_zeroed(4 * vocabulary * self.sequences(), "logits as they were"))?;
-        Ok(rows.at(4 * vocabulary * sequence))
+    pub fn raw(&self, sequence: usize, vocabulary: usize) -> u64 {
+        self.raw.at(4 * vocabulary * sequence)
     }
 
     /// The address of the ring of scores of a sequence.
-    pub fn scores(&self, gpu: &Gpu, sequence: usize) -> Result<u64> {
-        let bytes = SCORES * SCORES_RING;
-        let rings = made(&self.scores, || gpu.alloc_pinned(bytes * self.sequences(), "scores of tokens"))?;
-        Ok(rings.pointer() + (bytes * sequence) as u64)
+    pub fn scores(&self, sequence: usize) -> u64 {
+        self.scores.pointer() + (SCORES * SCORES_RING * sequence) as u64
     }
 
-    /// The scores of the token of a sequence at a position, once that was taken. None: nobody asked for them.
-    pub fn scores_of(&self, sequence: usize, position: usize) -> Option<Scores> {
-        let ring = self.scores.get()?;
+    /// The scores of the token of a sequence that asked for them at a position, once that was taken.
+    pub fn scores_of(&self, sequence: usize, position: usize) -> Scores {
+        let ring = &self.scores;
         let at = SCORES * (sequence * SCORES_RING + position % SCORES_RING);
         let float = |offset: usize| f32::from_bits(ring.load_u32(at + offset));
         let sum = ring.load_u64(at) as f64 / UNIT;
         let count = (ring.load_u32(at + 16) as usize).min(MOST_SCORES);
         let top = (0..count).map(|index| (ring.load_u32(at + 24 + 8 * index), float(28 + 8 * index)));
-        Some(Scores::of_logits(float(8), sum, float(12), top))
+        Scores::of_logits(float(8), sum, float(12), top)
     }
 
     /// The token that a sequence of this generation has at a position, taken out of the ring; none: it is not there yet.
@@ -121,12 +108,14 @@ impl IoBuffers {
     }
 }
 
-/// What a cell has, made on first use.
-fn made<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
-    if cell.get().is_none() {
-        cell.set(make()?).ok();
-    }
-    cell.get().context("it was made")
+/// Bytes of a sequence's marks, and of its biases behind them.
+pub(super) fn marks_bytes(plan: &Plan) -> usize {
+    (2 * plan.vocabulary).next_multiple_of(8) + 8 * MOST_BIASES
+}
+
+/// Bytes of the GPU's memory that the sampling of so many sequences needs.
+pub(super) fn sampling_bytes(plan: &Plan, sequences: usize) -> usize {
+    (marks_bytes(plan) + 4 * plan.vocabulary).saturating_mul(sequences)
 }
 
 /// Rows of the largest chunk of a prompt.
@@ -147,8 +136,7 @@ pub(super) struct Slab {
 /// The page-locked memory from which one sequence is set up.
 pub(super) struct SequenceSlabs {
     pub record: Slab,
-    /// Once parameters have asked for them.
-    pub marks: Option<Slab>,
+    pub marks: Slab,
 }
 
 /// Chunks of prompts in the stream that the device is not done with, at most: a request can leave before the others go in.
@@ -156,9 +144,13 @@ const CHUNKS_AHEAD: usize = 2;
 
 impl SequenceSlabs {
     /// Those of so many sequences.
-    pub fn all(gpu: &Gpu, sequences: usize) -> Result<Vec<SequenceSlabs>> {
-        let of_one =
-            |_| Ok(SequenceSlabs { record: Slab::new(gpu, PARAMETER_BYTES, "sampling parameters")?, marks: None });
+    pub fn all(gpu: &Gpu, plan: &Plan, sequences: usize) -> Result<Vec<SequenceSlabs>> {
+        let of_one = |_| {
+            Ok(SequenceSlabs {
+                record: Slab::new(gpu, PARAMETER_BYTES, "sampling parameters")?,
+                marks: Slab::new(gpu, marks_bytes(plan), "marks of tokens")?,
+            })
+        };
         (0..sequences).map(of_one).collect()
     }
 }

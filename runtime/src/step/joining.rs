@@ -7,7 +7,7 @@ use fusec::plan::{Replay, StepKind};
 
 use super::addresses::PARAMETER_BYTES;
 use super::engine::GpuEngine;
-use super::io::{NOT_FINITE, Slab};
+use super::io::{NOT_FINITE, marks_bytes};
 use super::parameters::{Pointers, Sequence, record};
 use crate::sampling::{MOST_BIASES, Marks, SamplingParameters, Scores};
 
@@ -90,15 +90,10 @@ impl GpuEngine {
             self.begin(sequence)?;
         }
         let set_up = self.set_up(sequence, prompt, sampling, rest)?;
-        let marks_bytes = self.marks_bytes();
         if let Some((at, bytes)) = set_up.marks {
-            let buffer = self.io.marks(&self.gpu, marks_bytes)?;
-            let slab = match &mut self.slabs[sequence].marks {
-                Some(slab) => slab,
-                none => none.insert(Slab::new(&self.gpu, marks_bytes, "marks of tokens")?),
-            };
+            let slab = &mut self.slabs[sequence].marks;
             slab.wait()?;
-            let copy = |memory: &_| self.stream.upload(buffer, at, memory, 0, bytes.len());
+            let copy = |memory: &_| self.stream.upload(&self.io.marks, at, memory, 0, bytes.len());
             slab.send(&self.stream, 0, |to| to[..bytes.len()].copy_from_slice(&bytes), copy)?;
         }
         let slab = &mut self.slabs[sequence].record;
@@ -106,11 +101,6 @@ impl GpuEngine {
         let at = sequence * PARAMETER_BYTES;
         let copy = |memory: &_| self.stream.upload(&self.io.parameters, at, memory, 0, PARAMETER_BYTES);
         slab.send(&self.stream, 0, |to| to.copy_from_slice(&set_up.record), copy)
-    }
-
-    /// Bytes of a sequence's marks, and of its biases behind them.
-    pub(super) fn marks_bytes(&self) -> usize {
-        (2 * self.plan.vocabulary).next_multiple_of(8) + 8 * MOST_BIASES
     }
 
     /// What says how a sequence is sampled, as the device reads it.
@@ -127,23 +117,22 @@ impl GpuEngine {
         if let Some(marks) = Marks::new(sampling, prompt, vocabulary)? {
             let count = marks.biases().len();
             ensure!(count <= MOST_BIASES, "{count} tokens have a bias; give {MOST_BIASES} at most");
-            let buffer = self.io.marks(&self.gpu, self.marks_bytes())?;
-            let at = sequence * self.marks_bytes();
+            let at = sequence * marks_bytes(&self.plan);
             let mut bytes: Vec<u8> = bytemuck::cast_slice(marks.words()).to_vec();
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             (pointers.marks, pointers.biases, pointers.bias_count) =
-                (buffer.at(at), buffer.at(at + bytes.len()), count);
+                (self.io.marks.at(at), self.io.marks.at(at + bytes.len()), count);
             for (token, bias) in marks.biases() {
                 bytes.extend(token.to_ne_bytes().into_iter().chain(bias.to_ne_bytes()));
             }
             laid_out = Some((at, bytes));
             if rest.scored.is_some() {
-                pointers.raw = self.io.raw(&self.gpu, sequence, vocabulary)?;
+                pointers.raw = self.io.raw(sequence, vocabulary);
             }
         }
         let scored = rest.scored.map(|top| top.min(vocabulary));
         if scored.is_some() {
-            pointers.scores = self.io.scores(&self.gpu, sequence)?;
+            pointers.scores = self.io.scores(sequence);
         }
         Ok(SetUp { marks: laid_out, record: record(sampling, &Sequence { scored, ..*rest }, &pointers) })
     }
@@ -224,8 +213,8 @@ impl GpuEngine {
         }
     }
 
-    /// How likely the token was that was taken out of the ring last, of a sequence and its position; none where the sequence was not set up for that.
-    pub fn scores(&self, sequence: usize, position: usize) -> Option<Scores> {
+    /// How likely the token was that was taken out of the ring last, of a sequence that was set up for that and its position.
+    pub fn scores(&self, sequence: usize, position: usize) -> Scores {
         self.io.scores_of(sequence, position)
     }
 

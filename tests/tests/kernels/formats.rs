@@ -8,6 +8,7 @@ use fuse_kernels::{
 use fuse_tests::host_build::HostBuffer;
 
 use crate::attention_projection;
+use crate::caught::caught;
 use crate::experts::{self, Hidden, Sum};
 use crate::matmul;
 use crate::matmul_wgmma;
@@ -200,4 +201,42 @@ fn operands_in_half_precision() -> Result<()> {
         compare("norm", &expected, &got, Bound::Stored)?;
     }
     Ok(())
+}
+
+// Planted mistakes.
+
+#[test]
+fn in_a_matvec_behind_a_norm_like_another() {
+    let case = matvec::Case::of(matvec::alike(Format::F16, Matvec { warps: 8, ..matvec::plain(150, &[18], 4) }));
+    caught(
+        "in_a_matvec_behind_a_norm_like_another",
+        |mutation| case.check(mutation),
+        &[
+            ("range[row + r] * X_UNIT", "X_UNIT", "output"),
+            ("range[warp % BATCH]", "range[0]", "output"),
+            ("* inverse_power(own_range)", "", "output"),
+            ("rms[warp] = power_below(inverse)", "rms[warp] = inverse", "left"),
+            ("warp < BATCH && lane == 0) rms", "warp < 1 && lane == 0) rms", "not written"),
+        ],
+    );
+}
+
+#[test]
+fn in_the_sums_of_steps() {
+    let tiles = Tiles { weights: Format::Q4K, ..tiles(1280, &[70]) };
+    let case = matvec::Case::of(rms(Matvec { warps: 4, depth: 2, blocks: 1, ..Matvec::plain(tiles, 4) }));
+    caught(
+        "in_the_sums_of_steps",
+        |mutation| case.check(mutation),
+        &[
+            ("4 * group + group / 2", "4 * group", "output"),
+            ("group % 2 ? odd : even", "group % 2 ? even : odd", "output"),
+            ("quad % 2 ? of_pair[2] : of_pair[0]", "of_pair[0]", "output"),
+            ("pack_f16(first - f16_low(hi)", "pack_f16(first + f16_low(hi)", "output"),
+            ("pair == 0 && i < 4", "pair == 1 && i < 4", "output"),
+            ("(minima << 8 & 0xff0000)", "(minima & 0xff0000)", "output"),
+            ("-f16_high(low), -f16_high(high)", "f16_high(low), f16_high(high)", "output"),
+            ("step_sums[32 * step] = sums", "step_sums[32 * (step / 2)] = sums", "shared memory"),
+        ],
+    );
 }

@@ -91,14 +91,14 @@ fn in_the_ring_of_a_matvec() {
         |mutation| case.check(mutation),
         &[
             // Where the next pair is: too near, too far, another tile, another chunk.
-            ("WARPS * DEPTH * chunk) + lane", "DEPTH * chunk) + lane", "output"),
+            ("WARPS * TURNS * chunk) + lane", "TURNS * chunk) + lane", "output"),
             ("WARPS * (i / UNIT)) * STEP_WORDS", "i / UNIT) * STEP_WORDS", "output"),
             ("same ? unit : unit + teams", "unit", "output"),
             ("same ? chunk + 1 : 0", "0", "output"),
             ("chunk + 1 < CHUNKS", "true", "output"),
             ("chunk < CHUNKS; chunk++", "chunk < CHUNKS - 1; chunk++", "output"),
             // The ring and its pairs.
-            ("load_step(held[i], from, next_unit", "load_step(held[(i + 1) % DEPTH], from, next_unit", "output"),
+            ("load_step(held[turn + tile], from", "load_step(held[(turn + tile + 1) % DEPTH], from", "output"),
             // The row tile's end.
             ("parity ^= 1", "parity ^= 0", "race"),
             ("partial[parity][job / BATCH]", "partial[parity ^ 1][job / BATCH]", "shared memory"),
@@ -112,7 +112,7 @@ fn in_the_ring_of_a_matvec() {
         &[
             ("unit >= UNITS ||", "", "buffer of"),
             ("i % UNIT * STEPS", "i % UNIT", "output"),
-            ("multiply(sum[i % UNIT]", "multiply(sum[0]", "output"),
+            ("multiply(sum[tile]", "multiply(sum[0]", "output"),
             ("tile = unit * UNIT + job / BATCH", "tile = unit * UNIT", "not written"),
             ("job >= UNIT * BATCH) break", "job >= BATCH) break", "not written"),
         ],

@@ -95,7 +95,7 @@ fn a_repetition_penalty_holds_for_the_prompt_and_the_text() {
     assert_eq!(off["tokens"], plain()["tokens"]);
     let wrong = run(&demo(json!({})), &["--repetition-penalty", "0"]);
     assert_eq!(wrong.code, 2);
-    assert!(wrong.stderr.contains("the repetition penalty is 0; give 0.001 to 1000, 1 is off"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("the repetition penalty is 0; give 1e-9 to 1e9, 1 is off"), "{}", wrong.stderr);
 }
 
 #[test]

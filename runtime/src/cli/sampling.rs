@@ -243,6 +243,6 @@ mod tests {
         let said = described(&none, json!({"do_sample": true, "top_p": 1.5}));
         assert_eq!(said, "generation_config.json: top-p is 1.5; give more than 0, at most 1 (off)");
         let said = described(&none, json!({"repetition_penalty": 0}));
-        assert_eq!(said, "generation_config.json: the repetition penalty is 0; give 0.001 to 1000, 1 is off");
+        assert_eq!(said, "generation_config.json: the repetition penalty is 0; give 1e-9 to 1e9, 1 is off");
     }
 }

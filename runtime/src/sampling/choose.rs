@@ -60,8 +60,8 @@ impl SamplingParameters {
             bail!("the bias of token {token} is {bias}; give -100 to 100, 0 changes nothing");
         }
         ensure!(
-            (0.001..=1000.0).contains(repetition_penalty),
-            "the repetition penalty is {repetition_penalty}; give 0.001 to 1000, 1 is off"
+            (1e-9..=1e9).contains(repetition_penalty),
+            "the repetition penalty is {repetition_penalty}; give 1e-9 to 1e9, 1 is off"
         );
         for (name, penalty) in [("frequency", self.frequency_penalty), ("presence", self.presence_penalty)] {
             ensure!((-2.0..=2.0).contains(&penalty), "the {name} penalty is {penalty}; give -2 to 2, 0 is off");

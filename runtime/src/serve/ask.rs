@@ -41,12 +41,12 @@ impl Settings {
     /// Takes the fields that all APIs share. What is absent is as the model says, else as OpenAI's API has it: temperature 1, no filter.
     pub fn take(fields: &mut Fields, served: &Served) -> Result<Settings, Problem> {
         let (model, off) = (&served.defaults, SamplingParameters::default());
-        let penalty = match fields.number("repetition_penalty", 0.001..=1000.0)? {
+        let penalty = match fields.number("repetition_penalty", 1e-9..=1e9)? {
             Some(penalty) => {
                 fields.ignore(&["repeat_penalty"]);
                 Some(penalty)
             }
-            None => fields.number("repeat_penalty", 0.001..=1000.0)?,
+            None => fields.number("repeat_penalty", 1e-9..=1e9)?,
         };
         let sampling = SamplingParameters {
             suppress: model.suppress_tokens.clone(),

@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 
 use fuse_tests::{Finished, TempFolder, command, finish, nvrtc, root};
 use fusec::artifact::Artifact;
-use fusec::description::shipped;
 use fusec::ir::Graph;
 use fusec::passes::PIPELINE;
 use serde_json::Value;
@@ -123,8 +122,8 @@ fn each_architecture_has_a_plan_of_its_own() {
 
 #[test]
 fn explain_plans_as_compile_does() {
-    for (file, _) in shipped() {
-        let family = file.trim_end_matches(".toml");
+    // Families that differ in kind: the plans of all of them stand in the ledger.
+    for family in ["gemma3", "glm4_moe", "gpt2", "llama", "phi", "qwen3_moe"] {
         for arch in ["sm_80", "sm_90a"] {
             let folder = TempFolder::new();
             let output = folder.path().join("m.fuse");

@@ -18,6 +18,8 @@
 {% include "weights/q4_k.cuh" %}
 {% when crate::Format::Q6K %}{% include "weights/scaled.cuh" %}
 {% include "weights/q6_k.cuh" %}
+{% when crate::Format::Int4x128 %}{% include "weights/scaled.cuh" %}
+{% include "weights/int4_128.cuh" %}
 {%- when _ %}
 #error "no kernel reads {{ tiles.weights.name() }} weights"
 {%- endmatch %}

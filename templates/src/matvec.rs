@@ -111,7 +111,17 @@ impl Matvec {
 
     /// Whether sums of x per step are made once, for all row tiles of a block: where there are enough of them.
     fn sums_steps(&self) -> bool {
-        self.tiles.weights == Format::Q4K && self.staged && self.tiles.count() * self.split >= 3 * self.blocks
+        let tiles_per_block = if self.tiles.weights == Format::Int4x128 { 2 } else { 3 };
+        self.sums_bytes() > 0 && self.staged && self.tiles.count() * self.split >= tiles_per_block * self.blocks
+    }
+
+    /// Bytes of such sums of a step for a lane; 0: none are made.
+    fn sums_bytes(&self) -> usize {
+        match self.tiles.weights {
+            Format::Q4K => 4,
+            Format::Int4x128 => 8,
+            _ => 0,
+        }
     }
 
     fn stage_bytes(&self) -> usize {
@@ -206,9 +216,9 @@ impl Family for Matvec {
         [self.blocks, 1, 1]
     }
 
-    /// The rows of x; under a norm and of fp32 as many of each as an operand has parts. Sums of its steps, a word for each lane.
+    /// The rows of x; under a norm and of fp32 as many of each as an operand has parts. Sums of its steps.
     fn shared_bytes(&self) -> usize {
-        let sums = if self.sums_steps() { self.tiles.steps().div_ceil(self.split) * 32 * 4 } else { 0 };
+        let sums = if self.sums_steps() { self.tiles.steps().div_ceil(self.split) * 32 * self.sums_bytes() } else { 0 };
         sums + match (self.norm.is_some() || self.paired, self.staged) {
             (true, _) => self.tiles.x_parts() * self.stage_bytes(),
             (false, true) => self.stage_bytes(),

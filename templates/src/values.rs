@@ -184,7 +184,7 @@ impl Format {
             Format::Fp8 => ("fp8", 32, 36, None),
             Format::Int8 => ("int8", 32, 36, None),
             Format::Int4x32 => ("int4_32", 32, 20, None),
-            Format::Int4x128 => ("int4_128", 128, 68, None),
+            Format::Int4x128 => ("int4_128", 128, 68, Some(Packed { columns: 128, bytes: 1088, registers: 15 })),
             Format::Nvfp4 => ("nvfp4", 32, 24, None),
         }
     }

@@ -100,6 +100,11 @@ pub fn pack_row(format: Format, row: usize, blocks: &[u8], out: &mut [u8]) -> Re
                     to.out[at + 1664 + row % 8 * 4 + row / 8 * 2..][..2].copy_from_slice(&from[208..210]);
                 }
             }
+            Format::Int4x128 => {
+                (0..128).for_each(|c| to.set_nibble(c, from[4 + c / 32 * 16 + c % 16] >> (c % 32 / 16 * 4) & 15));
+                let at = to.step(0) + 1024 + row % 8 * 8 + row / 8 * 4;
+                to.out[at..at + 4].copy_from_slice(&from[..4]);
+            }
             other => anyhow::bail!("no packer for {} weights", other.name()),
         }
     }
@@ -119,6 +124,10 @@ pub fn set_scales(format: Format, blocks: &mut [u8]) {
         _ => &[],
     };
     for block in blocks.chunks_exact_mut(bytes) {
+        if format == Format::Int4x128 {
+            // An fp32 scale with the zero point in its lowest bits.
+            block[..4].copy_from_slice(&((0.02f32 / 4.6).to_bits() & !0x1fff | 8).to_le_bytes());
+        }
         for &(at, scale) in scales {
             block[at..at + 2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
         }

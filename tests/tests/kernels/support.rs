@@ -102,11 +102,18 @@ impl Matrix {
             Format::Q4_1 => &[(0, 0.15), (2, -1.0)],
             Format::Q4K => &[(0, 0.005), (2, 0.03)],
             Format::Q6K => &[(208, 0.0005)],
+            Format::Int4x128 => &[],
             other => panic!("no blocks of {other:?}"),
         };
         let bytes = format.bytes(rows * columns).expect("rows are whole blocks");
         let mut blocks: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
         for block in blocks.chunks_exact_mut(format.block().1) {
+            if format == Format::Int4x128 {
+                // An fp32 scale with the zero point in its lowest bits.
+                let zero = u32::from(block[0] % 17);
+                let scale = (0.15 * (1.0 + 0.5 * random.value())).to_bits() & !0x1fff;
+                block[..4].copy_from_slice(&(scale | zero).to_le_bytes());
+            }
             for &(at, size) in numbers {
                 let number = f16::from_f32(size * (1.0 + 0.5 * random.value()));
                 block[at..at + 2].copy_from_slice(&number.to_le_bytes());

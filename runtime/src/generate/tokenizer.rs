@@ -1,12 +1,16 @@
 //! Text to token ids and back, from a Hugging Face directory, a GGUF file or bytes.
 
+mod cuts;
 pub(crate) mod files;
 mod from_gguf;
+mod recent;
 
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use cuts::{Cuts, is_settled};
 use fusec::files::{Kind, mistaken, read_optional_json};
 use fusec::folder::{checkpoint_folder, single_file, without_tokenizer};
+use recent::{Recent, SHORTEST};
 use serde_json::Value;
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
@@ -23,6 +27,11 @@ pub struct Tokenizer {
     eos_suffix: Option<u32>,
     /// Whether the pipeline's own special tokens are added then too.
     pipeline_specials: bool,
+    /// What it puts before and after every text then, where that is known.
+    around: Option<(Vec<u32>, Vec<u32>)>,
+    cuts: Cuts,
+    /// None where a text has other ids each time.
+    recent: Option<Recent>,
 }
 
 impl Tokenizer {
@@ -51,7 +60,7 @@ impl Tokenizer {
     /// The tokenizer of a GGUF file's metadata: kinds "gpt2" (byte-level BPE) and "llama" (SentencePiece BPE).
     pub fn from_gguf(metadata: &gguf::Metadata) -> Result<Tokenizer> {
         let from_gguf::Parts { inner, bos, eos, bos_prefix, eos_suffix } = from_gguf::build(metadata)?;
-        Ok(Tokenizer { inner, bos, eos, bos_prefix, eos_suffix, pipeline_specials: false })
+        Ok(Tokenizer { bos_prefix, eos_suffix, ..Tokenizer::plain(inner, bos, eos) })
     }
 
     /// A tokenizer from the bytes of a tokenizer.json, with what its model's other files say: `tokenizer_config` is tokenizer_config.json (null where
@@ -73,7 +82,9 @@ impl Tokenizer {
         let mut eos: BTreeSet<u32> = configs.iter().flat_map(|config| ids(config, "eos_token_id")).collect();
         eos.extend(named("eos_token"));
 
-        let mut tokenizer = Tokenizer { inner, bos, eos, bos_prefix: None, eos_suffix: None, pipeline_specials: true };
+        let mut tokenizer = Tokenizer::plain(inner, bos, eos);
+        tokenizer.pipeline_specials = true;
+        tokenizer.around = tokenizer.find_around();
         let pipeline_adds_bos = bos.is_some() && tokenizer.encode("", true)?.first().copied() == bos;
         match tokenizer_config.get("add_bos_token").and_then(Value::as_bool) {
             Some(true) if !pipeline_adds_bos => tokenizer.bos_prefix = bos,
@@ -86,11 +97,14 @@ impl Tokenizer {
     /// The ids of a text. Special tokens written out in the text (`<|im_start|>`) become their ids in either case; `add_special` also puts the
     /// tokens around it that the model expects of a plain text, such as bos. A rendered chat has its own: encode it with `false`.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special && self.pipeline_specials);
-        let encoding = encoding.map_err(|error| anyhow!("cannot tokenize the text: {error}"))?;
+        let ids = match &self.around {
+            _ if !(add_special && self.pipeline_specials) => self.encode_parts(text)?,
+            Some((before, after)) if text.len() >= SHORTEST => [before, &self.encode_parts(text)?[..], after].concat(),
+            _ => self.encode_whole(text, true)?,
+        };
         let prefix = self.bos_prefix.filter(|_| add_special);
         let suffix = self.eos_suffix.filter(|_| add_special);
-        Ok(prefix.into_iter().chain(encoding.get_ids().iter().copied()).chain(suffix).collect())
+        Ok(prefix.into_iter().chain(ids).chain(suffix).collect())
     }
 
     /// The ids of a text that is to be continued: with the special tokens before it, as [`Tokenizer::encode`] puts them, but no end after it.
@@ -153,6 +167,38 @@ impl Tokenizer {
     /// The number of tokens, added ones included. A model's embedding may have more rows.
     pub fn vocabulary_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    /// One that adds nothing to a text.
+    fn plain(inner: tokenizers::Tokenizer, bos: Option<u32>, eos: BTreeSet<u32>) -> Tokenizer {
+        let (cuts, recent) = (Cuts::of(&inner), is_settled(&inner).then(Recent::default));
+        let (bos_prefix, eos_suffix) = (None, None);
+        Tokenizer { inner, bos, eos, bos_prefix, eos_suffix, pipeline_specials: false, around: None, cuts, recent }
+    }
+
+    /// The ids of a text without what is put around it. Of a text that goes on with a recent one only the rest is encoded.
+    fn encode_parts(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.recent {
+            Some(recent) => recent.encode(text, &self.cuts, |part| self.encode_whole(part, false)),
+            None => self.encode_whole(text, false),
+        }
+    }
+
+    fn encode_whole(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, add_special);
+        Ok(encoding.map_err(|error| anyhow!("cannot tokenize the text: {error}"))?.get_ids().to_vec())
+    }
+
+    /// What the pipeline puts around two texts alike; none where that cannot be told from the texts.
+    fn find_around(&self) -> Option<(Vec<u32>, Vec<u32>)> {
+        let around = |text: &str| -> Option<BTreeSet<(Vec<u32>, Vec<u32>)>> {
+            let (with, without) = (self.encode_whole(text, true).ok()?, self.encode_whole(text, false).ok()?);
+            let parts = with.windows(without.len().max(1)).enumerate().filter(|(_, part)| *part == without);
+            Some(parts.map(|(at, part)| (with[..at].to_vec(), with[at + part.len()..].to_vec())).collect())
+        };
+        let (first, second) = (around("a")?, around("b c")?);
+        let mut both = first.intersection(&second);
+        both.next().filter(|_| both.next().is_none()).cloned()
     }
 
     fn from_directory(directory: &Path) -> Result<Tokenizer> {

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod demo;
 pub mod device;
 pub mod generate;
+pub mod grammar;
 pub mod hub;
 pub mod map;
 pub mod model;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::cpu::{CpuModel, Logits, Row};
+use crate::grammar::{Grammar, Matcher};
 use crate::sampling::{Marks, SamplingParameters, Scores, check_logits, sample};
 use crate::slots::{Chosen, Limits, Request, Steps};
 
@@ -27,6 +28,8 @@ struct Decoding {
     sampling: SamplingParameters,
     choice: u32,
     marks: Option<Marks>,
+    /// The text so far, where it is held to a grammar.
+    matcher: Option<Matcher>,
     /// Where the next row goes.
     position: usize,
     /// How many of the likeliest tokens are told.
@@ -56,6 +59,7 @@ impl Steps for CpuSlots<'_> {
             vocabulary: self.model.vocabulary(),
             // Its states are caches by position, which is all that it runs.
             resumes: true,
+            grammars: true,
         }
     }
 
@@ -70,6 +74,7 @@ impl Steps for CpuSlots<'_> {
             sampling: request.sampling.clone(),
             choice: request.choice,
             marks,
+            matcher: request.sampling.grammar.as_ref().map(Grammar::begin),
             position,
             scored: request.scores,
             fresh: None,
@@ -141,22 +146,35 @@ impl Steps for CpuSlots<'_> {
 impl Decoding {
     /// The next token, from the logits after the row before `position`.
     fn choose(&mut self, logits: &[f32]) {
-        let at = self.position - 1;
-        if let Err(error) = check_logits(logits, at) {
-            self.fresh = Some(Chosen::Broken(error.to_string()));
-            return;
-        }
-        let token = match &mut self.marks {
-            None => sample(logits, &self.sampling, at as u32, self.choice),
-            Some(marks) => {
-                let mut changed = logits.to_vec();
-                marks.apply(&self.sampling, &mut changed);
-                let token = sample(&changed, &self.sampling, at as u32, self.choice);
-                marks.note(token);
-                token
+        self.fresh = Some(match self.chosen(logits) {
+            Ok(token) => {
+                self.scores = self.scored.map(|top| Scores::new(logits, token, top));
+                Chosen::Token(token)
             }
-        };
-        self.scores = self.scored.map(|top| Scores::new(logits, token, top));
-        self.fresh = Some(Chosen::Token(token));
+            Err(error) => Chosen::Broken(format!("{error:#}")),
+        });
+    }
+
+    fn chosen(&mut self, logits: &[f32]) -> Result<u32> {
+        let at = self.position - 1;
+        check_logits(logits, at)?;
+        if self.marks.is_none() && self.matcher.is_none() {
+            return Ok(sample(logits, &self.sampling, at as u32, self.choice));
+        }
+        let mut changed = logits.to_vec();
+        if let Some(matcher) = &mut self.matcher {
+            matcher.allowed()?.apply(&mut changed);
+        }
+        if let Some(marks) = &self.marks {
+            marks.apply(&self.sampling, &mut changed);
+        }
+        let token = sample(&changed, &self.sampling, at as u32, self.choice);
+        if let Some(matcher) = &mut self.matcher {
+            matcher.take(token)?;
+        }
+        if let Some(marks) = &mut self.marks {
+            marks.note(token);
+        }
+        Ok(token)
     }
 }

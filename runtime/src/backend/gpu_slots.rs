@@ -124,6 +124,8 @@ impl Steps for GpuSlots<'_> {
             context: self.engine.context(),
             vocabulary: self.engine.plan().vocabulary,
             resumes: self.engine.resumes(),
+            // The device chooses tokens ahead of the host, which alone knows what a grammar allows next.
+            grammars: false,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::io::{IsTerminal, Write, read_to_string, stderr, stdin, stdout};
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +18,7 @@ use crate::backend::Device;
 use crate::generate::chat::Message;
 use crate::generate::stops::StopTexts;
 use crate::generate::tokenizer::Tokenizer;
+use crate::grammar::Source;
 use crate::model::{OpenModel, Text, tokenizer_of};
 
 /// Tokens to generate at most, where neither the user nor the model says.
@@ -27,7 +30,8 @@ Examples:
   fuserun generate \"Call me\"
   fuserun generate -m Qwen3-0.6B --chat \"Tell me a joke\" --temperature 0.7 --top-p 0.9
   fuserun generate -m model.gguf -n 512 --stop \"###\" - < prompt.txt > answer.txt
-  fuserun generate -m model.gguf --json \"Call me\" | jq .text")]
+  fuserun generate -m model.gguf --json \"Call me\" | jq .text
+  fuserun generate -m model.gguf --chat --schema person.json \"Who wrote Moby Dick?\" | jq .name")]
 pub struct GenerateArgs {
     /// The text to continue, or with --chat the message to answer. `-` reads it from stdin.
     prompt: Option<String>,
@@ -44,6 +48,15 @@ pub struct GenerateArgs {
     /// Put the prompt through the model's chat template.
     #[arg(long, env = "FUSE_CHAT", value_parser = FalseyValueParser::new())]
     chat: bool,
+    /// Hold the text to JSON that the schema in this file describes.
+    #[arg(long, env = "FUSE_SCHEMA", value_name = "FILE", conflicts_with_all = ["grammar", "regex"])]
+    schema: Option<PathBuf>,
+    /// Hold the text to the grammar in this file, in Lark's syntax.
+    #[arg(long, env = "FUSE_GRAMMAR", value_name = "FILE", conflicts_with = "regex")]
+    grammar: Option<PathBuf>,
+    /// Hold the text to this regular expression, which matches it as a whole.
+    #[arg(long, env = "FUSE_REGEX")]
+    regex: Option<String>,
     /// Print one JSON object instead of text.
     #[arg(long, env = "FUSE_JSON", value_parser = FalseyValueParser::new())]
     json: bool,
@@ -70,8 +83,8 @@ pub struct TokenizeArgs {
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let model = args.model.open(false)?;
     let defaults = model.generation_defaults()?;
-    let sampling = args.sampling.parameters(&defaults)?;
-    let tokenizer = model.tokenizer()?;
+    let mut sampling = args.sampling.parameters(&defaults)?;
+    let tokenizer = Arc::new(model.tokenizer()?);
     let text = prompt_text(args)?;
     let tokens = prompt_tokens(args, &model, &tokenizer, &text)?;
     let limit = match args.max_tokens {
@@ -85,6 +98,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         tokens.len(),
         options.context
     );
+    if let Some((name, source)) = form(args)? {
+        let refused = || format!("the text cannot be held to {name}");
+        sampling.grammar = Some(tokenizer.grammars().compile(&source).with_context(refused)?);
+    }
+    let held = sampling.grammar.is_some();
     if let Some(note) = defaults.note() {
         tell(note);
     }
@@ -95,10 +113,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let mut backend = model.load(&device, &options)?;
     let loaded = begin.elapsed();
 
-    let stops: Vec<u32> = if args.ignore_eos { Vec::new() } else { tokenizer.eos().collect() };
+    // These are all that comes after a text that is held to a form.
+    let stops: Vec<u32> = if args.ignore_eos && !held { Vec::new() } else { tokenizer.eos().collect() };
     let mut stream =
         if args.chat { tokenizer.decode_stream(true) } else { tokenizer.decode_stream_after(&tokens, true) };
-    let of_chat = if args.chat { model.chat_stops() } else { Vec::new() };
+    let of_chat = if args.chat && !held { model.chat_stops() } else { Vec::new() };
     let mut watched = StopTexts::new(&[&args.stop[..], &defaults.stop_strings, &of_chat].concat());
     let mut out = Output { json: args.json, text: String::new(), broken: None };
     // Someone who looks on wants to see the text whole; a file or another program wants what was made.
@@ -189,6 +208,19 @@ pub fn tokenize(args: &TokenizeArgs) -> Result<()> {
     let tokens = tokenizer_of(&args.model.name(false))?.encode(&text, true)?;
     let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
     show(format!("{}\n", list.join(",")))
+}
+
+/// What the text is held to, and what that is called.
+fn form(args: &GenerateArgs) -> Result<Option<(String, Source)>> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    if let Some(path) = &args.schema {
+        let schema = serde_json::from_str(&read(path)?).with_context(|| format!("{} is not JSON", path.display()))?;
+        return Ok(Some((path.display().to_string(), Source::Schema { schema, strict: true })));
+    }
+    if let Some(path) = &args.grammar {
+        return Ok(Some((path.display().to_string(), Source::Lark(read(path)?))));
+    }
+    Ok(args.regex.clone().map(|regex| ("--regex".to_owned(), Source::Regex(regex))))
 }
 
 fn prompt_text(args: &GenerateArgs) -> Result<String> {

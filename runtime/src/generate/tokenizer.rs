@@ -1,5 +1,6 @@
 //! Text to token ids and back, from a Hugging Face directory, a GGUF file or bytes.
 
+mod bytes;
 mod cuts;
 pub(crate) mod files;
 mod from_gguf;

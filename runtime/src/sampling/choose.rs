@@ -2,6 +2,8 @@
 
 use anyhow::{Result, bail, ensure};
 
+use crate::grammar::Grammar;
+
 /// Biases at most.
 pub const MOST_BIASES: usize = 1024;
 
@@ -28,6 +30,8 @@ pub struct SamplingParameters {
     pub min_p: f32,
     /// With the position and the sequence it fixes each draw.
     pub seed: u64,
+    /// What the text is held to: tokens that it does not allow are not chosen, whatever the other fields are.
+    pub grammar: Option<Grammar>,
 }
 
 impl Default for SamplingParameters {
@@ -43,6 +47,7 @@ impl Default for SamplingParameters {
             top_p: 1.0,
             min_p: 0.0,
             seed: 0,
+            grammar: None,
         }
     }
 }

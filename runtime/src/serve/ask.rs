@@ -64,6 +64,7 @@ impl Settings {
                 None | Some(-1) => random() >> 32,
                 Some(seed) => seed as u64,
             },
+            grammar: None,
         };
         let end: Vec<u32> = served.tokenizer.eos().collect();
         let ignore_eos = fields.flag("ignore_eos")?.unwrap_or(false);

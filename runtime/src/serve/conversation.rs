@@ -37,8 +37,19 @@ pub struct Conversation {
     pub messages: Vec<Value>,
     /// Tools as OpenAI's chat API has them.
     pub tools: Vec<Value>,
+    /// The call that the answer must be.
+    pub forced: Option<Forced>,
     /// Further variables of the template.
     pub variables: Map<String, Value>,
+}
+
+/// A call that an answer must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forced {
+    /// Of any of the tools.
+    Any,
+    /// Of this one.
+    Named(String),
 }
 
 /// A conversation as the model reads it.
@@ -61,6 +72,42 @@ impl Conversation {
     /// The names of the tools.
     pub fn tool_names(&self) -> BTreeSet<String> {
         self.tools.iter().filter_map(|tool| tool["function"]["name"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Takes the tools, and which of them are to be called, as OpenAI's APIs say that.
+    pub fn take_tools(&mut self, tools: Vec<Value>, choice: Option<Value>) -> Result<(), Problem> {
+        let wrong = |choice: &Value| {
+            let message = format!("`tool_choice` is {choice}; give auto, none, required, or a function by its name");
+            Problem::field("tool_choice", message)
+        };
+        self.forced = match choice {
+            None => None,
+            Some(Value::String(word)) if word == "auto" => None,
+            Some(Value::String(word)) if word == "none" => return Ok(()),
+            Some(Value::String(word)) if word == "required" => Some(Forced::Any),
+            Some(choice) => {
+                let name = choice["function"]["name"].as_str().or(choice["name"].as_str());
+                let name = name.filter(|_| choice["type"] == "function").ok_or_else(|| wrong(&choice))?;
+                Some(Forced::Named(name.to_owned()))
+            }
+        };
+        self.tools = tools;
+        Ok(())
+    }
+
+    /// What to warn of where the model's template knows no tools.
+    pub fn tools_warning(&self, served: &Served) -> Option<String> {
+        let unknown = !self.tools.is_empty() && served.calls.is_none();
+        unknown.then(|| match self.forced {
+            None => "the model's chat template knows no tools: none will be called".to_owned(),
+            Some(_) => "the model's chat template knows no tools: it calls one without having read of it".to_owned(),
+        })
+    }
+
+    /// What to warn of where an answer is held to a form that is no call.
+    pub fn untold_calls(&self) -> Option<String> {
+        let untold = !self.tools.is_empty() && self.forced.is_none();
+        untold.then(|| "the answer is held to a form: no tool will be called".to_owned())
     }
 
     /// Takes variables of the template.

@@ -112,7 +112,7 @@ impl Local {
             Conversation { messages: messages(conversation.to_vec()).map_err(refused)?, ..Conversation::default() };
         conversation.take_variables(fields).map_err(refused)?;
         let prompt = conversation.prompt(served).map_err(refused)?;
-        let shape = served.shape(prompt.thinks, prompt.goes_on, conversation.tool_names());
+        let shape = served.shape(&prompt, &conversation);
         let ask = Ask { prompt: prompt.tokens, settings };
         self.runtime.block_on(async {
             let mut generation = Generation::start(&self.app, &ask, &shape).await.map_err(refused)?;

@@ -13,6 +13,7 @@ mod connections;
 mod conversation;
 mod engine;
 mod fields;
+mod forms;
 mod local;
 mod metrics;
 mod native;

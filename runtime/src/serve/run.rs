@@ -134,9 +134,11 @@ pub(super) fn app(subject: Subject, engine: Engine) -> App {
 fn served(subject: Subject) -> Served {
     let Subject { name, tokenizer, template, defaults, chat_stops, context, slots, architecture, dtype, device } =
         subject;
+    let tokenizer = Arc::new(tokenizer);
     Served {
         name,
-        tokenizer: Arc::new(tokenizer),
+        grammars: tokenizer.grammars(),
+        tokenizer,
         calls: template.as_ref().and_then(CallFormat::of),
         thinks: template.as_ref().is_some_and(|template| template.mentions("</think>")),
         template: template.map(Arc::new),

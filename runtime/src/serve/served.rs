@@ -1,19 +1,21 @@
 //! The model that is served, as far as requests need to know it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::answer::{CallFormat, Shape};
+use super::answer::CallFormat;
 use crate::generate::chat::ChatTemplate;
 use crate::generate::defaults::GenerationDefaults;
 use crate::generate::tokenizer::Tokenizer;
+use crate::grammar::Grammars;
 
 /// What texts are made with.
 pub struct Served {
     /// What answers call the model.
     pub name: String,
     pub tokenizer: Arc<Tokenizer>,
+    /// What answers are held to.
+    pub grammars: Grammars,
     pub template: Option<Arc<ChatTemplate>>,
     pub defaults: GenerationDefaults,
     /// Texts that end an answer of a chat, beside those of `defaults`.
@@ -37,10 +39,9 @@ pub struct Served {
 }
 
 impl Served {
-    /// What to look for in an answer of a chat. `tools`: the names of those that may be called.
-    pub fn shape(&self, thinks: bool, goes_on: bool, tools: BTreeSet<String>) -> Shape {
-        let calls = self.calls.filter(|_| !tools.is_empty()).map(|format| (format, tools));
-        Shape { thinks, goes_on, may_think: self.thinks, calls }
+    /// How a call is written that must be made, whether or not the template knows any.
+    pub fn call_format(&self) -> CallFormat {
+        self.calls.unwrap_or(CallFormat::Whole)
     }
 
     /// The text of a token; as the vocabulary spells it where it is a part of a character only.

@@ -42,12 +42,13 @@ fn fields_that_are_wrong() {
         (CHAT, json!({"messages": user(), "stop": vec!["x"; 17]}), "stop", "give 16 at most"),
         (CHAT, json!({"messages": user(), "stop_token_ids": [-1]}), "stop_token_ids", "no token"),
         (CHAT, json!({"messages": user(), "tools": [{"type": "web_search"}]}), "tools[0].type", "function"),
-        (CHAT, json!({"messages": user(), "tool_choice": "required"}), "tool_choice", "cannot be forced"),
+        (CHAT, json!({"messages": user(), "tool_choice": "required"}), "tool_choice", "`tools` has none"),
+        (CHAT, json!({"messages": user(), "tool_choice": "maybe"}), "tool_choice", "give auto, none, required"),
         (
             CHAT,
-            json!({"messages": user(), "response_format": {"type": "json_object"}}),
-            "response_format",
-            "held to a form",
+            json!({"messages": user(), "response_format": {"type": "xml"}}),
+            "response_format.type",
+            "give text, json_object or json_schema",
         ),
         (
             CHAT,

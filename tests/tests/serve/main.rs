@@ -2,6 +2,7 @@
 
 mod devices;
 mod errors;
+mod forms;
 mod life;
 mod openai;
 mod others;

@@ -99,7 +99,7 @@ fn anthropics_errors_are_in_its_words() {
             "invalid_request_error",
             "messages[0].role",
         ),
-        ("sesame", message(json!({"tool_choice": {"type": "any"}})), 400, "invalid_request_error", "cannot be forced"),
+        ("sesame", message(json!({"tool_choice": {"type": "any"}})), 400, "invalid_request_error", "`tools` has none"),
         ("open", message(json!({})), 401, "authentication_error", "not one of this server's"),
     ] {
         let reply = post(key, &body);
@@ -176,7 +176,7 @@ fn ollamas_models_and_errors() {
     for (path, body, part) in [
         ("/api/chat", json!({"messages": []}), "give one at least"),
         ("/api/chat", json!({"messages": [{"role": "user", "content": "x", "images": ["AA"]}]}), "reads text only"),
-        ("/api/chat", json!({"messages": [{"role": "user", "content": "x"}], "format": "json"}), "held to a form"),
+        ("/api/chat", json!({"messages": [{"role": "user", "content": "x"}], "format": "xml"}), "or a JSON schema"),
         ("/api/generate", json!({"prompt": "x", "options": {"temperature": -1}}), "`options.temperature`"),
         ("/api/generate", json!({"prompt": "", "raw": true}), "the prompt has no tokens"),
     ] {
@@ -274,7 +274,7 @@ fn responses_keep_nothing_and_leave_out_tools_that_are_no_functions() {
         (json!({}), "input"),
         (json!({"input": "x", "previous_response_id": "resp_1"}), "previous_response_id"),
         (json!({"input": "x", "background": true}), "background"),
-        (json!({"input": "x", "text": {"format": {"type": "json_schema"}}}), "text.format"),
+        (json!({"input": "x", "text": {"format": {"type": "json_schema"}}}), "text.format.schema"),
         (json!({"input": [{"type": "item_reference"}]}), "input[0].type"),
         (json!({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}), "messages[0].content[0].type"),
     ] {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::serve::conversation::{Conversation, text_of};
+use crate::serve::conversation::{Conversation, Forced, text_of};
 use crate::serve::fields::{Fields, kind};
 use crate::serve::problem::Problem;
 use crate::serve::served::Served;
@@ -28,12 +28,14 @@ pub fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversatio
         match choice.text("type")?.as_deref() {
             Some("auto") => {}
             Some("none") => conversation.tools.clear(),
+            Some("any") => conversation.forced = Some(Forced::Any),
+            Some("tool") => {
+                let missing = || Problem::field("tool_choice.name", "`tool_choice.name` is missing: name a tool");
+                conversation.forced = Some(Forced::Named(choice.text("name")?.ok_or_else(missing)?));
+            }
             other => {
-                let message = format!(
-                    "`tool_choice` {}: calls cannot be forced yet; give auto or none",
-                    other.unwrap_or("without a type")
-                );
-                return Err(Problem::field("tool_choice", message));
+                let message = format!("`tool_choice.type` is {}; give auto, none, any or tool", json!(other));
+                return Err(Problem::field("tool_choice.type", message));
             }
         }
     }
@@ -42,8 +44,7 @@ pub fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversatio
         conversation.variables.insert("enable_thinking".into(), json!(enabled));
         thinking.ignore(&["budget_tokens"]);
     }
-    let untold = !conversation.tools.is_empty() && served.calls.is_none();
-    let warning = untold.then(|| "the model's chat template knows no tools: none will be called".to_owned());
+    let warning = conversation.tools_warning(served);
     Ok((conversation, warning.into_iter().collect()))
 }
 

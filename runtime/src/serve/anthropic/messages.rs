@@ -60,14 +60,15 @@ impl Message {
         let stops = stop_texts(fields, "stop_sequences")?;
         let stream = fields.flag("stream")?.unwrap_or(false);
         let settings = Settings::take(fields, served)?;
-        let stop_texts = [&settings.stop_texts, &stops, &served.chat_stops].into_iter().flatten().cloned().collect();
-        let settings = Settings { limit: Some(limit), choices: 1, stop_texts, ..settings };
+        let stop_texts = [&settings.stop_texts, &stops].into_iter().flatten().cloned().collect();
+        let mut settings = Settings { limit: Some(limit), choices: 1, stop_texts, ..settings };
         warnings.extend(model_warning(fields, served)?);
         fields.ignore(&["metadata", "service_tier", "cache_control", "container", "betas"]);
         warnings.extend(unknown(fields));
         let prompt = conversation.prompt(served)?;
+        settings.hold_chat(None, &conversation, &prompt, served)?;
         Ok(Message {
-            shape: served.shape(prompt.thinks, prompt.goes_on, conversation.tool_names()),
+            shape: served.shape(&prompt, &conversation),
             ask: Ask { prompt: prompt.tokens, settings },
             stops,
             stream,

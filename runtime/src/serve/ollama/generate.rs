@@ -10,6 +10,7 @@ use crate::serve::app::App;
 use crate::serve::ask::{Ask, Settings};
 use crate::serve::conversation::{Conversation, messages, tools};
 use crate::serve::fields::Fields;
+use crate::serve::forms::Form;
 use crate::serve::problem::{Dialect, Problem, done};
 use crate::serve::served::{Served, rfc3339, since_1970};
 use crate::serve::stream::{Framing, Gone, Writer, response};
@@ -106,9 +107,7 @@ impl Answer {
         let fields = &mut fields;
         let mut warnings: Vec<String> = model_warning(fields, served)?.into_iter().collect();
         let mut settings = settings(fields, served, &mut warnings)?;
-        if fields.take("format").is_some_and(|format| format != "") {
-            return Err(Problem::field("format", "`format` is not supported: answers cannot be held to a form yet"));
-        }
+        let form = Form::of_ollama(fields)?;
         let raw = !chat && (fields.flag("raw")?.unwrap_or(false) || served.template.is_none());
         let text = fields.text("prompt")?.unwrap_or_default();
         let mut conversation = if chat { conversation(fields)? } else { Conversation::default() };
@@ -134,14 +133,19 @@ impl Answer {
         let (prompt, shape) = if raw {
             let tokens = served.tokenizer.encode_prompt(&text);
             let tokens = tokens.map_err(|error| Problem::field("prompt", format!("{error:#}")))?;
+            if let Some(form) = form {
+                settings.hold(form, served)?;
+            }
             (tokens, Shape { goes_on: true, ..Shape::default() })
         } else {
             if !chat {
                 conversation.say("user", text);
             }
-            settings.stop_texts.extend(served.chat_stops.iter().cloned());
             let prompt = conversation.prompt(served)?;
-            (prompt.tokens, served.shape(prompt.thinks, prompt.goes_on, conversation.tool_names()))
+            warnings.extend(form.as_ref().and_then(|_| conversation.untold_calls()));
+            settings.hold_chat(form, &conversation, &prompt, served)?;
+            let shape = served.shape(&prompt, &conversation);
+            (prompt.tokens, shape)
         };
         let thoughts = think != Some(Value::Bool(false));
         Ok(Answer { ask: Ask { prompt, settings }, shape, chat, stream, thoughts, warnings })

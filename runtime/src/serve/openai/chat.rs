@@ -11,6 +11,7 @@ use crate::serve::app::App;
 use crate::serve::ask::{Ask, limit, random, scores};
 use crate::serve::conversation::{Conversation, messages, tools};
 use crate::serve::fields::Fields;
+use crate::serve::forms::Form;
 use crate::serve::problem::{Dialect, Problem, done};
 use crate::serve::served::{Served, now};
 use crate::serve::stream::{Framing, Gone, Writer, response};
@@ -62,42 +63,17 @@ fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversation, V
         }
     }
     let given = tools(fields.list("tools")?.unwrap_or_default())?;
-    match fields.take("tool_choice") {
-        None => conversation.tools = given,
-        Some(Value::String(choice)) if choice == "auto" => conversation.tools = given,
-        Some(Value::String(choice)) if choice == "none" => {}
-        Some(choice) if choice == "required" || choice.is_object() => {
-            let message = "calls cannot be forced yet: give `tool_choice` auto or none";
-            return Err(Problem::field("tool_choice", message));
-        }
-        Some(choice) => {
-            return Err(Problem::field("tool_choice", format!("`tool_choice` is {choice}; give auto or none")));
-        }
-    }
-    if !conversation.tools.is_empty() && served.calls.is_none() {
-        warnings.push("the model's chat template knows no tools: none will be called".into());
-    }
+    conversation.take_tools(given, fields.take("tool_choice"))?;
+    warnings.extend(conversation.tools_warning(served));
     fields.ignore(&["parallel_tool_calls"]);
     Ok((conversation, warnings))
-}
-
-/// Refuses what an answer cannot be held to.
-fn check_format(fields: &mut Fields) -> Result<(), Problem> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(()) };
-    match format.text("type")?.as_deref() {
-        None | Some("text") => Ok(()),
-        Some(other) => {
-            let message = format!("`response_format` {other} is not supported: answers cannot be held to a form yet");
-            Err(Problem::field("response_format", message))
-        }
-    }
 }
 
 impl Chat {
     fn read(mut fields: Fields, served: &Served) -> Result<Chat, Problem> {
         let fields = &mut fields;
         let (conversation, mut warnings) = conversation(fields, served)?;
-        check_format(fields)?;
+        let form = Form::of_response(fields, "response_format")?;
         let limit = limit(fields, &["max_completion_tokens", "max_tokens"])?;
         let (told, top) = (fields.flag("logprobs")?.unwrap_or(false), scores(fields, "top_logprobs")?);
         if top.is_some() && !told {
@@ -108,12 +84,14 @@ impl Chat {
         }
         let mut common = Common::take(fields, served, limit)?;
         common.settings.scores = told.then_some(top.unwrap_or(0));
-        common.settings.stop_texts.extend(served.chat_stops.iter().cloned());
+        let form = Form::only(form.into_iter().chain(common.form.take()))?;
+        warnings.extend(form.as_ref().and_then(|_| conversation.untold_calls()));
         warnings.append(&mut common.warnings);
         common.warnings = warnings;
         let prompt = conversation.prompt(served)?;
+        common.settings.hold_chat(form, &conversation, &prompt, served)?;
         Ok(Chat {
-            shape: served.shape(prompt.thinks, prompt.goes_on, conversation.tool_names()),
+            shape: served.shape(&prompt, &conversation),
             ask: Ask { prompt: prompt.tokens, settings: common.settings.clone() },
             common,
             id: format!("chatcmpl-{:016x}", random()),

@@ -102,6 +102,9 @@ impl Completion {
         }
         let mut common = Common::take(fields, served, Some(limit))?;
         common.settings.scores = told;
+        if let Some(form) = common.form.take() {
+            common.settings.hold(form, served)?;
+        }
         let decoded = |prompt: &Vec<u32>| served.tokenizer.decode(prompt, true).unwrap_or_default();
         Ok(Completion {
             echoes: prompts.iter().map(|prompt| if echo { decoded(prompt) } else { String::new() }).collect(),

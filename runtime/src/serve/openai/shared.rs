@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::serve::answer::{Finish, Summary, TokenScores};
 use crate::serve::ask::Settings;
 use crate::serve::fields::Fields;
+use crate::serve::forms::Form;
 use crate::serve::problem::Problem;
 use crate::serve::served::Served;
 use crate::serve::warnings::{model_warning, unknown};
@@ -30,6 +31,8 @@ pub struct Common {
     pub stream: bool,
     /// Whether a stream ends with the usage.
     pub include_usage: bool,
+    /// What the answer is to be held to, by fields that OpenAI's API does not have.
+    pub form: Option<Form>,
     pub warnings: Vec<String>,
 }
 
@@ -51,12 +54,10 @@ impl Common {
             options.ignore(&["include_obfuscation", "continuous_usage_stats"]);
             warnings.extend(unknown(&options));
         }
-        if fields.take("grammar").is_some() {
-            return Err(Problem::field("grammar", "`grammar` is not supported: answers cannot be held to a form yet"));
-        }
+        let form = Form::of_extras(fields)?;
         fields.ignore(WITHOUT_EFFECT);
         warnings.extend(unknown(fields));
-        Ok(Common { settings, stream, include_usage, warnings })
+        Ok(Common { settings, stream, include_usage, form, warnings })
     }
 }
 

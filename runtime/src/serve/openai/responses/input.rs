@@ -4,15 +4,23 @@ use serde_json::{Value, json};
 
 use crate::serve::conversation::{Conversation, messages, text_of, tools};
 use crate::serve::fields::Fields;
+use crate::serve::forms::Form;
 use crate::serve::problem::Problem;
 use crate::serve::served::Served;
 
-/// Takes the conversation of a request, the tools as it has them, and what to warn of.
-pub fn conversation(
-    fields: &mut Fields,
-    instructions: Option<&str>,
-    served: &Served,
-) -> Result<(Conversation, Vec<Value>, Vec<String>), Problem> {
+/// What a response answers.
+pub struct Input {
+    pub conversation: Conversation,
+    /// The tools, which are to be called, and the form of the answer, as the request has them.
+    pub tools: Vec<Value>,
+    pub tool_choice: Value,
+    pub format: Value,
+    pub form: Option<Form>,
+    pub warnings: Vec<String>,
+}
+
+/// Takes the input of a request.
+pub fn conversation(fields: &mut Fields, instructions: Option<&str>, served: &Served) -> Result<Input, Problem> {
     let mut warnings = Vec::new();
     let mut list: Vec<Value> = Vec::new();
     list.extend(instructions.map(|text| json!({"role": "system", "content": text})));
@@ -40,29 +48,25 @@ pub fn conversation(
         }
     }
     let functions = tools(functions)?;
-    match fields.take("tool_choice") {
-        None => conversation.tools = functions,
-        Some(Value::String(choice)) if choice == "auto" => conversation.tools = functions,
-        Some(Value::String(choice)) if choice == "none" => {}
-        Some(_) => {
-            return Err(Problem::field("tool_choice", "calls cannot be forced yet: give `tool_choice` auto or none"));
-        }
-    }
-    if !conversation.tools.is_empty() && served.calls.is_none() {
-        warnings.push("the model's chat template knows no tools: none will be called".into());
-    }
+    let choice = fields.take("tool_choice");
+    conversation.take_tools(functions, choice.clone())?;
+    warnings.extend(conversation.tools_warning(served));
     let effort = fields.object("reasoning")?.map(|mut reasoning| reasoning.text("effort")).transpose()?;
     if let Some(effort) = effort.flatten() {
         conversation.variables.insert("reasoning_effort".into(), json!(effort));
     }
-    if let Some(mut text) = fields.object("text")? {
-        let format = text.object("format")?.map(|mut format| format.text("type")).transpose()?.flatten();
-        if let Some(other) = format.filter(|format| format != "text") {
-            let message = format!("`text.format` {other} is not supported: answers cannot be held to a form yet");
-            return Err(Problem::field("text.format", message));
-        }
+    let (mut form, mut format) = (None, json!({"type": "text"}));
+    if let Some(text) = fields.take("text") {
+        format = text.get("format").filter(|format| !format.is_null()).unwrap_or(&format).clone();
+        form = Form::of_response(&mut Fields::within(text, "text")?, "format")?;
     }
-    Ok((conversation, given, warnings))
+    warnings.extend(form.as_ref().and_then(|_| conversation.untold_calls()));
+    let tool_choice = match choice {
+        Some(choice) if !conversation.tools.is_empty() => choice,
+        _ if conversation.tools.is_empty() => json!("none"),
+        _ => json!("auto"),
+    };
+    Ok(Input { conversation, tools: given, tool_choice, format, form, warnings })
 }
 
 fn one_item(item: Value, path: &str, to: &mut Vec<Value>) -> Result<(), Problem> {

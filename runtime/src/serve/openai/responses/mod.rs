@@ -16,6 +16,7 @@ use crate::serve::problem::{Dialect, Problem, done};
 use crate::serve::served::{Served, now};
 use crate::serve::stream::{Framing, Gone, Writer, response};
 use crate::serve::warnings::{model_warning, unknown};
+use input::Input;
 use output::Items;
 
 /// A request, read.
@@ -50,7 +51,8 @@ impl Responses {
     fn read(mut fields: Fields, served: &Served) -> Result<Responses, Problem> {
         let fields = &mut fields;
         let instructions = fields.text("instructions")?;
-        let (conversation, tools, mut warnings) = input::conversation(fields, instructions.as_deref(), served)?;
+        let Input { conversation, tools, tool_choice, format, form, mut warnings } =
+            input::conversation(fields, instructions.as_deref(), served)?;
         for (name, why) in [
             ("previous_response_id", "no response is kept: send the whole conversation as `input`"),
             ("conversation", "no conversation is kept: send the whole of it as `input`"),
@@ -67,8 +69,7 @@ impl Responses {
         let stream = fields.flag("stream")?.unwrap_or(false);
         let top = scores(fields, "top_logprobs")?;
         let settings = Settings::take(fields, served)?;
-        let stop_texts = [&settings.stop_texts, &served.chat_stops].into_iter().flatten().cloned().collect();
-        let settings = Settings { limit, choices: 1, stop_texts, ..settings };
+        let mut settings = Settings { limit, choices: 1, ..settings };
         warnings.extend(model_warning(fields, served)?);
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
         let mut kept = |name: &str| fields.take(name).unwrap_or(Value::Null);
@@ -88,8 +89,8 @@ impl Responses {
             "presence_penalty": decimal(sampling.presence_penalty),
             "frequency_penalty": decimal(sampling.frequency_penalty),
             "reasoning": {"effort": conversation.variables.get("reasoning_effort"), "summary": null},
-            "text": {"format": {"type": "text"}},
-            "tool_choice": if conversation.tools.is_empty() { "none" } else { "auto" },
+            "text": {"format": format},
+            "tool_choice": tool_choice,
             "tools": tools,
             "truncation": "disabled",
             "service_tier": "default",
@@ -108,8 +109,9 @@ impl Responses {
         ]);
         warnings.extend(unknown(fields));
         let prompt = conversation.prompt(served)?;
+        settings.hold_chat(form, &conversation, &prompt, served)?;
         Ok(Responses {
-            shape: served.shape(prompt.thinks, prompt.goes_on, conversation.tool_names()),
+            shape: served.shape(&prompt, &conversation),
             ask: Ask { prompt: prompt.tokens, settings },
             stream,
             echo,

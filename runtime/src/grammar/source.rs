@@ -4,8 +4,8 @@ use anyhow::{Result, bail, ensure};
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
-/// White space between two parts of JSON: weak models would write it for ever.
-const SPACE: &str = r" |\n[ \t]{0,16}";
+/// White space between two parts of JSON, at most once: weak models would write it for ever.
+const SPACE: &str = " ";
 /// Letters of a grammar at most.
 const LONGEST: usize = 256 << 10;
 

@@ -32,10 +32,10 @@ fn a_schema_holds_a_text() {
     let point = json!({"type": "object", "properties": {"x": {"type": "integer"}, "y": {"enum": ["a", null]}}, "required": ["x"],
         "additionalProperties": false});
     let grammar = schema(point, true).unwrap();
-    for text in ["{\"x\":1}", "{\"x\": -12, \"y\": null}", "{\n  \"x\": 0,\n  \"y\": \"a\"\n}"] {
+    for text in ["{\"x\":1}", "{\"x\": -12, \"y\": null}", "{ \"x\": 0, \"y\": \"a\" }"] {
         assert!(holds(&grammar, text), "{text}");
     }
-    let endless = format!("{{{}\"x\":1}}", "\n".repeat(40));
+    let endless = format!("{{{}\"x\":1}}", " ".repeat(2));
     for text in ["{\"x\":1.5}", "{\"y\":\"a\"}", "{\"x\":1,\"z\":2}", "{\"x\":1", "", &endless] {
         assert!(!holds(&grammar, text), "{text}");
     }

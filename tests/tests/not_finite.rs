@@ -87,7 +87,7 @@ fn the_position_is_that_of_the_token_that_breaks_them() {
     let file = output.path().join("logits.safetensors");
     let logits = |tokens| ["--tokens", tokens, "-o", file.to_str().unwrap()];
     for device in devices().into_iter().chain(["interpreter"]) {
-        // The rows of a prompt meet in one product of attention on a GPU, where a NaN times a weight of zero is NaN.
+        // The rows of a prompt meet in one product of attention on a GPU, where zero weights do not hide a NaN.
         let positions = if device.starts_with("cuda") { &[0, 1, 2][..] } else { &[2] };
         assert_named_one_of(&run("logits", device, model.path(), &logits("1,2,7,3")), positions);
         assert_eq!(run("logits", device, model.path(), &logits("1,2,3")).code, 0);

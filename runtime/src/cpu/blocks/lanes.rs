@@ -1,4 +1,4 @@
-//! Vectors of 32-bit words, a lane for each row: what the kernel of blocks is written in. Every implementation gives the same bits.
+//! Vectors of 32-bit words, one lane per row: what the kernel of blocks is written in. Every implementation gives the same bits.
 #![allow(unsafe_code)]
 
 /// A vector of words, each of two 16-bit halves.

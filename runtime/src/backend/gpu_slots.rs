@@ -104,16 +104,15 @@ impl<'e> GpuSlots<'e> {
         decoding.is_some_and(|decoding| decoding.generation == awaited.generation)
     }
 
-    /// Notes that the tokens of a step have come.
-    fn note(&mut self) {
+    /// Notes that the tokens of a step have come. Where none was waited for the host came late, and when they came is not known.
+    fn note(&mut self, waited: bool) {
         let now = Instant::now();
-        if let Some(came) = self.came {
+        if let Some(came) = self.came.filter(|_| waited) {
             let took = now - came;
-            // The host may have come late.
-            let longer = took.saturating_sub(self.pace) / 64;
-            self.pace = if self.pace.is_zero() { took } else { took.min(self.pace + longer) };
+            // A chunk of a prompt may have been between them.
+            self.pace = if self.pace.is_zero() { took } else { (7 * self.pace + took.min(2 * self.pace)) / 8 };
         }
-        self.came = (!self.flights.is_empty()).then_some(now);
+        self.came = (waited && !self.flights.is_empty()).then_some(now);
     }
 }
 
@@ -168,14 +167,21 @@ impl Steps for GpuSlots<'_> {
         let begin = Instant::now();
         self.launch()?;
         while let Some(flight) = self.flights.pop_front() {
-            let mut came = false;
+            let (mut came, mut waited) = (false, false);
             for awaited in flight {
                 if !self.is_awaited(&awaited) {
                     continue;
                 }
                 came = true;
                 let Awaited { slot, generation, position } = awaited;
-                match self.engine.await_token(slot, position, generation)? {
+                let sampled = match self.engine.arrived(slot, position, generation) {
+                    Some(sampled) => sampled,
+                    None => {
+                        waited = true;
+                        self.engine.await_token(slot, position, generation)?
+                    }
+                };
+                match sampled {
                     Sampled::Token(token) => {
                         let scored = self.slots[slot].as_ref().is_some_and(|decoding| decoding.scored);
                         if scored {
@@ -188,7 +194,7 @@ impl Steps for GpuSlots<'_> {
                 }
             }
             if came {
-                self.note();
+                self.note(waited);
                 break;
             }
         }

@@ -191,19 +191,15 @@ impl GpuEngine {
     /// # Errors
     /// A fault of the device, or one that is idle and has not made it.
     pub fn await_token(&self, sequence: usize, position: usize, generation: u32) -> Result<Sampled> {
-        let taken = || {
-            let token = self.io.take_token(sequence, position, generation)?;
-            Some(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) })
-        };
         let mut asked = Instant::now();
         loop {
-            if let Some(sampled) = taken() {
+            if let Some(sampled) = self.arrived(sequence, position, generation) {
                 return Ok(sampled);
             }
             if asked.elapsed() > PATIENCE {
                 if self.stream.query()? {
                     // What the device did last may have come between.
-                    return taken().with_context(|| {
+                    return self.arrived(sequence, position, generation).with_context(|| {
                         format!("the device is idle and made no token for sequence {sequence} at position {position}")
                     });
                 }
@@ -211,6 +207,12 @@ impl GpuEngine {
             }
             std::hint::spin_loop();
         }
+    }
+
+    /// The token that [`GpuEngine::await_token`] waits for, if it is there.
+    pub fn arrived(&self, sequence: usize, position: usize, generation: u32) -> Option<Sampled> {
+        let token = self.io.take_token(sequence, position, generation)?;
+        Some(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) })
     }
 
     /// How likely the token was that was taken out of the ring last, of a sequence that was set up for that and its position.

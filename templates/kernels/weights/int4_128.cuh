@@ -18,16 +18,8 @@ DEVICE void load_again(Held& held, const Vec4* from) { held.codes[0] = from[0], 
 DEVICE float scale_of(u32 word) { return float_of(word & ~31u); }
 DEVICE float zero_of(u32 word) { return (float)(word & 31u); }
 
-// Of a lane's activations, the sums over a pair times -1, in the unit of codes.
-struct Totals {
-  float of[4] = {};
-};
-DEVICE Totals totals_of(const Vec4& x) {
-  Totals totals;
-  mma(totals.of, all_halves(1, true), x.x, x.y);
-  mma(totals.of, all_halves(1, true), x.z, x.w);
-  return totals;
-}
+typedef PairTotals Totals;
+DEVICE Totals totals_of(const Vec4& x) { return totals_times(1, true, x); }
 
 // The same over a step, for the lane's two columns, where many row tiles share it.
 struct StepSums {

@@ -12,16 +12,8 @@ struct Held {
 DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_eight(from, 32)); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_eight(from, 32); }
 
-// Of a lane's activations, the sums over a pair times -8.
-struct Totals {
-  float of[4] = {};
-};
-DEVICE Totals totals_of(const Vec4& x) {
-  Totals totals;
-  mma(totals.of, all_halves(8, true), x.x, x.y);
-  mma(totals.of, all_halves(8, true), x.z, x.w);
-  return totals;
-}
+typedef PairTotals Totals;
+DEVICE Totals totals_of(const Vec4& x) { return totals_times(8, true, x); }
 
 DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 scales = (u32)(held.scales >> 32 * pair);

@@ -12,16 +12,8 @@ DEVICE const Vec4* row_scales(const Vec4* from) { return from - threadIdx.x % 32
 DEVICE void load_once(Held& held, const Vec4* from) { held.codes = load_stream(from), held.scales = load_stream(row_scales(from)); }
 DEVICE void load_again(Held& held, const Vec4* from) { held.codes = *from, held.scales = *row_scales(from); }
 
-// Of a lane's activations, the sums over a pair, in the unit of codes.
-struct Totals {
-  float of[4] = {};
-};
-DEVICE Totals totals_of(const Vec4& x) {
-  Totals totals;
-  mma(totals.of, all_halves(1, false), x.x, x.y);
-  mma(totals.of, all_halves(1, false), x.z, x.w);
-  return totals;
-}
+typedef PairTotals Totals;
+DEVICE Totals totals_of(const Vec4& x) { return totals_times(1, false, x); }
 
 DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 low = word(held.scales, 2 * pair), high = word(held.scales, 2 * pair + 1);

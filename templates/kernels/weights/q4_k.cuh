@@ -20,16 +20,8 @@ DEVICE void load_again(Held& held, const Vec4* from) {
   held.units = *row_eight(from, 64), held.scales = *row_eight(from, 68), held.minima = *row_eight(from, 72);
 }
 
-// Of a lane's activations, the sums over a pair, in the unit of codes.
-struct Totals {
-  float of[4] = {};
-};
-DEVICE Totals totals_of(const Vec4& x) {
-  Totals totals;
-  mma(totals.of, all_halves(1, false), x.x, x.y);
-  mma(totals.of, all_halves(1, false), x.z, x.w);
-  return totals;
-}
+typedef PairTotals Totals;
+DEVICE Totals totals_of(const Vec4& x) { return totals_times(1, false, x); }
 
 // The bytes of a pair as subnormal numbers: of the row in the lower half.
 DEVICE u32 pair_bytes(u64 bytes, int pair) {

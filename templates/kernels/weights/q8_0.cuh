@@ -16,16 +16,8 @@ DEVICE void load_again(Held& held, const Vec4* from) { held.codes[0] = from[0], 
 
 DEVICE Vec4 fragment_of_bytes(u32 w0, u32 w1) { return {even_bytes(w0), odd_bytes(w0), even_bytes(w1), odd_bytes(w1)}; }
 
-// Of a lane's activations, the sums over a pair times -128.
-struct Totals {
-  float of[4] = {};
-};
-DEVICE Totals totals_of(const Vec4& x) {
-  Totals totals;
-  mma(totals.of, all_halves(128, true), x.x, x.y);
-  mma(totals.of, all_halves(128, true), x.z, x.w);
-  return totals;
-}
+typedef PairTotals Totals;
+DEVICE Totals totals_of(const Vec4& x) { return totals_times(128, true, x); }
 
 DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const Vec4 codes = pair == 0 ? held.codes[0] : held.codes[1];

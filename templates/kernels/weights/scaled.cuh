@@ -17,6 +17,17 @@ DEVICE void add_scaled(float (&sum)[4], const float (&fresh)[4], float low, floa
 
 DEVICE float signed_byte_of(u32 bytes, int i) { return (float)(signed char)(bytes >> 8 * i & 0xff); }
 
+// The sums of a lane's activations over a pair, multiplied by an integer, in the unit of codes.
+struct PairTotals {
+  float of[4] = {};
+};
+DEVICE PairTotals totals_times(int n, bool negative, const Vec4& x) {
+  PairTotals totals;
+  mma(totals.of, all_halves(n, negative), x.x, x.y);
+  mma(totals.of, all_halves(n, negative), x.z, x.w);
+  return totals;
+}
+
 // Eight bytes behind the first `words` of a step for each row l / 4 of it.
 DEVICE const u64* row_eight(const Vec4* from, int words) {
   const int lane = threadIdx.x % 32;

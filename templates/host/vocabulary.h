@@ -189,6 +189,7 @@ DEVICE float f16_low(u32 pair) {
   return float_of(sign | ((rest << 13) + 0x38000000));
 }
 DEVICE float f16_high(u32 pair) { return f16_low(pair >> 16); }
+DEVICE u32 times_f16(u32 a, u32 b) { return pack_f16(f16_low(a) * f16_low(b), f16_high(a) * f16_high(b)); }
 DEVICE u32 pack_bf16(float low, float high) { return fuse_bf16(high) << 16 | fuse_bf16(low); }
 
 DEVICE float shuffle_xor(float value, int mask) { return float_of((u32)fuse_shuffle_xor(bits_of(value), mask)); }

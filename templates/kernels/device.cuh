@@ -243,6 +243,13 @@ DEVICE void accumulate(u64* p, u64 value) { asm volatile("red.global.add.u64 [%0
 // Fixed point with 32 fractional bits.
 DEVICE u64 fixed_of(float value) { return (u64)__float2ll_rn(value * 4294967296.0f); }
 DEVICE float float_of_fixed(u64 value) { return __ll2float_rn((long long)value) * 2.3283064365386963e-10f; }
+// The products of two pairs of half precision numbers.
+DEVICE u32 times_f16(u32 a, u32 b) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // A word that the host polls in pinned memory. It orders no other write.
 DEVICE void publish(u32* p, u32 value) { asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory"); }
 #endif

@@ -2,6 +2,7 @@
 // it. Each format defines the same names:
 //   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
 //   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   SPREAD: a fragment's codes of the latter four of those eight count sixteenfold;
 //   Totals: what a lane's activations of a pair have to be summed up for, with totals_of;
 //   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
 //   value_of: one value of a step.

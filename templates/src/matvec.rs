@@ -116,7 +116,7 @@ impl Matvec {
     }
 
     /// Bytes of such sums of a step for a lane; 0: none are made.
-    fn sums_bytes(&self) -> usize {
+    pub fn sums_bytes(&self) -> usize {
         match self.tiles.weights {
             Format::Q4K => 4,
             Format::Int4x128 => 8,

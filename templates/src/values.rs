@@ -169,7 +169,7 @@ impl Format {
             Format::F16 => ("f16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
             Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
             Format::Q8_0 => ("q8_0", 32, 34, Some(Packed { columns: 64, bytes: 1088, registers: 10 })),
-            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 6 })),
+            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 7 })),
             Format::Q4_1 => ("q4_1", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Q5_0 => ("q5_0", 32, 22, None),
             Format::Q5_1 => ("q5_1", 32, 24, None),
@@ -184,7 +184,7 @@ impl Format {
             Format::Fp8 => ("fp8", 32, 36, None),
             Format::Int8 => ("int8", 32, 36, None),
             Format::Int4x32 => ("int4_32", 32, 20, None),
-            Format::Int4x128 => ("int4_128", 128, 68, Some(Packed { columns: 128, bytes: 1088, registers: 15 })),
+            Format::Int4x128 => ("int4_128", 128, 68, Some(Packed { columns: 128, bytes: 1088, registers: 14 })),
             Format::Nvfp4 => ("nvfp4", 32, 24, None),
         }
     }
@@ -264,7 +264,12 @@ impl Packed {
     /// Steps that a warp of eight has in flight at most: 64 registers of them, which are 64 KB per block of 16 bits a weight; 44 of what needs registers to become
     /// fragments.
     pub const fn depth(self) -> usize {
-        if self.columns == 32 { 64 / self.registers } else { 44 / self.registers }
+        if self.is_whole() { 64 / self.registers } else { 44 / self.registers }
+    }
+
+    /// Whether it is of 16-bit values: two fragments of them, without scales.
+    pub const fn is_whole(self) -> bool {
+        self.columns == 32
     }
 
     /// Bytes of `row_tiles` row tiles of `k` columns.

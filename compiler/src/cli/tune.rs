@@ -23,7 +23,7 @@ use crate::compile::{CompileOptions, Model, artifact};
 use crate::console::tell;
 use crate::description::shipped;
 use crate::output;
-use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning};
+use crate::plan::{KernelSpec, Plan, PlanOptions, StepKind, Tuning, WeightFormat};
 use crate::threads;
 
 /// Which models, and how.
@@ -31,13 +31,16 @@ use crate::threads;
 #[command(after_help = "\
 Examples:
   fusec tune llama qwen3 -o tuning/sm_90a.toml
-  fusec tune llama --config config.json --depth 512")]
+  fusec tune llama --config config.json --weights q4_k,int4_128 --depth 512")]
 pub(super) struct TuneArgs {
     /// Descriptions, or names of shipped ones; none: all that are shipped.
     models: Vec<PathBuf>,
     /// A config.json, in the place of the description's own.
     #[arg(long, env = "FUSE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// How weights are taken, one after the other: bf16, f16, q8_0, q4_0 and other formats of the docs.
+    #[arg(long, env = "FUSE_WEIGHTS", value_delimiter = ',', value_name = "FORMAT,…", default_value = "auto")]
+    weights: Vec<WeightFormat>,
     /// Sequences that decode together.
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4")]
     batch: Vec<usize>,
@@ -95,9 +98,12 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
     let stream = output::is_stream(&output);
     let folder = Scratch::new()?;
     for opened in opened(args)? {
-        for &batch in &args.batch {
-            let bench = Bench { args, program: &program, nvrtc, arch, folder: &folder.0, opened: &opened, batch };
-            bench.tune(&mut record, &|record| if stream { Ok(()) } else { write(&output, record) })?;
+        for &weights in &args.weights {
+            for &batch in &args.batch {
+                let bench =
+                    Bench { args, program: &program, nvrtc, arch, folder: &folder.0, opened: &opened, weights, batch };
+                bench.tune(&mut record, &|record| if stream { Ok(()) } else { write(&output, record) })?;
+            }
         }
     }
     if stream {
@@ -116,6 +122,7 @@ struct Bench<'a> {
     arch: Arch,
     folder: &'a Path,
     opened: &'a Opened,
+    weights: WeightFormat,
     batch: usize,
 }
 
@@ -123,7 +130,7 @@ impl Bench<'_> {
     /// Measures the candidates of each shape of the decode steps beside what the record has, and enters each that makes the step faster still.
     fn tune(&self, record: &mut Tuning, keep: &dyn Fn(&Tuning) -> Result<()>) -> Result<()> {
         let rules = self.compile(&Tuning::default())?;
-        let base = self.write("rules", &rules)?.context("the heuristics' own kernels spill registers")?;
+        let base = self.written("rules", &rules, true)?.context("the heuristics' own kernels compile")?;
         let mut judge = Judge::start(self.program, &self.arguments(&base))?;
         tell(rules.plan.summary());
         let far = StepKind::Decode { batch: self.batch };
@@ -276,12 +283,17 @@ impl Bench<'_> {
 
     fn compile(&self, tuning: &Tuning) -> Result<Model> {
         let plan = PlanOptions { batches: vec![self.batch], prompts: Vec::new(), ..PlanOptions::default() };
-        let options = CompileOptions { plan, ..CompileOptions::default() };
+        let options = CompileOptions { plan, weights: self.weights, ..CompileOptions::default() };
         self.opened.compile(&options.on(self.arch, tuning.clone()))
     }
 
-    /// Writes the artifact. None where a kernel does not compile or spills.
+    /// Writes the artifact of what is to win. None where a kernel does not compile or spills.
     fn write(&self, name: &str, model: &Model) -> Result<Option<PathBuf>> {
+        self.written(name, model, false)
+    }
+
+    /// The same of what may `spill`.
+    fn written(&self, name: &str, model: &Model, spill: bool) -> Result<Option<PathBuf>> {
         let options = Options { cache: kernel_cache(), ..Options::default() };
         let (text, config) = (&self.opened.text, self.opened.config.as_ref());
         let artifact = match artifact(&[(self.arch, model)], text, config, Some(self.nvrtc), &options) {
@@ -291,7 +303,7 @@ impl Bench<'_> {
             Err(_) => return Ok(None),
         };
         let reports = artifact.reports.values().flat_map(BTreeMap::values);
-        if !reports.into_iter().all(|report| report.is_free_of_spills()) {
+        if !spill && !reports.into_iter().all(|report| report.is_free_of_spills()) {
             return Ok(None);
         }
         let file = self.folder.join(format!("{name}.fuse"));

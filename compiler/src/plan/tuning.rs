@@ -61,6 +61,9 @@ pub struct MatvecTuning {
     /// Whether bias and residual are loaded before the epilogue; absent: by the heuristics.
     #[serde(default)]
     pub ahead: Option<bool>,
+    /// Row tiles that are finished together, as far as what is in flight has room for them; absent: by the heuristics.
+    #[serde(default)]
+    pub unit: Option<usize>,
     /// Microseconds of a whole step with this shape, and with those of the heuristics.
     pub us: f64,
     /// The latter.
@@ -220,6 +223,7 @@ impl MatvecTuning {
         );
         ensure!((1..=32).contains(&self.depth), "a depth of {} is not 1 to 32 pairs", self.depth);
         ensure!((1..=8).contains(&self.blocks), "{} blocks per multiprocessor are not 1 to 8", self.blocks);
+        ensure!(self.unit.is_none_or(|unit| (1..=8).contains(&unit)), "a unit is not of 1 to 8 row tiles");
         ensure!(self.k > 0 && self.tiles > 0, "a product has columns and row tiles");
         Ok(())
     }
@@ -266,8 +270,10 @@ impl fmt::Display for Tuning {
             writeln!(f, "{key} = {}", toml::Value::from(value.as_str()))?;
         }
         for entry in &self.matvecs {
-            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, late, ahead, us, default_us } = entry;
-            let (late, ahead) = (flag("late", *late), option("ahead", ahead.as_ref()));
+            let MatvecTuning { kind, k, tiles, batch, warps, depth, blocks, us, default_us, .. } = entry;
+            let options =
+                [flag("late", entry.late), option("ahead", entry.ahead.as_ref()), option("unit", entry.unit.as_ref())]
+                    .concat();
             writeln!(
                 f,
                 "\n[[matvec]]\nkind = {}\nk = {k}\ntiles = {tiles}\nbatch = {batch}",
@@ -275,7 +281,7 @@ impl fmt::Display for Tuning {
             )?;
             writeln!(
                 f,
-                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\n{late}{ahead}us = {us:?}\ndefault_us = {default_us:?}"
+                "warps = {warps}\ndepth = {depth}\nblocks = {blocks}\n{options}us = {us:?}\ndefault_us = {default_us:?}"
             )?;
         }
         for entry in &self.attentions {

@@ -161,12 +161,12 @@ impl Row<'_> {
         self.out[step + 512 * pair + 16 * lane + c % 8 / 2 * 4 + c % 2 * 2 + self.row / 8] = code;
     }
 
-    /// A 4-bit code: a lane has two words of each pair, one per fragment, and 16 bytes of two pairs.
+    /// A 4-bit code: a lane has two words of each pair, and 16 bytes of two pairs; the codes of one fragment lie in the lower halves of bytes.
     fn set_nibble(&mut self, column: usize, code: u8) {
         let (step, pair, c) = (self.step(column), self.pair(column), (self.first + column) % 32);
         let lane = self.row % 8 * 4 + c / 8;
-        let at = step + pair / 2 * 512 + 16 * lane + (pair % 2 * 2 + c % 8 / 4) * 4;
-        self.set_bits(at, c % 2 * 16 + self.row / 8 * 8 + c % 4 / 2 * 4, u32::from(code));
+        let at = step + pair / 2 * 512 + 16 * lane + (pair % 2 * 2 + c % 4 / 2) * 4;
+        self.set_bits(at, c % 2 * 16 + self.row / 8 * 8 + c % 8 / 4 * 4, u32::from(code));
     }
 
     /// A 6-bit code: a lane has three words of each pair for the eight registers of two fragments, whose columns are in their order.

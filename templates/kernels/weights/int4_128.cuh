@@ -4,6 +4,7 @@ constexpr int STEP = 128;
 constexpr int PAIRS = 4;
 constexpr int STEP_WORDS = 68;
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = true;
 
 struct Held {
   Vec4 codes[2];
@@ -32,15 +33,14 @@ DEVICE StepSums sums_of_step(Load load) {
   for (int pair = 0; pair < PAIRS; pair++) {
     const Vec4 x = load(pair);
     mma(total, all_halves(1, true), x.x, x.y);
-    mma(total, all_halves(1, true), x.z, x.w);
+    mma(total, all_halves(16, true), x.z, x.w);
   }
   return {total[0], total[1]};
 }
 
 DEVICE void multiply_codes(float (&products)[4], const Held& held, int pair, const Vec4& x) {
   const Vec4 codes = pair < 2 ? held.codes[0] : held.codes[1];
-  mma(products, fragment_of_nibbles(word(codes, pair % 2 * 2)), x.x, x.y);
-  mma(products, fragment_of_nibbles(word(codes, pair % 2 * 2 + 1)), x.z, x.w);
+  multiply_nibbles(products, word(codes, pair % 2 * 2), word(codes, pair % 2 * 2 + 1), x);
 }
 
 // sum += scale (products + zero total): rows l / 4, and those eight below.

@@ -4,6 +4,7 @@ constexpr int STEP = 64;
 constexpr int PAIRS = 2;
 constexpr int STEP_WORDS = 36;
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = true;
 
 struct Held {
   Vec4 codes;
@@ -18,8 +19,7 @@ DEVICE Totals totals_of(const Vec4& x) { return totals_times(8, true, x); }
 DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 scales = (u32)(held.scales >> 32 * pair);
   float fresh[4] = {totals.of[0], totals.of[1], totals.of[2], totals.of[3]};
-  mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair)), x.x, x.y);
-  mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair + 1)), x.z, x.w);
+  multiply_nibbles(fresh, word(held.codes, 2 * pair), word(held.codes, 2 * pair + 1), x);
   add_scaled(sum, fresh, f16_low(scales), f16_high(scales));
 }
 

@@ -4,6 +4,7 @@ constexpr int STEP = 64;
 constexpr int PAIRS = 2;
 constexpr int STEP_WORDS = 40;
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = true;
 
 struct Held {
   Vec4 codes, scales;
@@ -18,8 +19,7 @@ DEVICE Totals totals_of(const Vec4& x) { return totals_times(1, false, x); }
 DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 low = word(held.scales, 2 * pair), high = word(held.scales, 2 * pair + 1);
   float fresh[4] = {};
-  mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair)), x.x, x.y);
-  mma(fresh, fragment_of_nibbles(word(held.codes, 2 * pair + 1)), x.z, x.w);
+  multiply_nibbles(fresh, word(held.codes, 2 * pair), word(held.codes, 2 * pair + 1), x);
   add_scaled(sum, fresh, f16_low(low), f16_low(high));
   add_scaled(sum, totals.of, f16_high(low), f16_high(high));
 }

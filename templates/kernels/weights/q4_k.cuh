@@ -5,6 +5,7 @@ constexpr int STEP = 128;
 constexpr int PAIRS = 4;
 constexpr int STEP_WORDS = 76;
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = true;
 
 struct Held {
   Vec4 codes[2];
@@ -34,8 +35,7 @@ DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x,
   const u32 low = (u32)held.units, high = (u32)(held.units >> 32), scales = pair_bytes(held.scales, pair), minima = pair_bytes(held.minima, pair);
   constexpr float UNIT_OF_BYTES = 16777216.0f;
   float fresh[4] = {};
-  mma(fresh, fragment_of_nibbles(word(codes, pair % 2 * 2)), x.x, x.y);
-  mma(fresh, fragment_of_nibbles(word(codes, pair % 2 * 2 + 1)), x.z, x.w);
+  multiply_nibbles(fresh, word(codes, pair % 2 * 2), word(codes, pair % 2 * 2 + 1), x);
   add_scaled(sum, fresh, UNIT_OF_BYTES * f16_low(low) * f16_low(scales), UNIT_OF_BYTES * f16_low(high) * f16_high(scales));
   add_scaled(sum, totals.of, -UNIT_OF_BYTES * f16_high(low) * f16_low(minima), -UNIT_OF_BYTES * f16_high(high) * f16_high(minima));
 }
@@ -48,14 +48,14 @@ struct StepSums {
 template <typename Load>
 DEVICE StepSums sums_of_step(Load load) {
   const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  constexpr u32 ONES = 0x3c003c00;
+  constexpr u32 ONES = 0x3c003c00, SIXTEENS = 0x4c004c00;
   float of_pair[PAIRS];
 #pragma unroll
   for (int pair = 0; pair < PAIRS; pair++) {
     const Vec4 x = load(pair);
     float total[4] = {};
     mma(total, {ONES, ONES, ONES, ONES}, x.x, x.y);
-    mma(total, {ONES, ONES, ONES, ONES}, x.z, x.w);
+    mma(total, {SIXTEENS, SIXTEENS, SIXTEENS, SIXTEENS}, x.z, x.w);
     // Lane l has columns 2 (l % 4) and the next.
     const int from = 4 * group + group / 2;
     const float even = shuffle_from(total[0], from), odd = shuffle_from(total[1], from);
@@ -70,8 +70,7 @@ DEVICE void multiply(float (&sum)[4], Held& held, int pair, const Vec4& x, const
   const Vec4 codes = pair < 2 ? held.codes[0] : held.codes[1];
   const u32 scales = pair_bytes(held.scales, pair);
   float fresh[4] = {};
-  mma(fresh, fragment_of_nibbles(word(codes, pair % 2 * 2)), x.x, x.y);
-  mma(fresh, fragment_of_nibbles(word(codes, pair % 2 * 2 + 1)), x.z, x.w);
+  multiply_nibbles(fresh, word(codes, pair % 2 * 2), word(codes, pair % 2 * 2 + 1), x);
 #pragma unroll
   for (int i = 0; pair == 0 && i < 4; i++) held.group[i] = 0.0f;
   add_scaled(held.group, fresh, f16_low(scales), f16_high(scales));

@@ -6,6 +6,7 @@ constexpr int STEP = 128;
 constexpr int PAIRS = 4;
 constexpr int STEP_WORDS = 106;
 constexpr bool NATURAL = true;
+constexpr bool SPREAD = false;
 
 struct Held {
   Vec4 codes[3], scales;

@@ -4,6 +4,7 @@ constexpr int STEP = 64;
 constexpr int PAIRS = 2;
 constexpr int STEP_WORDS = 68;
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = false;
 
 struct Held {
   Vec4 codes[2];
@@ -17,7 +18,7 @@ DEVICE void load_again(Held& held, const Vec4* from) { held.codes[0] = from[0], 
 DEVICE Vec4 fragment_of_bytes(u32 w0, u32 w1) { return {even_bytes(w0), odd_bytes(w0), even_bytes(w1), odd_bytes(w1)}; }
 
 typedef PairTotals Totals;
-DEVICE Totals totals_of(const Vec4& x) { return totals_times(128, true, x); }
+DEVICE Totals totals_of(const Vec4& x) { return totals_times<SPREAD>(128, true, x); }
 
 DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const Vec4 codes = pair == 0 ? held.codes[0] : held.codes[1];

@@ -21,10 +21,11 @@ DEVICE float signed_byte_of(u32 bytes, int i) { return (float)(signed char)(byte
 struct PairTotals {
   float of[4] = {};
 };
+template <bool SPREAD = true>
 DEVICE PairTotals totals_times(int n, bool negative, const Vec4& x) {
   PairTotals totals;
   mma(totals.of, all_halves(n, negative), x.x, x.y);
-  mma(totals.of, all_halves(n, negative), x.z, x.w);
+  mma(totals.of, all_halves(SPREAD ? 16 * n : n, negative), x.z, x.w);
   return totals;
 }
 
@@ -40,10 +41,16 @@ DEVICE void multiply(float (&sum)[2][4], Held& held, int pair, const Vec4& x, co
   multiply(sum[0], held, pair, x, totals);
 }
 
-// A fragment of 4-bit codes: of rows l / 4 the lower byte of each half, of those eight below the upper.
-DEVICE Vec4 fragment_of_nibbles(u32 w) { return {w & 0x000f000fu, w >> 8 & 0x000f000fu, w >> 4 & 0x000f000fu, w >> 12 & 0x000f000fu}; }
-// And where a code of a row tile's 16 rows lies in 64 columns of them.
+// sum += 4-bit codes of a pair times x. In a byte of a word, of row l / 4 in the first and third, of that eight below in the others, the lower code is of the first
+// fragment and the upper, which stays where it is and counts sixteenfold, of the second.
+DEVICE void multiply_nibbles(float (&sum)[4], u32 w0, u32 w1, const Vec4& x) {
+  constexpr u32 LOWER = 0x000f000f, UPPER = 0x00f000f0;
+  const u32 below0 = w0 >> 8, below1 = w1 >> 8;
+  mma(sum, {w0 & LOWER, below0 & LOWER, w1 & LOWER, below1 & LOWER}, x.x, x.y);
+  mma(sum, {w0 & UPPER, below0 & UPPER, w1 & UPPER, below1 & UPPER}, x.z, x.w);
+}
+// Where a code of a row tile's 16 rows lies in 64 columns of them.
 DEVICE u32 nibble_at(const Vec4* codes, int row, int column) {
-  const int lane = row % 8 * 4 + column % 32 / 8, word_of = column / 32 * 2 + column % 8 / 4, half = column % 2, second = column % 4 / 2;
+  const int lane = row % 8 * 4 + column % 32 / 8, word_of = column / 32 * 2 + column % 4 / 2, half = column % 2, second = column % 8 / 4;
   return word(codes[lane], word_of) >> (16 * half + 8 * (row / 8) + 4 * second) & 15;
 }

@@ -5,6 +5,7 @@ constexpr int STEP = 32;        // columns of a step
 constexpr int PAIRS = 1;        // of tiles
 constexpr int STEP_WORDS = 64;  // 16-byte words of a row tile's step
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = false;
 constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;    // what is held is this much of a weight
 constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);  // what sums of products are multiplied by
 

@@ -145,14 +145,18 @@ fn matvecs(entry: &MatvecTuning) -> Vec<MatvecTuning> {
     let steps = entry.packed().steps(entry.k);
     let mut found = vec![MatvecTuning { late: !entry.late, ..entry.clone() }];
     found.extend([false, true].map(|ahead| MatvecTuning { ahead: Some(ahead), ..entry.clone() }));
+    let units = |depth: usize| {
+        let held =
+            [1, 2, 3, 4].into_iter().filter(move |&unit| !entry.packed().is_whole() && depth.is_multiple_of(unit));
+        held.map(Some).chain([None])
+    };
     for warps in [4, 8, 16] {
-        for depth in [2, 4, 6, 8, 12, 16] {
+        for depth in [1, 2, 3, 4, 6, 8, 12, 16] {
             for blocks in [1, 2, 3, 4] {
-                // A pair in flight is 8 registers of each lane.
-                let registers = blocks * warps * 32 * (REGISTERS_BESIDES + 8 * depth);
+                let registers = blocks * warps * 32 * (REGISTERS_BESIDES + entry.packed().registers * depth);
                 let idle = warps > steps || depth > 4 * steps.div_ceil(warps);
                 if registers <= REGISTERS && !idle && warps.is_multiple_of(entry.batch) {
-                    found.push(MatvecTuning { warps, depth, blocks, ..entry.clone() });
+                    found.extend(units(depth).map(|unit| MatvecTuning { warps, depth, blocks, unit, ..entry.clone() }));
                 }
             }
         }
@@ -192,8 +196,9 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Shape::Matvec(entry) if f.alternate() => {
-                let MatvecTuning { warps, depth, blocks, late, ahead, .. } = entry;
+                let MatvecTuning { warps, depth, blocks, late, ahead, unit, .. } = entry;
                 write!(f, "{warps} warps by {depth} steps, {blocks} to a multiprocessor{}", if_late(*late))?;
+                unit.map_or(Ok(()), |unit| write!(f, ", {unit} row tiles at once"))?;
                 match ahead {
                     Some(true) => write!(f, ", addends before the products"),
                     Some(false) => write!(f, ", addends after the products"),

@@ -14,17 +14,20 @@ use crate::plan::tuning::{AttentionTuning, MatvecTuning, Tuning};
 pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
     let (warps, blocks) = if shares_x(spec) { (16, 1) } else { (8, 2) };
-    let untuned = (warps, spec.tiles.packed().depth(), blocks);
+    let untuned = (warps, depth_of(spec), blocks);
     let (warps, most, per_multiprocessor) = tuned.map_or(untuned, |entry| (entry.warps, entry.depth, entry.blocks));
-    let (tiles, steps) = (spec.tiles.count(), spec.tiles.steps());
+    let (tiles, steps, quantised) = (spec.tiles.count(), spec.tiles.steps(), !spec.tiles.weights.is_whole());
     let slots = per_multiprocessor * MULTIPROCESSORS;
     let split = if summed && 2 * tiles <= slots && steps.is_multiple_of(2) { 2 } else { 1 };
     let share = steps.div_ceil(split).div_ceil(warps);
     let turns = (tiles * split).div_ceil(slots);
-    let unit = if spec.tiles.weights.is_whole() {
-        (most / share).clamp(1, turns.min(4))
-    } else {
-        unit_of_blocks(tiles, slots / split, most.min(8 / spec.batch))
+    let unit = match tuned.and_then(|entry| entry.unit) {
+        Some(unit) => unit.min(most),
+        None if !quantised => (most / share).clamp(1, turns.min(4)),
+        None if spec.sums_bytes() > 0 => {
+            unit_of_blocks(tiles, slots / split, (most / share).clamp(1, 8 / spec.batch), 4)
+        }
+        None => unit_of_blocks(tiles, slots / split, most.min(8 / spec.batch), 0),
     };
     // Rings that the turns of a unit fill need no tests.
     let held = most / unit;
@@ -40,25 +43,44 @@ pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     spec.blocks = units.div_ceil(turns) * split;
     spec.staged = spec.can_stage();
     spec.late = tuned.is_some_and(|entry| entry.late);
-    spec.ahead = tuned.and_then(|entry| entry.ahead).unwrap_or(spec.norm.is_none() && spec.batch == 1);
+    spec.ahead = tuned
+        .and_then(|entry| entry.ahead)
+        .unwrap_or(spec.batch == 1 && (spec.norm.is_none() || in_row(spec) && tiles <= MANY));
 }
 
 /// Whether all warps of a multiprocessor share one x: with quantised weights its bytes count, where blocks have one row tile or two each, or x has many rows.
 ///
 /// On an H200, us per step of Llama-3.1-8B, two blocks of 8 warps against one of 16, for `down` and `o`: q4_k 1727 and 1658, q4_0 1568 and 1538, q8_0 2162 and 2139; gate and
 /// up as well: q4_0 1591, q4_k 1744. Four rows, q4_k: 2048, with `qkv`, `down` and `o` 1979, with gate and up alone 1990. Llama-3.2-1B, `down` (128 row tiles): q4_k 403 and 416.
+/// Where sums of x are made once, more row tiles do, if 16 warps can hold the steps of two and 8 cannot: gate and up of q4_k by pairs, 8B 1507 against 1603, 1B (8 warps) 387
+/// against 406.
 fn shares_x(spec: &Matvec) -> bool {
     let (tiles, step) = (spec.tiles.count(), spec.tiles.packed());
-    let few = spec.norm.is_none() && tiles <= 2 * MULTIPROCESSORS;
+    let few = tiles <= 2 * MULTIPROCESSORS;
     // What holds a row tile's last step, which may be padding, in registers has none left where steps are larger.
     let small = !spec.tiles.weights.is_whole() && step.registers < 16;
-    small && tiles > MULTIPROCESSORS && (few || spec.batch >= 4)
+    let two_fit = 2 * spec.tiles.steps().div_ceil(8) <= depth_of(spec);
+    small && tiles > MULTIPROCESSORS && (few || spec.batch >= 4 || in_row(spec) && tiles > MANY && !two_fit)
 }
 
-/// Row tiles of quantised blocks that are finished together: as many, up to `most`, as leave no block with more of them. They share what x is summed up for.
-fn unit_of_blocks(tiles: usize, slots: usize, most: usize) -> usize {
+/// Whether a block multiplies one row that it normalised by blocks that sums of it are made for once.
+fn in_row(spec: &Matvec) -> bool {
+    spec.sums_bytes() > 0 && spec.norm.is_some() && spec.batch == 1
+}
+
+/// Row tiles beyond which a block has several, one after the other.
+const MANY: usize = 4 * MULTIPROCESSORS;
+
+/// Steps that a warp has in flight at most: where sums of x are made once a few more, so that two row tiles have all of theirs.
+fn depth_of(spec: &Matvec) -> usize {
+    let step = spec.tiles.packed();
+    if in_row(spec) && spec.tiles.count() > MANY && !spec.argmax { 56 / step.registers } else { step.depth() }
+}
+
+/// Row tiles of quantised blocks that are finished together: as many, up to `most`, as leave no block with `slack` per cent more of them. They share what x is summed up for.
+fn unit_of_blocks(tiles: usize, slots: usize, most: usize, slack: usize) -> usize {
     let of_a_block = |unit: usize| tiles.div_ceil(unit).div_ceil(slots) * unit;
-    (1..=most).rev().find(|&unit| of_a_block(unit) == of_a_block(1)).unwrap_or(1)
+    (1..=most).rev().find(|&unit| 100 * of_a_block(unit) <= (100 + slack) * of_a_block(1)).unwrap_or(1)
 }
 
 /// The record's entry for a product.
@@ -135,7 +157,7 @@ pub(super) struct ClusterShape {
 /// An H200 holds 15 clusters of 8 blocks at one block per multiprocessor: that many slices run at once. Measured there, us per step at batch 1:
 /// SmolLM2-135M 337 against 343, Llama-3.2-1B 648 against 659, but Qwen3-0.6B (heads of 128) 484 against 464; two rows 728 against 688. That was
 /// against keys split over blocks: where one block takes all keys of a head, Llama-3.2-1B takes 645, and its record says so. With a cluster for each row
-/// SmolLM2 takes 287 against 306 at two rows, if the next kernel begins late.
+/// SmolLM2 takes 287 against 306 at two rows, if the next kernel begins late. Quantised weights are read too soon for it: Llama-3.2-1B in q4_k takes 384 against 374 with two kernels.
 pub(super) fn cluster_shape(
     spec: &Heads,
     weights: Format,
@@ -152,7 +174,7 @@ pub(super) fn cluster_shape(
     let columns = spec.heads * spec.head_dim / cluster;
     let tiles = Tiles { weights, k: cluster * columns, rows: vec![rows], gated: false, out: Storage::F32 };
     let whole = AttentionProjection { attention: spec.clone(), tiles, batch: near_rows, cluster, slice };
-    let wins = tuned.is_some() || (spec.head_dim <= 64 && batch == 1);
+    let wins = tuned.is_some() || (spec.head_dim <= 64 && batch == 1 && weights.is_whole());
     let fits = || columns.is_multiple_of(whole.tiles.packed().columns) && whole.shared_bytes() <= MOST_SHARED;
     (slice > 0 && wins && fits()).then_some(ClusterShape { cluster, slice, rows: near_rows })
 }

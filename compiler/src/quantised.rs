@@ -224,7 +224,12 @@ impl<'a> Module<'a> {
     fn fp8(&mut self, block: Option<[usize; 2]>, group: Option<usize>) -> Result<Weight> {
         let shape = self.matrix()?;
         let scales = self.scales(&["weight_scale_inv", "weight_scale"], shape, block, group)?;
-        let format = if blocks_of(32, shape, &scales) { Format::Fp8 } else { Format::F32 };
+        let fits = |values: usize| blocks_of(values, shape, &scales);
+        let format = match (fits(128), fits(32)) {
+            (true, _) => Format::Fp8x128,
+            (_, true) => Format::Fp8,
+            _ => Format::F32,
+        };
         Ok(self.weight(shape, format, Layout::Rows(8), Kind::E4m3, scales))
     }
 

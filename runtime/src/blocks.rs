@@ -29,7 +29,7 @@ pub fn decode(format: Format, bytes: &[u8], out: &mut Vec<f32>) {
         Format::Iq4Nl => iq4_nl,
         Format::Iq4Xs => iq4_xs,
         Format::Mxfp4 => mxfp4,
-        Format::Fp8 => fp8,
+        Format::Fp8 | Format::Fp8x128 => fp8,
         Format::Int8 => int8,
         Format::Int4x32 | Format::Int4x128 => int4,
         Format::Nvfp4 => nvfp4,
@@ -179,10 +179,10 @@ fn mxfp4(block: &[u8], out: &mut Vec<f32>) {
     out.extend(nibbles(&block[1..17]).map(|nibble| half * f32::from(TWICE[usize::from(nibble)])));
 }
 
-/// `scale: f32, q: [u8; 32]`; value i = scale · the e4m3 float q\[i].
+/// `scale: f32, q: [u8; 32]`, or 128; value i = scale · the e4m3 float q\[i].
 fn fp8(block: &[u8], out: &mut Vec<f32>) {
     let scale = float_at(block, 0);
-    out.extend(block[4..36].iter().map(|&q| scale * e4m3(q)));
+    out.extend(block[4..].iter().map(|&q| scale * e4m3(q)));
 }
 
 /// `scale: f32, q: [i8; 32]`; value i = scale · q\[i].

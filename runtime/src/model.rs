@@ -2,7 +2,7 @@
 
 mod named;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
@@ -174,13 +174,9 @@ impl OpenModel {
 
     /// What to tell the user of weights that a GPU rounds.
     pub fn rounded(&self) -> Option<String> {
-        let formats = self.formats().0;
-        let rounded: Vec<Format> = formats.values().copied().filter(|format| format.packed().is_none()).collect();
-        let names: BTreeSet<Format> = rounded.iter().copied().collect();
-        let name = |format: Format| if format == Format::F32 { "codes that no format has" } else { format.name() };
-        let names: Vec<&str> = names.into_iter().map(name).collect();
-        let (count, names) = (rounded.len(), names.join(", "));
-        (count > 0).then(|| format!("{count} weights are stored as {names}: a GPU takes them in 16 bits"))
+        let count = self.formats().0.values().filter(|format| format.packed().is_none()).count();
+        (count > 0)
+            .then(|| format!("{count} weights are stored as codes that no format has: a GPU takes them in 16 bits"))
     }
 
     /// What to tell the user of quantised weights that are held widened.

@@ -214,6 +214,11 @@ DEVICE int warp_sum(int value) {
   return value;
 }
 DEVICE u32 odd_bytes(u32 w) { return w >> 8 & 0x00ff00ffu; }
+DEVICE u32 choose_bytes(u32 a, u32 b, u32 selector) {
+  u32 chosen = 0;
+  for (int i = 0; i < 4; i++) chosen |= (u32)((((u64)b << 32 | a) >> 8 * (selector >> 4 * i & 7)) & 0xff) << 8 * i;
+  return chosen;
+}
 DEVICE int count_bits(u32 value) { return __builtin_popcount(value); }
 DEVICE int leading_zeros(u32 value) { return value ? __builtin_clz(value) : 32; }
 DEVICE u64 shuffle_xor(u64 value, int mask) { return fuse_shuffle_xor(value, mask); }

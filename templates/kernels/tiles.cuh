@@ -37,6 +37,9 @@ DEVICE Vec4 spread(const Vec4& x) {
 // A lane's activations of the pair that begins at column k of a row, which reaches to the end of its last step or is padded here.
 DEVICE Vec4 load_pair(const u16* row, int k, int quad) {
   if (!NATURAL) return spread(load_activations(row, k + 8 * quad));
+  {%- if tiles.weights.is_natural() && tiles.k % tiles.packed().columns != 0 %}
+  if (k >= K) return {0, 0, 0, 0};
+  {%- endif %}
   const u32* at = (const u32*)(row + k) + quad;
   return {at[0], at[4], at[8], at[12]};
 }

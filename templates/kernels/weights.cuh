@@ -21,6 +21,66 @@
 {% include "weights/q6_k.cuh" %}
 {% when crate::Format::Int4x128 %}{% include "weights/scaled.cuh" %}
 {% include "weights/int4_128.cuh" %}
+{% when crate::Format::Q5_0 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_five.cuh" %}
+{% include "weights/scale_f16.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Q5_1 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_five.cuh" %}
+{% include "weights/scale_f16_offset.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Q5K %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_five.cuh" %}
+{% include "weights/scale_k.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Q2K %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_two.cuh" %}
+{% include "weights/scale_q2_k.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Q3K %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_three.cuh" %}
+{% include "weights/scale_signed_16.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Iq4Nl %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_table.cuh" %}
+{% include "weights/scale_f16.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Iq4Xs %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_table.cuh" %}
+{% include "weights/scale_signed_32.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Mxfp4 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_e2m1.cuh" %}
+{% include "weights/scale_e8m0.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Nvfp4 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_e2m1.cuh" %}
+{% include "weights/scale_f32.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Fp8 | crate::Format::Fp8x128 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_e4m3.cuh" %}
+{% include "weights/scale_f32.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Int8 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_bytes.cuh" %}
+{% include "weights/scale_f32.cuh" %}
+{% include "weights/blocks.cuh" %}
+{% when crate::Format::Int4x32 %}{% include "weights/scaled.cuh" %}
+{% include "weights/coded.cuh" %}
+{% include "weights/codes_nibbles.cuh" %}
+{% include "weights/scale_zero.cuh" %}
+{% include "weights/blocks.cuh" %}
 {%- when _ %}
 #error "no kernel reads {{ tiles.weights.name() }} weights"
 {%- endmatch %}

@@ -124,6 +124,8 @@ pub enum Format {
     Mxfp4,
     /// 32 floats of 8 bits (e4m3) with an `f32` scale. This and the next are blocks that quantised safetensors are read as.
     Fp8,
+    /// 128 of them.
+    Fp8x128,
     /// 32 values of 8 bits with an `f32` scale.
     Int8,
     /// 32 values of 4 bits with a 16-bit scale and a zero point.
@@ -136,7 +138,7 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 22] = [
+    pub const ALL: [Format; 23] = [
         Format::F32,
         Format::I32,
         Format::F16,
@@ -155,6 +157,7 @@ impl Format {
         Format::Iq4Xs,
         Format::Mxfp4,
         Format::Fp8,
+        Format::Fp8x128,
         Format::Int8,
         Format::Int4x32,
         Format::Int4x128,
@@ -171,21 +174,22 @@ impl Format {
             Format::Q8_0 => ("q8_0", 32, 34, Some(Packed { columns: 64, bytes: 1088, registers: 10 })),
             Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 7 })),
             Format::Q4_1 => ("q4_1", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
-            Format::Q5_0 => ("q5_0", 32, 22, None),
-            Format::Q5_1 => ("q5_1", 32, 24, None),
-            Format::Q2K => ("q2_k", 256, 84, None),
-            Format::Q3K => ("q3_k", 256, 110, None),
+            Format::Q5_0 => ("q5_0", 32, 22, Some(Packed { columns: 64, bytes: 704, registers: 7 })),
+            Format::Q5_1 => ("q5_1", 32, 24, Some(Packed { columns: 64, bytes: 768, registers: 9 })),
+            Format::Q2K => ("q2_k", 256, 84, Some(Packed { columns: 128, bytes: 704, registers: 10 })),
+            Format::Q3K => ("q3_k", 256, 110, Some(Packed { columns: 128, bytes: 928, registers: 11 })),
             Format::Q4K => ("q4_k", 256, 144, Some(Packed { columns: 128, bytes: 1216, registers: 14 })),
-            Format::Q5K => ("q5_k", 256, 176, None),
+            Format::Q5K => ("q5_k", 256, 176, Some(Packed { columns: 128, bytes: 1472, registers: 16 })),
             Format::Q6K => ("q6_k", 256, 210, Some(Packed { columns: 128, bytes: 1696, registers: 17 })),
-            Format::Iq4Nl => ("iq4_nl", 32, 18, None),
-            Format::Iq4Xs => ("iq4_xs", 256, 136, None),
-            Format::Mxfp4 => ("mxfp4", 32, 17, None),
-            Format::Fp8 => ("fp8", 32, 36, None),
-            Format::Int8 => ("int8", 32, 36, None),
-            Format::Int4x32 => ("int4_32", 32, 20, None),
+            Format::Iq4Nl => ("iq4_nl", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 6 })),
+            Format::Iq4Xs => ("iq4_xs", 256, 136, Some(Packed { columns: 128, bytes: 1120, registers: 11 })),
+            Format::Mxfp4 => ("mxfp4", 32, 17, Some(Packed { columns: 64, bytes: 544, registers: 5 })),
+            Format::Fp8 => ("fp8", 32, 36, Some(Packed { columns: 64, bytes: 1152, registers: 12 })),
+            Format::Fp8x128 => ("fp8_128", 128, 132, Some(Packed { columns: 128, bytes: 2112, registers: 18 })),
+            Format::Int8 => ("int8", 32, 36, Some(Packed { columns: 64, bytes: 1152, registers: 12 })),
+            Format::Int4x32 => ("int4_32", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Int4x128 => ("int4_128", 128, 68, Some(Packed { columns: 128, bytes: 1088, registers: 14 })),
-            Format::Nvfp4 => ("nvfp4", 32, 24, None),
+            Format::Nvfp4 => ("nvfp4", 32, 24, Some(Packed { columns: 64, bytes: 768, registers: 12 })),
         }
     }
 
@@ -201,9 +205,32 @@ impl Format {
 
     /// Whether its blocks are GGUF's.
     pub const fn is_of_gguf(self) -> bool {
-        let of_safetensors =
-            matches!(self, Format::Fp8 | Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4);
+        let of_safetensors = matches!(
+            self,
+            Format::Fp8 | Format::Fp8x128 | Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4
+        );
         self.row().1 > 1 && !of_safetensors
+    }
+
+    /// Whether a lane of a packed weight has the columns that mma gives it in their order, so that each fragment has 16 consecutive ones: of the formats with a scale
+    /// for each 16.
+    pub const fn is_natural(self) -> bool {
+        matches!(self, Format::Q2K | Format::Q3K | Format::Q6K | Format::Nvfp4)
+    }
+
+    /// The code that stands for zero where kernels read codes from `weights/codes_*.cuh`.
+    pub(crate) const fn centre(self) -> u32 {
+        match self {
+            Format::Int8 | Format::Iq4Nl | Format::Iq4Xs => 128,
+            Format::Q5_0 => 16,
+            Format::Q3K => 4,
+            _ => 0,
+        }
+    }
+
+    /// Whether its codes are floats.
+    pub(crate) const fn is_of_floats(self) -> bool {
+        matches!(self, Format::Fp8 | Format::Fp8x128 | Format::Mxfp4 | Format::Nvfp4)
     }
 
     /// Whether it has 16 bits per value and no scales.

@@ -202,7 +202,7 @@ fn the_worked_examples_name_files_that_are_there() {
             "docs/add-an-op.md",
             &["templates/src/recall.rs", "templates/kernels/recall.cu", "compiler/tests/ir/recall.ir"][..],
         ),
-        ("docs/add-a-format.md", &["templates/kernels/weights/q5_0.cuh"]),
+        ("docs/add-a-format.md", &["templates/kernels/weights/scale_f16_256.cuh"]),
     ] {
         let text = read(page);
         let is_path = |quoted: &&str| {

@@ -137,14 +137,10 @@ fn the_compiler_and_the_runtime_agree() {
         for format in *formats {
             assert!(printed.stdout.contains(&format!(" : {format}[")), "{case}: {format} in\n{}", printed.stdout);
         }
-        let rounded = compiled.plan.rounding().unwrap_or_default();
-        // Kernels read these as they are.
-        let read = ["q4_0", "q8_0", "int4_128"];
-        assert!(read.iter().all(|format| !rounded.contains(format)), "{case}: {rounded}");
-        let unread = |format: &&&str| !read.contains(*format);
-        for format in formats.iter().filter(unread) {
-            assert!(rounded.contains(&format!("{format} -> f16")), "{case}: {rounded}");
-        }
+        // Kernels read all blocks as they are.
+        let rounding = compiled.plan.rounding();
+        assert_eq!(rounding.is_some(), formats.contains(&"f32"), "{case}: {rounding:?}");
+        assert!(rounding.iter().all(|said| said.ends_with(" weights are rounded: f32 -> f16")), "{case}: {rounding:?}");
     }
 }
 
@@ -341,6 +337,42 @@ fn experts_in_blocks_are_read() {
     checkpoint.raw_rows(&second, 1..3, &mut raw).expect("they are read");
     decode(Format::Mxfp4, &raw, &mut decoded);
     assert_eq!(decoded, wanted[(rows + 1) * columns..]);
+}
+
+/// Floats of 8 bits whose rows are whole runs of 128 columns have one scale for each.
+#[test]
+fn long_rows_of_floats_have_few_scales() {
+    let (rows, columns) = (2, 256);
+    // No code is that of what is not a number.
+    let codes: Vec<u8> = (0..rows * columns).map(|at| (at * 7 % 127) as u8 | (at as u8 & 1) << 7).collect();
+    let scales: Vec<u8> = [0.375f32, -2.5, 0.5, 3.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    for (block, across, shape) in [(None, 1, vec![rows, 1]), (Some([1, 128]), 2, vec![rows, 2])] {
+        let folder = TempFolder::new();
+        let config = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": block}});
+        folder.write("config.json", config.to_string());
+        let used = &scales[..4 * rows * across];
+        let views = [
+            ("w.weight", TensorView::new(Dtype::F8_E4M3, vec![rows, columns], &codes).expect("it fits")),
+            ("w.weight_scale_inv", TensorView::new(Dtype::F32, shape, used).expect("it fits")),
+        ];
+        folder.write("model.safetensors", safetensors::serialize(views, None).expect("plain"));
+        let checkpoint = Checkpoint::open(folder.path()).expect("it opens");
+        let value = |at: usize| {
+            let (code, run) = (codes[at], at / columns * across + at % columns * across / columns);
+            let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+            let size = if exponent == 0 { mantissa / 512.0 } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
+            let scale = f32::from_le_bytes(scales[4 * run..][..4].try_into().expect("four"));
+            scale * if code & 0x80 == 0 { size } else { -size }
+        };
+        let wanted: Vec<f32> = (0..rows * columns).map(value).collect();
+        let weight = WeightRef::whole("w.weight");
+        assert_eq!(checkpoint.read_f32(&weight).expect("it is read"), wanted);
+        assert_eq!(checkpoint.raw_format(&weight).expect("there is such a weight"), Some(Format::Fp8x128));
+        let (mut raw, mut decoded) = (Vec::new(), Vec::new());
+        checkpoint.raw_rows(&weight, 0..rows, &mut raw).expect("they are read");
+        decode(Format::Fp8x128, &raw, &mut decoded);
+        assert_eq!(decoded, wanted);
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use super::matching::{gather, guard, operand, read_as, used_once};
+use super::matching::{gather, guard, operand, used_once};
 use super::{Miss, Rewrite};
 use crate::ir::{Epilogue, Graph, Matmul, NodeId, Op, Patch, Role, Value};
 
@@ -34,7 +34,7 @@ fn gated(graph: &Graph, root: NodeId, activated: Value, up: Value) -> Result<Pat
     let order = [gate.result, up.result];
     let [gate_type, up_type] = order.map(|i| {
         let ty = graph.type_of(graph.operand(gate.node, Role::Weight(i))?);
-        Some((read_as(ty.format), &ty.shape))
+        Some((ty.format, &ty.shape))
     });
     guard(gate_type == up_type, "the weights of gate and up are of two element types")?;
 

@@ -1,7 +1,7 @@
 //! The small words that rewrites are written in.
 
 use super::Miss;
-use crate::ir::{Format, Graph, NodeId, Op, Patch, PatchValue, Role, Value};
+use crate::ir::{Graph, NodeId, Op, Patch, PatchValue, Role, Value};
 
 /// Goes on where `holds`; else the rewrite misses for this reason.
 pub(super) fn guard(holds: bool, reason: &str) -> Result<(), Miss> {
@@ -56,10 +56,4 @@ pub(super) fn op_names(graph: &Graph, nodes: &[NodeId]) -> String {
     let mut names: Vec<String> = nodes.iter().map(|&node| graph.op(node).name()).collect();
     names.sort();
     names.join(", ")
-}
-
-/// The format in which kernels read weights of a format: blocks that no kernel reads as they are become bf16.
-pub(super) fn read_as(format: Format) -> Format {
-    let widened = format.block().0 > 1 && format.packed().is_none();
-    if widened { Format::BF16 } else { format }
 }

@@ -1,4 +1,4 @@
-use super::matching::{fuse, guard, operand, read_as};
+use super::matching::{fuse, guard, operand};
 use super::{Miss, Rewrite};
 use crate::ir::{Format, Graph, Matmul, NodeId, Op, Patch, Results, Role, Value};
 
@@ -55,5 +55,5 @@ fn is_activated(graph: &Graph, node: NodeId) -> bool {
 }
 
 fn weight_format(graph: &Graph, node: NodeId) -> Result<Format, Miss> {
-    Ok(read_as(graph.type_of(operand(graph, node, Role::Weight(0))?).format))
+    Ok(graph.type_of(operand(graph, node, Role::Weight(0))?).format)
 }

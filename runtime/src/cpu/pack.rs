@@ -255,7 +255,8 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
                 if is_of_blocks(format) {
                     blocks::pack(format, blocks, unit, row % unit_rows);
                 } else {
-                    fill_fp8(&mut unit[row % unit_rows / PANEL_ROWS * panel..][..panel], row % PANEL_ROWS, blocks);
+                    let panel = &mut unit[row % unit_rows / PANEL_ROWS * panel..][..panel];
+                    fill_fp8(format, panel, row % PANEL_ROWS, blocks);
                 }
             }
             return Ok(());
@@ -281,9 +282,9 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
 }
 
 /// Puts row `row` of a panel of fp8 into its place.
-fn fill_fp8(panel: &mut [u8], row: usize, blocks: &[u8]) {
-    let groups = panel.chunks_exact_mut(group_bytes(Format::Fp8)).skip(row).step_by(PANEL_ROWS);
-    let halves = blocks.chunks_exact(Format::Fp8.block().1).flat_map(|block| {
+fn fill_fp8(format: Format, panel: &mut [u8], row: usize, blocks: &[u8]) {
+    let groups = panel.chunks_exact_mut(group_bytes(format)).skip(row).step_by(PANEL_ROWS);
+    let halves = blocks.chunks_exact(format.block().1).flat_map(|block| {
         let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
         block[4..].as_chunks::<GROUP>().0.iter().map(move |codes| (scale, codes))
     });

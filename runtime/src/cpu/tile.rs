@@ -62,7 +62,7 @@ pub(crate) const NO_PANELS: &str = "panels are of f16, bf16, f32 or fp8";
 /// Bytes of a group of one row. One of fp8 has an `f32` before its floats, 256 times their scale: [`fp8_group`].
 pub(crate) fn group_bytes(format: Format) -> usize {
     match format {
-        Format::Fp8 => 4 + GROUP,
+        Format::Fp8 | Format::Fp8x128 => 4 + GROUP,
         Format::F16 | Format::BF16 => 2 * GROUP,
         _ => 4 * GROUP,
     }
@@ -113,10 +113,10 @@ fn multiply(isa: Isa, format: Format, panel: &[u8], x: &[&[f32]], out: &mut [[f3
                 (Format::F32, &[a]) => avx2::tile::<{ avx2::F32 }, 1>(panel, [a], out),
                 (Format::F32, &[a, b]) => avx2::tile::<{ avx2::F32 }, 2>(panel, [a, b], out),
                 (Format::F32, &[a, b, c]) => avx2::tile::<{ avx2::F32 }, 3>(panel, [a, b, c], out),
-                (Format::Fp8, &[a]) => avx2::tile::<{ avx2::FP8 }, 1>(panel, [a], out),
-                (Format::Fp8, &[a, b]) => avx2::tile::<{ avx2::FP8 }, 2>(panel, [a, b], out),
-                (Format::Fp8, &[a, b, c]) => avx2::tile::<{ avx2::FP8 }, 3>(panel, [a, b, c], out),
-                (Format::F16 | Format::BF16 | Format::F32 | Format::Fp8, _) => {
+                (Format::Fp8 | Format::Fp8x128, &[a]) => avx2::tile::<{ avx2::FP8 }, 1>(panel, [a], out),
+                (Format::Fp8 | Format::Fp8x128, &[a, b]) => avx2::tile::<{ avx2::FP8 }, 2>(panel, [a, b], out),
+                (Format::Fp8 | Format::Fp8x128, &[a, b, c]) => avx2::tile::<{ avx2::FP8 }, 3>(panel, [a, b, c], out),
+                (Format::F16 | Format::BF16 | Format::F32 | Format::Fp8 | Format::Fp8x128, _) => {
                     unreachable!("a tile has one to {TILE_TOKENS} rows")
                 }
                 _ => unreachable!("{NO_PANELS}"),
@@ -138,7 +138,7 @@ pub(crate) fn widen_group(format: Format, bytes: &[u8]) -> [f32; GROUP] {
         Format::BF16 => f32::from_bits((half_word(slot(format, column)) as u32) << 16),
         Format::F16 => half::f16::from_bits(half_word(column)).to_f32(),
         Format::F32 => single(column),
-        Format::Fp8 => fp8(bytes[4 + column]) * single(0),
+        Format::Fp8 | Format::Fp8x128 => fp8(bytes[4 + column]) * single(0),
         _ => unreachable!("{NO_PANELS}"),
     })
 }

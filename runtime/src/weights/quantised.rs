@@ -188,7 +188,7 @@ impl View<'_> {
             let first = block * values;
             match (format, kind) {
                 (Format::F32, _) => out.extend(self.value(row, first, codes[0]).to_le_bytes()),
-                (Format::Fp8, Kind::E4m3) => {
+                (Format::Fp8 | Format::Fp8x128, Kind::E4m3) => {
                     out.extend(self.scale(row, first).to_le_bytes());
                     out.extend_from_slice(codes);
                 }

@@ -100,23 +100,43 @@ impl Matrix {
             Format::Q8_0 => &[(0, 0.01)],
             Format::Q4_0 => &[(0, 0.15)],
             Format::Q4_1 => &[(0, 0.15), (2, -1.0)],
+            Format::Q5_0 => &[(0, 0.07)],
+            Format::Q5_1 => &[(0, 0.07), (2, -1.0)],
+            Format::Q2K => &[(80, 0.05), (82, 0.08)],
+            Format::Q3K => &[(108, 0.015)],
             Format::Q4K => &[(0, 0.005), (2, 0.03)],
+            Format::Q5K => &[(0, 0.0025), (2, 0.03)],
             Format::Q6K => &[(208, 0.0005)],
-            Format::Int4x128 => &[],
-            other => panic!("no blocks of {other:?}"),
+            Format::Iq4Nl => &[(0, 0.01)],
+            Format::Iq4Xs => &[(0, 0.0005)],
+            _ => &[],
         };
         let bytes = format.bytes(rows * columns).expect("rows are whole blocks");
         let mut blocks: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
         for block in blocks.chunks_exact_mut(format.block().1) {
-            if format == Format::Int4x128 {
-                // An fp32 scale with the zero point in its lowest bits.
-                let zero = u32::from(block[0] % 17);
-                let scale = (0.15 * (1.0 + 0.5 * random.value())).to_bits() & !0x1fff;
-                block[..4].copy_from_slice(&(scale | zero).to_le_bytes());
-            }
+            let mut near = |size: f32| size * (1.0 + 0.5 * random.value());
             for &(at, size) in numbers {
-                let number = f16::from_f32(size * (1.0 + 0.5 * random.value()));
-                block[at..at + 2].copy_from_slice(&number.to_le_bytes());
+                block[at..at + 2].copy_from_slice(&f16::from_f32(near(size)).to_le_bytes());
+            }
+            match format {
+                Format::Fp8 | Format::Fp8x128 => {
+                    block[..4].copy_from_slice(&near(0.01).to_le_bytes());
+                    // All bits but the sign: not a number.
+                    block[4..].iter_mut().filter(|code| **code & 0x7f == 0x7f).for_each(|code| *code ^= 0x10);
+                }
+                Format::Int8 => block[..4].copy_from_slice(&near(0.01).to_le_bytes()),
+                Format::Int4x32 | Format::Int4x128 => {
+                    // An fp32 scale with the zero point in its lowest bits.
+                    let zero = u32::from(block[0] % 17);
+                    let scale = near(0.15).to_bits() & !0x1fff;
+                    block[..4].copy_from_slice(&(scale | zero).to_le_bytes());
+                }
+                Format::Nvfp4 => {
+                    block[..4].copy_from_slice(&near(0.3).to_le_bytes());
+                    block[4..8].copy_from_slice(&near(0.3).to_le_bytes());
+                }
+                Format::Mxfp4 => block[0] = 123 + block[0] % 5,
+                _ => {}
             }
         }
         let mut values = Vec::new();

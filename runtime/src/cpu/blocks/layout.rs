@@ -93,7 +93,7 @@ impl Layout {
     pub const fn of(format: Format) -> Option<Layout> {
         let plain = Layout { low: 4, high: 0, offset: 0, table: None, scales: Scales::Half };
         Some(match format {
-            Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => return None,
+            Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => return None,
             Format::Q8_0 => Layout { low: 8, offset: 128, ..plain },
             Format::Q4_0 => Layout { offset: 8, ..plain },
             Format::Q4_1 => Layout { scales: Scales::HalfMinimum, ..plain },

@@ -32,7 +32,7 @@ fn fields(format: Format, sub: usize) -> Vec<Field> {
     let field = |first, order, bits| Field { first, order, shift: 0, bits, above: 0 };
     let (half, run) = (sub / 4, sub % 4);
     match format {
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => Vec::new(),
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => Vec::new(),
         Format::Int8 => vec![field(4, Order::Bytes, 8)],
         Format::Int4x32 | Format::Int4x128 => vec![field(4 + 16 * sub, Order::Folded, 4)],
         Format::Nvfp4 => vec![field(8, Order::Folded, 4)],
@@ -98,7 +98,7 @@ fn scales(format: Format, block: &[u8], sub: usize) -> ScaleBytes {
     let none = [0; 4];
     let first = |[a, b, c, d]: [u8; 4]| [a, b, c, d, 0, 0, 0, 0];
     match format {
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => (none, first(none)),
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => (none, first(none)),
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => (none, first(two(0))),
         Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int4x32 | Format::Int4x128 => (none, first(four(0))),
         Format::Mxfp4 => {
@@ -145,7 +145,7 @@ fn scales(format: Format, block: &[u8], sub: usize) -> ScaleBytes {
 fn set_scales(format: Format, block: &mut [u8], sub: usize, (of_256, of_32): ScaleBytes) {
     let [a, b, c, d, rest @ ..] = of_32;
     match format {
-        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 => {}
+        Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => {}
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => block[..2].copy_from_slice(&of_32[..2]),
         Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int4x32 | Format::Int4x128 => {
             block[..4].copy_from_slice(&of_32[..4]);

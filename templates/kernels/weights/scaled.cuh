@@ -1,6 +1,6 @@
 // Integer codes and their scales: fresh sums of codes times x are multiplied by the scales of their rows in fp32, so that nothing is rounded but x.
 
-{%- if !tiles.weights.is_of_floats() -%}
+{%- if !tiles.weights.is_of_floats() %}
 constexpr float W_UNIT = 1.0f / 16777216.0f;        // an integer code is a subnormal number, exact up to 1023
 constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);  // what sums of products are multiplied by
 {%- endif %}

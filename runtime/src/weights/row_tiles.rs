@@ -210,10 +210,10 @@ pub fn set_scales(format: Format, blocks: &mut [u8]) {
         Format::Q4_1 => &[(0, SMALL / 4.6), (2, -7.5 * SMALL / 4.6)],
         Format::Q5_0 => &[(0, SMALL / 9.2)],
         Format::Q5_1 => &[(0, SMALL / 9.2), (2, -15.5 * SMALL / 9.2)],
-        Format::Q2K => &[(80, SMALL / 1.1 / 8.0), (82, 1.5 * SMALL / 1.1 / 8.0)],
+        Format::Q2K => &[(80, SMALL / 1.74 / 8.0), (82, 1.5 * SMALL / 1.74 / 8.0)],
         Format::Q3K => &[(108, SMALL / 2.3 / 18.0)],
-        Format::Q4K => &[(0, SMALL / 4.6 / 32.0), (2, 7.5 * SMALL / 4.6 / 32.0)],
-        Format::Q5K => &[(0, SMALL / 9.2 / 32.0), (2, 15.5 * SMALL / 9.2 / 32.0)],
+        Format::Q4K => &[(0, SMALL / 8.0 / 32.0), (2, 7.5 * SMALL / 8.0 / 32.0)],
+        Format::Q5K => &[(0, SMALL / 16.0 / 32.0), (2, 15.5 * SMALL / 16.0 / 32.0)],
         Format::Q6K => &[(208, SMALL / 18.0 / 74.0)],
         Format::Iq4Nl => &[(0, SMALL / 72.0)],
         Format::Iq4Xs => &[(0, SMALL / 72.0 / 18.0)],
@@ -431,5 +431,42 @@ impl Row<'_> {
     fn set_units(&mut self, column: usize, before: usize, units: &[u8]) {
         let at = self.step(column) + before + self.row % 8 * 8 + self.row / 8 * 4;
         self.put(at, units);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::decode;
+
+    /// What `bench` times has the sizes of weights, whatever the format.
+    #[test]
+    fn dummy_blocks_are_small_weights() {
+        let mut state = 1u32;
+        let mut random = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        for format in Format::ALL.into_iter().filter(|format| format.is_read()) {
+            let mut blocks: Vec<u8> = (0..format.bytes(1 << 14).expect("whole blocks")).map(|_| random()).collect();
+            set_scales(format, &mut blocks);
+            let mut values = Vec::new();
+            decode(format, &blocks, &mut values);
+            let mean =
+                |of: &dyn Fn(f32) -> f32| values.iter().map(|&value| of(value)).sum::<f32>() / values.len() as f32;
+            let (average, rms) = (mean(&|value| value), mean(&|value| value * value).sqrt());
+            println!("{}: average {average:.4}, rms {rms:.4}", format.name());
+            assert!((0.015..0.025).contains(&rms), "{}: {rms}", format.name());
+            assert!(average.abs() < 0.005, "{}: {average}", format.name());
+        }
+    }
+
+    #[test]
+    fn floats_that_are_no_numbers_are_refused() {
+        let mut blocks = vec![0u8; 132];
+        blocks[77] = 0xFF;
+        let mut out = vec![0u8; 2112];
+        let error = pack_row(Format::Fp8x128, 0, &blocks, &mut out).unwrap_err();
+        assert_eq!(error.to_string(), "a weight that is not a number (e4m3)");
     }
 }

@@ -12,16 +12,17 @@ DEVICE void load(Scales& scales, const Vec4* from) {
   scales.units = load_part<ONCE>(row_eight(from, CODE_WORDS));
   scales.scales = load_part<ONCE>(row_eight(from, CODE_WORDS + 4)), scales.minima = load_part<ONCE>(row_eight(from, CODE_WORDS + 8));
 }
-// A byte as a subnormal number of half precision, 2^-24 of it: bytes of a pair in the lower halves of a word.
+// A byte as a subnormal number of half precision, 2^-24 of it: those of a pair lie in the lower halves of a word.
+constexpr float UNIT_OF_BYTES = 16777216.0f;
 DEVICE float byte_of(u64 bytes, int pair, int eight) {
   const u32 both = (u32)(bytes >> (32 * (pair / 2) + 8 * (pair % 2))) & 0x00ff00ffu;
-  return 16777216.0f * (eight ? f16_high(both) : f16_low(both));
+  return eight ? f16_high(both) : f16_low(both);
 }
 DEVICE float scale_of(const Scales& scales, int pair, int, int eight) {
-  return f16_low((u32)(scales.units >> 32 * eight)) * byte_of(scales.scales, pair, eight);
+  return UNIT_OF_BYTES * f16_low((u32)(scales.units >> 32 * eight)) * byte_of(scales.scales, pair, eight);
 }
 DEVICE float offset_of(const Scales& scales, int pair, int, int eight) {
-  return -f16_high((u32)(scales.units >> 32 * eight)) * byte_of(scales.minima, pair, eight);
+  return -UNIT_OF_BYTES * f16_high((u32)(scales.units >> 32 * eight)) * byte_of(scales.minima, pair, eight);
 }
 
 DEVICE Scales scales_at(const Vec4* step, int row) {

@@ -9,6 +9,7 @@ use fusec::build::{Options, compile_all};
 use fusec::plan::{PlanOptions, TuningSource};
 use fuserun::backend::GpuSlots;
 use fuserun::device::Gpu;
+use fuserun::grammar::{Grammars, Source, Words};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::SamplingParameters;
 use fuserun::slots::{End, Event, Request, Slots, Ticket};
@@ -155,6 +156,46 @@ fn tokens_depend_on_the_request_only() {
             let beside: Vec<Outcome> = tickets.iter().map(|ticket| all[ticket].clone()).collect();
             assert_eq!(beside, apart, "{leavers} leavers");
         }
+    });
+}
+
+/// The tokens of a text that is held to a grammar are chosen from those it allows, drawn or not, with scores or not; who decodes beside it has its own; and where nothing is
+/// left to choose only that request fails.
+#[test]
+fn a_grammar_holds_its_own_request_only() {
+    const END: u32 = 2;
+    with_engine("a_grammar_holds_its_own_request_only", Some(300), 2, |engine| {
+        let words = || {
+            let words = (0..317u32).map(|token| u8::try_from(token).map_or(Vec::new(), |byte| vec![byte])).collect();
+            Ok(Words { words, special: vec![END], ends: vec![END] })
+        };
+        let compiled = Grammars::new(words).compile(&Source::Regex("(ab|ba){3}".into())).expect("it is a regex");
+        let all = requests(6);
+        let beside = [4, 5].map(|index: usize| Request { limit: 5, ..all[index].clone() });
+        let apart = alone(engine, 2, &beside);
+        let held = |index: usize, suppress: &[u32]| {
+            let sampling = SamplingParameters {
+                grammar: Some(compiled.clone()),
+                suppress: suppress.to_vec(),
+                ..all[index].sampling.clone()
+            };
+            Request { sampling, limit: 20, stops: vec![END], ..all[index].clone() }
+        };
+        let scored = Request { scores: Some(2), ..held(1, &[]) };
+        let held = [held(0, &[]), scored, held(2, &[]), held(3, &[97, 98])];
+        let mut slots = Slots::new(GpuSlots::new(engine, 2).expect("no fault"));
+        let order = [&held[0], &beside[0], &held[1], &held[3], &beside[1], &held[2]].map(Clone::clone);
+        let tickets = submit(&mut slots, &order);
+        let outcomes = finish(&mut slots, |_| {});
+        for index in [0, 2, 5] {
+            let (tokens, end) = &outcomes[&tickets[index]];
+            let (end_token, text) = tokens.split_last().expect("it has tokens");
+            assert_eq!((end, *end_token, text.len()), (&Some(Event::Ended(End::Stop)), END, 6), "{tokens:?}");
+            assert!(text.chunks(2).all(|two| two == [97, 98] || two == [98, 97]), "{tokens:?}");
+        }
+        let Some(Event::Failed(message)) = &outcomes[&tickets[3]].1 else { panic!("{:?}", outcomes[&tickets[3]]) };
+        assert!(message.starts_with("no token that the grammar allows can be chosen here"), "{message}");
+        assert_eq!([1, 4].map(|index| outcomes[&tickets[index]].clone()).to_vec(), apart);
     });
 }
 

@@ -59,7 +59,6 @@ impl Steps for CpuSlots<'_> {
             vocabulary: self.model.vocabulary(),
             // Its states are caches by position, which is all that it runs.
             resumes: true,
-            grammars: true,
         }
     }
 

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::sampling::not_finite;
+use crate::grammar::Matcher;
+use crate::sampling::{Marks, not_finite};
 use crate::slots::{Chosen, Limits, Request, Steps};
 use crate::step::{GpuEngine, Sampled, Sequence};
 
@@ -43,6 +44,30 @@ struct Decoding {
     limit: usize,
     /// Whether scores go before its tokens.
     scored: bool,
+    /// What its text is held to.
+    guide: Option<Guide>,
+    /// Why it cannot go on, until that is told.
+    broken: Option<String>,
+}
+
+/// A grammar that a text is held to: what may come next depends on the token before, which the host waits for.
+struct Guide {
+    matcher: Matcher,
+    /// Of the text so far.
+    marks: Marks,
+}
+
+impl Guide {
+    /// The marks that the next token is chosen by.
+    fn next(&mut self) -> Result<Marks> {
+        self.marks.allowing(&self.matcher.allowed()?)
+    }
+
+    fn take(&mut self, token: u32) -> Result<Marks> {
+        self.matcher.take(token)?;
+        self.marks.note(token);
+        self.next()
+    }
 }
 
 /// A token that is on its way.
@@ -71,8 +96,11 @@ impl<'e> GpuSlots<'e> {
         })
     }
 
-    /// Steps to keep in the stream: what is in it when a request leaves or joins, it waits for.
+    /// Steps to keep in the stream: what is in it when a request leaves or joins, it waits for. A text that is held to a grammar takes one at a time.
     fn ahead(&self) -> usize {
+        if self.slots.iter().flatten().any(|decoding| decoding.guide.is_some()) {
+            return 1;
+        }
         let steps = AHEAD.as_nanos().div_ceil(self.pace.as_nanos().max(1));
         usize::try_from(steps).unwrap_or(MOST_AHEAD).saturating_add(1).min(MOST_AHEAD)
     }
@@ -95,6 +123,17 @@ impl<'e> GpuSlots<'e> {
             }
             self.engine.decode(self.batch, (self.slots.len() == 1).then_some(at))?;
             self.flights.push_back(awaited);
+        }
+        Ok(())
+    }
+
+    /// Goes on with a token of a text that is held to a grammar: the next step chooses by other marks.
+    fn guide(&mut self, slot: usize, token: u32) -> Result<()> {
+        let Some(decoding) = &mut self.slots[slot] else { return Ok(()) };
+        match decoding.guide.as_mut().map(|guide| guide.take(token)) {
+            Some(Ok(marks)) => self.engine.mark(slot, &marks)?,
+            Some(Err(error)) => decoding.broken = Some(format!("{error:#}")),
+            None => {}
         }
         Ok(())
     }
@@ -123,8 +162,6 @@ impl Steps for GpuSlots<'_> {
             context: self.engine.context(),
             vocabulary: self.engine.plan().vocabulary,
             resumes: self.engine.resumes(),
-            // The device chooses tokens ahead of the host, which alone knows what a grammar allows next.
-            grammars: false,
         }
     }
 
@@ -138,7 +175,17 @@ impl Steps for GpuSlots<'_> {
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let longest = request.prompt.len().saturating_add(request.limit) - 1;
         let limit = longest.min(self.engine.context());
+        let mut guide = match &request.sampling.grammar {
+            Some(grammar) => Some(Guide {
+                matcher: grammar.begin(),
+                marks: Marks::of(&request.sampling, &request.prompt, self.engine.plan().vocabulary)?,
+            }),
+            None => None,
+        };
+        let first = guide.as_mut().map(Guide::next);
+        let broken = first.as_ref().and_then(|first| first.as_ref().err()).map(|error| format!("{error:#}"));
         let rest = Sequence {
+            marks: first.as_ref().and_then(|first| first.as_ref().ok()),
             limit,
             stops: &request.stops,
             choice: request.choice,
@@ -146,8 +193,14 @@ impl Steps for GpuSlots<'_> {
             scored: request.scores,
         };
         self.engine.join(slot, position, &request.prompt, &request.sampling, &rest)?;
-        self.slots[slot] =
-            Some(Decoding { generation: self.generation, next: None, limit, scored: request.scores.is_some() });
+        self.slots[slot] = Some(Decoding {
+            generation: self.generation,
+            next: None,
+            limit,
+            scored: request.scores.is_some(),
+            guide,
+            broken,
+        });
         Ok(())
     }
 
@@ -165,6 +218,13 @@ impl Steps for GpuSlots<'_> {
 
     fn step(&mut self, take: &mut dyn FnMut(usize, Chosen)) -> Result<Duration> {
         let begin = Instant::now();
+        for (slot, decoding) in self.slots.iter_mut().enumerate() {
+            // Before its prompt is read nobody waits for it.
+            let begun = decoding.as_mut().filter(|decoding| decoding.next.is_some());
+            if let Some(message) = begun.and_then(|decoding| decoding.broken.take()) {
+                take(slot, Chosen::Broken(message));
+            }
+        }
         self.launch()?;
         while let Some(flight) = self.flights.pop_front() {
             let (mut came, mut waited) = (false, false);
@@ -188,6 +248,7 @@ impl Steps for GpuSlots<'_> {
                             take(slot, Chosen::Scores(self.engine.scores(slot, position)));
                         }
                         take(slot, Chosen::Token(token));
+                        self.guide(slot, token)?;
                     }
                     // The token at a position comes of the logits at the one before.
                     Sampled::NotFinite => take(slot, Chosen::Broken(not_finite(position - 1, None))),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 
 use super::SamplingParameters;
+use crate::grammar::Allowed;
 
 /// How often the text has each token, whether the prompt has it, and whether it is never chosen; and the biases of tokens.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,9 +28,14 @@ impl Marks {
     /// # Errors
     /// Parameters that suppress the whole vocabulary.
     pub fn new(parameters: &SamplingParameters, prompt: &[u32], vocabulary: usize) -> Result<Option<Marks>> {
-        if !parameters.changes_logits() {
-            return Ok(None);
-        }
+        parameters.changes_logits().then(|| Marks::of(parameters, prompt, vocabulary)).transpose()
+    }
+
+    /// The same also where the parameters need none.
+    ///
+    /// # Errors
+    /// As of [`Marks::new`].
+    pub fn of(parameters: &SamplingParameters, prompt: &[u32], vocabulary: usize) -> Result<Marks> {
         let mut marks = vec![0; vocabulary];
         for (tokens, mark) in [(prompt, PROMPT), (&parameters.suppress, SUPPRESSED)] {
             for &token in tokens {
@@ -47,7 +53,26 @@ impl Marks {
         for &(token, bias) in parameters.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocabulary) {
             *biases.entry(token).or_default() += bias;
         }
-        Ok(Some(Marks { words: marks, biases: biases.into_iter().collect() }))
+        Ok(Marks { words: marks, biases: biases.into_iter().collect() })
+    }
+
+    /// These marks where a grammar suppresses all but some tokens.
+    ///
+    /// # Errors
+    /// None is left.
+    pub fn allowing(&self, allowed: &Allowed) -> Result<Marks> {
+        let mut marks = self.clone();
+        marks
+            .words
+            .iter_mut()
+            .enumerate()
+            .filter(|(token, _)| !allowed.has(*token))
+            .for_each(|(_, mark)| *mark |= SUPPRESSED);
+        ensure!(
+            marks.words.iter().any(|mark| mark & SUPPRESSED == 0),
+            "no token that the grammar allows can be chosen here: the model or the request suppresses them all"
+        );
+        Ok(marks)
     }
 
     /// Notes a token that was chosen.

@@ -156,10 +156,6 @@ impl<S: Steps> Slots<S> {
         check_prompt(&request.prompt, vocabulary, context).map_err(invalid)?;
         request.sampling.validate().map_err(invalid)?;
         Marks::new(&request.sampling, &[], vocabulary).map_err(invalid)?;
-        if request.sampling.grammar.is_some() && !self.limits().grammars {
-            let message = "answers cannot be held to a grammar on this device; start it with --device cpu";
-            return Err(Refused::Invalid(message.into()));
-        }
         if request.limit == 0 {
             return Err(Refused::Invalid("nothing to generate: the limit is 0 tokens".into()));
         }

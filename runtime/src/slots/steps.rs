@@ -53,8 +53,6 @@ pub struct Limits {
     pub vocabulary: usize,
     /// Whether a sequence may go on from any part of another one's states ([`fusec::plan::Replay::Same`] of all of them).
     pub resumes: bool,
-    /// Whether a text can be held to a grammar.
-    pub grammars: bool,
 }
 
 /// What came of a slot's logits.

@@ -25,7 +25,7 @@ struct Fake {
 
 impl Fake {
     fn new(slots: usize, at_once: usize) -> Fake {
-        let limits = Limits { slots, context: CONTEXT, vocabulary: VOCABULARY, resumes: true, grammars: true };
+        let limits = Limits { slots, context: CONTEXT, vocabulary: VOCABULARY, resumes: true };
         let (states, next) = (vec![Vec::new(); slots], vec![None; slots]);
         Fake { limits, states, next, at_once, calls: String::new(), computed: 0 }
     }

@@ -29,6 +29,13 @@ pub(super) struct SetUp {
     pub record: [u8; PARAMETER_BYTES],
 }
 
+/// A word per token, whole eights of bytes.
+fn words_of(marks: &Marks) -> Vec<u8> {
+    let mut bytes: Vec<u8> = bytemuck::cast_slice(marks.words()).to_vec();
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+    bytes
+}
+
 impl GpuEngine {
     /// Sequences that are decoded together, at most.
     pub fn sequences(&self) -> usize {
@@ -91,16 +98,28 @@ impl GpuEngine {
         }
         let set_up = self.set_up(sequence, prompt, sampling, rest)?;
         if let Some((at, bytes)) = set_up.marks {
-            let slab = &mut self.slabs[sequence].marks;
-            slab.wait()?;
-            let copy = |memory: &_| self.stream.upload(&self.io.marks, at, memory, 0, bytes.len());
-            slab.send(&self.stream, 0, |to| to[..bytes.len()].copy_from_slice(&bytes), copy)?;
+            self.send_marks(sequence, at, &bytes)?;
         }
         let slab = &mut self.slabs[sequence].record;
         slab.wait()?;
         let at = sequence * PARAMETER_BYTES;
         let copy = |memory: &_| self.stream.upload(&self.io.parameters, at, memory, 0, PARAMETER_BYTES);
         slab.send(&self.stream, 0, |to| to.copy_from_slice(&set_up.record), copy)
+    }
+
+    /// Puts other marks in the place of those that a sequence joined with: what is in the stream is done first. Its biases stay.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn mark(&mut self, sequence: usize, marks: &Marks) -> Result<()> {
+        self.send_marks(sequence, sequence * marks_bytes(&self.plan), &words_of(marks))
+    }
+
+    fn send_marks(&mut self, sequence: usize, at: usize, bytes: &[u8]) -> Result<()> {
+        let slab = &mut self.slabs[sequence].marks;
+        slab.wait()?;
+        let copy = |memory: &_| self.stream.upload(&self.io.marks, at, memory, 0, bytes.len());
+        slab.send(&self.stream, 0, |to| to[..bytes.len()].copy_from_slice(bytes), copy)
     }
 
     /// What says how a sequence is sampled, as the device reads it.
@@ -114,12 +133,13 @@ impl GpuEngine {
         let vocabulary = self.plan.vocabulary;
         let mut pointers = Pointers::default();
         let mut laid_out = None;
-        if let Some(marks) = Marks::new(sampling, prompt, vocabulary)? {
+        if let Some(marks) =
+            rest.marks.cloned().map_or_else(|| Marks::new(sampling, prompt, vocabulary), |marks| Ok(Some(marks)))?
+        {
             let count = marks.biases().len();
             ensure!(count <= MOST_BIASES, "{count} tokens have a bias; give {MOST_BIASES} at most");
             let at = sequence * marks_bytes(&self.plan);
-            let mut bytes: Vec<u8> = bytemuck::cast_slice(marks.words()).to_vec();
-            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            let mut bytes = words_of(&marks);
             (pointers.marks, pointers.biases, pointers.bias_count) =
                 (self.io.marks.at(at), self.io.marks.at(at + bytes.len()), count);
             for (token, bias) in marks.biases() {

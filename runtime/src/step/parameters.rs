@@ -1,7 +1,7 @@
 //! The parameters of a sequence for the sampling kernel.
 
 use super::addresses::PARAMETER_BYTES;
-use crate::sampling::SamplingParameters;
+use crate::sampling::{Marks, SamplingParameters};
 
 /// Tokens that may end a sequence on the device; the host watches for any more.
 pub const MAX_STOPS: usize = 8;
@@ -19,11 +19,13 @@ pub struct Sequence<'a> {
     pub generation: u32,
     /// How many of the likeliest tokens to tell at each place beside the chosen one; none: nothing.
     pub scored: Option<usize>,
+    /// Its marks, where they are not those that its parameters make of its prompt.
+    pub marks: Option<&'a Marks>,
 }
 
 impl Default for Sequence<'_> {
     fn default() -> Self {
-        Sequence { limit: usize::MAX, stops: &[], choice: 0, generation: 0, scored: None }
+        Sequence { limit: usize::MAX, stops: &[], choice: 0, generation: 0, scored: None, marks: None }
     }
 }
 

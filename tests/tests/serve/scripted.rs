@@ -33,7 +33,7 @@ struct Scripted {
 
 impl Steps for Scripted {
     fn limits(&self) -> Limits {
-        Limits { slots: 2, context: 512, vocabulary: 4096, resumes: true, grammars: true }
+        Limits { slots: 2, context: 512, vocabulary: 4096, resumes: true }
     }
 
     fn part(&self, left: usize, _: bool) -> usize {

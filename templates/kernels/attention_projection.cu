@@ -113,7 +113,7 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     const int row = i / COLUMNS, head = i % COLUMNS / HEAD_DIM, d = i % HEAD_DIM, job = row * GROUPS + head / GROUP;
     float peak, total;
     const float value = merge(shared.parts + job * PARTS, PARTS, head % GROUP, d, SINKS ? sinks + rank * BLOCK_HEADS + head : nullptr, peak, total);
-    store((Operand*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total);
+    store((Operand*)shared.staged[row] + i % COLUMNS, peak == NEGATIVE_INFINITY ? 0.0f : value / total * latter_of(i % COLUMNS));
   }
   block_barrier();
   cluster_join();

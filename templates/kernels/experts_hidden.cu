@@ -52,7 +52,7 @@ DEVICE void stage_row(u16* staged, float (&sums)[BATCH][WARPS], float (&v)[PASSE
     const int k = 8 * (threadIdx.x + THREADS * pass);
     if (k >= STAGED_K) break;
 #pragma unroll
-    for (int i = 0; i < 8; i++) v[pass][i] *= NORM ? scale * w[pass][i] : scale;
+    for (int i = 0; i < 8; i++) v[pass][i] *= (NORM ? scale * w[pass][i] : scale) * latter_of(i);
     store_operands(staged + row * STAGE_STRIDE + k, v[pass]);
   }
 }

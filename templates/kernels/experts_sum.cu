@@ -95,7 +95,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int i = begin + 8 * THREADS * h, row = i / EXPERT_K;
-        if (row < BATCH * count) *(Vec4*)(staged + row % BATCH * STAGE_STRIDE + row / BATCH * EXPERT_K + i % EXPERT_K) = v[h];
+        if (row < BATCH * count) *(Vec4*)(staged + row % BATCH * STAGE_STRIDE + row / BATCH * EXPERT_K + i % EXPERT_K) = spread(v[h]);
       }
     }
     block_barrier();

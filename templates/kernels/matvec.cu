@@ -142,7 +142,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           square[r] += v[r][i] * v[r][i];
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
-          v[r][i] *= unit[r];
+          v[r][i] *= unit[r] * latter_of(i);
         }
         store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
@@ -192,7 +192,7 @@ DEVICE void stage_rms_norm(u16* staged, float (&sums)[WARPS][BATCH], const float
         if (k >= STAGED_K) break;
         if (!KEPT) load_floats<false>(v[r][pass], x + (row + r) * K, k);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[r][pass][i] *= scale * w[pass][i];
+        for (int i = 0; i < 8; i++) v[r][pass][i] *= scale * latter_of(i) * w[pass][i];
         store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r][pass]);
       }
     }
@@ -215,7 +215,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 #pragma unroll
     for (int r = 0; r < EIGHTS_AT_ONCE; r++) {
       const int i = 8 * (begin + r * THREADS), b = i / STAGED_K;
-      if (b < BATCH) *(Vec4*)(staged + b * STAGE_STRIDE + i % STAGED_K) = v[r];
+      if (b < BATCH) *(Vec4*)(staged + b * STAGE_STRIDE + i % STAGED_K) = spread(v[r]);
     }
   }
 }
@@ -275,7 +275,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
       if (b >= BATCH) break;
       Operand* to = (Operand*)staged + b * STAGE_STRIDE + i % STAGED_K;
 #pragma unroll
-      for (int j = 0; j < RUN; j++) store(to + j, splits[r] > 0 ? sum[r][j] / total[r] : 0.0f);
+      for (int j = 0; j < RUN; j++) store(to + j, splits[r] > 0 ? sum[r][j] / total[r] * latter_of(i % STAGED_K + j) : 0.0f);
     }
   }
 }

@@ -29,6 +29,8 @@ DEVICE Vec4 load_activations(const u16* row, int k) {
 }
 
 // What a lane's activations are multiplied as: the latter four of eight by a sixteenth where their codes count sixteenfold.
+constexpr float LATTER = SPREAD ? 1.0f / 16.0f : 1.0f;
+DEVICE float latter_of(int column) { return column % 8 < 4 ? 1.0f : LATTER; }
 DEVICE Vec4 spread(const Vec4& x) {
   constexpr u32 SIXTEENTHS = 0x2c002c00;
   return SPREAD ? Vec4{x.x, x.y, times_f16(x.z, SIXTEENTHS), times_f16(x.w, SIXTEENTHS)} : x;
@@ -43,9 +45,9 @@ DEVICE Vec4 load_pair(const u16* row, int k, int quad) {
   const u32* at = (const u32*)(row + k) + quad;
   return {at[0], at[4], at[8], at[12]};
 }
-// And of one that is staged, with its padding.
+// And of one that is staged, with its padding, and spread by then.
 DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
-  if (!NATURAL) return spread(*(const Vec4*)(row + k + 8 * quad));
+  if (!NATURAL) return *(const Vec4*)(row + k + 8 * quad);
   const u32* at = (const u32*)(row + k) + quad;
   return {at[0], at[4], at[8], at[12]};
 }

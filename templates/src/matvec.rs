@@ -109,10 +109,9 @@ impl Matvec {
         self.norm.is_some() || self.paired || self.combine.is_some() || self.stage_bytes() <= MOST_STAGED
     }
 
-    /// Whether sums of x per step are made once, for all row tiles of a block: where there are enough of them.
+    /// Whether sums of x per step are made once, for all row tiles of a block.
     fn sums_steps(&self) -> bool {
-        let tiles_per_block = if self.tiles.weights == Format::Int4x128 { 2 } else { 3 };
-        self.sums_bytes() > 0 && self.staged && self.tiles.count() * self.split >= tiles_per_block * self.blocks
+        self.sums_bytes() > 0 && self.staged
     }
 
     /// Bytes of such sums of a step for a lane; 0: none are made.

@@ -172,7 +172,7 @@ impl Format {
             Format::F16 => ("f16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
             Format::BF16 => ("bf16", 1, 2, Some(Packed { columns: 32, bytes: 1024, registers: 8 })),
             Format::Q8_0 => ("q8_0", 32, 34, Some(Packed { columns: 64, bytes: 1088, registers: 10 })),
-            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 7 })),
+            Format::Q4_0 => ("q4_0", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 6 })),
             Format::Q4_1 => ("q4_1", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Q5_0 => ("q5_0", 32, 22, Some(Packed { columns: 64, bytes: 704, registers: 7 })),
             Format::Q5_1 => ("q5_1", 32, 24, Some(Packed { columns: 64, bytes: 768, registers: 9 })),

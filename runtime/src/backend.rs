@@ -17,7 +17,7 @@ use crate::cpu::{CpuModel, CpuOptions, Logits, Row};
 use crate::device::Gpu;
 use crate::sampling::{SamplingParameters, check_logits, check_prompt};
 use crate::slots::{Event, Request, Slots, Steps, Ticket};
-use crate::step::{EngineOptions, GpuEngine, WeightSource};
+use crate::step::{EngineOptions, GpuEngine, WeightSource, check_fit};
 use crate::weights::Checkpoint;
 pub use cpu_slots::CpuSlots;
 pub use gpu_slots::GpuSlots;
@@ -93,7 +93,7 @@ impl FromStr for Device {
         match text {
             "auto" => Ok(Device::Auto),
             "cpu" => Ok(Device::Cpu),
-            "cuda" => Ok(Device::Cuda(0)),
+            "cuda" | "gpu" => Ok(Device::Cuda(0)),
             "interpreter" => Ok(Device::Interpreter),
             _ => match text.strip_prefix("cuda:").and_then(|number| number.parse().ok()) {
                 Some(number) => Ok(Device::Cuda(number)),
@@ -140,13 +140,14 @@ impl Backend {
             }
             Device::Cuda(ordinal) => {
                 let gpu = Gpu::open(*ordinal)?;
+                let sizes = EngineOptions { context: options.context, sequences: options.sequences };
+                check_fit(&gpu, &program.plan, sizes)?;
                 let cubins = device_code(&gpu, &program)?;
                 let cubins = cubins.iter().map(|(name, cubin)| (name.as_str(), cubin.as_slice())).collect();
                 let weights = match weights {
                     Weights::Checkpoint(checkpoint) => WeightSource::Checkpoint(checkpoint),
                     Weights::Dummy => WeightSource::Dummy,
                 };
-                let sizes = EngineOptions { context: options.context, sequences: options.sequences };
                 Ok(Backend::Gpu(Box::new(GpuEngine::load(gpu, program.plan, &cubins, weights, sizes)?)))
             }
             Device::Cpu => {

@@ -70,16 +70,28 @@ impl Gpu {
     fn does_not_fit(&self, error: DriverError, len: usize, what: &str) -> anyhow::Error {
         let wanted = human_bytes(len);
         match self.memory() {
-            Ok((free, total)) if error.is_out_of_memory() => anyhow::anyhow!(
+            Ok((free, total)) if error.is_out_of_memory() => anyhow::Error::new(NoRoom(format!(
                 "{what} does not fit on cuda:{}: {wanted} wanted, {} free of {}",
                 self.ordinal(),
                 human_bytes(free),
                 human_bytes(total)
-            ),
+            ))),
             _ => anyhow::Error::new(error).context(format!("cannot allocate {wanted} of device memory for {what}")),
         }
     }
 }
+
+/// Something that the device's memory does not hold: the message says what, how much it wants, and how much is free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom(pub String);
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoRoom {}
 
 impl DeviceBuffer {
     /// The device address, as a kernel's argument.

@@ -19,6 +19,6 @@ mod stream;
 pub use driver::DriverError;
 pub use gpu::Gpu;
 pub use graph::{CapturedGraph, GraphExec, GraphShape};
-pub use memory::{DeviceBuffer, PinnedBuffer};
+pub use memory::{DeviceBuffer, NoRoom, PinnedBuffer};
 pub use module::{Kernel, KernelResources, Module};
 pub use stream::{Event, LaunchOptions, Stream};

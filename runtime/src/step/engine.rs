@@ -11,7 +11,7 @@ use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
 use super::io::{IoBuffers, SequenceSlabs, Slab, sampling_bytes};
 use super::parameters::Sequence;
-use crate::device::{DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, Stream, nvtx};
+use crate::device::{DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, NoRoom, Stream, nvtx};
 use crate::sampling::{SamplingParameters, check_prompt};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
@@ -82,7 +82,7 @@ impl GpuEngine {
             .collect::<Result<BTreeMap<_, _>>>()?;
         let state_bytes = |state: &StateBuffer| state.bytes(options.context).saturating_mul(options.sequences);
         let state_sizes: Vec<usize> = plan.states.iter().map(state_bytes).collect();
-        check_fit(&gpu, &plan, &state_sizes, options)?;
+        check_fit(&gpu, &plan, options)?;
         let weights = load_weights(&gpu, &plan, weights)?;
         let states = state_sizes
             .iter()
@@ -329,28 +329,47 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
     Ok(kernels)
 }
 
-/// One clear error before anything is loaded, rather than a late one.
-fn check_fit(gpu: &Gpu, plan: &Plan, states: &[usize], options: EngineOptions) -> Result<()> {
+/// What contexts that would fit are a multiple of.
+const CONTEXTS: usize = 64;
+
+/// One clear error before anything is compiled or loaded, rather than a late one: what would fit, where something would.
+///
+/// # Errors
+/// A [`NoRoom`].
+pub fn check_fit(gpu: &Gpu, plan: &Plan, options: EngineOptions) -> Result<()> {
     let weights = plan.weights.iter().map(|weight| weight.bytes).fold(0, usize::saturating_add);
-    let states = states.iter().copied().fold(0, usize::saturating_add);
-    let sampling = sampling_bytes(plan, options.sequences);
-    let wanted = [weights, states, plan.arena_bytes, sampling].into_iter().fold(0, usize::saturating_add);
+    let working = |sequences: usize| plan.arena_bytes.saturating_add(sampling_bytes(plan, sequences));
+    let states = |context: usize, sequences: usize| {
+        let bytes = |state: &StateBuffer| state.bytes(context).saturating_mul(sequences);
+        plan.states.iter().map(bytes).fold(0, usize::saturating_add)
+    };
     let (free, _) = gpu.memory()?;
+    let fits = |context: usize, sequences: usize| {
+        weights.saturating_add(working(sequences)).saturating_add(states(context, sequences)) <= free
+    };
+    let EngineOptions { context, sequences } = options;
+    if fits(context, sequences) {
+        return Ok(());
+    }
+    let fitting =
+        (1..=(context - 1) / CONTEXTS).rev().map(|count| count * CONTEXTS).find(|&context| fits(context, sequences));
+    let advice = match (fitting, fits(context, 1)) {
+        (Some(context), true) => format!("--max-context {context} would, or fewer sequences"),
+        (Some(context), false) => format!("--max-context {context} would"),
+        (None, true) => "fewer sequences would".to_owned(),
+        (None, false) => "take weights of fewer bits (--weights), or --device cpu".to_owned(),
+    };
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
-    ensure!(
-        wanted <= free,
-        "{} does not fit: {:.2} GiB of weights, {:.2} GiB of KV cache ({} sequences of {} positions) and {:.2} GiB of activations, \
-         {:.2} GiB free on {}; lower --max-context",
+    Err(anyhow::Error::new(NoRoom(format!(
+        "{} does not fit: {:.2} GiB of weights, {:.2} GiB of KV cache ({sequences} sequences of {context} positions) and {:.2} GiB of activations, \
+         {:.2} GiB free on {}; {advice}",
         plan.name,
         gib(weights),
-        gib(states),
-        options.sequences,
-        options.context,
-        gib(plan.arena_bytes.saturating_add(sampling)),
+        gib(states(context, sequences)),
+        gib(working(sequences)),
         gib(free),
         gpu.name()?
-    );
-    Ok(())
+    ))))
 }
 
 /// Fills a buffer with `pattern`, again and again, by copies on the device of what is there already.

@@ -14,7 +14,7 @@ mod variant;
 pub use addresses::{Addresses, IoAddresses, PARAMETER_BYTES};
 pub use ceiling::{MemoryReader, read_ceiling};
 pub use chunks::{Chunk, chunks};
-pub use engine::{EngineOptions, GpuEngine, WeightSource};
+pub use engine::{EngineOptions, GpuEngine, WeightSource, check_fit};
 pub use joining::Sampled;
 pub use parameters::{MAX_STOPS, Pointers, Sequence, record};
 pub use timing::{LaunchTimes, NOTHING, median};

@@ -10,6 +10,7 @@ pub mod device;
 pub mod generate;
 pub mod grammar;
 pub mod hub;
+pub mod llm;
 pub mod map;
 pub mod model;
 pub mod profile;

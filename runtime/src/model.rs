@@ -43,6 +43,8 @@ pub struct OpenModel {
     embedded: bool,
     overrides: Option<String>,
     name: String,
+    /// Whether the name is that of a model's files.
+    named: bool,
 }
 
 impl OpenModel {
@@ -72,6 +74,7 @@ impl OpenModel {
             embedded: named.is_demo(),
             overrides,
             name: named.title(),
+            named: name.model.is_some(),
             artifact: named.artifact,
         })
     }
@@ -92,6 +95,11 @@ impl OpenModel {
     /// What the user called it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its path, or its name on the hub; none: the demo model.
+    pub fn path(&self) -> Option<&str> {
+        self.named.then_some(&self.name)
     }
 
     /// The checkpoint; none with dummy weights.

@@ -1,11 +1,12 @@
 //! The thread that owns the slots, and the way to it: requests go in over one channel, and what comes of each over one of its own.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::slots::{Event, Occupant, QUEUE, Refused, Request, Slots, Steps, Ticket};
@@ -55,14 +56,31 @@ pub struct Inbox {
 enum Command {
     Submit {
         requests: Vec<Request>,
+        /// Whether they wait in the queue however long that is.
+        patient: bool,
         updates: mpsc::UnboundedSender<Update>,
         taken: oneshot::Sender<Result<u64, Refused>>,
     },
+    Logits(LogitsWanted),
     Leave {
         job: u64,
         choice: Option<usize>,
     },
     Stop,
+}
+
+/// Tokens whose logits somebody waits for: the device is theirs until they are there.
+pub struct LogitsWanted {
+    tokens: Vec<u32>,
+    answer: oneshot::Sender<Result<Vec<f32>>>,
+}
+
+impl LogitsWanted {
+    /// Computes them, and tells who waits.
+    pub fn answer(self, compute: impl FnOnce(&[u32]) -> Result<Vec<f32>>) {
+        // Who no longer waits has dropped the other end.
+        let _ = self.answer.send(compute(&self.tokens));
+    }
 }
 
 /// The requests of one job, which leave their slots when this is dropped.
@@ -106,14 +124,22 @@ impl Engine {
         locked(&self.snapshot).clone()
     }
 
-    /// Puts requests into the queue, all or none.
-    pub async fn submit(&self, requests: Vec<Request>) -> Result<Running, Refused> {
+    /// Puts requests into the queue, all or none. `patient`: however long it is.
+    pub async fn submit(&self, requests: Vec<Request>, patient: bool) -> Result<Running, Refused> {
         let gone = || Refused::Invalid("the model is not running".into());
         let (updates, receiver) = mpsc::unbounded_channel();
         let (taken, answer) = oneshot::channel();
-        self.commands.send(Command::Submit { requests, updates, taken }).map_err(|_| gone())?;
+        self.commands.send(Command::Submit { requests, patient, updates, taken }).map_err(|_| gone())?;
         let job = answer.await.map_err(|_| gone())??;
         Ok(Running { job, commands: self.commands.clone(), updates: receiver })
+    }
+
+    /// The logits after each of the tokens, once the requests before them have been answered.
+    pub async fn logits(&self, tokens: Vec<u32>) -> Result<Vec<f32>> {
+        let gone = || anyhow!("the model is not running");
+        let (answer, logits) = oneshot::channel();
+        self.commands.send(Command::Logits(LogitsWanted { tokens, answer })).map_err(|_| gone())?;
+        logits.await.map_err(|_| gone())?
     }
 
     /// Ends the thread, whatever is running.
@@ -144,18 +170,19 @@ impl Drop for Running {
 }
 
 impl Inbox {
-    /// Serves requests with these slots until it is stopped; calls `ready` once they are taken.
+    /// Serves requests with these slots until it is stopped (none), or until logits are wanted and the slots are free: then it is to be called again, with
+    /// other slots. Calls `ready` once requests are taken.
     ///
     /// # Errors
     /// A fault of the device.
-    pub fn serve<S: Steps>(&self, slots: Slots<S>, ready: impl FnOnce()) -> Result<()> {
+    pub fn serve<S: Steps>(&self, slots: Slots<S>, ready: impl FnOnce()) -> Result<Option<LogitsWanted>> {
         self.phase.send_replace(Phase::Ready);
         ready();
-        let mut serving = Serving { slots, jobs: BTreeMap::new(), next: 0, snapshot: &self.snapshot };
+        let mut serving = Serving { slots, jobs: BTreeMap::new(), logits: None, snapshot: &self.snapshot };
         while serving.take(&self.commands)? {
             serving.go_on()?;
         }
-        Ok(())
+        Ok(serving.logits)
     }
 
     /// Says that nothing is served any more.
@@ -164,10 +191,14 @@ impl Inbox {
     }
 }
 
+/// Names jobs, over all that serve: one that leaves late names nobody else's.
+static JOBS: AtomicU64 = AtomicU64::new(0);
+
 struct Serving<'a, S> {
     slots: Slots<S>,
     jobs: BTreeMap<Ticket, Job>,
-    next: u64,
+    /// What is computed when the slots are free; no command is taken before that.
+    logits: Option<LogitsWanted>,
     snapshot: &'a Mutex<Snapshot>,
 }
 
@@ -182,6 +213,9 @@ impl<S: Steps> Serving<'_, S> {
     /// Takes the commands that are there; waits for one where nothing else is to do. Whether to go on.
     fn take(&mut self, commands: &Receiver<Command>) -> Result<bool> {
         loop {
+            if self.logits.is_some() {
+                return Ok(!self.slots.is_idle());
+            }
             let command = if self.slots.is_idle() {
                 self.publish();
                 let Ok(command) = commands.recv() else { return Ok(false) };
@@ -194,12 +228,13 @@ impl<S: Steps> Serving<'_, S> {
                 }
             };
             match command {
-                Command::Submit { requests, updates, taken } => {
-                    let job = self.submit(requests, updates)?;
+                Command::Submit { requests, patient, updates, taken } => {
+                    let job = self.submit(requests, patient, updates)?;
                     // Who no longer waits for the answer has dropped the other end: the next event finds that out.
                     let _ = taken.send(job);
                 }
                 Command::Leave { job, choice } => self.leave(job, choice)?,
+                Command::Logits(wanted) => self.logits = Some(wanted),
                 Command::Stop => return Ok(false),
             }
         }
@@ -208,15 +243,15 @@ impl<S: Steps> Serving<'_, S> {
     fn submit(
         &mut self,
         requests: Vec<Request>,
+        patient: bool,
         updates: mpsc::UnboundedSender<Update>,
     ) -> Result<Result<u64, Refused>> {
-        if self.slots.load().1 + requests.len() > QUEUE {
+        if !patient && self.slots.load().1 + requests.len() > QUEUE {
             return Ok(Err(Refused::Busy));
         }
-        self.next += 1;
-        let job = self.next;
+        let job = JOBS.fetch_add(1, Ordering::Relaxed);
         for (choice, request) in requests.into_iter().enumerate() {
-            match self.slots.submit(request) {
+            match self.slots.submit_patiently(request) {
                 Ok(ticket) => {
                     self.jobs.insert(ticket, Job { job, choice, updates: updates.clone() });
                 }

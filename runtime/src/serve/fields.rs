@@ -14,6 +14,11 @@ pub struct Fields {
 }
 
 impl Fields {
+    /// Those of an object.
+    pub fn new(map: Map<String, Value>) -> Fields {
+        Fields { map, path: String::new() }
+    }
+
     /// The object that a body holds.
     pub fn parse(body: &[u8]) -> Result<Fields, Problem> {
         if body.is_empty() {

@@ -20,8 +20,8 @@ use super::run::{Subject, app};
 
 /// A model that is asked in this process.
 pub struct Local {
-    app: Arc<App>,
-    runtime: Runtime,
+    pub(super) app: Arc<App>,
+    pub(super) runtime: Runtime,
     interrupted: Arc<Notify>,
     thread: Option<JoinHandle<Result<()>>>,
 }

@@ -20,12 +20,17 @@ mod native;
 mod ollama;
 mod openai;
 mod problem;
+mod question;
+mod requested;
 mod routes;
 mod run;
 mod served;
 mod stream;
 mod warnings;
 
-pub use engine::Inbox;
+pub use answer::{Finish, Part, TokenScores};
+pub use engine::{Inbox, LogitsWanted};
 pub use local::{Local, Outcome, Said};
+pub use question::{Answering, Came, Piece, Question, Refusal, Taken};
+pub use requested::{Asked, Sent};
 pub use run::{Options, Subject, run};

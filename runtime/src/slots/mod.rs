@@ -19,7 +19,7 @@ pub use steps::{Chosen, Limits, Steps};
 
 use crate::sampling::{MOST_SCORES, Marks, Scores, check_prompt};
 
-/// Requests that wait at most.
+/// Requests that wait at most, but for those that are submitted patiently.
 pub const QUEUE: usize = 64;
 
 /// A common prefix of fewer tokens is not looked for: it costs less to read again than to lose another one's states.
@@ -151,6 +151,23 @@ impl<S: Steps> Slots<S> {
     /// # Errors
     /// It can never be served, or too many wait.
     pub fn submit(&mut self, request: Request) -> Result<Ticket, Refused> {
+        self.check(&request)?;
+        if self.queue.len() >= QUEUE {
+            return Err(Refused::Busy);
+        }
+        Ok(self.enqueue(request))
+    }
+
+    /// As [`Slots::submit`], however many wait.
+    ///
+    /// # Errors
+    /// It can never be served.
+    pub fn submit_patiently(&mut self, request: Request) -> Result<Ticket, Refused> {
+        self.check(&request)?;
+        Ok(self.enqueue(request))
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Refused> {
         let Limits { context, vocabulary, .. } = self.limits();
         let invalid = |error: anyhow::Error| Refused::Invalid(format!("{error:#}"));
         check_prompt(&request.prompt, vocabulary, context).map_err(invalid)?;
@@ -164,13 +181,14 @@ impl<S: Steps> Slots<S> {
                 "the {scores} likeliest tokens are asked for; at most {MOST_SCORES} are told"
             )));
         }
-        if self.queue.len() >= QUEUE {
-            return Err(Refused::Busy);
-        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, request: Request) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.queue.push_back((ticket, request));
-        Ok(ticket)
+        ticket
     }
 
     /// Ends a request, wherever it is: no event of it comes after this. One that is not known has ended already.

@@ -297,4 +297,9 @@ fn what_cannot_be_served_is_refused_at_once() {
     slots.poll().unwrap();
     assert_eq!(slots.load(), (1, QUEUE - 1));
     slots.submit(request(&[1], 0, 1)).unwrap();
+    // Who is patient waits, however many do; what cannot be served is refused all the same.
+    slots.submit_patiently(request(&[1], 0, 1)).unwrap();
+    assert_eq!(slots.load(), (1, QUEUE + 1));
+    assert!(matches!(slots.submit_patiently(request(&[], 0, 1)), Err(Refused::Invalid(_))));
+    assert_eq!(run(&mut slots).len(), QUEUE + 2);
 }

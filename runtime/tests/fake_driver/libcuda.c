@@ -56,11 +56,13 @@ Result cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
 Result cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
 Result cuDeviceGet(int* device, int ordinal) { return *device = ordinal, SUCCESS; }
 Result cuDeviceGetName(char* name, int length, int device) { (void)device; return snprintf(name, length, "Fake 9000"), SUCCESS; }
+// FAKE_CUDA_MAJOR: of the compute capability, where it is to be another one than 9.0.
 Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     (void)device;
+    const char* major = getenv("FAKE_CUDA_MAJOR");
     switch (attribute) {
-        case 75: *value = 9; break;        // compute capability, major
-        case 76: *value = 0; break;        // and minor
+        case 75: *value = major ? atoi(major) : 9; break; // compute capability, major
+        case 76: *value = 0; break;                       // and minor
         case 16: *value = 132; break;      // multiprocessors
         case 38: *value = 50 << 20; break; // L2
         case 97: *value = 232448; break;   // shared memory a block may opt in to

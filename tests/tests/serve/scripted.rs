@@ -105,7 +105,7 @@ impl Server {
         let ((tell, told), (ready, loaded), (end, ended)) = (channel(), channel(), channel());
         std::thread::spawn(move || {
             let load = move |inbox: &fuserun::serve::Inbox| {
-                inbox.serve(Slots::new(device), || ready.send(()).expect("the test waits"))
+                inbox.serve(Slots::new(device), || ready.send(()).expect("the test waits")).map(|_| ())
             };
             let done = run(subject, options, load, |address| tell.send(address).expect("the test waits"));
             // The test may be over.

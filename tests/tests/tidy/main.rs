@@ -133,6 +133,7 @@ const RUNTIME: &[Room] = &[
             "fusec::tensors",
         ],
     ),
+    ("llm", &["backend", "device", "model", "serve", "slots"]),
     (
         "cli",
         &[
@@ -143,11 +144,11 @@ const RUNTIME: &[Room] = &[
             "generate",
             "grammar",
             "hub",
+            "llm",
             "model",
             "profile",
             "sampling",
             "serve",
-            "slots",
             "step",
             "verify",
             "fusec::artifact",

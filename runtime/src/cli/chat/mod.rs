@@ -15,8 +15,8 @@ use serde_json::json;
 
 use super::model::ModelArgs;
 use super::sampling::SamplingArgs;
-use super::serve::{load, short_name, subject};
 use crate::backend::Device;
+use crate::llm::{load, subject};
 use crate::model::Text;
 use crate::serve::Local;
 use input::Input;
@@ -48,14 +48,15 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     let options = args.model.load_options(&model, &[1], 4096, Text { tokens: 1, grows: true })?;
     let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
-    let name = short_name(&model, args.model.model.as_deref());
-    let subject = subject(&model, &name, &options, &device)?;
+    model.generation_defaults()?.note().into_iter().for_each(tell);
+    let subject = subject(&model, None, &options, &device)?;
+    let name = subject.name.clone();
     ensure!(
         subject.template.is_some(),
         "{} has no chat template: use `fuserun generate`, which goes on with a text",
         model.name()
     );
-    let local = Local::start(subject, load(model, device, options, || ()))?;
+    let local = Local::start(subject, load(Arc::new(model), device, options, || ()))?;
     let answering = Arc::new(AtomicBool::new(false));
     listen(&local, answering.clone());
     let mut settings = args.sampling.fields();

@@ -27,7 +27,9 @@ pub enum Finish {
 /// A token and how likely it was.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenScores {
+    /// The token.
     pub token: u32,
+    /// Its log probability, and those of the likeliest.
     pub scores: Scores,
 }
 
@@ -41,6 +43,8 @@ pub struct Choice {
     /// Of the token that comes next.
     scores: Option<Scores>,
     tokens: usize,
+    /// Those that nobody has been given yet.
+    fresh: Vec<u32>,
     reasoning: usize,
     finish: Option<Finish>,
 }
@@ -56,6 +60,7 @@ impl Choice {
             stops: settings.stops.clone(),
             scores: None,
             tokens: 0,
+            fresh: Vec::new(),
             reasoning: 0,
             finish: None,
         }
@@ -70,6 +75,11 @@ impl Choice {
         (self.tokens, self.reasoning)
     }
 
+    /// The tokens since the last time, one that ends the answer among them.
+    pub fn fresh(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.fresh)
+    }
+
     /// Takes how likely the next token is.
     pub fn take_scores(&mut self, scores: Scores) {
         self.scores = Some(scores);
@@ -78,6 +88,7 @@ impl Choice {
     /// Takes a token; what it adds to the answer.
     pub fn take(&mut self, token: u32) -> Result<(Vec<Part>, Option<TokenScores>)> {
         self.tokens += 1;
+        self.fresh.push(token);
         let scores = self.scores.take().map(|scores| TokenScores { token, scores });
         if self.stops.contains(&token) {
             return Ok((Vec::new(), None));

@@ -24,6 +24,8 @@ pub struct Generation {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Progress {
     pub choice: usize,
+    /// The tokens since the one before.
+    pub tokens: Vec<u32>,
     pub parts: Vec<Part>,
     pub scores: Option<TokenScores>,
     /// Why it has ended, with this.
@@ -67,11 +69,20 @@ pub struct Collected {
 impl Generation {
     /// Puts a request into the queue.
     pub async fn start(app: &Arc<App>, ask: &Ask, shape: &Shape) -> Result<Generation, Problem> {
+        Generation::begin(app, ask, shape, false).await
+    }
+
+    /// As [`Generation::start`], however long the queue is.
+    pub async fn start_patiently(app: &Arc<App>, ask: &Ask, shape: &Shape) -> Result<Generation, Problem> {
+        Generation::begin(app, ask, shape, true).await
+    }
+
+    async fn begin(app: &Arc<App>, ask: &Ask, shape: &Shape, patient: bool) -> Result<Generation, Problem> {
         app.check_ready()?;
         let served = &app.served;
         let requests = ask.requests(served.context)?;
         let begin = Instant::now();
-        let running = match app.engine.submit(requests).await {
+        let running = match app.engine.submit(requests, patient).await {
             Ok(running) => running,
             Err(refused @ Refused::Busy) => return Err(Problem::new(Kind::Busy, refused.to_string())),
             Err(Refused::Invalid(message)) => {
@@ -177,9 +188,8 @@ impl Generation {
         if finish.is_some() {
             self.running.leave(index);
         }
-        let progress = Progress { choice: index, parts, scores, finish };
-        let empty = progress.parts.is_empty() && progress.scores.is_none() && progress.finish.is_none();
-        Ok(Some(progress).filter(|_| !empty))
+        let empty = parts.is_empty() && scores.is_none() && finish.is_none();
+        Ok((!empty).then(|| Progress { choice: index, tokens: choice.fresh(), parts, scores, finish }))
     }
 }
 

@@ -8,16 +8,22 @@ use crate::generate::chat::ChatTemplate;
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// What it says.
     Text(String),
+    /// What it thinks before that.
     Reasoning(String),
     /// A call begins.
     Call {
+        /// Which of the answer's calls.
         index: usize,
+        /// The function.
         name: String,
     },
     /// More of the arguments of a call, as the model writes them.
     Arguments {
+        /// Which of the answer's calls.
         index: usize,
+        /// What is added.
         text: String,
     },
 }

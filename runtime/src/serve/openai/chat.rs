@@ -39,6 +39,12 @@ pub async fn completions(app: Arc<App>, fields: Fields) -> Result<Response, Prob
     Ok(done(&chat.whole(&answers, &summary, &app.served)))
 }
 
+/// The question that a body of `/v1/chat/completions` holds, what to look for in its answer, and what to warn of.
+pub fn question(fields: Fields, served: &Served) -> Result<(Ask, Shape, Vec<String>), Problem> {
+    let Chat { ask, shape, common, .. } = Chat::read(fields, served)?;
+    Ok((ask, shape, common.warnings))
+}
+
 /// `/apply-template`: the text and the tokens of a conversation.
 pub fn apply_template(fields: &mut Fields, served: &Served) -> Result<Value, Problem> {
     let (conversation, _) = conversation(fields, served)?;
@@ -159,7 +165,7 @@ impl Chat {
     }
 
     async fn send(&self, progress: Progress, app: &App, writer: &Writer) -> Result<(), Gone> {
-        let Progress { choice, parts, scores, finish } = progress;
+        let Progress { choice, parts, scores, finish, .. } = progress;
         let mut scores = scores.map_or(Value::Null, |scores| chat_scores(&[scores], &app.served));
         if parts.is_empty() && !scores.is_null() && finish.is_none() {
             let chunk = self.chunk(choice, json!({}), std::mem::take(&mut scores), None, &app.served);

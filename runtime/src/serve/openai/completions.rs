@@ -144,7 +144,7 @@ impl Completion {
                 writer.send(&self.object(json!([choice]), &app.served)).await?;
             }
             loop {
-                let Progress { choice, parts, scores, finish } = match writer.waiting(generation.next()).await? {
+                let Progress { choice, parts, scores, finish, .. } = match writer.waiting(generation.next()).await? {
                     Ok(Some(progress)) => progress,
                     Ok(None) => break,
                     Err(problem) => {

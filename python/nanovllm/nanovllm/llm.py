@@ -39,7 +39,7 @@ class LLM(fuserun.LLM):
                 raise TypeError(f"LLM takes no argument {name!r}{meant}")
         gpus = kwargs.get("tensor_parallel_size", 1)
         if gpus != 1:
-            raise ValueError(f"tensor_parallel_size is {gpus}: a model runs on one GPU")
+            raise ValueError(f"tensor_parallel_size is {gpus}: a model runs on one GPU; examples/ray_serve.py has one replica per GPU")
         slots = kwargs.get("max_num_seqs")
         if slots is not None and slots >= _MOST_SLOTS:
             slots = None

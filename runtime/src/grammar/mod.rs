@@ -1,21 +1,30 @@
 //! Grammars that a text is held to: from a JSON schema, a regular expression or a grammar in Lark's syntax to the tokens that may come next. What the
 //! tokens are is given as bytes; models and devices are not known here.
 
+mod allowed;
+mod marked;
 mod source;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use anyhow::{Context, Result, anyhow, bail};
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher as State, ParserFactory};
 
+pub use allowed::Allowed;
+use allowed::take;
+pub use marked::{Aside, Mark, Marked};
+use marked::{Compiled, Follower};
 pub use source::{Source, json_rule};
 
 /// Stack of the thread that compiles a grammar.
 const STACK: usize = 64 << 20;
+/// Grammars that are kept: clients send the same tools with each turn of a conversation.
+const KEPT: usize = 8;
 
 /// The tokens of a model as a text is made of them.
 #[derive(Clone, Debug, Default)]
@@ -33,27 +42,37 @@ type Made = Result<ParserFactory, String>;
 /// What compiles grammars for one model. Its tables are made when the first one is compiled.
 pub struct Grammars {
     factory: LazyLock<Made, Box<dyn FnOnce() -> Made + Send>>,
+    /// The latest first.
+    recent: Mutex<VecDeque<(Source, Grammar)>>,
 }
 
 /// A grammar, compiled for one model's tokens.
 #[derive(Clone)]
 pub struct Grammar {
-    begin: Arc<Mutex<State>>,
+    begin: Begin,
+}
+
+#[derive(Clone)]
+enum Begin {
+    Held(Arc<Mutex<State>>),
+    Marked(Arc<Compiled>),
 }
 
 /// A text that is held to a grammar, so far.
 pub struct Matcher {
-    state: State,
+    text: Text,
 }
 
-/// The tokens that may come next.
-pub struct Allowed(SimpleVob);
+enum Text {
+    Held(Box<State>),
+    Marked(Box<Follower>),
+}
 
 impl Grammars {
     /// `words` is called once, on first use.
     pub fn new(words: impl FnOnce() -> Result<Words> + Send + 'static) -> Grammars {
         let make = move || words().and_then(factory).map_err(|error| format!("{error:#}"));
-        Grammars { factory: LazyLock::new(Box::new(make)) }
+        Grammars { factory: LazyLock::new(Box::new(make)), recent: Mutex::default() }
     }
 
     /// Compiles a grammar. The first time takes up to a second.
@@ -61,6 +80,29 @@ impl Grammars {
     /// # Errors
     /// A grammar that is not understood or too large, or a tokenizer whose tokens are not known as bytes.
     pub fn compile(&self, source: &Source) -> Result<Grammar> {
+        let known = {
+            let mut recent = self.recent();
+            let at = recent.iter().position(|(known, _)| known == source);
+            at.and_then(|at| recent.remove(at)).map(|known| {
+                recent.push_front(known.clone());
+                known.1
+            })
+        };
+        if let Some(grammar) = known {
+            return Ok(grammar);
+        }
+        let grammar = self.compile_anew(source)?;
+        let mut recent = self.recent();
+        recent.push_front((source.clone(), grammar.clone()));
+        recent.truncate(KEPT);
+        Ok(grammar)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, VecDeque<(Source, Grammar)>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn compile_anew(&self, source: &Source) -> Result<Grammar> {
         let factory = self.factory.as_ref().map_err(|message| anyhow!("{message}"))?;
         let top = source.top()?;
         // What is nested deeply takes more stack than the threads of a server have.
@@ -70,10 +112,16 @@ impl Grammars {
             let thread = thread.context("cannot start a thread that compiles the grammar")?;
             thread.join().map_err(|_| anyhow!("it cannot be compiled: give a simpler one"))
         })?;
-        match state.get_error() {
-            Some(message) => bail!("{}", message.trim()),
-            None => Ok(Grammar { begin: Arc::new(Mutex::new(state)) }),
+        if let Some(message) = state.get_error() {
+            bail!("{}", message.trim());
         }
+        let begin = match source {
+            Source::Marked(marked) => {
+                Begin::Marked(Arc::new(Compiled::new(marked.clone(), state, factory.tok_env().clone())?))
+            }
+            _ => Begin::Held(Arc::new(Mutex::new(state))),
+        };
+        Ok(Grammar { begin })
     }
 }
 
@@ -102,9 +150,19 @@ fn factory(words: Words) -> Result<ParserFactory> {
 impl Grammar {
     /// The beginning of a text.
     pub fn begin(&self) -> Matcher {
-        // Nothing is done to it but to copy it.
-        let begin = self.begin.lock().unwrap_or_else(PoisonError::into_inner);
-        Matcher { state: begin.deep_clone() }
+        let text = match &self.begin {
+            // Nothing is done to it but to copy it.
+            Begin::Held(begin) => {
+                Text::Held(Box::new(begin.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()))
+            }
+            Begin::Marked(marks) => Text::Marked(Box::new(Follower::new(marks.clone()))),
+        };
+        Matcher { text }
+    }
+
+    /// Whether a text has to be held to it from its beginning; else what follows a mark is only surer to be right with it.
+    pub fn is_needed(&self) -> bool {
+        matches!(self.begin, Begin::Held(_))
     }
 }
 
@@ -117,7 +175,11 @@ impl fmt::Debug for Grammar {
 /// Whether they were compiled as one.
 impl PartialEq for Grammar {
     fn eq(&self, other: &Grammar) -> bool {
-        Arc::ptr_eq(&self.begin, &other.begin)
+        match (&self.begin, &other.begin) {
+            (Begin::Held(one), Begin::Held(other)) => Arc::ptr_eq(one, other),
+            (Begin::Marked(one), Begin::Marked(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
     }
 }
 
@@ -127,9 +189,10 @@ impl Matcher {
     /// # Errors
     /// A grammar that needs too much to go on.
     pub fn allowed(&mut self) -> Result<Allowed> {
-        let allowed = self.state.compute_mask_or_eos().map_err(|error| anyhow!("the grammar: {error:#}"))?;
-        ensure!(!allowed.is_zero(), "the grammar allows no token of this model here: change the grammar");
-        Ok(Allowed(allowed))
+        match &mut self.text {
+            Text::Held(state) => Allowed::of(state),
+            Text::Marked(text) => text.allowed(),
+        }
     }
 
     /// Goes on with a token that was chosen.
@@ -137,30 +200,9 @@ impl Matcher {
     /// # Errors
     /// One that is not allowed.
     pub fn take(&mut self, token: u32) -> Result<()> {
-        if self.state.is_stopped() {
-            return Ok(());
-        }
-        let taken = self.state.try_consume_tokens(&[token]).map_err(|error| anyhow!("the grammar: {error:#}"))?;
-        ensure!(
-            taken == 1,
-            "no token that the grammar allows can be chosen here: the model or the request suppresses them all"
-        );
-        Ok(())
-    }
-}
-
-impl Allowed {
-    /// Whether a token is one of them.
-    pub fn has(&self, token: usize) -> bool {
-        token < self.0.len() && self.0.get(token)
-    }
-
-    /// Takes all others from the choice.
-    pub fn apply(&self, logits: &mut [f32]) {
-        for (token, logit) in logits.iter_mut().enumerate() {
-            if !self.has(token) {
-                *logit = f32::NEG_INFINITY;
-            }
+        match &mut self.text {
+            Text::Held(state) => take(state, token),
+            Text::Marked(text) => text.take(token),
         }
     }
 }

@@ -4,6 +4,8 @@ use anyhow::{Result, bail, ensure};
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
+use super::marked::Marked;
+
 /// White space between two parts of JSON, at most once: weak models would write it for ever.
 const SPACE: &str = " ";
 /// Letters of a grammar at most.
@@ -23,6 +25,8 @@ pub enum Source {
     Regex(String),
     /// A grammar in Lark's syntax, as llguidance reads it.
     Lark(String),
+    /// A text that is free but for what follows a mark.
+    Marked(Marked),
 }
 
 impl Source {
@@ -31,6 +35,7 @@ impl Source {
             Source::Schema { schema, strict } => TopLevelGrammar::from_json_schema(prepared(schema, *strict)?),
             Source::Regex(regex) => TopLevelGrammar::from_regex(short(regex)?),
             Source::Lark(text) => TopLevelGrammar::from_lark(short(text)?.to_owned()),
+            Source::Marked(Marked { then, .. }) => TopLevelGrammar::from_lark(then.clone()),
         })
     }
 }

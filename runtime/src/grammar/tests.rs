@@ -99,3 +99,67 @@ fn what_is_not_understood_is_an_error() {
     let error = endless.compile(&Source::Regex("a".into())).unwrap_err().to_string();
     assert!(error.contains("name no token that ends a text"), "{error}");
 }
+
+fn marked(marks: Vec<Mark>, then: &str) -> Marked {
+    Marked { marks, then: then.into(), aside: None, once: false }
+}
+
+fn any(text: &str) -> Mark {
+    Mark { text: text.into(), first: false, part: false }
+}
+
+#[test]
+fn a_text_is_free_but_for_what_follows_a_mark() {
+    // 258 is `": `, 259 a mark with more in it, 260 what ends a mark with more after it, 261 the same with what may follow.
+    let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+    words.extend(["</s>", "<call>", "\": ", "a<go>x", ">no", ">12"].map(|word| word.as_bytes().to_vec()));
+    let grammars = Grammars::new(move || Ok(Words { words, special: vec![END, MARK], ends: vec![END] }));
+    let source = Source::Marked(marked(vec![any("<go>"), any("<call>")], "start: /[0-9]{2}/ \"!\""));
+    let grammar = grammars.compile(&source).unwrap();
+    assert!(!grammar.is_needed() && grammars.compile(&source).unwrap() == grammar, "it is kept");
+    let mut matcher = grammar.begin();
+    let take = |matcher: &mut Matcher, text: &str| text.bytes().for_each(|byte| matcher.take(u32::from(byte)).unwrap());
+    take(&mut matcher, "a<g");
+    let allowed = matcher.allowed().unwrap();
+    assert!(allowed.has(260) && !allowed.has(259), "what has a whole mark within it and goes on wrongly");
+    take(&mut matcher, "o");
+    let allowed = matcher.allowed().unwrap();
+    assert!(!allowed.has(260) && allowed.has(261) && allowed.has(usize::from(b'>')) && allowed.has(usize::from(b'x')));
+    assert!(!allowed.is_all());
+    let mut logits = [0.0; 262];
+    allowed.apply(&mut logits);
+    assert_eq!(logits.iter().filter(|logit| **logit != 0.0).count(), 2);
+    matcher.take(261).unwrap();
+    let allowed = matcher.allowed().unwrap();
+    assert!(allowed.has(usize::from(b'!')) && !allowed.has(usize::from(b'1')) && !allowed.has(END as usize));
+    take(&mut matcher, "!");
+    take(&mut matcher, " and ");
+    assert!(matcher.allowed().unwrap().has(END as usize));
+    matcher.take(MARK).unwrap();
+    let error = matcher.take(u32::from(b'x')).unwrap_err().to_string();
+    assert!(error.contains("no token that the grammar allows"), "{error}");
+    let free = grammars.compile(&Source::Marked(marked(vec![any("<off>")], "start: \"!\""))).unwrap();
+    assert!(free.begin().allowed().unwrap().is_all());
+    assert!(grammars.compile(&Source::Marked(marked(vec![any("")], "start: \"!\""))).is_err());
+}
+
+#[test]
+fn marks_may_have_to_be_first_and_be_followed_by_one_thing_only() {
+    let first = Mark { text: "{a".into(), first: true, part: true };
+    let source = Source::Marked(Marked { once: true, ..marked(vec![first], "start: \"{a\" /b+/ \"}\"") });
+    let grammar = grammars().compile(&source).unwrap();
+    assert!(holds(&grammar, " {abb}") && holds(&grammar, "so {a is free}") && holds(&grammar, "{ab}"));
+    assert!(!holds(&grammar, "{ac") && !holds(&grammar, "{abb} and more"));
+    let aside = Some(Aside { begin: "<t>", end: "</t>", begun: false });
+    let grammar = |begun| {
+        let aside = aside.clone().map(|aside| Aside { begun, ..aside });
+        let source = Source::Marked(Marked { aside, ..marked(vec![any("[!]")], "start: \"1\"") });
+        grammars().compile(&source).unwrap()
+    };
+    assert!(holds(&grammar(false), "<t>[!]2</t>[!]1, [!]1") && !holds(&grammar(false), "<t>[!]2</t>[!]2"));
+    assert!(
+        holds(&grammar(true), "[!]2</t>[!]1")
+            && !holds(&grammar(true), "</t>[!]2")
+            && !holds(&grammar(false), "a<t>[!]2")
+    );
+}

@@ -1,7 +1,5 @@
 //! A conversation, from the messages of an API to the tokens of a prompt by way of the model's chat template.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, kind};
@@ -39,6 +37,8 @@ pub struct Conversation {
     pub tools: Vec<Value>,
     /// The call that the answer must be.
     pub forced: Option<Forced>,
+    /// Whether an answer has one call at most.
+    pub one_call: bool,
     /// Further variables of the template.
     pub variables: Map<String, Value>,
 }
@@ -67,11 +67,6 @@ impl Conversation {
     /// Adds a message with a text.
     pub fn say(&mut self, role: &str, content: impl Into<String>) {
         self.messages.push(json!({"role": role, "content": content.into()}));
-    }
-
-    /// The names of the tools.
-    pub fn tool_names(&self) -> BTreeSet<String> {
-        self.tools.iter().filter_map(|tool| tool["function"]["name"].as_str().map(str::to_owned)).collect()
     }
 
     /// Takes the tools, and which of them are to be called, as OpenAI's APIs say that.

@@ -9,6 +9,7 @@ mod anthropic;
 mod app;
 mod ask;
 mod body;
+mod calls;
 mod connections;
 mod conversation;
 mod engine;

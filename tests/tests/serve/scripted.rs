@@ -10,6 +10,7 @@ use fuse_tests::server::{Reply, Stream, ask};
 use fuserun::demo;
 use fuserun::generate::chat::ChatTemplate;
 use fuserun::generate::defaults::GenerationDefaults;
+use fuserun::grammar::{Grammar, Matcher};
 use fuserun::serve::{Options, Subject, run};
 use fuserun::slots::{Chosen, Limits, Request, Slots, Steps};
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 /// What the device does after a prompt.
 #[derive(Clone)]
 enum Script {
-    /// It says this, and ends.
+    /// It says this, and ends; where that is not allowed, anything that is.
     Says(String),
     /// Its logits are not finite after this.
     Breaks(String),
@@ -27,8 +28,36 @@ enum Script {
 
 struct Scripted {
     script: Arc<Mutex<Script>>,
-    /// What each slot is to say, from the last token to the first; and whether it breaks then.
-    slots: Vec<Option<(Vec<u32>, bool)>>,
+    slots: Vec<Option<Speaker>>,
+}
+
+struct Speaker {
+    /// What it is to say, from the last token to the first.
+    tokens: Vec<u32>,
+    /// Whether it breaks then.
+    breaks: bool,
+    matcher: Option<Matcher>,
+    draws: usize,
+}
+
+impl Speaker {
+    fn next(&mut self) -> Chosen {
+        let mut token = match self.tokens.pop() {
+            Some(token) => token,
+            None if self.breaks => return Chosen::Broken("the logits at position 9 are not finite".into()),
+            None => 0,
+        };
+        if let Some(matcher) = &mut self.matcher {
+            let allowed = matcher.allowed().unwrap();
+            if !allowed.has(token as usize) {
+                let all: Vec<u32> = (0..4096).filter(|&token| allowed.has(token as usize)).collect();
+                self.draws += 1;
+                token = all[self.draws * 7919 % all.len()];
+            }
+            matcher.take(token).unwrap();
+        }
+        Chosen::Token(token)
+    }
 }
 
 impl Steps for Scripted {
@@ -40,14 +69,15 @@ impl Steps for Scripted {
         left
     }
 
-    fn begin(&mut self, slot: usize, _: usize, _: &Request) -> Result<()> {
+    fn begin(&mut self, slot: usize, _: usize, request: &Request) -> Result<()> {
         let (text, breaks) = match self.script.lock().unwrap().clone() {
             Script::Says(text) => (text, false),
             Script::Breaks(text) => (text, true),
             Script::Fails => bail!("the device is gone"),
         };
         let tokens = demo::tokenizer()?.encode(&text, false)?;
-        self.slots[slot] = Some((tokens.into_iter().rev().collect(), breaks));
+        let matcher = request.sampling.grammar.as_ref().map(Grammar::begin);
+        self.slots[slot] = Some(Speaker { tokens: tokens.into_iter().rev().collect(), breaks, matcher, draws: 0 });
         Ok(())
     }
 
@@ -56,16 +86,10 @@ impl Steps for Scripted {
     }
 
     fn step(&mut self, take: &mut dyn FnMut(usize, Chosen)) -> Result<Duration> {
-        for (slot, script) in self.slots.iter_mut().enumerate() {
-            let Some((tokens, breaks)) = script else { continue };
-            take(
-                slot,
-                match tokens.pop() {
-                    Some(token) => Chosen::Token(token),
-                    None if *breaks => Chosen::Broken("the logits at position 9 are not finite".into()),
-                    None => Chosen::Token(0),
-                },
-            );
+        for (slot, speaker) in self.slots.iter_mut().enumerate() {
+            if let Some(speaker) = speaker {
+                take(slot, speaker.next());
+            }
         }
         Ok(Duration::ZERO)
     }
@@ -144,8 +168,8 @@ fn message() -> Value {
 }
 
 const CHAT: &str = "/v1/chat/completions";
-/// As a model writes them: spaces stay.
-const ARGUMENTS: &str = "{\"city\":  \"Oslo\", \"n\": 1.0}";
+/// As a model writes them: spaces stay as they are.
+const ARGUMENTS: &str = "{\"city\":\"Oslo\", \"n\": 1.0}";
 
 #[test]
 fn calls_are_found_in_the_form_that_the_template_writes() {
@@ -153,7 +177,7 @@ fn calls_are_found_in_the_form_that_the_template_writes() {
         ("<tool_call>", format!("<tool_call>\n{{\"name\": \"weather\", \"arguments\": {ARGUMENTS}}}\n</tool_call>")),
         ("<|python_tag|>", format!("{{\"name\": \"weather\", \"parameters\": {ARGUMENTS}}}")),
         ("[TOOL_CALLS]", format!("[TOOL_CALLS][{{\"name\": \"weather\", \"arguments\": {ARGUMENTS}}}]")),
-        ("[TOOL_CALLS]", format!("[TOOL_CALLS]weather[ARGS]{ARGUMENTS}")),
+        ("[TOOL_CALLS] [ARGS]", format!("[TOOL_CALLS]weather[ARGS]{ARGUMENTS}")),
     ] {
         let server = Server::start(mentions);
         server.says(&text);
@@ -168,7 +192,7 @@ fn calls_are_found_in_the_form_that_the_template_writes() {
         assert_eq!(call["function"], json!({"name": "weather", "arguments": ARGUMENTS}));
         let id = call["id"].as_str().unwrap();
         let nine = id.len() == 9 && id.chars().all(|letter| letter.is_ascii_alphanumeric());
-        assert!(if mentions == "[TOOL_CALLS]" { nine } else { id.starts_with("call_") }, "{id}");
+        assert!(if mentions.starts_with("[TOOL_CALLS]") { nine } else { id.starts_with("call_") }, "{id}");
 
         let events = server.events(CHAT, chat());
         let deltas: Vec<&Value> = events
@@ -190,6 +214,48 @@ fn calls_are_found_in_the_form_that_the_template_writes() {
             (&object["choices"][0]["message"]["content"], &object["choices"][0]["finish_reason"]),
             (&json!(text), &json!("stop"))
         );
+    }
+}
+
+#[test]
+fn a_call_that_is_begun_cannot_fail_to_parse() {
+    let properties =
+        json!({"city": {"enum": ["Oslo", "Bergen"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}});
+    let parameters = json!({"type": "object", "properties": properties, "required": ["city", "days"], "additionalProperties": false});
+    for (mentions, mark) in [
+        ("<tool_call>", "<tool_call>"),
+        ("<|python_tag|>", "<|python_tag|>"),
+        ("<|python_tag|>", "{\"name\": \"weather\""),
+        ("[TOOL_CALLS]", "[TOOL_CALLS]"),
+        ("[TOOL_CALLS] [ARGS]", "[TOOL_CALLS]"),
+        ("<tool_call> <function= <parameter=", "<tool_call>"),
+        ("<tool_call> <function= <parameter=", "<function="),
+    ] {
+        let server = Server::start(mentions);
+        let before = if mark.starts_with('{') { "" } else { "Let me see. " };
+        server.says(&format!("{before}{mark} I call the whale, and would rather not say what I want of it."));
+        let mut body = chat();
+        body["tools"][0]["function"]["parameters"] = parameters.clone();
+        body["parallel_tool_calls"] = json!(false);
+        // No stop text ends a call, once it is known to be one.
+        body["stop"] = if before.is_empty() { json!(["\n"]) } else { json!(["\n", ":"]) };
+        let object = server.post(CHAT, body.clone()).json();
+        let choice = &object["choices"][0];
+        assert_eq!(choice["finish_reason"], "tool_calls", "{object}");
+        let calls = choice["message"]["tool_calls"].as_array().unwrap();
+        assert_eq!((calls.len(), &calls[0]["function"]["name"]), (1, &json!("weather")), "{object}");
+        let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert!(["Oslo", "Bergen"].map(Value::from).contains(&arguments["city"]), "{arguments}");
+        assert!((1..=9).contains(&arguments["days"].as_i64().unwrap()), "{arguments}");
+        assert_eq!(choice["message"]["content"].as_str().unwrap_or_default(), before, "{object}");
+        // A schema that is not understood is left out, or refused where it must be held to.
+        body["tools"][0]["function"]["parameters"]["properties"]["city"] = json!({"type": "king"});
+        let object = server.post(CHAT, body.clone()).json();
+        assert!(object["warnings"][0].as_str().unwrap().contains("weather"), "{object}");
+        assert_eq!(object["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "weather", "{object}");
+        body["tools"][0]["function"]["strict"] = json!(true);
+        let refused = server.post(CHAT, body);
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("tools[0].function.parameters")));
     }
 }
 

@@ -96,12 +96,17 @@ impl Choice {
         let mut parts = Vec::new();
         if self.tokenizer.is_special(token) {
             let text = self.tokenizer.id_to_token(token).unwrap_or_default();
-            let shown =
-                if self.splitter.reads(&text) { self.watched.pass(&text) } else { self.watched.pass_hidden(&text) };
+            let shown = match (self.splitter.reads(&text), self.splitter.calling()) {
+                (true, true) => self.watched.rest() + &text,
+                (true, false) => self.watched.pass(&text),
+                (false, true) => String::new(),
+                (false, false) => self.watched.pass_hidden(&text),
+            };
             parts.extend(self.splitter.push(&shown));
         }
         let piece = self.stream.step(token)?;
-        let shown = self.watched.pass(&piece);
+        // No stop text ends a call.
+        let shown = if self.splitter.calling() { self.watched.rest() + &piece } else { self.watched.pass(&piece) };
         parts.extend(self.splitter.push(&shown));
         self.reasoning += usize::from(self.splitter.thinking());
         if let Some(stop) = self.watched.found() {
@@ -115,7 +120,7 @@ impl Choice {
     /// Takes its end; what of the answer was held back.
     pub fn end(&mut self, end: End) -> Result<Vec<Part>> {
         let rest = self.stream.finish()?;
-        let mut shown = self.watched.pass(&rest);
+        let mut shown = if self.splitter.calling() { self.watched.rest() + &rest } else { self.watched.pass(&rest) };
         let finish = match (self.watched.found(), end) {
             (Some(stop), _) => Finish::StopText(stop.to_owned()),
             (None, End::Stop) => Finish::Stop,

@@ -2,9 +2,13 @@
 
 mod choice;
 mod envelope;
+mod functions;
 mod generation;
 mod split;
 
 pub use choice::{Finish, TokenScores};
+pub use functions::{END_OF_PARAMETER, ValueKind};
 pub use generation::{Call, Collected, Generation, Progress, Summary};
-pub use split::{CallFormat, Part, Shape};
+#[cfg(test)]
+pub use split::Splitter;
+pub use split::{CallFormat, Calls, Part, Shape};

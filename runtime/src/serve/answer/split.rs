@@ -1,8 +1,12 @@
 //! The text of an answer, taken apart as it comes: what the model thinks, what it says, and the calls that it makes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use super::envelope::{Envelope, JsonValue, Piece};
+use super::functions::Function;
 use crate::generate::chat::ChatTemplate;
 
 /// A part of an answer.
@@ -37,23 +41,38 @@ pub enum CallFormat {
     Whole,
     /// `[TOOL_CALLS][{…}]` or `[TOOL_CALLS]name[ARGS]{…}`: Mistral.
     Marks,
+    /// `<tool_call><function=name><parameter=key>…</parameter></function></tool_call>`: Qwen 3 Coder.
+    Functions,
 }
 
 impl CallFormat {
     /// The one that a template writes.
     pub fn of(template: &ChatTemplate) -> Option<CallFormat> {
-        [("<tool_call>", CallFormat::Tags), ("[TOOL_CALLS]", CallFormat::Marks), ("<|python_tag|>", CallFormat::Whole)]
-            .into_iter()
-            .find_map(|(mark, format)| template.mentions(mark).then_some(format))
+        // A template with functions has tags around them.
+        if template.mentions("<function=") && template.mentions("<parameter=") {
+            return Some(CallFormat::Functions);
+        }
+        let marked = |format: &CallFormat| template.mentions(format.marks()[0]);
+        [CallFormat::Tags, CallFormat::Marks, CallFormat::Whole].into_iter().find(marked)
     }
 
-    fn mark(self) -> &'static str {
+    /// What calls begin with.
+    pub fn marks(self) -> &'static [&'static str] {
         match self {
-            CallFormat::Tags => "<tool_call>",
-            CallFormat::Whole => "<|python_tag|>",
-            CallFormat::Marks => "[TOOL_CALLS]",
+            CallFormat::Tags => &["<tool_call>"],
+            CallFormat::Whole => &["<|python_tag|>"],
+            CallFormat::Marks => &["[TOOL_CALLS]"],
+            CallFormat::Functions => &["<tool_call>", "<function="],
         }
     }
+}
+
+/// The calls that an answer may have.
+#[derive(Clone, Debug)]
+pub struct Calls {
+    pub format: CallFormat,
+    /// The schemas of the tools' arguments, by name.
+    pub tools: Arc<BTreeMap<String, Value>>,
 }
 
 /// What to look for in an answer.
@@ -65,8 +84,8 @@ pub struct Shape {
     pub goes_on: bool,
     /// Whether the model may think.
     pub may_think: bool,
-    /// How calls are written, where there are tools, and the names of these.
-    pub calls: Option<(CallFormat, BTreeSet<String>)>,
+    /// The calls, where there are tools.
+    pub calls: Option<Calls>,
 }
 
 const THINK: [&str; 2] = ["<think>", "</think>"];
@@ -99,6 +118,8 @@ enum At {
     Name,
     /// In the arguments after a name.
     Arguments(JsonValue),
+    /// In a call whose parameters are tags.
+    Function(Function),
     /// After a call.
     After,
 }
@@ -112,14 +133,22 @@ impl Splitter {
     /// Whether a special token is a mark of the answer's shape, and so a part of its text.
     pub fn reads(&self, special: &str) -> bool {
         let thinks = (self.shape.may_think || self.shape.thinks) && THINK.contains(&special);
-        let calls = self.shape.calls.as_ref().is_some_and(|(format, _)| format.mark() == special)
-            && ![THINK[0], THINK[1]].contains(&special);
+        let calls = self.shape.calls.as_ref().is_some_and(|calls| calls.format.marks().contains(&special));
         thinks || calls || self.shape.calls.is_some() && [ARGS, CALL_ID, END_OF_CALL].contains(&special)
     }
 
     /// How many calls have begun.
     pub fn calls(&self) -> usize {
         self.calls
+    }
+
+    /// Whether it is in a call.
+    pub fn calling(&self) -> bool {
+        match &self.at {
+            At::Object { envelope, bare } => !bare || envelope.begun(),
+            At::Name | At::Arguments(_) | At::Function(_) => true,
+            At::Start | At::Thinking | At::Between | At::Text | At::After => false,
+        }
     }
 
     /// Whether the model thinks at the moment.
@@ -144,8 +173,9 @@ impl Splitter {
         match &self.at {
             At::Thinking => vec![Part::Reasoning(held)],
             At::Object { envelope, .. } if envelope.begun() => Vec::new(),
+            At::Function(function) if function.begun() => Vec::new(),
             At::Arguments(_) | At::After => Vec::new(),
-            At::Name => vec![Part::Text(format!("{}{held}", CallFormat::Marks.mark()))],
+            At::Name => vec![Part::Text(format!("{}{held}", CallFormat::Marks.marks()[0]))],
             _ => vec![Part::Text(held)],
         }
     }
@@ -167,6 +197,7 @@ impl Splitter {
             At::Object { .. } => self.object(parts),
             At::Name => self.name(parts),
             At::Arguments(_) => self.arguments(parts),
+            At::Function(_) => self.function(parts),
             At::After => self.after(),
         }
     }
@@ -186,7 +217,7 @@ impl Splitter {
                 return false;
             }
         }
-        let whole = self.shape.calls.as_ref().is_some_and(|(format, _)| *format == CallFormat::Whole);
+        let whole = self.shape.calls.as_ref().is_some_and(|calls| calls.format == CallFormat::Whole);
         if whole && text.starts_with('{') {
             self.at = At::Object { envelope: Envelope::default(), bare: true };
         } else {
@@ -209,12 +240,12 @@ impl Splitter {
     }
 
     fn text(&mut self, parts: &mut Vec<Part>) -> bool {
-        let Some((format, _)) = self.shape.calls else {
+        let Some(format) = self.shape.calls.as_ref().map(|calls| calls.format) else {
             push_text(parts, &std::mem::take(&mut self.held), Part::Text);
             return false;
         };
-        let mark = format.mark();
-        if let Some(at) = self.held.find(mark) {
+        let found = format.marks().iter().filter_map(|mark| Some((self.held.find(mark)?, mark)));
+        if let Some((at, mark)) = found.min_by_key(|(at, _)| *at) {
             push_text(parts, &self.held[..at], Part::Text);
             match format {
                 CallFormat::Marks => {
@@ -226,10 +257,15 @@ impl Splitter {
                     self.held.drain(..at);
                     self.at = At::Object { envelope: Envelope::default(), bare: false };
                 }
+                CallFormat::Functions => {
+                    self.held.drain(..at);
+                    self.at = At::Function(Function::default());
+                }
             }
             return true;
         }
-        let known = self.held.len() - beginning(&self.held, mark);
+        let begun = format.marks().iter().map(|mark| beginning(&self.held, mark)).max().unwrap_or(0);
+        let known = self.held.len() - begun;
         push_text(parts, &self.held[..known], Part::Text);
         self.held.drain(..known);
         false
@@ -239,8 +275,8 @@ impl Splitter {
     fn object(&mut self, parts: &mut Vec<Part>) -> bool {
         let At::Object { envelope, bare } = &mut self.at else { return false };
         let begun = envelope.begun();
-        let format = self.shape.calls.as_ref().map(|(format, _)| *format);
-        let mark = format.filter(|_| !*bare && !begun).map_or("", CallFormat::mark);
+        let format = self.shape.calls.as_ref().map(|calls| calls.format);
+        let mark = format.filter(|_| !*bare && !begun).map_or("", |format| format.marks()[0]);
         let skipped = if self.held.starts_with(mark) { mark.len() } else { 0 };
         if !begun {
             // What is held is read again: none of it has been given.
@@ -259,7 +295,7 @@ impl Splitter {
             Piece::Name(name) => Some(name),
             Piece::Arguments(_) => None,
         });
-        let known = |name: &String| self.shape.calls.as_ref().is_some_and(|(_, names)| names.contains(name));
+        let known = |name: &String| self.shape.calls.as_ref().is_some_and(|calls| calls.tools.contains_key(name));
         let unknown = *bare && named.is_some_and(|name| !known(name));
         if unknown || broken && !begun {
             push_text(parts, &std::mem::take(&mut self.held), Part::Text);
@@ -329,10 +365,38 @@ impl Splitter {
         ended
     }
 
+    fn function(&mut self, parts: &mut Vec<Part>) -> bool {
+        let (At::Function(function), Some(calls)) = (&mut self.at, &self.shape.calls) else { return false };
+        let mut pieces = Vec::new();
+        let begun = function.begun();
+        let more = function.read(&mut self.held, &calls.tools, &mut pieces);
+        for piece in pieces {
+            match piece {
+                Piece::Name(name) => {
+                    self.calls += 1;
+                    parts.push(Part::Call { index: self.calls - 1, name });
+                }
+                Piece::Arguments(text) => push_arguments(parts, self.calls - 1, &text),
+            }
+        }
+        if function.is_done() {
+            self.at = At::After;
+        } else if function.is_broken() {
+            if !begun {
+                // What was no call is text, its first letter at least: no mark is found in it again.
+                let first = self.held.chars().next().map_or(0, char::len_utf8);
+                push_text(parts, &self.held[..first], Part::Text);
+                self.held.drain(..first);
+            }
+            self.at = At::Text;
+        }
+        more
+    }
+
     /// After a call: its end mark, or what stands between it and the next.
     fn after(&mut self) -> bool {
         let text = self.held.trim_start_matches(|c: char| c.is_whitespace() || ";,]".contains(c));
-        let Some((format, _)) = &self.shape.calls else { return false };
+        let Some(Calls { format, .. }) = &self.shape.calls else { return false };
         if text.is_empty() {
             return false;
         }
@@ -343,7 +407,7 @@ impl Splitter {
         if END_OF_CALL.starts_with(text) {
             return false;
         }
-        if text.starts_with('{') && *format != CallFormat::Tags {
+        if text.starts_with('{') && [CallFormat::Whole, CallFormat::Marks].contains(format) {
             self.held = text.to_owned();
             self.at = At::Object { envelope: Envelope::default(), bare: *format == CallFormat::Whole };
         } else {

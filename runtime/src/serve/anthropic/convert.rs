@@ -24,7 +24,7 @@ pub fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversatio
         conversation.tools.push(one_tool(tool, &format!("tools[{index}]"))?);
     }
     if let Some(mut choice) = fields.object("tool_choice")? {
-        choice.ignore(&["disable_parallel_tool_use"]);
+        conversation.one_call = choice.flag("disable_parallel_tool_use")? == Some(true);
         match choice.text("type")?.as_deref() {
             Some("auto") => {}
             Some("none") => conversation.tools.clear(),

@@ -66,7 +66,7 @@ impl Message {
         fields.ignore(&["metadata", "service_tier", "cache_control", "container", "betas"]);
         warnings.extend(unknown(fields));
         let prompt = conversation.prompt(served)?;
-        settings.hold_chat(None, &conversation, &prompt, served)?;
+        warnings.extend(settings.hold_chat(None, &conversation, &prompt, served)?);
         Ok(Message {
             shape: served.shape(&prompt, &conversation),
             ask: Ask { prompt: prompt.tokens, settings },

@@ -143,7 +143,7 @@ impl Answer {
             }
             let prompt = conversation.prompt(served)?;
             warnings.extend(form.as_ref().and_then(|_| conversation.untold_calls()));
-            settings.hold_chat(form, &conversation, &prompt, served)?;
+            warnings.extend(settings.hold_chat(form, &conversation, &prompt, served)?);
             let shape = served.shape(&prompt, &conversation);
             (prompt.tokens, shape)
         };

@@ -71,7 +71,7 @@ fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversation, V
     let given = tools(fields.list("tools")?.unwrap_or_default())?;
     conversation.take_tools(given, fields.take("tool_choice"))?;
     warnings.extend(conversation.tools_warning(served));
-    fields.ignore(&["parallel_tool_calls"]);
+    conversation.one_call = fields.flag("parallel_tool_calls")? == Some(false);
     Ok((conversation, warnings))
 }
 
@@ -95,7 +95,8 @@ impl Chat {
         warnings.append(&mut common.warnings);
         common.warnings = warnings;
         let prompt = conversation.prompt(served)?;
-        common.settings.hold_chat(form, &conversation, &prompt, served)?;
+        let loose = common.settings.hold_chat(form, &conversation, &prompt, served)?;
+        common.warnings.extend(loose);
         Ok(Chat {
             shape: served.shape(&prompt, &conversation),
             ask: Ask { prompt: prompt.tokens, settings: common.settings.clone() },

@@ -1,8 +1,11 @@
+use serde_json::json;
+
 use super::*;
 
 fn shape(may_think: bool, calls: Option<CallFormat>) -> Shape {
-    let names = ["get_weather".to_owned(), "f".to_owned()].into();
-    Shape { thinks: false, goes_on: false, may_think, calls: calls.map(|format| (format, names)) }
+    let days = json!({"properties": {"days": {"type": "integer"}, "city": {"type": "string"}}});
+    let tools = Arc::new([("get_weather".to_owned(), days), ("f".to_owned(), json!({}))].into());
+    Shape { thinks: false, goes_on: false, may_think, calls: calls.map(|format| Calls { format, tools }) }
 }
 
 /// What comes of a text, however it is cut: reasoning, text, and calls.
@@ -92,4 +95,33 @@ fn calls_after_marks() {
     );
     assert_eq!(split(&marks, "[TOOL_CALLS]nothing").1, "[TOOL_CALLS]nothing");
     assert_eq!(split(&marks, "a [TOOL] b").1, "a [TOOL] b");
+}
+
+#[test]
+fn calls_whose_parameters_are_tags() {
+    let functions = shape(true, Some(CallFormat::Functions));
+    let call = "<function=get_weather>\n<parameter=city>\nOslo \"N\"\n\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>";
+    let wanted = ("get_weather", "{\"city\": \"Oslo \\\"N\\\"\\n\", \"days\": 3}");
+    let tagged =
+        format!("Let me see.\n<tool_call>\n{call}\n</tool_call>\n<tool_call>\n<function=f>\n</function>\n</tool_call>");
+    let two = calls(&[wanted, ("f", "{}")]);
+    assert_eq!(split(&functions, &tagged), (String::new(), "Let me see.\n".into(), two));
+    assert_eq!(split(&functions, &format!("{call} and more")), (String::new(), "and more".into(), calls(&[wanted])));
+    // What no schema says is JSON where it can be.
+    let free = "<function=f><parameter=a>[1]</parameter><parameter=b>x</parameter></function>";
+    assert_eq!(split(&functions, free).2, calls(&[("f", "{\"a\": [1], \"b\": \"x\"}")]));
+    let wrong = "<function=get_weather><parameter=days>few</parameter></function>";
+    assert_eq!(split(&functions, wrong).2, calls(&[("get_weather", "{\"days\": \"few\"}")]));
+    for text in [
+        "<tool_call>\n{\"name\": 5",
+        "<function>",
+        "<function=",
+        "<function=f\n",
+        "<tool_call> <tool_call>",
+        "<function=>",
+    ] {
+        assert_eq!(split(&functions, text), (String::new(), text.into(), vec![]), "{text}");
+    }
+    let cut = "<function=f>\n<parameter=a>\n1\n</parameter>\n and so on";
+    assert_eq!(split(&functions, cut), (String::new(), "\n and so on".into(), calls(&[("f", "{\"a\": 1}")])));
 }

@@ -51,7 +51,7 @@ impl Responses {
     fn read(mut fields: Fields, served: &Served) -> Result<Responses, Problem> {
         let fields = &mut fields;
         let instructions = fields.text("instructions")?;
-        let Input { conversation, tools, tool_choice, format, form, mut warnings } =
+        let Input { mut conversation, tools, tool_choice, format, form, mut warnings } =
             input::conversation(fields, instructions.as_deref(), served)?;
         for (name, why) in [
             ("previous_response_id", "no response is kept: send the whole conversation as `input`"),
@@ -72,6 +72,7 @@ impl Responses {
         let mut settings = Settings { limit, choices: 1, ..settings };
         warnings.extend(model_warning(fields, served)?);
         let parallel = fields.flag("parallel_tool_calls")?.unwrap_or(true);
+        conversation.one_call = !parallel;
         let mut kept = |name: &str| fields.take(name).unwrap_or(Value::Null);
         let sampling = &settings.sampling;
         let echo = json!({
@@ -109,7 +110,7 @@ impl Responses {
         ]);
         warnings.extend(unknown(fields));
         let prompt = conversation.prompt(served)?;
-        settings.hold_chat(form, &conversation, &prompt, served)?;
+        warnings.extend(settings.hold_chat(form, &conversation, &prompt, served)?);
         Ok(Responses {
             shape: served.shape(&prompt, &conversation),
             ask: Ask { prompt: prompt.tokens, settings },

@@ -20,6 +20,7 @@ mod metrics;
 mod native;
 mod ollama;
 mod openai;
+mod page;
 mod problem;
 mod question;
 mod requested;

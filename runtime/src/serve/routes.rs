@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, Request, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
@@ -16,14 +16,14 @@ use super::app::App;
 use super::fields::Fields;
 use super::problem::{Dialect, Kind, Problem, done};
 use super::served::Served;
-use super::{anthropic, body, native, ollama, openai};
+use super::{anthropic, body, native, ollama, openai, page};
 
 type Shared = State<Arc<App>>;
 
 /// All routes.
 pub fn router(app: Arc<App>) -> Router {
     let router = Router::new()
-        .route("/", get(|| async { "fuserun is running\n" }))
+        .route("/", get(|headers: HeaderMap| async move { page::front(&headers) }))
         .route("/health", get(|State(app): Shared| async move { native::health(&app) }))
         .route("/metrics", get(|State(app): Shared| async move { answered(&app, "/metrics", native::metrics(&app)) }))
         .route("/props", get(|State(app): Shared| async move { done(&native::props(&app.served)) }))

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::command;
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server with the demo model, at a port that is free. It ends when this is dropped.
 pub struct Server {
@@ -82,6 +82,11 @@ impl Server {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The number of its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     /// What it wrote to stderr so far.

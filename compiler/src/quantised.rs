@@ -446,6 +446,7 @@ impl<'a> Module<'a> {
             (4, Dtype::F16 | Dtype::BF16) if fits(128) => Format::Int4x128,
             (4, Dtype::F16 | Dtype::BF16) => Format::Int4x32,
             (8, Dtype::F16) if symmetric => Format::Q8_0,
+            (8, _) if symmetric && fits(128) => Format::Int8x128,
             (8, _) if symmetric => Format::Int8,
             _ => Format::F32,
         }

@@ -30,7 +30,7 @@ pub fn decode(format: Format, bytes: &[u8], out: &mut Vec<f32>) {
         Format::Iq4Xs => iq4_xs,
         Format::Mxfp4 => mxfp4,
         Format::Fp8 | Format::Fp8x128 => fp8,
-        Format::Int8 => int8,
+        Format::Int8 | Format::Int8x128 => int8,
         Format::Int4x32 | Format::Int4x128 => int4,
         Format::Nvfp4 => nvfp4,
         Format::I32 => panic!("no weight is of i32"),
@@ -185,10 +185,10 @@ fn fp8(block: &[u8], out: &mut Vec<f32>) {
     out.extend(block[4..].iter().map(|&q| scale * e4m3(q)));
 }
 
-/// `scale: f32, q: [i8; 32]`; value i = scale · q\[i].
+/// `scale: f32, q: [i8; 32]`, or 128; value i = scale · q\[i].
 fn int8(block: &[u8], out: &mut Vec<f32>) {
     let scale = float_at(block, 0);
-    out.extend(block[4..36].iter().map(|&q| scale * f32::from(q as i8)));
+    out.extend(block[4..].iter().map(|&q| scale * f32::from(q as i8)));
 }
 
 /// `scale: u32`, and for each 32 values `q: [u8; 16]`; nibbles as in Q4_0; value = scale · (nibble − zero). See [`scale_and_zero`].

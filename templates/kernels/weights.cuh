@@ -71,7 +71,7 @@
 {% include "weights/codes_e4m3.cuh" %}
 {% include "weights/scale_f32.cuh" %}
 {% include "weights/blocks.cuh" %}
-{% when crate::Format::Int8 %}{% include "weights/scaled.cuh" %}
+{% when crate::Format::Int8 | crate::Format::Int8x128 %}{% include "weights/scaled.cuh" %}
 {% include "weights/coded.cuh" %}
 {% include "weights/codes_bytes.cuh" %}
 {% include "weights/scale_f32.cuh" %}

@@ -128,6 +128,8 @@ pub enum Format {
     Fp8x128,
     /// 32 values of 8 bits with an `f32` scale.
     Int8,
+    /// 128 of them.
+    Int8x128,
     /// 32 values of 4 bits with a 16-bit scale and a zero point.
     Int4x32,
     /// 128 of them.
@@ -138,7 +140,7 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 23] = [
+    pub const ALL: [Format; 24] = [
         Format::F32,
         Format::I32,
         Format::F16,
@@ -159,6 +161,7 @@ impl Format {
         Format::Fp8,
         Format::Fp8x128,
         Format::Int8,
+        Format::Int8x128,
         Format::Int4x32,
         Format::Int4x128,
         Format::Nvfp4,
@@ -176,20 +179,21 @@ impl Format {
             Format::Q4_1 => ("q4_1", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Q5_0 => ("q5_0", 32, 22, Some(Packed { columns: 64, bytes: 704, registers: 7 })),
             Format::Q5_1 => ("q5_1", 32, 24, Some(Packed { columns: 64, bytes: 768, registers: 9 })),
-            Format::Q2K => ("q2_k", 256, 84, Some(Packed { columns: 128, bytes: 704, registers: 10 })),
-            Format::Q3K => ("q3_k", 256, 110, Some(Packed { columns: 128, bytes: 928, registers: 11 })),
+            Format::Q2K => ("q2_k", 256, 84, Some(Packed { columns: 128, bytes: 704, registers: 16 })),
+            Format::Q3K => ("q3_k", 256, 110, Some(Packed { columns: 128, bytes: 928, registers: 15 })),
             Format::Q4K => ("q4_k", 256, 144, Some(Packed { columns: 128, bytes: 1216, registers: 14 })),
             Format::Q5K => ("q5_k", 256, 176, Some(Packed { columns: 128, bytes: 1472, registers: 16 })),
             Format::Q6K => ("q6_k", 256, 210, Some(Packed { columns: 128, bytes: 1696, registers: 17 })),
             Format::Iq4Nl => ("iq4_nl", 32, 18, Some(Packed { columns: 64, bytes: 576, registers: 6 })),
-            Format::Iq4Xs => ("iq4_xs", 256, 136, Some(Packed { columns: 128, bytes: 1120, registers: 11 })),
+            Format::Iq4Xs => ("iq4_xs", 256, 136, Some(Packed { columns: 128, bytes: 1120, registers: 15 })),
             Format::Mxfp4 => ("mxfp4", 32, 17, Some(Packed { columns: 64, bytes: 544, registers: 5 })),
-            Format::Fp8 => ("fp8", 32, 36, Some(Packed { columns: 64, bytes: 1152, registers: 12 })),
+            Format::Fp8 => ("fp8", 32, 36, Some(Packed { columns: 64, bytes: 1152, registers: 11 })),
             Format::Fp8x128 => ("fp8_128", 128, 132, Some(Packed { columns: 128, bytes: 2112, registers: 18 })),
-            Format::Int8 => ("int8", 32, 36, Some(Packed { columns: 64, bytes: 1152, registers: 12 })),
+            Format::Int8 => ("int8", 32, 36, Some(Packed { columns: 64, bytes: 1152, registers: 11 })),
+            Format::Int8x128 => ("int8_128", 128, 132, Some(Packed { columns: 128, bytes: 2112, registers: 18 })),
             Format::Int4x32 => ("int4_32", 32, 20, Some(Packed { columns: 64, bytes: 640, registers: 8 })),
             Format::Int4x128 => ("int4_128", 128, 68, Some(Packed { columns: 128, bytes: 1088, registers: 14 })),
-            Format::Nvfp4 => ("nvfp4", 32, 24, Some(Packed { columns: 64, bytes: 768, registers: 12 })),
+            Format::Nvfp4 => ("nvfp4", 32, 24, Some(Packed { columns: 64, bytes: 768, registers: 11 })),
         }
     }
 
@@ -207,7 +211,13 @@ impl Format {
     pub const fn is_of_gguf(self) -> bool {
         let of_safetensors = matches!(
             self,
-            Format::Fp8 | Format::Fp8x128 | Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4
+            Format::Fp8
+                | Format::Fp8x128
+                | Format::Int8
+                | Format::Int8x128
+                | Format::Int4x32
+                | Format::Int4x128
+                | Format::Nvfp4
         );
         self.row().1 > 1 && !of_safetensors
     }
@@ -221,7 +231,7 @@ impl Format {
     /// The code that stands for zero where kernels read codes from `weights/codes_*.cuh`.
     pub(crate) const fn centre(self) -> u32 {
         match self {
-            Format::Int8 | Format::Iq4Nl | Format::Iq4Xs => 128,
+            Format::Int8 | Format::Int8x128 | Format::Iq4Nl | Format::Iq4Xs => 128,
             Format::Q5_0 => 16,
             Format::Q3K => 4,
             _ => 0,

@@ -339,38 +339,48 @@ fn experts_in_blocks_are_read() {
     assert_eq!(decoded, wanted[(rows + 1) * columns..]);
 }
 
-/// Floats of 8 bits whose rows are whole runs of 128 columns have one scale for each.
+/// Codes of 8 bits whose rows are whole runs of 128 columns have one scale for each.
 #[test]
-fn long_rows_of_floats_have_few_scales() {
+fn long_rows_of_bytes_have_few_scales() {
     let (rows, columns) = (2, 256);
-    // No code is that of what is not a number.
+    // None is the code of what is not a number.
     let codes: Vec<u8> = (0..rows * columns).map(|at| (at * 7 % 127) as u8 | (at as u8 & 1) << 7).collect();
     let scales: Vec<u8> = [0.375f32, -2.5, 0.5, 3.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
-    for (block, across, shape) in [(None, 1, vec![rows, 1]), (Some([1, 128]), 2, vec![rows, 2])] {
+    let float = |code: u8| {
+        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+        let size = if exponent == 0 { mantissa / 512.0 } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
+        if code & 0x80 == 0 { size } else { -size }
+    };
+    let integer = |code: u8| f32::from(code as i8);
+    let of_floats = |block: Value| json!({"quant_method": "fp8", "weight_block_size": block});
+    let int8: Value = serde_json::from_slice(&fs::read(folder("int8-rows").join("config.json")).expect("it is there"))
+        .expect("a configuration");
+    let cases: [(Value, Dtype, Format, usize, &dyn Fn(u8) -> f32); 3] = [
+        (of_floats(Value::Null), Dtype::F8_E4M3, Format::Fp8x128, 1, &float),
+        (of_floats(json!([1, 128])), Dtype::F8_E4M3, Format::Fp8x128, 2, &float),
+        (int8["quantization_config"].clone(), Dtype::I8, Format::Int8x128, 1, &integer),
+    ];
+    for (config, dtype, format, across, value_of) in cases {
         let folder = TempFolder::new();
-        let config = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": block}});
-        folder.write("config.json", config.to_string());
+        folder.write("config.json", json!({"quantization_config": config}).to_string());
         let used = &scales[..4 * rows * across];
         let views = [
-            ("w.weight", TensorView::new(Dtype::F8_E4M3, vec![rows, columns], &codes).expect("it fits")),
-            ("w.weight_scale_inv", TensorView::new(Dtype::F32, shape, used).expect("it fits")),
+            ("w.weight", TensorView::new(dtype, vec![rows, columns], &codes).expect("it fits")),
+            ("w.weight_scale", TensorView::new(Dtype::F32, vec![rows, across], used).expect("it fits")),
         ];
         folder.write("model.safetensors", safetensors::serialize(views, None).expect("plain"));
         let checkpoint = Checkpoint::open(folder.path()).expect("it opens");
         let value = |at: usize| {
-            let (code, run) = (codes[at], at / columns * across + at % columns * across / columns);
-            let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
-            let size = if exponent == 0 { mantissa / 512.0 } else { (8.0 + mantissa) * 2f32.powi(exponent - 10) };
-            let scale = f32::from_le_bytes(scales[4 * run..][..4].try_into().expect("four"));
-            scale * if code & 0x80 == 0 { size } else { -size }
+            let run = at / columns * across + at % columns * across / columns;
+            f32::from_le_bytes(scales[4 * run..][..4].try_into().expect("four")) * value_of(codes[at])
         };
         let wanted: Vec<f32> = (0..rows * columns).map(value).collect();
         let weight = WeightRef::whole("w.weight");
         assert_eq!(checkpoint.read_f32(&weight).expect("it is read"), wanted);
-        assert_eq!(checkpoint.raw_format(&weight).expect("there is such a weight"), Some(Format::Fp8x128));
+        assert_eq!(checkpoint.raw_format(&weight).expect("there is such a weight"), Some(format));
         let (mut raw, mut decoded) = (Vec::new(), Vec::new());
         checkpoint.raw_rows(&weight, 0..rows, &mut raw).expect("they are read");
-        decode(Format::Fp8x128, &raw, &mut decoded);
+        decode(format, &raw, &mut decoded);
         assert_eq!(decoded, wanted);
     }
 }

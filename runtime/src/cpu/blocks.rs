@@ -52,7 +52,7 @@ pub(crate) fn multiply(isa: Isa, format: Format, unit: &[u8], x: &[Coded<'_>], o
         Format::Iq4Nl => of::<Iq4Nl>(isa, unit, x, out),
         Format::Iq4Xs => of::<Iq4Xs>(isa, unit, x, out),
         Format::Mxfp4 => of::<Mxfp4>(isa, unit, x, out),
-        Format::Int8 => of::<Int8>(isa, unit, x, out),
+        Format::Int8 | Format::Int8x128 => of::<Int8>(isa, unit, x, out),
         Format::Int4x32 | Format::Int4x128 => of::<Int4x32>(isa, unit, x, out),
         Format::Nvfp4 => of::<Nvfp4>(isa, unit, x, out),
         Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => {

@@ -197,7 +197,7 @@ impl View<'_> {
                     out.extend(half::f16::from_f32(self.scale(row, first)).to_le_bytes());
                     out.extend(codes.iter().map(|code| code ^ 0x80));
                 }
-                (Format::Int8, Kind::Integer(8) | Kind::Signed) => {
+                (Format::Int8 | Format::Int8x128, Kind::Integer(8) | Kind::Signed) => {
                     self.centred(row, first, 128)?;
                     out.extend(self.scale(row, first).to_le_bytes());
                     out.extend(codes.iter().map(|code| code ^ 0x80));

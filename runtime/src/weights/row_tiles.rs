@@ -183,9 +183,9 @@ pub fn pack_row(format: Format, row: usize, blocks: &[u8], out: &mut [u8]) -> Re
                 codes.iter().enumerate().for_each(|(c, &code)| to.set_float(c, code));
                 to.set_word(0, 16 * packed.columns, values, &from[..4]);
             }
-            Format::Int8 => {
-                (0..32).for_each(|c| to.set_byte(c, from[4 + c] ^ 0x80));
-                to.set_word(0, 1024, 32, &from[..4]);
+            Format::Int8 | Format::Int8x128 => {
+                (0..values).for_each(|c| to.set_byte(c, from[4 + c] ^ 0x80));
+                to.set_word(0, 16 * packed.columns, values, &from[..4]);
             }
             Format::Int4x32 => {
                 (0..32).for_each(|c| to.set_four_bits(c, folded(4, c)));
@@ -230,7 +230,7 @@ pub fn set_scales(format: Format, blocks: &mut [u8]) {
                 // All bits but the sign: not a number.
                 block[4..].iter_mut().filter(|code| **code & 0x7F == 0x7F).for_each(|code| *code ^= 1);
             }
-            Format::Int8 => set(0, SMALL / 74.0),
+            Format::Int8 | Format::Int8x128 => set(0, SMALL / 74.0),
             // An fp32 scale with the zero point in its lowest bits.
             Format::Int4x32 | Format::Int4x128 => {
                 block[..4].copy_from_slice(&((SMALL / 4.6).to_bits() & !0x1fff | 8).to_le_bytes());

@@ -22,7 +22,13 @@ pub(super) fn number(format: Format) -> u32 {
         Format::Iq4Nl => 20,
         Format::Iq4Xs => 23,
         Format::Mxfp4 => 39,
-        Format::Fp8 | Format::Fp8x128 | Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4 => {
+        Format::Fp8
+        | Format::Fp8x128
+        | Format::Int8
+        | Format::Int8x128
+        | Format::Int4x32
+        | Format::Int4x128
+        | Format::Nvfp4 => {
             panic!("GGUF has no {}", format.name())
         }
     }
@@ -61,7 +67,13 @@ pub fn random_blocks(format: Format, values: usize, seed: u64) -> Vec<u8> {
             Format::Iq4Nl => put(0, 8e-4),
             Format::Iq4Xs => put(0, 5e-5),
             Format::Mxfp4 => block[0] = 121 + (next() % 3) as u8,
-            Format::Fp8 | Format::Fp8x128 | Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4 => {
+            Format::Fp8
+            | Format::Fp8x128
+            | Format::Int8
+            | Format::Int8x128
+            | Format::Int4x32
+            | Format::Int4x128
+            | Format::Nvfp4 => {
                 panic!("GGUF has no {}", format.name())
             }
             Format::F32 | Format::F16 | Format::BF16 | Format::I32 => panic!("{} has no blocks", format.name()),

@@ -124,7 +124,7 @@ impl Matrix {
                     // All bits but the sign: not a number.
                     block[4..].iter_mut().filter(|code| **code & 0x7f == 0x7f).for_each(|code| *code ^= 0x10);
                 }
-                Format::Int8 => block[..4].copy_from_slice(&near(0.01).to_le_bytes()),
+                Format::Int8 | Format::Int8x128 => block[..4].copy_from_slice(&near(0.01).to_le_bytes()),
                 Format::Int4x32 | Format::Int4x128 => {
                     // An fp32 scale with the zero point in its lowest bits.
                     let zero = u32::from(block[0] % 17);

@@ -196,7 +196,7 @@ fn errors_say_where_and_what() {
             "%0 = input \"x\" : f8[T]",
             1,
             18,
-            "unknown element type `f8`; there are f32, i32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, fp8, fp8_128, int8, int4_32, int4_128, nvfp4",
+            "unknown element type `f8`; there are f32, i32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, fp8, fp8_128, int8, int8_128, int4_32, int4_128, nvfp4",
         ),
         ("%0 = input \"x\" : f32[T, -1]", 1, 25, "expected a size, `T` or `C`, found `-1`"),
         ("%0 = input \"x\" : f32[Tokens]", 1, 23, "expected `,` or `]`, found `okens]`"),

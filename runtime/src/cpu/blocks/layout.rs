@@ -107,7 +107,7 @@ impl Layout {
             Format::Iq4Nl => Layout { table: Some(&TABLE), ..plain },
             Format::Iq4Xs => Layout { table: Some(&TABLE), scales: Scales::Signed, ..plain },
             Format::Mxfp4 => Layout { table: Some(&TWICE), scales: Scales::Float, ..plain },
-            Format::Int8 => Layout { low: 8, offset: 128, scales: Scales::Float, ..plain },
+            Format::Int8 | Format::Int8x128 => Layout { low: 8, offset: 128, scales: Scales::Float, ..plain },
             Format::Int4x32 | Format::Int4x128 => Layout { scales: Scales::FloatZero, ..plain },
             Format::Nvfp4 => Layout { table: Some(&TWICE), scales: Scales::Float16, ..plain },
         })

@@ -33,7 +33,7 @@ fn fields(format: Format, sub: usize) -> Vec<Field> {
     let (half, run) = (sub / 4, sub % 4);
     match format {
         Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => Vec::new(),
-        Format::Int8 => vec![field(4, Order::Bytes, 8)],
+        Format::Int8 | Format::Int8x128 => vec![field(4 + 32 * sub, Order::Bytes, 8)],
         Format::Int4x32 | Format::Int4x128 => vec![field(4 + 16 * sub, Order::Folded, 4)],
         Format::Nvfp4 => vec![field(8, Order::Folded, 4)],
         Format::Q8_0 => vec![field(2, Order::Bytes, 8)],
@@ -100,7 +100,9 @@ fn scales(format: Format, block: &[u8], sub: usize) -> ScaleBytes {
     match format {
         Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => (none, first(none)),
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => (none, first(two(0))),
-        Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int4x32 | Format::Int4x128 => (none, first(four(0))),
+        Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int8x128 | Format::Int4x32 | Format::Int4x128 => {
+            (none, first(four(0)))
+        }
         Format::Mxfp4 => {
             let exponent = u32::from(block[0]);
             let half = if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 };
@@ -147,7 +149,7 @@ fn set_scales(format: Format, block: &mut [u8], sub: usize, (of_256, of_32): Sca
     match format {
         Format::F32 | Format::I32 | Format::F16 | Format::BF16 | Format::Fp8 | Format::Fp8x128 => {}
         Format::Q8_0 | Format::Q4_0 | Format::Q5_0 | Format::Iq4Nl => block[..2].copy_from_slice(&of_32[..2]),
-        Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int4x32 | Format::Int4x128 => {
+        Format::Q4_1 | Format::Q5_1 | Format::Int8 | Format::Int8x128 | Format::Int4x32 | Format::Int4x128 => {
             block[..4].copy_from_slice(&of_32[..4]);
         }
         Format::Nvfp4 => {

@@ -23,7 +23,7 @@ fn blocks(format: Format, columns: usize, seed: u64) -> Vec<u8> {
     let mut row: Vec<u8> = (0..columns / values * bytes).map(|_| next()).collect();
     for block in row.chunks_exact_mut(bytes) {
         let halves: &[usize] = match format {
-            Format::Int8 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4 => &[],
+            Format::Int8 | Format::Int8x128 | Format::Int4x32 | Format::Int4x128 | Format::Nvfp4 => &[],
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[1, 3],
             Format::Q2K => &[81, 83],
             Format::Q3K => &[109],
@@ -35,7 +35,7 @@ fn blocks(format: Format, columns: usize, seed: u64) -> Vec<u8> {
         let float = |small: u8| (f32::from(small) - 127.5) / 4096.0;
         match format {
             Format::Mxfp4 => block[0] = 120 + block[0] % 8,
-            Format::Int8 => {
+            Format::Int8 | Format::Int8x128 => {
                 let scale = float(block[0]);
                 block[..4].copy_from_slice(&scale.to_le_bytes());
             }

@@ -100,7 +100,11 @@ fn values_are_those_of_the_published_formulas_to_the_bit() {
 }
 
 fn logits(case: &str, device: &Device, by_step: bool) -> Vec<f32> {
-    let model = ModelName { model: Some(folder(case)), ..ModelName::default() };
+    logits_of(folder(case), device, by_step)
+}
+
+fn logits_of(path: PathBuf, device: &Device, by_step: bool) -> Vec<f32> {
+    let model = ModelName { model: Some(path), ..ModelName::default() };
     let tokens = [3, 14, 15, 9, 2, 6, 5];
     let options = LoadOptions { context: tokens.len(), sequences: 1, batches: vec![1], threads: Some(2) };
     let mut backend = OpenModel::open(&model).and_then(|opened| opened.load(device, &options)).expect("it loads");
@@ -337,6 +341,59 @@ fn experts_in_blocks_are_read() {
     checkpoint.raw_rows(&second, 1..3, &mut raw).expect("they are read");
     decode(Format::Mxfp4, &raw, &mut decoded);
     assert_eq!(decoded, wanted[(rows + 1) * columns..]);
+}
+
+/// A model of random codes with one scale per row, of long rows, in the method of a case.
+fn of_long_rows(case: &str, dtype: Dtype) -> TempFolder {
+    let text = fs::read(folder(case).join("config.json")).expect("it is there");
+    let mut config: Value = serde_json::from_slice(&text).expect("a configuration");
+    for (key, size) in [("hidden_size", 128), ("intermediate_size", 256), ("head_dim", 64)] {
+        config[key] = json!(size);
+    }
+    let (file, text) =
+        fusec::description::shipped().iter().find(|(name, _)| *name == "llama.toml").expect("it is shipped");
+    let description = fusec::description::Description::parse(text, file).expect("it is right");
+    let options = fusec::compile::CompileOptions { plan: PlanOptions::none(), ..Default::default() };
+    let model = fusec::compile::compile(&description, Some(&config), &options).expect("it compiles");
+    let mut tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (weight, shape) in fusec::tensors::required(&model.described) {
+        let name = weight.to_string();
+        let values = fusec::ir::random_tensor(&name, &shape, 7).data;
+        let floats = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        if !name.contains("_proj") {
+            tensors.insert(name, (Dtype::F32, shape, floats(&values)));
+            continue;
+        }
+        // Exponents of floats that are neither small nor not a number; of integers they are large numbers.
+        let codes = values.iter().map(|value| value.to_bits() as u8 & 0xBF | 0x20).collect();
+        let scales: Vec<f32> = values[..shape[0]].iter().map(|value| value.abs() / 64.0 + 1e-3).collect();
+        tensors.insert(format!("{name}_scale"), (Dtype::F32, vec![shape[0], 1], floats(&scales)));
+        tensors.insert(name, (dtype, shape, codes));
+    }
+    let views = tensors.iter().map(|(name, (dtype, shape, bytes))| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).expect("the values fill it"))
+    });
+    let folder = TempFolder::new();
+    folder.write("model.safetensors", safetensors::serialize(views, None).expect("plain"));
+    folder.write("config.json", config.to_string());
+    folder
+}
+
+#[test]
+fn the_cpu_computes_with_long_rows() {
+    for (case, dtype, format) in
+        [("fp8-rows", Dtype::F8_E4M3, Format::Fp8x128), ("int8-rows", Dtype::I8, Format::Int8x128)]
+    {
+        let folder = of_long_rows(case, dtype);
+        let path = folder.path().to_path_buf();
+        let formats = Checkpoint::open(&path).expect("it opens").formats();
+        assert_eq!(formats.values().filter(|found| **found == format).count(), 7, "{case}: {formats:?}");
+        let wanted = logits_of(path.clone(), &Device::Interpreter, false);
+        for by_step in [false, true] {
+            let error = nmse(&logits_of(path.clone(), &Device::Cpu, by_step), &wanted);
+            assert!(error < 1e-7, "{case}: NMSE {error:.2e}");
+        }
+    }
 }
 
 /// Codes of 8 bits whose rows are whole runs of 128 columns have one scale for each.

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
 use crate::{
-    Append, Attention, AttentionProjection, AttentionRows, Elementwise, Embedding, ExpertsHidden, ExpertsSum, KvAppend,
-    Matmul, MatmulWgmma, Matvec, Norm, NormRows, RopeRows, RouteRows, Sample,
+    Append, Attention, AttentionProjection, AttentionRows, Conv, Elementwise, Embedding, ExpertsHidden, ExpertsSum,
+    KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, RopeRows, RouteRows, Sample,
 };
 
 /// What specialises a kernel, one variant per family.
@@ -29,6 +29,7 @@ pub enum KernelSpec {
     Append(Append),
     KvAppend(KvAppend),
     Elementwise(Elementwise),
+    Conv(Conv),
     Sample(Sample),
 }
 
@@ -52,6 +53,7 @@ impl KernelSpec {
             KernelSpec::Append(kernel) => kernel,
             KernelSpec::KvAppend(kernel) => kernel,
             KernelSpec::Elementwise(kernel) => kernel,
+            KernelSpec::Conv(kernel) => kernel,
             KernelSpec::Sample(kernel) => kernel,
         }
     }

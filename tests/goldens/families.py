@@ -310,6 +310,21 @@ FAMILIES = {
             )
         ),
     ),
+    "lfm2": golden(
+        "Lfm2",
+        sizes(
+            56, 4, 2, 84, 207, layers=4, layer_types=["conv", "conv", "full_attention", "conv"], conv_L_cache=3, block_multiple_of=12,
+            block_ffn_dim_multiplier=1.2, rope_parameters=ROPE | dict(rope_theta=20000.0), tie_word_embeddings=False,
+        ),
+        dict(rope_parameters=ROPE),
+    ),
+    "lfm2-bias": golden(
+        "Lfm2",
+        sizes(
+            64, 2, 1, 76, 193, layers=3, layer_types=["full_attention", "conv", "conv"], conv_L_cache=4, conv_bias=True,
+            block_auto_adjust_ff_dim=False, tie_word_embeddings=True,
+        ),
+    ),
     "gemma3-vision": with_vision(
         "Gemma3",
         gemma(

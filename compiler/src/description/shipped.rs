@@ -19,6 +19,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         ("granite.toml", include_str!("../../../models/granite.toml")),
         ("granitemoe.toml", include_str!("../../../models/granitemoe.toml")),
         ("hunyuan.toml", include_str!("../../../models/hunyuan.toml")),
+        ("lfm2.toml", include_str!("../../../models/lfm2.toml")),
         ("llama.toml", include_str!("../../../models/llama.toml")),
         ("mixtral.toml", include_str!("../../../models/mixtral.toml")),
         ("nemotron.toml", include_str!("../../../models/nemotron.toml")),

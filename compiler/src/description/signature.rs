@@ -139,6 +139,18 @@ pub const SIGNATURES: &[Signature] = &[
         ],
         one_of: &[],
     },
+    Signature {
+        op: OpName::Conv,
+        doc: "Σ_j w[c, j] · x[c] of the token `taps - 1 - j` before, for each value c of a token: a short causal convolution. The last inputs are kept from step to \
+              step; before the first token they are zeros.",
+        values: &[value("x", "input")],
+        weights: &[weight("weight", "`[values of x, 1, taps]`"), optional_weight("bias", "`[values of x]`")],
+        attributes: &[
+            attribute("taps", Kind::Count, Default::Required, "tokens that a result depends on, its own included"),
+            attribute("part", Kind::Part, Default::Absent, "of a fused weight, as `part` of `linear`"),
+        ],
+        ..PLAIN
+    },
     Signature { op: OpName::Silu, doc: "x · sigmoid(x).", ..PLAIN },
     Signature { op: OpName::Gelu, doc: "x · Φ(x), exact.", ..PLAIN },
     Signature { op: OpName::GeluTanh, doc: "The tanh approximation of gelu.", ..PLAIN },
@@ -289,6 +301,8 @@ ops! {
     Glu = "glu";
     /// Routed experts.
     Experts = "experts";
+    /// A short causal convolution.
+    Conv = "conv";
     /// SiLU.
     Silu = "silu";
     /// GELU.

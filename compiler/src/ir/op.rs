@@ -48,6 +48,9 @@ pub enum Op {
     /// `Σ share · down_e(f(gate_e x) · up_e x)` over the chosen experts of each token. Weights hold all experts, `[experts, out, in]`; only the
     /// chosen ones need to be read.
     Experts(Experts),
+    /// A causal convolution over the tokens of a sequence, each channel for itself: `Σ_j w[c, j] · x_(t-taps+1+j)[c] + b[c]`, inputs before position 0 being
+    /// zeros. The state is the last `taps - 1` inputs, the oldest first.
+    Conv(Conv),
     /// The next token of each row of logits. The reference takes the first largest; a step samples as its parameters say.
     Sample,
 }
@@ -156,6 +159,13 @@ pub struct Experts {
     pub gated: bool,
 }
 
+/// A short convolution. Weights are `[channels, 1, taps]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv {
+    /// Has a bias.
+    pub bias: bool,
+}
+
 /// The output projection of a fused attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Projection {
@@ -226,6 +236,8 @@ pub enum Role {
     Up,
     /// Down projections of all experts.
     Down,
+    /// The last inputs of each sequence, of a convolution.
+    Inputs,
 }
 
 impl Op {
@@ -256,6 +268,11 @@ impl Op {
                 roles.extend([Role::Up, Role::Down]);
                 roles
             }
+            Op::Conv(conv) => {
+                let mut roles = vec![Role::X, Role::Inputs, Role::Positions, Role::Weight(0)];
+                roles.extend(conv.bias.then_some(Role::Bias(0)));
+                roles
+            }
             Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) | Op::Reshape | Op::Sample => {
                 vec![Role::X]
             }
@@ -266,6 +283,7 @@ impl Op {
     pub fn next_states(&self) -> &'static [(Role, usize)] {
         match self {
             Op::KvAppend => &[(Role::Cache, 0)],
+            Op::Conv(_) => &[(Role::Inputs, 1)],
             Op::Attention(attention) if attention.append => &[(Role::KeyCache, 1), (Role::ValueCache, 2)],
             Op::Input(_)
             | Op::Weight(_)
@@ -321,6 +339,7 @@ impl Op {
             Op::Reshape => "reshape".into(),
             Op::Route(_) => "route".into(),
             Op::Experts(_) => "experts".into(),
+            Op::Conv(_) => "conv".into(),
             Op::Sample => "sample".into(),
         }
     }

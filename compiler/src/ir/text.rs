@@ -152,6 +152,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
                 list.flag("proj_transposed", transposed);
             }
         }
+        Op::Conv(conv) => list.flag("bias", conv.bias),
         Op::State(state) => {
             if state.start != Start::default() {
                 list.add("start", state.start.name().into());

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod experts;
+mod recurrent;
 mod rope;
 mod shapes;
 
@@ -21,8 +22,8 @@ const LARGEST_WEIGHT: usize = 1 << 40;
 /// The graph of a model. A weight has the format that `formats` gives for its tensor, caches are `bf16`, activations `f32`.
 ///
 /// `context` is the longest sequence that is meant to run, in positions; none: what the configuration says. Some scalings of RoPE depend on it.
-/// Inputs are `tokens` and `positions`. Outputs, in order: the logits `f32[T, vocabulary]`, the sampled token `i32[T]`, and each layer's caches after the
-/// step, keys before values (`keys.N`, `values.N`). Attention appends to its layer's caches before it reads them. A weight that is named twice is one
+/// Inputs are `tokens` and `positions`. Outputs, in order: the logits `f32[T, vocabulary]`, the sampled token `i32[T]`, each layer's caches after the
+/// step, keys before values (`keys.N`, `values.N`), and what else outlives it, in the order of the layers (`inputs.N`). Attention appends to its layer's caches before it reads them. A weight that is named twice is one
 /// node.
 ///
 /// # Errors
@@ -52,6 +53,7 @@ pub fn lower_traced(
         values: BTreeMap::new(),
         weights: BTreeMap::new(),
         caches: BTreeMap::new(),
+        states: Vec::new(),
     };
     for input in ["tokens", "positions"] {
         let value = lowering.graph.value(Op::Input(input.to_owned()), &[], Type::tokens(), None);
@@ -84,6 +86,8 @@ struct Lowering<'f> {
     weights: BTreeMap<WeightRef, Value>,
     /// Keys and values of each layer after the step.
     caches: BTreeMap<usize, [Value; 2]>,
+    /// Name and value of each other state after the step.
+    states: Vec<(String, Value)>,
 }
 
 type Lowered = Result<Value, Diagnostic>;
@@ -100,6 +104,7 @@ impl Lowering<'_> {
             OpName::Reshape => self.reshape(call),
             OpName::Glu => self.glu(call),
             OpName::Experts => self.experts(call),
+            OpName::Conv => self.conv(call),
             OpName::Add => self.pair(call, Op::Add),
             OpName::Mul => self.pair(call, Op::Mul),
             OpName::Silu => self.plain(call, Op::Activation(Activation::Silu)),
@@ -294,6 +299,7 @@ impl Lowering<'_> {
         let token = self.graph.value(Op::Sample, &[logits], Type::tokens(), None);
         self.graph.outputs = vec![logits, token];
         self.graph.outputs.extend(self.caches.values().flatten());
+        self.graph.outputs.extend(self.states.iter().map(|(_, state)| state));
         Ok(())
     }
 

@@ -108,8 +108,11 @@ fn buffers(plan: &Plan) -> String {
         writeln!(text, "weight {index}: {tensors}, {how}, {} bytes", weight.bytes).expect("writing to a string");
     }
     for (index, state) in plan.states.iter().enumerate() {
-        let StateLayout::Positions { heads, padded } = state.layout else { panic!("no shipped model has {state:?}") };
-        writeln!(text, "cache {index}: {}, {heads} heads of {padded}", state.name).expect("writing to a string");
+        let layout = match state.layout {
+            StateLayout::Positions { heads, padded } => format!("{heads} heads of {padded}"),
+            StateLayout::Whole { bytes } => format!("{bytes} bytes"),
+        };
+        writeln!(text, "cache {index}: {}, {layout}", state.name).expect("writing to a string");
     }
     text
 }

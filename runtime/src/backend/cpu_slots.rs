@@ -57,8 +57,7 @@ impl Steps for CpuSlots<'_> {
             slots: options.sequences,
             context: options.context,
             vocabulary: self.model.vocabulary(),
-            // Its states are caches by position, which is all that it runs.
-            resumes: true,
+            resumes: self.model.resumes(),
         }
     }
 

@@ -112,6 +112,8 @@ impl Execution<'_> {
             }
             Step::Combine { out, .. } | Step::Glu { out, .. } | Step::Map { out, .. } => count * self.size(*out),
             Step::Code { x, .. } => count * (self.size(*x) / COLUMNS),
+            // Rows go one after the other.
+            Step::Conv(step) => self.size(step.out),
         }
     }
 
@@ -136,6 +138,7 @@ impl Execution<'_> {
             Step::Heads(step) => 256usize.div_ceil(step.dim),
             Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => 1,
             Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } => 512,
+            Step::Conv(_) => 128,
         };
         let is_large =
             matches!(step, Step::Matmul(_) | Step::Attention(_) | Step::ExpertHidden(_) | Step::ExpertSum(_));
@@ -157,6 +160,7 @@ impl Execution<'_> {
                 self.by_row(*out, part, |row, part| self.combine(*multiply, a, b, *out, row, part));
             }
             Step::Glu { a, b, out } => self.by_row(*out, part, |row, part| self.glu(*a, *b, *out, row, part)),
+            Step::Conv(step) => self.conv(step, count, part),
             Step::Route(step) => self.route(step, part),
             Step::ExpertHidden(step) => self.expert_hidden(step, part),
             Step::ExpertSum(step) => self.expert_sum(step, part),
@@ -269,6 +273,15 @@ impl Execution<'_> {
     fn cache_start(&self, cache: usize, row: usize, head: usize) -> usize {
         let shape = &self.plan.caches[cache];
         (self.rows.sequences[row] as usize * shape.heads + head) * self.context * shape.dim
+    }
+
+    /// Part of what a row's sequence keeps from token to token, from this float on, which only this thread touches in this step.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) fn kept(&self, cache: usize, row: usize, from: usize, length: usize) -> &mut [f32] {
+        let shape = &self.plan.caches[cache];
+        let start = self.rows.sequences[row] as usize * shape.heads * shape.dim + from;
+        // SAFETY: as `write`; a step cuts what it changes as it cuts its items.
+        unsafe { self.caches[cache].write(start, length) }
     }
 
     fn matmul(&self, step: &MatmulStep, count: usize, mut part: Range<usize>, scratch: &mut Scratch) {

@@ -1,16 +1,19 @@
 //! Takes a graph's ops apart into steps. A fused op becomes several: on a CPU a barrier is cheap and a round trip stays in cache.
 
+mod experts;
+mod recurrent;
+
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use fusec::ir::{Attention, Epilogue, Experts, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
-use fusec::ir::{State, Value, WeightRef};
+use fusec::ir::{Attention, Epilogue, Format, Graph, Matmul, NodeId, Norm, Op, Results, Role, Rope, Type};
+use fusec::ir::{Value, WeightRef};
 
 use super::blocks::coded_floats;
 use super::pack::{Recipe, WeightSource, vector};
 use super::step::{
-    Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, HiddenStep, Ids, Map, MatmulStep,
-    NormStep, Operand, RopeStep, RouteStep, Step, SumStep,
+    Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, Ids, Map, MatmulStep, NormStep,
+    Operand, RopeStep, RouteStep, Step,
 };
 use super::tail::tail_of;
 
@@ -101,13 +104,7 @@ impl<'a> Lowering<'a> {
             Op::Weight(_) => {}
             // The logits' user samples.
             Op::Sample => {}
-            Op::State(state) => {
-                ensure!(*state == State::cache(&state.name), "the state {state} is no cache by position");
-                let [heads, dim] = self.sizes(node.result(0))?;
-                let value = node.result(0);
-                self.homes.insert(value, Home::Cache(self.caches.len()));
-                self.caches.push(CacheShape { name: state.name.clone(), heads, dim });
-            }
+            Op::State(state) => self.state(node, state)?,
             Op::Reshape => {
                 let x = self.operand(node, Role::X)?;
                 let home = *self.homes.get(&x).context("the operand is no activation")?;
@@ -150,6 +147,7 @@ impl<'a> Lowering<'a> {
                 self.push(Step::Route(RouteStep { route: route.clone(), bias, x, out }));
             }
             Op::Experts(experts) => self.experts(node, experts)?,
+            Op::Conv(_) => self.conv(node)?,
             Op::Add => self.combine(node, false)?,
             Op::Mul => self.combine(node, true)?,
             Op::Activation(activation) => self.map(node, Map::Activation(*activation))?,
@@ -334,50 +332,6 @@ impl<'a> Lowering<'a> {
             residual,
             vec![result],
         )
-    }
-
-    fn experts(&mut self, node: NodeId, experts: &Experts) -> Result<()> {
-        let x = self.input(self.operand(node, Role::X)?)?;
-        let (chosen, shares) = (self.operand(node, Role::Chosen)?, self.operand(node, Role::Shares)?);
-        ensure!(chosen.node == shares.node, "the experts and their shares come from two routers");
-        let routed = self.input(chosen)?;
-        let top_k = self.graph.type_of(shares).row_size();
-        let mut inner = vec![self.operand(node, Role::Up)?];
-        if experts.gated {
-            inner.insert(0, self.operand(node, Role::Gate)?);
-        }
-        let [count, features, columns] = self.sizes(inner[0])?;
-        ensure!(
-            columns == self.shapes[x].size,
-            "the experts have {columns} columns, their operand {}",
-            self.shapes[x].size
-        );
-        let down = self.operand(node, Role::Down)?;
-        let [_, outputs, _] = self.sizes(down)?;
-        let each = |this: &mut Self, weights: &[Value], rows: usize, columns: usize| -> Result<Vec<usize>> {
-            let formats = weights.iter().map(|&weight| this.held(weight, false)).collect::<Result<Vec<Format>>>()?;
-            let names = weights.iter().map(|&weight| this.weight_ref(weight));
-            let names: Vec<WeightRef> = names.collect::<Result<_>>()?;
-            let recipe = |expert: usize| Recipe {
-                names: names.iter().map(|name| name.matrix(expert)).collect(),
-                rows: vec![rows; names.len()],
-                columns,
-                formats: formats.clone(),
-                transposed: false,
-                paired: names.len() == 2,
-            };
-            Ok((0..count).map(|expert| this.packed(recipe(expert))).collect())
-        };
-        let matrices = each(self, &inner, features, columns)?;
-        let hidden = self.new_buffer(top_k * features);
-        let activation = experts.activation;
-        let coded = self.coded(x, &matrices);
-        self.push(Step::ExpertHidden(HiddenStep { x, coded, routed, top_k, matrices, activation, out: hidden }));
-        let matrices = each(self, &[down], outputs, features)?;
-        let out = self.result(node.result(0));
-        let coded = self.coded(hidden, &matrices);
-        self.push(Step::ExpertSum(SumStep { hidden, coded, routed, top_k, matrices, out }));
-        Ok(())
     }
 
     /// Norm, rotation or both of each head of `x`, into a new value.

@@ -14,6 +14,7 @@ mod memory;
 mod pack;
 mod plan;
 mod pool;
+mod recurrent;
 mod step;
 mod tail;
 #[cfg(test)]
@@ -48,6 +49,8 @@ pub struct CpuModel {
     rows: Rows,
     logits: Vec<f32>,
     isa: Isa,
+    /// Tokens that each sequence's states hold, where they are not caches by position.
+    held: Vec<u32>,
 }
 
 /// How much of the machine a [`CpuModel`] takes.
@@ -129,6 +132,7 @@ impl CpuModel {
             rows: Rows::default(),
             logits: Vec::new(),
             isa: Isa::detect(),
+            held: vec![0; sequences],
         })
     }
 
@@ -137,9 +141,13 @@ impl CpuModel {
     /// Does not allocate once it has run as many rows before.
     ///
     /// # Errors
-    /// A token beyond the vocabulary, a position beyond the context, a sequence that has no caches, or two rows at one place. Nothing has run then.
+    /// A token beyond the vocabulary, a position beyond the context, a sequence that has no caches, two rows at one place, or, where each token changes a state,
+    /// a row that neither begins a sequence nor follows its last one. Nothing has run then.
     pub fn forward(&mut self, rows: &[Row], logits: Logits) -> Result<&[f32]> {
         self.check(rows)?;
+        for row in rows {
+            self.held[row.sequence as usize] = row.position + 1;
+        }
         let width = self.vocabulary();
         self.logits.clear();
         let mut done = 0;
@@ -185,6 +193,11 @@ impl CpuModel {
         self.plan.places[self.plan.logits].size
     }
 
+    /// Whether a sequence may go on from any part of another one's states: all of them are caches by position.
+    pub fn resumes(&self) -> bool {
+        self.plan.caches.iter().all(|cache| cache.by_position)
+    }
+
     /// What the model was loaded with.
     pub fn options(&self) -> CpuOptions {
         self.options
@@ -200,13 +213,15 @@ impl CpuModel {
                 None
             }
             Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Route(_) | Step::Code { .. } => None,
+            Step::Conv(_) => None,
         });
         products.map(|(times, matrix)| times * self.weights.recipe(matrix).value_bytes()).sum()
     }
 
     /// Bytes of caches that a decode step at this position reads, for one sequence, windows left aside.
     pub fn cache_bytes_per_step(&self, position: usize) -> usize {
-        self.plan.caches.iter().map(|cache| 4 * cache.heads * cache.dim * (position + 1)).sum()
+        let positions = |cache: &CacheShape| if cache.by_position { position + 1 } else { 1 };
+        self.plan.caches.iter().map(|cache| 4 * cache.heads * cache.dim * positions(cache)).sum()
     }
 
     fn check(&self, rows: &[Row]) -> Result<()> {
@@ -225,6 +240,19 @@ impl CpuModel {
             let chunk = &rows[i / CHUNK * CHUNK..i];
             let twice = chunk.iter().any(|other| (other.position, other.sequence) == (position, sequence));
             ensure!(!twice, "two rows are at position {position} of sequence {sequence}");
+        }
+        if self.resumes() {
+            return Ok(());
+        }
+        let mut held = self.held.clone();
+        for &Row { position, sequence, .. } in rows {
+            let held = &mut held[sequence as usize];
+            ensure!(
+                position == 0 || position == *held,
+                "position {position} of sequence {sequence} does not follow the {held} tokens that its state holds: \
+                 begin it again at position 0"
+            );
+            *held = position + 1;
         }
         Ok(())
     }
@@ -255,7 +283,8 @@ impl Rows {
 fn cache_floats(caches: &[CacheShape], options: CpuOptions) -> Result<Vec<usize>> {
     let CpuOptions { context, sequences, .. } = options;
     let product = |factors: [usize; 4]| factors.into_iter().try_fold(1usize, usize::checked_mul);
-    let floats = caches.iter().map(|cache| product([sequences, context, cache.heads, cache.dim]));
+    let positions = |cache: &CacheShape| if cache.by_position { context } else { 1 };
+    let floats = caches.iter().map(|cache| product([sequences, positions(cache), cache.heads, cache.dim]));
     let floats: Option<Vec<usize>> = floats.collect();
     let sum = |floats: &[usize]| floats.iter().try_fold(0usize, |sum, &floats| sum.checked_add(floats));
     floats.filter(|floats| sum(floats).is_some_and(|floats| floats <= usize::MAX / 16)).with_context(|| {

@@ -29,6 +29,8 @@ pub(crate) enum Step {
     ExpertHidden(HiddenStep),
     /// The sum of the chosen experts.
     ExpertSum(SumStep),
+    /// A short convolution over the tokens of each sequence.
+    Conv(ConvStep),
     /// The selected rows of a buffer.
     Gather { x: Buffer, out: Buffer },
     /// The same values in 16 bits, as products with quantised blocks read them.
@@ -145,6 +147,18 @@ pub(crate) struct SumStep {
     pub out: Buffer,
 }
 
+/// See [`Step::Conv`].
+pub(crate) struct ConvStep {
+    pub x: Buffer,
+    /// A row of factors for each token that a result depends on, the oldest first.
+    pub weight: Box<[f32]>,
+    /// Empty where there is none.
+    pub bias: Box<[f32]>,
+    /// The last inputs of each sequence.
+    pub inputs: usize,
+    pub out: Buffer,
+}
+
 /// An operand of [`Step::Combine`].
 #[derive(Debug)]
 pub(crate) enum Operand {
@@ -214,6 +228,11 @@ impl Step {
                 touch(Access::Read(*x));
                 touch(Access::Write(*out));
             }
+            Step::Conv(ConvStep { x, inputs, out, .. }) => {
+                touch(Access::Read(*x));
+                touch(Access::WriteCache(*inputs));
+                touch(Access::Write(*out));
+            }
             Step::ExpertHidden(HiddenStep { x, coded, routed, out, .. })
             | Step::ExpertSum(SumStep { hidden: x, coded, routed, out, .. }) => {
                 [x, routed].into_iter().chain(coded).for_each(|&buffer| touch(Access::Read(buffer)));
@@ -232,13 +251,15 @@ pub(crate) struct BufferShape {
     pub tail: bool,
 }
 
-/// One cache: the keys or the values of a layer.
+/// What outlives a pass: the keys or the values of a layer, or what each token changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CacheShape {
     /// Its name in the graph.
     pub name: String,
-    /// Key heads.
+    /// Key heads; rows of what each token changes.
     pub heads: usize,
     /// Floats per head.
     pub dim: usize,
+    /// It has heads for each position; otherwise once for a sequence.
+    pub by_position: bool,
 }

@@ -132,6 +132,8 @@ const LEAVES: &str = r#"
 %v8 = weight "v8" : bf16[8, 24]
 %k = matmul %x %k8 : f32[T, 1, 8]
 %v = matmul %r %v8 : f32[T, 1, 8]
+%in = state "inputs.0" {start=zeros, replay=once} : f32[3, 24]
+%cw = weight "cw" : f32[24, 1, 4]
 "#;
 
 #[test]
@@ -147,6 +149,8 @@ fn each_op_agrees_with_the_interpreter() {
         "%lg = matmul %x %w7 : f32[T, 7]\n%ch, %sh = route %lg {top_k=2, scoring=sigmoid, scale=1.5} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : f32[7, 5, 24]\n%dw = weight \"dw\" : f16[7, 24, 5]\n%y = experts %r %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
         "%lg = matmul %x %w7 : f32[T, 7]\n%cb = weight \"cb\" : f32[7]\n%ch, %sh = route %lg %cb {top_k=3, scoring=sigmoid, bias, normalise, scale=2.5} : i32[T, 3], f32[T, 3]\n%uw = weight \"uw\" : bf16[7, 5, 24]\n%dw = weight \"dw\" : bf16[7, 24, 5]\n%y = experts %x %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
         "%lg = matmul %x %w7 : f32[T, 7]\n%cb = weight \"cb\" : f32[7]\n%ch, %sh = route %lg %cb {top_k=2, scoring=softmax, bias} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : bf16[7, 5, 24]\n%dw = weight \"dw\" : bf16[7, 24, 5]\n%y = experts %x %ch %sh %uw %dw {activation=silu} : f32[T, 24]",
+        "%y, %s1 = conv %x %in %p %cw : f32[T, 24], f32[3, 24]",
+        "%y, %s1 = conv %q %in %p %cw %b {bias} : f32[T, 3, 8], f32[3, 24]",
         "%y = softcap %x {cap=0.7} : f32[T, 24]",
         "%y = clamp %x {limit=0.4} : f32[T, 24]",
         "%y = silu %x : f32[T, 24]",
@@ -409,4 +413,28 @@ fn weights_of_a_step_are_counted_once_a_product() {
         assert_eq!(loaded.weight_bytes_per_step(), 2 * (2 * layer + 257 * 72));
         assert_eq!(loaded.cache_bytes_per_step(9), 4 * 4 * 24 * 10);
     }
+}
+
+/// Where each token changes a state: sequences side by side, one begun again, and rows that follow nothing.
+#[test]
+fn states_go_on_and_begin_anew() {
+    let text = format!("{LEAVES}%y, %s1 = conv %x %in %p %cw : f32[T, 24], f32[3, 24]\nreturn %y\n");
+    let graph = parse(&text);
+    let mut model = load(&graph, 2, 2);
+    assert!(!model.resumes());
+    let expected = [0, 1].map(|sequence| reference(&graph, sequence, 6));
+    model.forward(&rows(0, 0..3), Logits::None).expect("it runs");
+    model.forward(&rows(1, 0..5), Logits::None).expect("it runs");
+    let both = [rows(0, 3..4), rows(1, 5..6)].concat();
+    let found = model.forward(&both, Logits::All).expect("it runs").to_vec();
+    assert_near(&found, &[&expected[0][72..96], &expected[1][120..]].concat(), &text);
+    for (rows, said) in [
+        (rows(0, 3..4), "position 3 of sequence 0 does not follow the 4 tokens"),
+        (rows(1, 7..8), "position 7 of sequence 1 does not follow the 6 tokens"),
+    ] {
+        let error = model.forward(&rows, Logits::All).expect_err("a state cannot go there").to_string();
+        assert!(error.starts_with(said), "{error}");
+    }
+    let again = model.forward(&rows(0, 0..6), Logits::All).expect("it runs").to_vec();
+    assert_near(&again, &expected[0], &text);
 }

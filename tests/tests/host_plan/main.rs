@@ -2,6 +2,7 @@
 //! No GPU needed. Buffers begin as NaN where a device has zeros: whatever is read before it is written shows.
 
 mod engine;
+mod hybrids;
 
 use std::collections::BTreeSet;
 
@@ -88,7 +89,7 @@ fn run(case: &Case, prepared: Prepared) -> Result<()> {
 }
 
 /// The goldens whose plans run each time: each has kinds of kernels that those before it lack.
-const ALWAYS: [&str; 13] = [
+const ALWAYS: [&str; 14] = [
     "llama-tied",
     "qwen3_moe",
     "exaone4",
@@ -102,6 +103,7 @@ const ALWAYS: [&str; 13] = [
     "phi",
     "smollm3",
     "qwen2_moe",
+    "lfm2",
 ];
 
 /// Runs a case, unless it is recorded with the same plan, sources, weights and golden.

@@ -14,6 +14,7 @@ mod matvec;
 mod mutations;
 mod mutations_of_formats;
 mod mutations_of_prompts;
+mod recurrent;
 mod router;
 mod sample;
 mod sample_rules;

@@ -6,6 +6,7 @@ use super::attention::attention;
 use super::experts::{experts, glu, route};
 use super::matmul::{Product, matmul};
 use super::operands::Operands;
+use super::recurrent::conv;
 use super::{Tensor, maths};
 use crate::ir::{Epilogue, Matmul, Norm, NormKind, Op, Role, Rope};
 
@@ -36,6 +37,7 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Softcap(cap) => vec![map(x(), |x| cap * (x / cap).tanh())],
         Op::Clamp(limit) => vec![map(x(), |x| x.clamp(-limit, *limit))],
         Op::Reshape => vec![Tensor::new(shape()?.clone(), x().data.clone())],
+        Op::Conv(_) => conv(&operands),
         Op::Sample => vec![first_largest(x())],
     })
 }

@@ -7,6 +7,7 @@ mod maths;
 mod matmul;
 mod operands;
 mod random;
+mod recurrent;
 mod tensor;
 #[cfg(test)]
 mod tests;

@@ -426,3 +426,42 @@ fn nmse_is_relative_to_the_reference() {
     assert_eq!(nmse(&[1.0], &[1.0, 2.0]), f64::INFINITY);
     assert!(nmse(&[f32::NAN], &[1.0]).is_nan());
 }
+
+/// `evaluate` on rows of a sequence, in one go and cut into two: the same results, and the same state after them.
+#[track_caller]
+fn in_one_go_and_in_two(op: &Op, rows: &[Tensor], state: &Tensor, rest: &[Tensor], first: i32) -> Vec<Tensor> {
+    let count = rows[0].shape[0];
+    let run = |part: std::ops::Range<usize>, state: &Tensor| {
+        let cut = |x: &Tensor| {
+            let shape: Vec<usize> = [part.len()].into_iter().chain(x.shape[1..].iter().copied()).collect();
+            Tensor::new(shape, part.clone().flat_map(|row| x.row(row).to_vec()).collect::<Vec<_>>())
+        };
+        let cut: Vec<Tensor> = rows.iter().map(cut).collect();
+        let positions: Vec<i32> = part.clone().map(|row| first + row as i32).collect();
+        let positions = Tensor::ints(&positions);
+        let operands: Vec<&Tensor> = cut.iter().chain([state, &positions]).chain(rest).collect();
+        evaluate(op, &operands, &[cut[0].shape.clone(), state.shape.clone()]).expect("it computes")
+    };
+    let whole = run(0..count, state);
+    let before = run(0..1, state);
+    let after = run(1..count, &before[1]);
+    near(&[before[0].data.clone(), after[0].data.clone()].concat(), &whole[0].data);
+    near(&after[1].data, &whole[1].data);
+    whole
+}
+
+#[test]
+fn convolutions_keep_their_last_inputs() {
+    // Channel 0: a_t + 10 a_(t-1) + 100 a_(t-2); channel 1: the same with other factors, and both less a bias.
+    let x = Tensor::new([3, 2], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let kept = Tensor::new([2, 2], [7.0, 8.0, 9.0, 10.0]);
+    let weight = Tensor::new([2, 1, 3], [100.0, 10.0, 1.0, 0.0, -1.0, 0.5]);
+    let conv = |bias| Op::Conv(Conv { bias });
+    let found = in_one_go_and_in_two(&conv(false), &[x.clone()], &kept, &[weight.clone()], 4);
+    near(&found[0].data, &[791.0, -9.0, 913.0, 0.0, 135.0, -1.0]);
+    near(&found[1].data, &[3.0, 4.0, 5.0, 6.0]);
+    // At the beginning of a sequence nothing is before it, whatever is kept.
+    let bias = Tensor::new([2], [0.5, -1.0]);
+    let found = in_one_go_and_in_two(&conv(true), &[x], &kept, &[weight, bias], 0);
+    near(&found[0].data, &[1.5, 0.0, 13.5, -1.0, 135.5, -2.0]);
+}

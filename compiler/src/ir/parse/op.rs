@@ -5,7 +5,9 @@ use std::str::FromStr;
 use super::error::ParseError;
 use super::scan::{Attribute, AttributeValue, Form, Scan};
 use crate::ir::text::weights_implied;
-use crate::ir::{Activation, Attention, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling};
+use crate::ir::{
+    Activation, Attention, Conv, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling,
+};
 use crate::ir::{Replay, Route, Scoring, Start, State};
 
 /// The op of that name. `leaf` is the text in quotes after it, `results` how many types follow.
@@ -50,6 +52,7 @@ pub(super) fn build(
         "scale" => Op::Scale(attributes.number("factor")?),
         "softcap" => Op::Softcap(attributes.number("cap")?),
         "clamp" => Op::Clamp(attributes.number("limit")?),
+        "conv" => Op::Conv(Conv { bias: attributes.flag("bias", false)? }),
         "reshape" => Op::Reshape,
         "sample" => Op::Sample,
         _ => match Activation::parse(name) {

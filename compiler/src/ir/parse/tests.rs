@@ -32,6 +32,8 @@ fn every_op() -> Vec<Op> {
         Op::Scale(16_777_217.0),
         Op::Softcap(30.0),
         Op::Clamp(8.0),
+        Op::Conv(Conv { bias: false }),
+        Op::Conv(Conv { bias: true }),
         Op::Reshape,
         Op::Sample,
     ];

@@ -2,6 +2,7 @@
 
 mod experts;
 mod fused;
+mod recurrent;
 mod rules;
 mod terms;
 #[cfg(test)]

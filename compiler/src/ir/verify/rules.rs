@@ -15,6 +15,9 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
     if let Op::Attention(fused) = op {
         return attention(fused, node);
     }
+    if let Op::Conv(conv) = op {
+        return super::recurrent::conv(*conv, node);
+    }
     if let Op::Route(route) = op {
         return super::experts::route(route, node);
     }
@@ -91,7 +94,7 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             logits("x", x)?;
             must(result, &Type::tokens(), || format!("a sample of {x}"))
         }
-        Op::Matmul(_) | Op::Attention(_) | Op::Route(_) => unreachable!("they have rules of their own"),
+        Op::Matmul(_) | Op::Attention(_) | Op::Route(_) | Op::Conv(_) => unreachable!("they have rules of their own"),
     }
 }
 

@@ -54,6 +54,7 @@ pub(in crate::ir) fn role_words(role: Role) -> String {
         Role::Gate => "gate".into(),
         Role::Up => "up".into(),
         Role::Down => "down".into(),
+        Role::Inputs => "inputs".into(),
     }
 }
 

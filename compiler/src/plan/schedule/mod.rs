@@ -3,6 +3,7 @@
 mod attention;
 mod experts;
 mod products;
+mod recurrent;
 mod shapes;
 mod storage;
 mod wgmma;
@@ -326,6 +327,7 @@ impl<'p, 'g> Builder<'p, 'g> {
                 // The kernel of the experts routes.
                 Op::Route(_) => {}
                 Op::Experts(experts) => self.experts(node, experts)?,
+                Op::Conv(_) => self.conv(node)?,
                 Op::Sample if sample => self.sample(node, None)?,
                 Op::Sample => {}
             }

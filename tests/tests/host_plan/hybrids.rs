@@ -1,0 +1,21 @@
+//! Models with layers that keep a state.
+
+use anyhow::Result;
+use fusec::passes::Selection;
+
+use crate::{Case, check};
+
+#[test]
+fn lfm2() -> Result<()> {
+    check(&Case::new("lfm2"))
+}
+
+#[test]
+fn lfm2_with_biases() -> Result<()> {
+    check(&Case::new("lfm2-bias"))
+}
+
+#[test]
+fn lfm2_unfused() -> Result<()> {
+    check(&Case { passes: Selection::none(), variant: " unfused", ..Case::new("lfm2") })
+}

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 /// The key of the table that holds a number that JSON has no form for, under its name in Python: `{"$float": "Infinity"}`.
 pub const FLOAT: &str = "$float";
 
+/// The key of the same table as transformers 5 writes it.
+const FLOAT_OF_TRANSFORMERS: &str = "__float__";
+
 /// Reads JSON text. Numbers that are not finite become tables under [`FLOAT`], so that only what reads such a number has to refuse it.
 ///
 /// ```
@@ -23,7 +26,7 @@ pub fn parse(text: &str) -> serde_json::Result<Value> {
 /// The number that a table under [`FLOAT`] stands for.
 pub fn float(value: &Value) -> Option<f64> {
     let table = value.as_object().filter(|table| table.len() == 1)?;
-    match table.get(FLOAT)?.as_str()? {
+    match table.get(FLOAT).or_else(|| table.get(FLOAT_OF_TRANSFORMERS))?.as_str()? {
         "Infinity" => Some(f64::INFINITY),
         "-Infinity" => Some(f64::NEG_INFINITY),
         "NaN" => Some(f64::NAN),
@@ -108,6 +111,7 @@ mod tests {
             [&json!("\"NaN, \\"), &json!(-1), &json!("-Infinity")]
         );
         assert_eq!(float(&json!({"$float": "Infinity", "more": 1})), None);
+        assert_eq!(float(&json!({"__float__": "Infinity"})), Some(f64::INFINITY));
         assert_eq!(shown(&value["a"]), "[0.0,Infinity]");
         assert_eq!([shown(&value["b"]), shown(&value["c"])], ["-Infinity", "NaN"]);
     }

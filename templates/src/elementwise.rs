@@ -41,6 +41,62 @@ pub enum Expression {
     Activate(Activation),
     /// `b` plus the sum of that many rows of `a`.
     Sum(usize),
+    /// Another function of `a`.
+    Apply(Function),
+    /// `a` and `b`, each value of which is for several of `a`.
+    Spread {
+        /// What is computed.
+        of: Spread,
+        /// Values of a row of `a` for one of `b`.
+        each: usize,
+        /// b is a weight, the same for all rows.
+        weight: bool,
+    },
+}
+
+/// Functions that no product has after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Function {
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
+    /// `ln(1 + e^x)`.
+    Softplus,
+    /// `e^x`.
+    Exp,
+}
+
+impl Function {
+    /// All of them.
+    pub const ALL: [Function; 3] = [Function::Sigmoid, Function::Softplus, Function::Exp];
+
+    /// The name in descriptions and in the text form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Function::Sigmoid => "sigmoid",
+            Function::Softplus => "softplus",
+            Function::Exp => "exp",
+        }
+    }
+
+    /// The function of that name.
+    pub fn parse(name: &str) -> Option<Function> {
+        Function::ALL.into_iter().find(|function| function.name() == name)
+    }
+}
+
+/// What is computed of two values, one of which is for several of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    /// `a + b`.
+    Add,
+    /// `a · b`.
+    Mul,
+    /// `a · sigmoid(b)`.
+    Glu,
+    /// `-e^b · a`.
+    Decay,
 }
 
 impl Expression {
@@ -55,6 +111,11 @@ impl Expression {
             Expression::Glu { per_row: true } => "glu_row",
             Expression::Activate(activation) => activation.name(),
             Expression::Sum(_) => "sum",
+            Expression::Apply(function) => function.name(),
+            Expression::Spread { of: Spread::Add, .. } => "add_each",
+            Expression::Spread { of: Spread::Mul, .. } => "mul_each",
+            Expression::Spread { of: Spread::Glu, .. } => "glu_each",
+            Expression::Spread { of: Spread::Decay, .. } => "decay",
         }
     }
 
@@ -70,6 +131,25 @@ impl Expression {
             Expression::Glu { per_row: false } => 6,
             Expression::Glu { per_row: true } => 7,
             Expression::Sum(_) => 8,
+            Expression::Apply(Function::Sigmoid) => 9,
+            Expression::Apply(Function::Softplus) => 10,
+            Expression::Apply(Function::Exp) => 11,
+            Expression::Spread { of: Spread::Add, .. } => 12,
+            Expression::Spread { of: Spread::Mul, .. } => 13,
+            Expression::Spread { of: Spread::Glu, .. } => 14,
+            Expression::Spread { of: Spread::Decay, .. } => 15,
+        }
+    }
+
+    fn is_applied(self) -> bool {
+        matches!(self, Expression::Apply(_))
+    }
+
+    /// Values of a row for one of `b`, and whether `b` is the same for all rows; where one is for several.
+    fn spread(self) -> Option<(usize, bool)> {
+        match self {
+            Expression::Spread { each, weight, .. } => Some((each, weight)),
+            _ => None,
         }
     }
 
@@ -91,8 +171,12 @@ impl Expression {
 
 impl Family for Elementwise {
     fn params(&self) -> Vec<Param> {
-        let two = matches!(self.kind, Expression::Add | Expression::Mul | Expression::Glu { .. });
-        let b = Param::read("b", "const float*");
+        let two =
+            matches!(self.kind, Expression::Add | Expression::Mul | Expression::Glu { .. } | Expression::Spread { .. });
+        let b = match self.kind {
+            Expression::Spread { weight: true, .. } => Param::weight("b", "const float*"),
+            _ => Param::read("b", "const float*"),
+        };
         vec![Param::read("a", "const float*"), if two { b } else { b.or_null() }, Param::write("out", "Out*")]
     }
 

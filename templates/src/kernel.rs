@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::family::Family;
 use crate::{
     Append, Attention, AttentionProjection, AttentionRows, Conv, Elementwise, Embedding, ExpertsHidden, ExpertsSum,
-    KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, RopeRows, RouteRows, Sample,
+    KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, Recall, RopeRows, RouteRows, Sample,
 };
 
 /// What specialises a kernel, one variant per family.
@@ -30,6 +30,7 @@ pub enum KernelSpec {
     KvAppend(KvAppend),
     Elementwise(Elementwise),
     Conv(Conv),
+    Recall(Recall),
     Sample(Sample),
 }
 
@@ -54,6 +55,7 @@ impl KernelSpec {
             KernelSpec::KvAppend(kernel) => kernel,
             KernelSpec::Elementwise(kernel) => kernel,
             KernelSpec::Conv(kernel) => kernel,
+            KernelSpec::Recall(kernel) => kernel,
             KernelSpec::Sample(kernel) => kernel,
         }
     }

@@ -12,8 +12,8 @@ def golden(family, options, *changes):
     return classes, common | options, "bfloat16", None, list(changes)
 
 
-FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"} | {
-    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Mistral3", "Qwen2_5_VL", "Qwen3VL", "SmolVLM"]
+FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Qwen3_5Text": "Qwen3_5ForCausalLM"} | {
+    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Mistral3", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Qwen3_5Moe", "SmolVLM"]
 }
 
 
@@ -25,7 +25,7 @@ def with_vision(family, text, more, *changes):
         vision |= dict(depth=1, num_heads=2, out_hidden_size=text["hidden_size"])
     else:
         vision |= dict(num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
-    if family == "Qwen3VL":
+    if family in ["Qwen3VL", "Qwen3_5", "Qwen3_5Moe"]:
         vision |= dict(deepstack_visual_indexes=[0])
     changes = [dict(text_config=text | change) for change in changes]
     return golden(family, dict(text_config=text, vision_config=vision) | more, *changes)
@@ -56,6 +56,10 @@ LONGROPE = dict(
 NEOX = dict(hidden_size=72, num_attention_heads=3, intermediate_size=116, vocab_size=223, num_hidden_layers=2)
 FALCON = dict(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=205, rope_parameters=ROPE)
 EXPERTS = dict(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=40)
+DELTA_RULE = dict(
+    linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=12, linear_value_head_dim=20, linear_conv_kernel_dim=4
+)
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=24, mamba_n_groups=2, mamba_d_state=12, mamba_d_conv=4, mamba_chunk_size=16)
 ROUTED = dict(n_routed_experts=7, n_shared_experts=2, num_experts_per_tok=2, moe_intermediate_size=40)
 
 FAMILIES = {
@@ -324,6 +328,85 @@ FAMILIES = {
             64, 2, 1, 76, 193, layers=3, layer_types=["full_attention", "conv", "conv"], conv_L_cache=4, conv_bias=True,
             block_auto_adjust_ff_dim=False, tie_word_embeddings=True,
         ),
+    ),
+    "qwen3_next": golden(
+        "Qwen3Next",
+        sizes(
+            48, 3, 1, 60, 209, layers=4, head_dim=24, layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            rope_parameters=ROPE | dict(partial_rotary_factor=0.5, rope_theta=20000.0), decoder_sparse_step=2,
+            shared_expert_intermediate_size=36, **DELTA_RULE, **(EXPERTS | dict(num_experts=5)),
+        ),
+        dict(norm_topk_prob=False),
+        dict(mlp_only_layers=[1]),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.5)),
+    ),
+    "qwen3_5": with_vision(
+        "Qwen3_5",
+        sizes(48, 3, 1, 60, 211, layers=3, head_dim=24, max_position_embeddings=256, layer_types=["linear_attention", "full_attention", "linear_attention"])
+        | dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.5, rope_theta=500000.0, mrope_section=[2, 2, 2])) | DELTA_RULE,
+        dict(tie_word_embeddings=True),
+        dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.75, mrope_section=[3, 3, 3])),
+    ),
+    "qwen3_5-text": golden(
+        "Qwen3_5Text",
+        sizes(40, 2, 1, 52, 189, layers=2, head_dim=24, layer_types=["linear_attention", "full_attention"], tie_word_embeddings=True)
+        | dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.5)) | DELTA_RULE,
+    ),
+    "qwen3_5_moe": with_vision(
+        "Qwen3_5Moe",
+        sizes(48, 3, 1, None, 203, layers=2, head_dim=24, max_position_embeddings=256, layer_types=["linear_attention", "full_attention"])
+        | dict(rope_parameters=ROPE | dict(partial_rotary_factor=0.5, mrope_section=[2, 2, 2]), shared_expert_intermediate_size=36)
+        | DELTA_RULE | EXPERTS | dict(num_experts=5),
+        dict(tie_word_embeddings=False),
+    ),
+    "bamba": golden(
+        "Bamba", sizes(48, 2, 1, 76, 197, layers=3, attn_layer_indices=[1], rope_parameters=ROPE | dict(partial_rotary_factor=0.5)) | MAMBA
+    ),
+    "granitemoehybrid": golden(
+        "GraniteMoeHybrid",
+        sizes(
+            48, 4, 2, 40, 193, layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"], shared_intermediate_size=36,
+            num_local_experts=5, num_experts_per_tok=2, attention_multiplier=0.2, embedding_multiplier=5.0, residual_multiplier=0.6,
+            logits_scaling=0.5, tie_word_embeddings=True,
+        ) | MAMBA,
+        dict(attention_multiplier=0.5),
+        dict(embedding_multiplier=2.0),
+        dict(residual_multiplier=1.0),
+        dict(logits_scaling=1.0),
+        dict(position_embedding_type="rope"),
+    ),
+    "granitemoehybrid-dense": golden(
+        "GraniteMoeHybrid",
+        sizes(
+            48, 4, 2, 40, 191, layers=2, layer_types=["full_attention", "linear_attention"], shared_intermediate_size=68, num_local_experts=0,
+            num_experts_per_tok=0, attention_multiplier=0.3, position_embedding_type="rope", mamba_conv_bias=False, mamba_proj_bias=True,
+        ) | MAMBA,
+        dict(position_embedding_type=None),
+    ),
+    "nemotron_h": golden(
+        "NemotronH",
+        dict(
+            hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=20, intermediate_size=68, vocab_size=199,
+            layers_block_type=["linear_attention", "mlp", "full_attention", "moe"], mamba_num_heads=4, mamba_head_dim=20, n_groups=2,
+            ssm_state_size=12, chunk_size=16, time_step_min=1e-9, n_routed_experts=5, moe_intermediate_size=40, num_experts_per_tok=2,
+            moe_shared_expert_intermediate_size=36, routed_scaling_factor=1.6,
+        ),
+        dict(norm_topk_prob=False),
+        dict(routed_scaling_factor=1.0),
+    ),
+    "falcon_h1": golden(
+        "FalconH1",
+        sizes(
+            48, 4, 2, 76, 195, layers=2, head_dim=20, mamba_d_ssm=72, lm_head_multiplier=1.5, embedding_multiplier=2.0, mlp_multipliers=[1.3, 0.7],
+            key_multiplier=0.8, attention_out_multiplier=1.2, attention_in_multiplier=0.9, ssm_multipliers=[1.1, 0.9, 1.4, 0.8, 1.2],
+            ssm_in_multiplier=1.3, ssm_out_multiplier=0.8, mamba_rms_norm=True, mamba_norm_before_gate=False,
+        ) | MAMBA | dict(mamba_d_head=18),
+        dict(mamba_norm_before_gate=True),
+        dict(mlp_multipliers=[1.0, 1.0]),
+        dict(ssm_multipliers=[1.0, 1.0, 1.0, 1.0, 1.0]),
+        dict(attention_out_multiplier=1.0),
+        dict(ssm_out_multiplier=1.0),
+        dict(embedding_multiplier=1.0),
     ),
     "gemma3-vision": with_vision(
         "Gemma3",

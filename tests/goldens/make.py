@@ -108,7 +108,12 @@ def randomise(model, generator, dtype) -> None:
         # GPT-2 stores [in, out].
         inputs = weight.shape[0 if model.config.model_type == "gpt2" else -1]
         norm = "norm" in name or ".ln_" in name
-        if norm and name.endswith("weight"):
+        if name.endswith(("A_log", "dt_bias")):
+            # Memories of a few tokens and of all of them.
+            value = 0.7 * noise - (1.0 if name.endswith("A_log") else 0.5)
+        elif name.endswith((".D", "linear_attn.norm.weight")):
+            value = 1.0 + 0.25 * noise
+        elif norm and name.endswith("weight"):
             value = without_norm(model) + 0.25 * noise
         elif name.endswith(".bias"):
             # RoPE turns slowly in most of a head, so a key's bias shows in the softmax only when it is large; without RoPE a query's.
@@ -142,7 +147,7 @@ def choice_biases(model) -> dict:
 
 def without_norm(model) -> float:
     """The weight that a norm has no effect with: Gemma and Nemotron store it less one."""
-    return 0.0 if model.config.model_type.startswith(("gemma", "nemotron")) else 1.0
+    return 0.0 if model.config.model_type.startswith(("gemma", "nemotron", "qwen3_next", "qwen3_5")) and model.config.model_type != "nemotron_h" else 1.0
 
 
 def nmse(found, expected) -> float:

@@ -359,7 +359,7 @@ fn quantised_checkpoints_are_told_by_their_tensors_too() {
 #[test]
 fn architectures_that_no_description_can_serve() {
     for (name, said) in [
-        ("Qwen3NextForCausalLM", "Qwen3NextForCausalLM needs a gated delta rule, which no operation computes: "),
+        ("DeepseekV3ForCausalLM", "DeepseekV3ForCausalLM needs latent attention (MLA), which no operation computes: "),
         ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes: "),
         ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes: "),
         ("GptOssForCausalLM", "needs experts with biases and a bounded SwiGLU, which no operation computes: "),

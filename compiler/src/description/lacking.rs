@@ -17,7 +17,6 @@ enum Lack {
 use Lack::{Nature, Operation};
 
 const ALIBI: Lack = Operation("ALiBi (scores less the distance)");
-const DELTA_RULE: Lack = Operation("a gated delta rule");
 const HYPER: Lack = Operation("hyper-connections and a token indexer");
 const INDEXER: Lack = Operation("latent attention with a token indexer");
 const LATENT: Lack = Operation("latent attention (MLA)");
@@ -37,7 +36,6 @@ const PROJECTOR: Lack = Nature("is what a model sees or hears with (mmproj): nam
 
 /// By the name of the family: transformers' class without its ending, `model_type`, or GGUF's `general.architecture`, in small letters and digits only.
 const FAMILIES: &[(Lack, &[&str])] = &[
-    (DELTA_RULE, &["kimilinear", "olmohybrid", "qwen35", "qwen35moe", "qwen35text", "qwen35moetext", "qwen3next"]),
     (MAMBA1, &["falconmamba", "jamba", "mamba"]),
     (
         MAMBA2,
@@ -62,6 +60,7 @@ const FAMILIES: &[(Lack, &[&str])] = &[
             "deepseekv2",
             "deepseekv3",
             "glm4moelite",
+            "kimilinear",
             "kimik2",
             "kimik25",
             "longcatflash",
@@ -262,7 +261,6 @@ const KEYS: &[(&str, Lack)] = &[
     ("hidden_size_per_layer_input", PER_LAYER),
     ("is_encoder_decoder", BOTH),
     ("kv_lora_rank", LATENT),
-    ("linear_num_value_heads", DELTA_RULE),
     ("mamba_d_ssm", MAMBA2),
     ("mamba_d_state", MAMBA2),
     ("mamba_num_heads", MAMBA2),
@@ -275,12 +273,8 @@ const KEYS: &[(&str, Lack)] = &[
 ];
 
 /// Kinds of layers in `layer_types` by what is in their names.
-const LAYERS: &[(&str, Lack)] = &[
-    ("linear_attention", DELTA_RULE),
-    ("mamba", MAMBA2),
-    ("recurrent", RG_LRU),
-    ("chunked_attention", Operation("chunked attention")),
-];
+const LAYERS: &[(&str, Lack)] =
+    &[("mamba", MAMBA2), ("recurrent", RG_LRU), ("chunked_attention", Operation("chunked attention"))];
 
 /// What keys begin with that give sizes for one kind of layer.
 const SIZES: &[&str] = &["conv_", "linear_", "mamba_", "ssm_"];
@@ -298,9 +292,9 @@ impl Lack {
 /// Why no description can serve what a config.json is for, in a sentence; none where one may.
 ///
 /// ```
-/// let config = serde_json::json!({"architectures": ["Qwen3NextForCausalLM"]});
+/// let config = serde_json::json!({"architectures": ["BloomForCausalLM"]});
 /// let said = fusec::description::lacking(&config);
-/// assert_eq!(said.as_deref(), Some("Qwen3NextForCausalLM needs a gated delta rule, which no operation computes"));
+/// assert_eq!(said.as_deref(), Some("BloomForCausalLM needs ALiBi (scores less the distance), which no operation computes"));
 /// ```
 pub fn lacking(config: &Value) -> Option<String> {
     let names = architectures(config);
@@ -395,7 +389,7 @@ mod tests {
     #[test]
     fn the_name_tells() {
         for (name, said) in [
-            ("Qwen3NextForCausalLM", "needs a gated delta rule, which no operation computes"),
+            ("KimiLinearForCausalLM", "needs latent attention (MLA), which no operation computes"),
             ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes"),
             ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes"),
             ("NemotronHForCausalLM", "needs a state-space recurrence (Mamba-2), which no operation computes"),
@@ -409,13 +403,16 @@ mod tests {
         ] {
             assert_eq!(lacking(&json!({"architectures": [name]})), Some(format!("{name} {said}")));
         }
-        let parts = json!({"architectures": ["Qwen3_5ForConditionalGeneration"], "text_config": {"model_type": "qwen3_5_text"}});
+        let parts = json!({"architectures": ["Gemma3nForConditionalGeneration"], "text_config": {"model_type": "gemma3n_text"}});
         let said = lacking(&parts).unwrap_or_default();
-        assert!(said.starts_with("Qwen3_5ForConditionalGeneration:qwen3_5_text needs a gated delta rule"), "{said}");
+        assert!(
+            said.starts_with("Gemma3nForConditionalGeneration:gemma3n_text needs embeddings for each layer"),
+            "{said}"
+        );
         assert_eq!(lacking(&json!({"architectures": ["NewForCausalLM"]})), None);
         assert_eq!(
-            lacking_in_gguf("qwen3next").as_deref(),
-            Some("qwen3next needs a gated delta rule, which no operation computes")
+            lacking_in_gguf("deepseek2").as_deref(),
+            Some("deepseek2 needs latent attention (MLA), which no operation computes")
         );
     }
 

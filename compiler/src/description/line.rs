@@ -115,6 +115,7 @@ fn values(
     let roles: Vec<Option<_>> = signature
         .values
         .iter()
+        .filter(|role| role.required || table.contains_key(role.name))
         .map(|role| {
             let value = reader.needed(table, role.name, span.clone(), what)?;
             Some((role.name, reader.identifier(value, "a value's name")?, value.span()))

@@ -62,9 +62,10 @@ impl Reader {
                     None
                 }
             },
-            DeValue::Float(digits) => match digits.as_str().parse::<f64>().ok().filter(|number| number.is_finite()) {
-                Some(number) => Some(Value::Float(number)),
-                None => {
+            // What is read of a number that is not finite refuses it; under [expect] nothing is.
+            DeValue::Float(digits) => match digits.as_str().parse::<f64>() {
+                Ok(number) if number.is_finite() || digits.as_str().ends_with("inf") => Some(Value::Float(number)),
+                _ => {
                     number(self);
                     None
                 }

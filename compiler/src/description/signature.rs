@@ -104,12 +104,12 @@ pub const SIGNATURES: &[Signature] = &[
         one_of: &["features", "heads"],
         ..PLAIN
     },
-    Signature { op: OpName::Add, doc: "a + b.", values: PAIR, ..PLAIN },
-    Signature { op: OpName::Mul, doc: "a · b, element by element.", values: PAIR, ..PLAIN },
+    Signature { op: OpName::Add, doc: "a + b, or a + w, element by element.", ..PAIR },
+    Signature { op: OpName::Mul, doc: "a · b, or a · w, element by element.", ..PAIR },
     Signature {
         op: OpName::Glu,
         doc: "a · sigmoid(b).",
-        values: &[value("a", "left"), value("b", "right, of `a`'s size or one value per token")],
+        values: &[value("a", "left"), value("b", "right, of `a`'s size or one value per token or per head")],
         ..PLAIN
     },
     Signature {
@@ -151,6 +151,29 @@ pub const SIGNATURES: &[Signature] = &[
         ],
         ..PLAIN
     },
+    Signature {
+        op: OpName::Recall,
+        doc: "A memory S of each head of `v`, kept from step to step; zeros before the first token. S = exp(decay) S; with `beta` the delta rule, \
+              S = S + k (beta (v - S^T k))^T, without it S = S + k v^T; the result is S^T q. Heads of `v` share those of `q` and `k` in consecutive groups.",
+        values: &[
+            value("q", "with heads"),
+            value("k", "as `q`"),
+            value("v", "with heads"),
+            value("decay", "logarithms: one per head of `v`, or as many per head as `k` has"),
+            optional_value("beta", "one per head of `v`"),
+        ],
+        ..PLAIN
+    },
+    Signature {
+        op: OpName::Decay,
+        doc: "-exp(w) · x: the logarithm of a decay.",
+        weights: &[weight("weight", "as of `mul`")],
+        attributes: &[SHARED],
+        ..PLAIN
+    },
+    Signature { op: OpName::Sigmoid, doc: "1 / (1 + exp(-x)).", ..PLAIN },
+    Signature { op: OpName::Softplus, doc: "ln(1 + exp(x)).", ..PLAIN },
+    Signature { op: OpName::Exp, doc: "exp(x).", ..PLAIN },
     Signature { op: OpName::Silu, doc: "x · sigmoid(x).", ..PLAIN },
     Signature { op: OpName::Gelu, doc: "x · Φ(x), exact.", ..PLAIN },
     Signature { op: OpName::GeluTanh, doc: "The tanh approximation of gelu.", ..PLAIN },
@@ -201,7 +224,7 @@ pub struct Signature {
     pub weights: &'static [Role],
     /// Numbers and flags.
     pub attributes: &'static [Attribute],
-    /// Exactly one of these attributes must be given; empty where there is no such rule.
+    /// Exactly one of these keys must be given; empty where there is no such rule.
     pub one_of: &'static [&'static str],
 }
 
@@ -303,6 +326,16 @@ ops! {
     Experts = "experts";
     /// A short causal convolution.
     Conv = "conv";
+    /// A recurrent memory.
+    Recall = "recall";
+    /// The logarithm of a decay.
+    Decay = "decay";
+    /// The logistic function.
+    Sigmoid = "sigmoid";
+    /// A smooth ReLU.
+    Softplus = "softplus";
+    /// The exponential function.
+    Exp = "exp";
     /// SiLU.
     Silu = "silu";
     /// GELU.
@@ -355,7 +388,23 @@ impl Kind {
     }
 }
 
-const PAIR: &[Role] = &[value("a", "left"), value("b", "right")];
+/// A value with another one or with a weight.
+const PAIR: Signature = Signature {
+    op: OpName::Add,
+    doc: "",
+    values: &[value("a", "left"), optional_value("b", "right, of `a`'s size or one value per token or per head")],
+    weights: &[optional_weight("weight", "`[values of a]`, `[heads of a]` or `[1]`, the same for all tokens")],
+    attributes: &[SHARED],
+    one_of: &["b", "weight"],
+};
+
+/// How many values of a row share one of a weight, by its size.
+const SHARED: Attribute = attribute(
+    "features",
+    Kind::Count,
+    Default::Absent,
+    "values of the weight, where they are fewer than those of a token: one for each head, or 1",
+);
 
 /// One value in, one out.
 const PLAIN: Signature =
@@ -363,6 +412,10 @@ const PLAIN: Signature =
 
 const fn value(name: &'static str, doc: &'static str) -> Role {
     Role { name, required: true, doc }
+}
+
+const fn optional_value(name: &'static str, doc: &'static str) -> Role {
+    Role { name, required: false, doc }
 }
 
 const fn weight(name: &'static str, doc: &'static str) -> Role {
@@ -389,7 +442,7 @@ mod tests {
             let keys: Vec<_> = signature.keys().collect();
             let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
             assert_eq!(keys.len(), distinct.len(), "{}", signature.op.name());
-            assert!(signature.one_of.iter().all(|name| signature.attribute(name).is_some()));
+            assert!(signature.one_of.iter().all(|name| keys.contains(name)));
         }
     }
 }

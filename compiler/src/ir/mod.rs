@@ -12,10 +12,10 @@ mod types;
 mod verify;
 mod weight;
 
-pub use fuse_kernels::{Activation, Format, NormKind, RopeScaling, RopeTable, Scoring};
+pub use fuse_kernels::{Activation, Format, Function, NormKind, RopeScaling, RopeTable, Scoring};
 pub use graph::{Graph, Node, NodeId, Results, Value};
 pub use interpret::{Interpreter, Tensor, erf, evaluate, nmse, random_run, random_tensor};
-pub use op::{Attention, Conv, Epilogue, Experts, Matmul, Norm, Op, Projection, Role, Rope, Route};
+pub use op::{Attention, Conv, Epilogue, Experts, Matmul, Norm, Op, Projection, Recall, Role, Rope, Route};
 pub use parse::ParseError;
 pub use patch::{Patch, PatchValue};
 pub use state::{Replay, Start, State};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fuse_kernels::{Activation, NormKind, RopeScaling, RopeTable, Scoring};
+use fuse_kernels::{Activation, Function, NormKind, RopeScaling, RopeTable, Scoring};
 
 use super::{State, WeightRef};
 
@@ -27,14 +27,18 @@ pub enum Op {
     KvAppend,
     /// Causal attention of `q` over a cache, up to and including each token's own position.
     Attention(Attention),
-    /// `a + b`.
+    /// `a + b`; see [`Type::values_per`] for the sizes that `b` may have.
     Add,
-    /// `a · b`, element by element.
+    /// `a · b`, element by element; as [`Op::Add`].
     Mul,
-    /// `a · sigmoid(b)`, element by element; `b` may be one value per token.
+    /// `a · sigmoid(b)`, element by element; `b` may be one value per token or per head.
     Glu,
+    /// `-e^b · a`, the logarithm of a decay; `b` is a weight, as of [`Op::Add`].
+    Decay,
     /// An activation function, element by element.
     Activation(Activation),
+    /// Another function, element by element.
+    Function(Function),
     /// `factor · x`.
     Scale(f32),
     /// `cap · tanh(x / cap)`.
@@ -51,6 +55,9 @@ pub enum Op {
     /// A causal convolution over the tokens of a sequence, each channel for itself: `Σ_j w[c, j] · x_(t-taps+1+j)[c] + b[c]`, inputs before position 0 being
     /// zeros. The state is the last `taps - 1` inputs, the oldest first.
     Conv(Conv),
+    /// A memory of each head, `S` of `[size of a key, size of a value]`, zeros before position 0. Token after token `S = e^d S`, `S = S + k (v - S^T k)^T β`
+    /// or, without the delta rule, `S = S + k v^T`; the result is `S^T q`.
+    Recall(Recall),
     /// The next token of each row of logits. The reference takes the first largest; a step samples as its parameters say.
     Sample,
 }
@@ -166,6 +173,13 @@ pub struct Conv {
     pub bias: bool,
 }
 
+/// A recurrent memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recall {
+    /// What the memory has for a key is replaced by its value, as far as `β` says; otherwise the value is added to it.
+    pub delta: bool,
+}
+
 /// The output projection of a fused attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Projection {
@@ -238,6 +252,12 @@ pub enum Role {
     Down,
     /// The last inputs of each sequence, of a convolution.
     Inputs,
+    /// The logarithm of what a memory keeps, `f32[T, heads of v]` or `f32[T, heads of v, size of a key]`.
+    Decay,
+    /// How far a value replaces what a memory has, `f32[T, heads of v]`.
+    Beta,
+    /// The memory of each head, `f32[heads of v, size of a key, size of a value]`.
+    Memory,
 }
 
 impl Op {
@@ -256,7 +276,7 @@ impl Op {
             Op::Rope(_) => vec![Role::X, Role::Positions],
             Op::KvAppend => vec![Role::Cache, Role::X, Role::Positions],
             Op::Attention(attention) => attention.roles(),
-            Op::Add | Op::Mul | Op::Glu => vec![Role::A, Role::B],
+            Op::Add | Op::Mul | Op::Glu | Op::Decay => vec![Role::A, Role::B],
             Op::Route(route) => {
                 let mut roles = vec![Role::X];
                 roles.extend(route.bias.then_some(Role::ChoiceBias));
@@ -268,14 +288,24 @@ impl Op {
                 roles.extend([Role::Up, Role::Down]);
                 roles
             }
+            Op::Recall(recall) => {
+                let mut roles = vec![Role::Q, Role::K, Role::V, Role::Decay];
+                roles.extend(recall.delta.then_some(Role::Beta));
+                roles.extend([Role::Memory, Role::Positions]);
+                roles
+            }
             Op::Conv(conv) => {
                 let mut roles = vec![Role::X, Role::Inputs, Role::Positions, Role::Weight(0)];
                 roles.extend(conv.bias.then_some(Role::Bias(0)));
                 roles
             }
-            Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) | Op::Reshape | Op::Sample => {
-                vec![Role::X]
-            }
+            Op::Activation(_)
+            | Op::Function(_)
+            | Op::Scale(_)
+            | Op::Softcap(_)
+            | Op::Clamp(_)
+            | Op::Reshape
+            | Op::Sample => vec![Role::X],
         }
     }
 
@@ -284,6 +314,7 @@ impl Op {
         match self {
             Op::KvAppend => &[(Role::Cache, 0)],
             Op::Conv(_) => &[(Role::Inputs, 1)],
+            Op::Recall(_) => &[(Role::Memory, 1)],
             Op::Attention(attention) if attention.append => &[(Role::KeyCache, 1), (Role::ValueCache, 2)],
             Op::Input(_)
             | Op::Weight(_)
@@ -296,7 +327,9 @@ impl Op {
             | Op::Add
             | Op::Mul
             | Op::Glu
+            | Op::Decay
             | Op::Activation(_)
+            | Op::Function(_)
             | Op::Scale(_)
             | Op::Softcap(_)
             | Op::Clamp(_)
@@ -332,7 +365,9 @@ impl Op {
             Op::Add => "add".into(),
             Op::Mul => "mul".into(),
             Op::Glu => "glu".into(),
+            Op::Decay => "decay".into(),
             Op::Activation(activation) => activation.name().into(),
+            Op::Function(function) => function.name().into(),
             Op::Scale(_) => "scale".into(),
             Op::Softcap(_) => "softcap".into(),
             Op::Clamp(_) => "clamp".into(),
@@ -340,6 +375,7 @@ impl Op {
             Op::Route(_) => "route".into(),
             Op::Experts(_) => "experts".into(),
             Op::Conv(_) => "conv".into(),
+            Op::Recall(_) => "recall".into(),
             Op::Sample => "sample".into(),
         }
     }

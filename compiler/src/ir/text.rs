@@ -153,6 +153,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
             }
         }
         Op::Conv(conv) => list.flag("bias", conv.bias),
+        Op::Recall(recall) => list.flag("delta", recall.delta),
         Op::State(state) => {
             if state.start != Start::default() {
                 list.add("start", state.start.name().into());
@@ -162,7 +163,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
             }
         }
         Op::Input(_) | Op::Weight(_) | Op::Embedding | Op::KvAppend => {}
-        Op::Add | Op::Mul | Op::Glu | Op::Activation(_) | Op::Reshape | Op::Sample => {}
+        Op::Add | Op::Mul | Op::Glu | Op::Decay | Op::Activation(_) | Op::Function(_) | Op::Reshape | Op::Sample => {}
     }
     list.text
 }

@@ -52,6 +52,25 @@ impl Type {
         self.fixed_sizes().product()
     }
 
+    /// How many values of a row of this activation share one of `other`: 1 where `other` is of the same type, or a weight of as many values; all of a row where
+    /// it has one value per token, or is a weight of one; those of a head where it has one per head.
+    pub fn values_per(&self, other: &Type) -> Option<usize> {
+        if self == other {
+            return Some(1);
+        }
+        let heads = match self.shape[..] {
+            [Dim::Tokens, Dim::Fixed(heads), Dim::Fixed(_)] => heads,
+            _ => 1,
+        };
+        let (row, count) = (self.row_size(), other.row_size());
+        let fits = match other.shape[..] {
+            [Dim::Fixed(_)] => other.format != Format::I32 && [row, heads, 1].contains(&count),
+            [Dim::Tokens, Dim::Fixed(_)] => other.format == Format::F32 && [heads, 1].contains(&count),
+            _ => false,
+        };
+        fits.then(|| row / count)
+    }
+
     /// The known sizes in order, symbolic ones left out.
     pub fn fixed_sizes(&self) -> impl Iterator<Item = usize> + '_ {
         self.shape.iter().filter_map(|dim| match dim {

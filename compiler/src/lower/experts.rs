@@ -1,7 +1,6 @@
-//! Routed experts, and products with a sigmoid.
+//! Routed experts.
 
 use super::attributes::{count, mismatch, part, positive};
-use super::shapes::words;
 use super::{Lowered, Lowering};
 use crate::description::Call;
 use crate::ir::{Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightRef};
@@ -38,16 +37,5 @@ impl Lowering<'_> {
         let activation = call.activation("kind").expect("the signature requires it");
         let op = Op::Experts(Experts { activation, gated });
         Ok(self.node(call, op, &operands, Type::activation(&[outputs])))
-    }
-
-    pub(super) fn glu(&mut self, call: &Call) -> Lowered {
-        let [a, b] = [self.activation(call, "a")?, self.activation(call, "b")?];
-        let [left, right] = [a, b].map(|value| self.graph.type_of(value).clone());
-        if left != right && right != Type::activation(&[1]) {
-            let (left, right) = (words(&left), words(&right));
-            let message = format!("`a` (`{}`) is {left}, `b` (`{}`) is {right}", call.values["a"], call.values["b"]);
-            return Err(mismatch(call, message).help("`b` has one value per token, or as many as `a`"));
-        }
-        Ok(self.node(call, Op::Glu, &[a, b], left))
     }
 }

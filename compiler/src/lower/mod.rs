@@ -2,6 +2,7 @@
 
 mod attributes;
 mod experts;
+mod pairs;
 mod recurrent;
 mod rope;
 mod shapes;
@@ -10,7 +11,8 @@ use std::collections::BTreeMap;
 
 use crate::description::{Call, Code, Diagnostic, Diagnostics, OpName, RESULT, Resolved};
 use crate::ir::{
-    Activation, Attention, Format, Graph, Matmul, Norm, NormKind, Op, Part, Rope, State, Type, Value, WeightRef,
+    Activation, Attention, Format, Function, Graph, Matmul, Norm, NormKind, Op, Part, Rope, State, Type, Value,
+    WeightRef,
 };
 
 use attributes::{count, mismatch, number, part, positive};
@@ -23,7 +25,7 @@ const LARGEST_WEIGHT: usize = 1 << 40;
 ///
 /// `context` is the longest sequence that is meant to run, in positions; none: what the configuration says. Some scalings of RoPE depend on it.
 /// Inputs are `tokens` and `positions`. Outputs, in order: the logits `f32[T, vocabulary]`, the sampled token `i32[T]`, each layer's caches after the
-/// step, keys before values (`keys.N`, `values.N`), and what else outlives it, in the order of the layers (`inputs.N`). Attention appends to its layer's caches before it reads them. A weight that is named twice is one
+/// step, keys before values (`keys.N`, `values.N`), and what else outlives it, in the order of the layers (`inputs.N`, `memory.N`). Attention appends to its layer's caches before it reads them. A weight that is named twice is one
 /// node.
 ///
 /// # Errors
@@ -102,9 +104,14 @@ impl Lowering<'_> {
             OpName::Rope => self.rope(call),
             OpName::Attention => self.attention(call),
             OpName::Reshape => self.reshape(call),
-            OpName::Glu => self.glu(call),
+            OpName::Glu => self.pair(call, Op::Glu),
+            OpName::Decay => self.decay(call),
+            OpName::Sigmoid => self.plain(call, Op::Function(Function::Sigmoid)),
+            OpName::Softplus => self.plain(call, Op::Function(Function::Softplus)),
+            OpName::Exp => self.plain(call, Op::Function(Function::Exp)),
             OpName::Experts => self.experts(call),
             OpName::Conv => self.conv(call),
+            OpName::Recall => self.recall(call),
             OpName::Add => self.pair(call, Op::Add),
             OpName::Mul => self.pair(call, Op::Mul),
             OpName::Silu => self.plain(call, Op::Activation(Activation::Silu)),
@@ -263,17 +270,6 @@ impl Lowering<'_> {
             operands.push(self.weight(call, "sinks", &[heads])?);
         }
         Ok(self.node(call, Op::Attention(attention), &operands, result))
-    }
-
-    fn pair(&mut self, call: &Call, op: Op) -> Lowered {
-        let [a, b] = [self.activation(call, "a")?, self.activation(call, "b")?];
-        let [left, right] = [a, b].map(|value| self.graph.type_of(value).clone());
-        if left != right {
-            let (left, right) = (words(&left), words(&right));
-            let message = format!("`a` (`{}`) is {left}, `b` (`{}`) is {right}", call.values["a"], call.values["b"]);
-            return Err(mismatch(call, message));
-        }
-        Ok(self.node(call, op, &[a, b], left))
     }
 
     fn plain(&mut self, call: &Call, op: Op) -> Lowered {

@@ -1,9 +1,10 @@
 //! Ops that keep something from token to token.
 
 use super::attributes::{count, mismatch, part};
+use super::shapes::words;
 use super::{Lowered, Lowering};
 use crate::description::{Call, Diagnostic};
-use crate::ir::{Conv, Format, Op, Replay, Results, Start, State, Type, Value, WeightRef};
+use crate::ir::{Conv, Format, Op, Recall, Replay, Results, Start, State, Type, Value, WeightRef};
 
 impl Lowering<'_> {
     pub(super) fn conv(&mut self, call: &Call) -> Lowered {
@@ -24,6 +25,39 @@ impl Lowering<'_> {
         let kept = self.graph.type_of(inputs).clone();
         let op = Op::Conv(Conv { bias: bias.is_some() });
         let node = self.graph.add(op, &operands, vec![result, kept], call.layer);
+        self.states.push((named, node.result(1)));
+        Ok(node.result(0))
+    }
+
+    pub(super) fn recall(&mut self, call: &Call) -> Lowered {
+        let [q, k, v] = [self.heads(call, "q")?, self.heads(call, "k")?, self.heads(call, "v")?];
+        let differ = |message: String| Err(mismatch(call, message));
+        if q != k {
+            return differ(format!("`q` has {q}, `k` has {k}: they must be alike"));
+        }
+        if !v.count.is_multiple_of(k.count) {
+            return differ(format!("`v` has {v}, `k` has {k}: the heads of `v` cannot share those of `k` evenly"));
+        }
+        let delta = call.values.contains_key("beta");
+        let each = Type::activation(&[v.count]);
+        for (role, types) in [("decay", vec![each.clone(), Type::activation(&[v.count, k.size])]), ("beta", vec![each])]
+        {
+            if role == "beta" && !delta {
+                continue;
+            }
+            let value = self.activation(call, role)?;
+            let ty = self.graph.type_of(value);
+            if !types.contains(ty) {
+                let message = format!("`{role}` (`{}`) is {}, and `v` has {v}", call.values[role], words(ty));
+                return Err(mismatch(call, message).help(format!("`{role}` has one value per head of `v`")));
+            }
+        }
+        let (memory, named) = self.state(call, "memory", &[v.count, k.size, v.size])?;
+        let mut operands: Vec<Value> = ["q", "k", "v", "decay"].map(|role| self.operand(call, role)).into();
+        operands.extend(delta.then(|| self.operand(call, "beta")));
+        operands.extend([memory, self.values["positions"]]);
+        let types = [operands[2], memory].map(|value| self.graph.type_of(value).clone());
+        let node = self.graph.add(Op::Recall(Recall { delta }), &operands, types.into(), call.layer);
         self.states.push((named, node.result(1)));
         Ok(node.result(0))
     }

@@ -25,6 +25,7 @@ fn added(graph: &Graph, root: NodeId, product: Value, residual: Value) -> Result
     let Op::Matmul(matmul) = graph.op(product.node) else { return Err(Miss::NotThis) };
     guard(matmul.result_count() == 1, "the product is packed with others")?;
     guard(!matmul.residual, "the product has a residual fused already")?;
+    guard(graph.type_of(product) == graph.type_of(residual), "the other operand is not of the product's size")?;
     used_once(graph, product)?;
 
     let fused = Op::Matmul(Matmul { residual: true, ..matmul.clone() });

@@ -114,6 +114,7 @@ impl Execution<'_> {
             Step::Code { x, .. } => count * (self.size(*x) / COLUMNS),
             // Rows go one after the other.
             Step::Conv(step) => self.size(step.out),
+            Step::Recall(step) => step.heads,
         }
     }
 
@@ -134,7 +135,7 @@ impl Execution<'_> {
         let least_items = match step {
             Step::Matmul(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) => UNIT_ROWS / self.unit_rows(step),
             Step::Code { .. } => 32,
-            Step::Attention(_) => 1,
+            Step::Attention(_) | Step::Recall(_) => 1,
             Step::Heads(step) => 256usize.div_ceil(step.dim),
             Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => 1,
             Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } => 512,
@@ -161,6 +162,7 @@ impl Execution<'_> {
             }
             Step::Glu { a, b, out } => self.by_row(*out, part, |row, part| self.glu(*a, *b, *out, row, part)),
             Step::Conv(step) => self.conv(step, count, part),
+            Step::Recall(step) => self.recall(step, count, part),
             Step::Route(step) => self.route(step, part),
             Step::ExpertHidden(step) => self.expert_hidden(step, part),
             Step::ExpertSum(step) => self.expert_sum(step, part),
@@ -395,8 +397,20 @@ impl Execution<'_> {
             &Operand::Buffer(buffer) => &self.row(buffer, row)[part.clone()],
             Operand::Constant(values) => &values[part.clone()],
         };
+        let size = self.size(out);
         let out = self.write(out, row, part.start, part.len());
         out.copy_from_slice(read(a));
+        if let &Operand::Buffer(other) = b
+            && self.size(other) < size
+        {
+            // One of these is for several.
+            let (values, each) = (self.row(other, row), size / self.size(other));
+            for (at, out) in (part.start..).zip(out) {
+                let other = values[at / each];
+                *out = if multiply { *out * other } else { *out + other };
+            }
+            return;
+        }
         if multiply { math::multiply(self.isa, out, read(b)) } else { math::add(self.isa, out, read(b)) }
     }
 
@@ -405,6 +419,7 @@ impl Execution<'_> {
         out.copy_from_slice(&self.row(x, row)[part]);
         match map {
             Map::Activation(activation) => math::activate(self.isa, activation, out),
+            Map::Function(function) => math::apply(function, out),
             Map::Scale(factor) => math::scale(self.isa, factor, out),
             Map::Softcap(cap) => math::softcap(self.isa, cap, out),
             Map::Clamp(limit) => out.iter_mut().for_each(|value| *value = value.clamp(-limit, limit)),

@@ -81,13 +81,14 @@ impl Execution<'_> {
         }
     }
 
-    /// `a · sigmoid(b)`, where `b` has one value per row or as many as `a`.
+    /// `a · sigmoid(b)`, where `b` has as many values as `a`, or one for several.
     pub(super) fn glu(&self, a: Buffer, b: Buffer, out: Buffer, row: usize, part: Range<usize>) {
+        let each = self.size(a) / self.size(b);
         let b = self.row(b, row);
         let values = self.row(a, row)[part.clone()].iter().zip(part.clone());
         let out = self.write(out, row, part.start, part.len());
         for (out, (a, at)) in out.iter_mut().zip(values) {
-            *out = a * sigmoid(b[if b.len() == 1 { 0 } else { at }]);
+            *out = a * sigmoid(b[at / each]);
         }
     }
 

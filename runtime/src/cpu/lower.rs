@@ -1,6 +1,7 @@
 //! Takes a graph's ops apart into steps. A fused op becomes several: on a CPU a barrier is cheap and a round trip stays in cache.
 
 mod experts;
+mod pairs;
 mod recurrent;
 
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use super::blocks::coded_floats;
 use super::pack::{Recipe, WeightSource, vector};
 use super::step::{
     Angles, AttentionStep, Buffer, BufferShape, CacheShape, Destination, HeadsStep, Ids, Map, MatmulStep, NormStep,
-    Operand, RopeStep, RouteStep, Step,
+    RopeStep, RouteStep, Step,
 };
 use super::tail::tail_of;
 
@@ -129,11 +130,7 @@ impl<'a> Lowering<'a> {
                 self.homes.insert(node.result(0), Home::Cache(cache));
             }
             Op::Attention(attention) => self.attention(node, attention)?,
-            Op::Glu => {
-                let (a, b) = (self.input(self.operand(node, Role::A)?)?, self.input(self.operand(node, Role::B)?)?);
-                let out = self.result(node.result(0));
-                self.push(Step::Glu { a, b, out });
-            }
+            Op::Add | Op::Mul | Op::Glu | Op::Decay => self.pair(node)?,
             Op::Route(route) => {
                 let x = self.input(self.operand(node, Role::X)?)?;
                 let out = self.new_buffer(2 * route.top_k);
@@ -148,9 +145,9 @@ impl<'a> Lowering<'a> {
             }
             Op::Experts(experts) => self.experts(node, experts)?,
             Op::Conv(_) => self.conv(node)?,
-            Op::Add => self.combine(node, false)?,
-            Op::Mul => self.combine(node, true)?,
+            Op::Recall(_) => self.recall(node)?,
             Op::Activation(activation) => self.map(node, Map::Activation(*activation))?,
+            Op::Function(function) => self.map(node, Map::Function(*function))?,
             Op::Scale(factor) => self.map(node, Map::Scale(*factor))?,
             Op::Softcap(cap) => self.map(node, Map::Softcap(*cap))?,
             Op::Clamp(limit) => self.map(node, Map::Clamp(*limit))?,
@@ -356,22 +353,6 @@ impl<'a> Lowering<'a> {
         );
         let x = self.input(x)?;
         self.push(Step::Heads(HeadsStep { x, heads, dim, norm, angles, to: Destination::Cache(cache) }));
-        Ok(())
-    }
-
-    fn combine(&mut self, node: NodeId, multiply: bool) -> Result<()> {
-        let out = self.result(node.result(0));
-        let size = self.shapes[out].size;
-        let mut operands = Vec::with_capacity(2);
-        for role in [Role::A, Role::B] {
-            let value = self.operand(node, role)?;
-            operands.push(match self.graph.op(value.node) {
-                Op::Weight(_) => Operand::Constant(self.constant(value, size)?),
-                _ => Operand::Buffer(self.input(value)?),
-            });
-        }
-        let [a, b] = <[Operand; 2]>::try_from(operands).expect("two roles");
-        self.push(Step::Combine { multiply, a, b, out });
         Ok(())
     }
 

@@ -1,5 +1,5 @@
 //! Element-wise functions and short sums. Each is written once, over eight lanes, and compiled for every instruction set.
-use fusec::ir::{Activation, NormKind};
+use fusec::ir::{Activation, Function, NormKind};
 
 /// The widest instructions this machine has. Only [`Isa::detect`] makes one that is not portable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,15 @@ for_each_isa! {
             Activation::Relu => map(values, |x| if x < 0.0 { 0.0 } else { x }),
             Activation::Relu2 => map(values, |x| if x < 0.0 { 0.0 } else { x * x }),
         }
+    }
+}
+
+/// `values = f(values)`, of functions that are for few values.
+pub(crate) fn apply(function: Function, values: &mut [f32]) {
+    match function {
+        Function::Sigmoid => map(values, |x| 1.0 / (1.0 + exp(-x))),
+        Function::Softplus => map(values, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()),
+        Function::Exp => map(values, f32::exp),
     }
 }
 

@@ -213,7 +213,7 @@ impl CpuModel {
                 None
             }
             Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Route(_) | Step::Code { .. } => None,
-            Step::Conv(_) => None,
+            Step::Conv(_) | Step::Recall(_) => None,
         });
         products.map(|(times, matrix)| times * self.weights.recipe(matrix).value_bytes()).sum()
     }

@@ -1,6 +1,6 @@
 //! The steps of a plan: what each does, with what, and what it touches.
 
-use fusec::ir::{Activation, Epilogue, NormKind, Route};
+use fusec::ir::{Activation, Epilogue, Function, NormKind, Route};
 
 /// The number of a buffer: an activation, one row per token.
 pub(crate) type Buffer = usize;
@@ -31,6 +31,8 @@ pub(crate) enum Step {
     ExpertSum(SumStep),
     /// A short convolution over the tokens of each sequence.
     Conv(ConvStep),
+    /// A recurrent memory of each head.
+    Recall(RecallStep),
     /// The selected rows of a buffer.
     Gather { x: Buffer, out: Buffer },
     /// The same values in 16 bits, as products with quantised blocks read them.
@@ -159,6 +161,26 @@ pub(crate) struct ConvStep {
     pub out: Buffer,
 }
 
+/// See [`Step::Recall`].
+pub(crate) struct RecallStep {
+    pub q: Buffer,
+    pub k: Buffer,
+    pub v: Buffer,
+    /// One for each head, or one for each place of a key.
+    pub decay: Buffer,
+    /// With the delta rule.
+    pub beta: Option<Buffer>,
+    /// Heads of `v`.
+    pub heads: usize,
+    /// Floats per head of `q` and `k`.
+    pub key_dim: usize,
+    /// Floats per head of `v`.
+    pub dim: usize,
+    /// The memories of each sequence.
+    pub memory: usize,
+    pub out: Buffer,
+}
+
 /// An operand of [`Step::Combine`].
 #[derive(Debug)]
 pub(crate) enum Operand {
@@ -170,6 +192,7 @@ pub(crate) enum Operand {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Map {
     Activation(Activation),
+    Function(Function),
     Scale(f32),
     Softcap(f32),
     Clamp(f32),
@@ -227,6 +250,12 @@ impl Step {
             | Step::Route(RouteStep { x, out, .. }) => {
                 touch(Access::Read(*x));
                 touch(Access::Write(*out));
+            }
+            Step::Recall(step) => {
+                let read = [step.q, step.k, step.v, step.decay].into_iter().chain(step.beta);
+                read.for_each(|buffer| touch(Access::Read(buffer)));
+                touch(Access::WriteCache(step.memory));
+                touch(Access::Write(step.out));
             }
             Step::Conv(ConvStep { x, inputs, out, .. }) => {
                 touch(Access::Read(*x));

@@ -134,6 +134,10 @@ const LEAVES: &str = r#"
 %v = matmul %r %v8 : f32[T, 1, 8]
 %in = state "inputs.0" {start=zeros, replay=once} : f32[3, 24]
 %cw = weight "cw" : f32[24, 1, 4]
+%q3 = weight "q3" : bf16[3, 24]
+%h3 = matmul %r %q3 : f32[T, 3]
+%me = state "memory.0" {start=zeros, replay=once} : f32[3, 8, 8]
+%w1 = weight "w1" : f32[1]
 "#;
 
 #[test]
@@ -149,6 +153,19 @@ fn each_op_agrees_with_the_interpreter() {
         "%lg = matmul %x %w7 : f32[T, 7]\n%ch, %sh = route %lg {top_k=2, scoring=sigmoid, scale=1.5} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : f32[7, 5, 24]\n%dw = weight \"dw\" : f16[7, 24, 5]\n%y = experts %r %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
         "%lg = matmul %x %w7 : f32[T, 7]\n%cb = weight \"cb\" : f32[7]\n%ch, %sh = route %lg %cb {top_k=3, scoring=sigmoid, bias, normalise, scale=2.5} : i32[T, 3], f32[T, 3]\n%uw = weight \"uw\" : bf16[7, 5, 24]\n%dw = weight \"dw\" : bf16[7, 24, 5]\n%y = experts %x %ch %sh %uw %dw {activation=gelu} : f32[T, 24]",
         "%lg = matmul %x %w7 : f32[T, 7]\n%cb = weight \"cb\" : f32[7]\n%ch, %sh = route %lg %cb {top_k=2, scoring=softmax, bias} : i32[T, 2], f32[T, 2]\n%uw = weight \"uw\" : bf16[7, 5, 24]\n%dw = weight \"dw\" : bf16[7, 24, 5]\n%y = experts %x %ch %sh %uw %dw {activation=silu} : f32[T, 24]",
+        "%y = mul %q %h3 : f32[T, 3, 8]",
+        "%y = add %q %h3 : f32[T, 3, 8]",
+        "%y = glu %q %h3 : f32[T, 3, 8]",
+        "%y = mul %q %s : f32[T, 3, 8]",
+        "%y = add %x %c : f32[T, 24]",
+        "%y = mul %x %w1 : f32[T, 24]",
+        "%y = decay %h3 %s : f32[T, 3]",
+        "%y = sigmoid %x : f32[T, 24]",
+        "%y = softplus %x : f32[T, 24]",
+        "%y = exp %x : f32[T, 24]",
+        "%d = decay %h3 %s : f32[T, 3]\n%y, %s1 = recall %k %k %q %d %me %p : f32[T, 3, 8], f32[3, 8, 8]",
+        "%d = decay %h3 %s : f32[T, 3]\n%be = sigmoid %h3 : f32[T, 3]\n%n1 = rms_norm %k {eps=0.01, weight=0} : f32[T, 1, 8]\n%kk = scale %n1 {factor=0.35} : f32[T, 1, 8]\n%y, %s1 = recall %k %kk %q %d %be %me %p {delta} : f32[T, 3, 8], f32[3, 8, 8]",
+        "%so = softplus %q : f32[T, 3, 8]\n%d = decay %so %s : f32[T, 3, 8]\n%y, %s1 = recall %k %k %q %d %me %p : f32[T, 3, 8], f32[3, 8, 8]",
         "%y, %s1 = conv %x %in %p %cw : f32[T, 24], f32[3, 24]",
         "%y, %s1 = conv %q %in %p %cw %b {bias} : f32[T, 3, 8], f32[3, 24]",
         "%y = softcap %x {cap=0.7} : f32[T, 24]",

@@ -19,3 +19,23 @@ fn lfm2_with_biases() -> Result<()> {
 fn lfm2_unfused() -> Result<()> {
     check(&Case { passes: Selection::none(), variant: " unfused", ..Case::new("lfm2") })
 }
+
+#[test]
+fn qwen3_5() -> Result<()> {
+    check(&Case::new("qwen3_5"))
+}
+
+#[test]
+fn qwen3_5_moe() -> Result<()> {
+    check(&Case { routed: true, ..Case::new("qwen3_5_moe") })
+}
+
+#[test]
+fn qwen3_next() -> Result<()> {
+    check(&Case { routed: true, ..Case::new("qwen3_next") })
+}
+
+#[test]
+fn qwen3_next_unfused() -> Result<()> {
+    check(&Case { passes: Selection::none(), routed: true, variant: " unfused", ..Case::new("qwen3_next") })
+}

@@ -89,7 +89,7 @@ fn run(case: &Case, prepared: Prepared) -> Result<()> {
 }
 
 /// The goldens whose plans run each time: each has kinds of kernels that those before it lack.
-const ALWAYS: [&str; 14] = [
+const ALWAYS: [&str; 15] = [
     "llama-tied",
     "qwen3_moe",
     "exaone4",
@@ -104,6 +104,7 @@ const ALWAYS: [&str; 14] = [
     "smollm3",
     "qwen2_moe",
     "lfm2",
+    "qwen3_next",
 ];
 
 /// Runs a case, unless it is recorded with the same plan, sources, weights and golden.

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, ensure};
 use fuse_kernels::{
-    self as kernels, Append, AttentionRows, Elementwise, Embedding, Expression, Family, Format, Heads, KvAppend,
-    Matvec, RopeRows, Splits, Storage, Tiles,
+    self as kernels, Append, AttentionRows, Elementwise, Embedding, Expression, Family, Format, Function, Heads,
+    KvAppend, Matvec, RopeRows, Splits, Spread, Storage, Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 use fusec::ir::{Activation, Attention, Epilogue, Matmul, Norm, NormKind, Op, Rope, RopeScaling, Tensor, evaluate};
@@ -411,6 +411,7 @@ fn elements() -> Result<()> {
         (Expression::Glu { per_row: true }, Op::Glu),
     ];
     kinds.extend(Activation::ALL.map(|activation| (Expression::Activate(activation), Op::Activation(activation))));
+    kinds.extend(Function::ALL.map(|function| (Expression::Apply(function), Op::Function(function))));
     for (kind, op) in kinds {
         let count = op.roles().len();
         let b = match kind {
@@ -423,6 +424,33 @@ fn elements() -> Result<()> {
         run(&family, 2, &[("a", a.address()), ("b", given(count == 2, &b)), ("out", out.address())])?;
         judge("elementwise", &expected[0], &out.written::<f32>()?, Bound::Exact)
             .with_context(|| format!("{kind:?}"))?;
+    }
+    Ok(())
+}
+
+/// Values of b that several of a share: one per head, one per row, and weights, which are the same for all rows.
+#[test]
+fn elements_that_share_one() -> Result<()> {
+    let (heads, dim) = (3, 15);
+    let mut random = Random(9);
+    let a = tensor(&mut random, &[2, heads, dim]);
+    let ops = [(Spread::Add, Op::Add), (Spread::Mul, Op::Mul), (Spread::Glu, Op::Glu), (Spread::Decay, Op::Decay)];
+    for (of, op) in ops {
+        for (each, weight) in [(dim, false), (heads * dim, false), (1, true), (dim, true), (heads * dim, true)] {
+            if weight && of == Spread::Glu || !weight && of == Spread::Decay {
+                continue;
+            }
+            let count = heads * dim / each;
+            let b = tensor(&mut random, &if weight { vec![count] } else { vec![2, count] });
+            let expected = evaluate(&op, &[&a, &b], &[a.shape.clone()])?;
+            let (own, other) = (HostBuffer::input(&a.data), HostBuffer::input(&b.data));
+            let out = HostBuffer::output::<f32>(a.data.len());
+            let kind = Expression::Spread { of, each, weight };
+            let family = Elementwise { kind, size: heads * dim, out: Storage::F32 };
+            run(&family, 2, &[("a", own.address()), ("b", other.address()), ("out", out.address())])?;
+            judge("elementwise", &expected[0], &out.written::<f32>()?, Bound::Exact)
+                .with_context(|| format!("{kind:?}"))?;
+        }
     }
     Ok(())
 }

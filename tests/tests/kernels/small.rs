@@ -155,7 +155,11 @@ fn elementwise() -> Result<()> {
                 Expression::Scale(factor) => f64::from(factor) * a,
                 Expression::Softcap(cap) => f64::from(cap) * (a / f64::from(cap)).tanh(),
                 Expression::Activate(activation) => activate(Some(activation), a),
-                Expression::Sum(_) | Expression::Clamp(_) | Expression::Glu { .. } => unreachable!("no case above"),
+                Expression::Sum(_)
+                | Expression::Clamp(_)
+                | Expression::Glu { .. }
+                | Expression::Apply(_)
+                | Expression::Spread { .. } => unreachable!("no case above"),
             }
         };
         let expected: Vec<f64> = a.iter().zip(&b).map(value).collect();

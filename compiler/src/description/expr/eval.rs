@@ -93,16 +93,21 @@ fn truth(expr: &Expr, environment: &dyn Environment, what: &str) -> Result<bool,
 }
 
 fn element(list: &Expr, items: &Value, index: &Expr, at: &Value) -> Result<Value, Failure> {
-    let Value::List(items) = items else {
-        return Err(wrong(&list.span, format!("only a list has elements, this is {}: {items}", items.kind())));
-    };
-    let Value::Int(at) = at else {
+    let Value::Int(number) = at else {
         return Err(wrong(&index.span, format!("an index is an int, this is {}: {at}", at.kind())));
     };
-    let found = usize::try_from(*at).ok().and_then(|at| items.get(at));
-    found
-        .cloned()
-        .ok_or_else(|| wrong(&index.span, format!("index {at} is outside the list's {} elements", items.len())))
+    let at = usize::try_from(*number).ok();
+    let (found, whole, count) = match items {
+        Value::List(items) => (at.and_then(|at| items.get(at).cloned()), "list", items.len()),
+        Value::Str(text) => {
+            let letter = at.and_then(|at| text.chars().nth(at));
+            (letter.map(|letter| Value::from(letter.to_string().as_str())), "text", text.chars().count())
+        }
+        _ => {
+            return Err(wrong(&list.span, format!("only a list or a text has elements, this is {}: {items}", items.kind())));
+        }
+    };
+    found.ok_or_else(|| wrong(&index.span, format!("index {number} is outside the {whole}'s {count} elements")))
 }
 
 fn member(table: &Expr, items: &Value, key: &str, span: &Span) -> Result<Value, Failure> {
@@ -241,7 +246,11 @@ fn call(function: Function, arguments: &[Expr], environment: &dyn Environment, s
         Function::Len => match &first {
             Value::List(items) => Ok(Value::Int(items.len() as i64)),
             Value::Table(items) => Ok(Value::Int(items.len() as i64)),
-            other => Err(wrong(&arguments[0].span, format!("`len` needs a list or a table, this is {}", other.kind()))),
+            Value::Str(text) => Ok(Value::Int(text.chars().count() as i64)),
+            other => {
+                let message = format!("`len` needs a list, a table or a text, this is {}", other.kind());
+                Err(wrong(&arguments[0].span, message))
+            }
         },
         Function::Min | Function::Max => {
             let mut best = (needs_number(&first, &arguments[0].span)?, first);

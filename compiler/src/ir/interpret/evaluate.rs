@@ -6,7 +6,7 @@ use super::attention::attention;
 use super::experts::{experts, glu, route};
 use super::matmul::{Product, matmul};
 use super::operands::Operands;
-use super::recurrent::conv;
+use super::recurrent::{conv, recall};
 use super::{Tensor, maths};
 use crate::ir::{Epilogue, Matmul, Norm, NormKind, Op, Role, Rope};
 
@@ -29,15 +29,20 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Attention(fused) => fused_attention(fused, &operands, shapes)?,
         Op::Add => vec![add(operands.get(Role::A), operands.get(Role::B))],
         Op::Mul => vec![mul(operands.get(Role::A), operands.get(Role::B))],
+        Op::Decay => {
+            vec![pair(operands.get(Role::A), operands.get(Role::B), |a, b| (-f64::from(b).exp() * f64::from(a)) as f32)]
+        }
         Op::Glu => vec![glu(operands.get(Role::A), operands.get(Role::B))],
         Op::Route(of) => route(of, x(), operands.find(Role::ChoiceBias)),
         Op::Experts(of) => vec![experts(of, &operands)?],
         Op::Activation(activation) => vec![map(x(), |x| maths::activate(*activation, x))],
+        Op::Function(function) => vec![map(x(), |x| maths::function(*function, x))],
         Op::Scale(factor) => vec![map(x(), |x| x * factor)],
         Op::Softcap(cap) => vec![map(x(), |x| cap * (x / cap).tanh())],
         Op::Clamp(limit) => vec![map(x(), |x| x.clamp(-limit, *limit))],
         Op::Reshape => vec![Tensor::new(shape()?.clone(), x().data.clone())],
         Op::Conv(_) => conv(&operands),
+        Op::Recall(_) => recall(&operands),
         Op::Sample => vec![first_largest(x())],
     })
 }
@@ -191,11 +196,19 @@ fn first_largest(x: &Tensor) -> Tensor {
 }
 
 fn add(a: &Tensor, b: &Tensor) -> Tensor {
-    Tensor::new(a.shape.clone(), a.data.iter().zip(&b.data).map(|(a, b)| a + b).collect::<Vec<_>>())
+    pair(a, b, |a, b| a + b)
 }
 
 fn mul(a: &Tensor, b: &Tensor) -> Tensor {
-    Tensor::new(a.shape.clone(), a.data.iter().zip(&b.data).map(|(a, b)| a * b).collect::<Vec<_>>())
+    pair(a, b, |a, b| a * b)
+}
+
+/// Element by element, where one of `b` may be for several of `a`. A weight, which has one axis, is the same for all tokens.
+fn pair(a: &Tensor, b: &Tensor, f: impl Fn(f32, f32) -> f32) -> Tensor {
+    let is_weight = b.shape.len() == 1;
+    let each = if is_weight { a.row_size() / b.data.len() } else { a.row_size() / b.row_size() };
+    let of_b = |at: usize| b.data[if is_weight { at % a.row_size() / each } else { at / each }];
+    Tensor::new(a.shape.clone(), a.data.iter().enumerate().map(|(at, &a)| f(a, of_b(at))).collect::<Vec<_>>())
 }
 
 fn map(x: &Tensor, f: impl Fn(f32) -> f32) -> Tensor {

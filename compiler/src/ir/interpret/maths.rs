@@ -2,7 +2,7 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_PI, FRAC_2_SQRT_PI};
 
-use crate::ir::Activation;
+use crate::ir::{Activation, Function};
 
 /// An activation function, computed in f64.
 pub(super) fn activate(activation: Activation, x: f32) -> f32 {
@@ -16,6 +16,16 @@ pub(super) fn activate(activation: Activation, x: f32) -> f32 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
+    }
+}
+
+/// Another function, computed in f64.
+pub(super) fn function(function: Function, x: f32) -> f32 {
+    let wide = f64::from(x);
+    match function {
+        Function::Sigmoid => (1.0 / (1.0 + (-wide).exp())) as f32,
+        Function::Softplus => (wide.max(0.0) + (-wide.abs()).exp().ln_1p()) as f32,
+        Function::Exp => wide.exp() as f32,
     }
 }
 

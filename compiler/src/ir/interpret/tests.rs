@@ -465,3 +465,57 @@ fn convolutions_keep_their_last_inputs() {
     let found = in_one_go_and_in_two(&conv(true), &[x], &kept, &[weight, bias], 0);
     near(&found[0].data, &[1.5, 0.0, 13.5, -1.0, 135.5, -2.0]);
 }
+
+#[test]
+fn functions_and_values_that_several_share() {
+    let x: (&[usize], &[f32]) = (&[1, 3], &[-3.0, 0.0, 2.0]);
+    let of = |function| results(Op::Function(function), &[x], &[&[1, 3]]).remove(0);
+    near(&of(Function::Sigmoid), &[0.047_425_874, 0.5, 0.880_797_1]);
+    near(&of(Function::Softplus), &[0.048_587_352, std::f32::consts::LN_2, 2.126_928]);
+    near(&of(Function::Exp), &[0.049_787_07, 1.0, 7.389_056]);
+
+    // Two tokens of two heads of two.
+    let a: (&[usize], &[f32]) = (&[2, 2, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let of = |op: Op, b: (&[usize], &[f32])| results(op, &[a, b], &[&[2, 2, 2]]).remove(0);
+    near(&of(Op::Mul, (&[2, 2], &[1.0, 10.0, 2.0, -1.0])), &[1.0, 2.0, 30.0, 40.0, 10.0, 12.0, -7.0, -8.0]);
+    near(&of(Op::Add, (&[2, 1], &[1.0, 10.0])), &[2.0, 3.0, 4.0, 5.0, 15.0, 16.0, 17.0, 18.0]);
+    // Weights are the same for all tokens.
+    near(&of(Op::Mul, (&[2], &[1.0, 10.0])), &[1.0, 2.0, 30.0, 40.0, 5.0, 6.0, 70.0, 80.0]);
+    near(&of(Op::Add, (&[4], &[1.0, 2.0, 3.0, 4.0])), &[2.0, 4.0, 6.0, 8.0, 6.0, 8.0, 10.0, 12.0]);
+    near(&of(Op::Mul, (&[1], &[2.0])), &[2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0]);
+    let half = 0.5f32.ln();
+    near(&of(Op::Decay, (&[2], &[0.0, half])), &[-1.0, -2.0, -1.5, -2.0, -5.0, -6.0, -3.5, -4.0]);
+    near(&of(Op::Glu, (&[2, 2], &[0.0, 3f32.ln(), 0.0, 0.0])), &[0.5, 1.0, 2.25, 3.0, 2.5, 3.0, 3.5, 4.0]);
+}
+
+#[test]
+fn memories_are_kept_and_recalled() {
+    // Two heads share a key of two places; values of one.
+    let q = Tensor::new([2, 1, 2], [1.0, 2.0, 0.0, 1.0]);
+    let k = Tensor::new([2, 1, 2], [1.0, 0.0, 1.0, -1.0]);
+    let v = Tensor::new([2, 2, 1], [3.0, 4.0, 5.0, 6.0]);
+    let memory = Tensor::new([2, 2, 1], [2.0, 4.0, 8.0, 16.0]);
+    let (half, quarter) = (0.5f32.ln(), 0.25f32.ln());
+    let decay = Tensor::new([2, 2], [half, quarter, 0.0, half]);
+    // Head 0: (1 + 3, 2), then (4 + 5, 2 - 5). Head 1: (2 + 4, 4), then (3 + 6, 2 - 6).
+    let rows = [q.clone(), k.clone(), v.clone(), decay.clone()];
+    let found = in_one_go_and_in_two(&Op::Recall(Recall { delta: false }), &rows, &memory, &[], 7);
+    near(&found[0].data, &[8.0, 14.0, -3.0, -4.0]);
+    near(&found[1].data, &[9.0, -3.0, 9.0, -4.0]);
+    // At the beginning of a sequence the memory is empty: (3, 0), then (3 + 5, -5); (4, 0), then (2 + 6, -6).
+    let found = in_one_go_and_in_two(&Op::Recall(Recall { delta: false }), &rows, &memory, &[], 0);
+    near(&found[0].data, &[3.0, 4.0, -5.0, -6.0]);
+    // By the delta rule. Head 0: 3 replaces half of the 1 at the key, (1 + (3 - 1) / 2, 2), of which the next key has 0; all of it: 5. Head 1: beta is 0, then
+    // 2 (6 - (1 - 2)).
+    let beta = Tensor::new([2, 2], [0.5, 0.0, 1.0, 2.0]);
+    let rows = [q, k, v, decay, beta];
+    let found = in_one_go_and_in_two(&Op::Recall(Recall { delta: true }), &rows, &memory, &[], 7);
+    near(&found[0].data, &[6.0, 10.0, -3.0, -12.0]);
+    near(&found[1].data, &[7.0, -3.0, 15.0, -12.0]);
+    // A decay for each place of a key.
+    let decay = Tensor::new([2, 2, 2], [half, 0.0, 0.0, half, 0.0, 0.0, 0.0, 0.0]);
+    let rows = [rows[0].clone(), rows[1].clone(), rows[2].clone(), decay];
+    let found = in_one_go_and_in_two(&Op::Recall(Recall { delta: false }), &rows, &memory, &[], 7);
+    near(&found[0].data, &[12.0, 28.0, -1.0, 2.0]);
+    near(&found[1].data, &[9.0, -1.0, 18.0, 2.0]);
+}

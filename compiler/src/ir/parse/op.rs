@@ -6,9 +6,9 @@ use super::error::ParseError;
 use super::scan::{Attribute, AttributeValue, Form, Scan};
 use crate::ir::text::weights_implied;
 use crate::ir::{
-    Activation, Attention, Conv, Epilogue, Experts, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling,
+    Activation, Attention, Conv, Epilogue, Experts, Function, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling,
 };
-use crate::ir::{Replay, Route, Scoring, Start, State};
+use crate::ir::{Recall, Replay, Route, Scoring, Start, State};
 
 /// The op of that name. `leaf` is the text in quotes after it, `results` how many types follow.
 pub(super) fn build(
@@ -37,6 +37,7 @@ pub(super) fn build(
         "add" => Op::Add,
         "mul" => Op::Mul,
         "glu" => Op::Glu,
+        "decay" => Op::Decay,
         "route" => Op::Route(Route {
             top_k: attributes.number("top_k")?,
             scoring: named(&mut attributes, "scoring", &Scoring::ALL, Scoring::name)?
@@ -53,13 +54,15 @@ pub(super) fn build(
         "softcap" => Op::Softcap(attributes.number("cap")?),
         "clamp" => Op::Clamp(attributes.number("limit")?),
         "conv" => Op::Conv(Conv { bias: attributes.flag("bias", false)? }),
+        "recall" => Op::Recall(Recall { delta: attributes.flag("delta", false)? }),
         "reshape" => Op::Reshape,
         "sample" => Op::Sample,
-        _ => match Activation::parse(name) {
-            Some(activation) => Op::Activation(activation),
-            None if name.contains("matmul") => Op::Matmul(matmul(&mut attributes, name, results)?),
-            None if name.contains("attention") => Op::Attention(attention(&mut attributes, name)?),
-            None => return Err(scan.error_at(column, format!("unknown op `{name}`"))),
+        _ => match (Activation::parse(name), Function::parse(name)) {
+            (Some(activation), _) => Op::Activation(activation),
+            (_, Some(function)) => Op::Function(function),
+            _ if name.contains("matmul") => Op::Matmul(matmul(&mut attributes, name, results)?),
+            _ if name.contains("attention") => Op::Attention(attention(&mut attributes, name)?),
+            _ => return Err(scan.error_at(column, format!("unknown op `{name}`"))),
         },
     };
     attributes.finish()?;

@@ -32,12 +32,16 @@ fn every_op() -> Vec<Op> {
         Op::Scale(16_777_217.0),
         Op::Softcap(30.0),
         Op::Clamp(8.0),
+        Op::Decay,
+        Op::Recall(Recall { delta: false }),
+        Op::Recall(Recall { delta: true }),
         Op::Conv(Conv { bias: false }),
         Op::Conv(Conv { bias: true }),
         Op::Reshape,
         Op::Sample,
     ];
     ops.extend(Activation::ALL.map(Op::Activation));
+    ops.extend(Function::ALL.map(Op::Function));
     let odd_norm = Norm { kind: NormKind::Layer, eps: 1.0 / 3.0, offset: 1.0, weight: false, bias: true };
     let norms = [norm(NormKind::Rms), norm(NormKind::Layer), odd_norm, Norm { offset: -0.0, ..norm(NormKind::Rms) }];
     ops.extend(norms.iter().cloned().map(Op::Norm));

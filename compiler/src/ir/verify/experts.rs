@@ -44,15 +44,6 @@ pub(super) fn experts(fused: &Experts, node: &Checked<'_>) -> Check {
     must(&node.results[0], &Type::activation(&[outputs]), || format!("down {down}"))
 }
 
-pub(super) fn glu(node: &Checked<'_>) -> Check {
-    let (a, b) = (node.get(Role::A), node.get(Role::B));
-    activation("a", a)?;
-    if b != a && *b != Type::activation(&[1]) {
-        return Err(format!("a is {a}, but b is {b}; b is one value per token or as many as a"));
-    }
-    must(&node.results[0], a, || "a".into())
-}
-
 /// `i32[T, top_k]`.
 fn chosen(top_k: usize) -> Type {
     Type { format: Format::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] }

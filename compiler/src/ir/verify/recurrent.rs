@@ -1,7 +1,7 @@
 //! The rules of ops that change a state.
 
-use super::terms::{Check, Checked, activation, is_float, must, result_count, same, vector};
-use crate::ir::{Conv, Dim, Format, Role, Type};
+use super::terms::{Check, Checked, activation, heads, is_float, must, result_count, same, vector};
+use crate::ir::{Conv, Dim, Format, Recall, Role, Type};
 
 pub(super) fn conv(conv: Conv, node: &Checked<'_>) -> Check {
     result_count(node, 2)?;
@@ -22,8 +22,36 @@ pub(super) fn conv(conv: Conv, node: &Checked<'_>) -> Check {
     same("inputs", inputs, &Type::weight(Format::F32, &[taps - 1, channels]))?;
     same("positions", node.get(Role::Positions), &Type::tokens())?;
     must(&node.results[0], x, || "x".into())?;
-    if node.results[1] == *inputs {
+    changed("inputs", inputs, &node.results[1])
+}
+
+pub(super) fn recall(recall: Recall, node: &Checked<'_>) -> Check {
+    result_count(node, 2)?;
+    let [q, k, v] = [Role::Q, Role::K, Role::V].map(|role| node.get(role));
+    let [key_heads, key] = heads("k", k)?;
+    same("q", q, k)?;
+    let [count, value] = heads("v", v)?;
+    if !count.is_multiple_of(key_heads) {
+        return Err(format!("v is {v}, but k is {k}: heads of v share those of k evenly"));
+    }
+    let decay = node.get(Role::Decay);
+    if ![Type::activation(&[count]), Type::activation(&[count, key])].contains(decay) {
+        return Err(format!("decay is {decay}, but must be f32[T, {count}] or f32[T, {count}, {key}]"));
+    }
+    if recall.delta {
+        same("beta", node.get(Role::Beta), &Type::activation(&[count]))?;
+    }
+    let memory = node.get(Role::Memory);
+    same("memory", memory, &Type::weight(Format::F32, &[count, key, value]))?;
+    same("positions", node.get(Role::Positions), &Type::tokens())?;
+    must(&node.results[0], v, || "v".into())?;
+    changed("memory", memory, &node.results[1])
+}
+
+/// The state after the step is of the type that it has before it.
+fn changed(name: &str, before: &Type, after: &Type) -> Check {
+    if before == after {
         return Ok(());
     }
-    Err(format!("result 1 is {}, but the inputs are {inputs}", node.results[1]))
+    Err(format!("result 1 is {after}, but the {name} is {before} before the step"))
 }

@@ -18,6 +18,9 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
     if let Op::Conv(conv) = op {
         return super::recurrent::conv(*conv, node);
     }
+    if let Op::Recall(recall) = op {
+        return super::recurrent::recall(*recall, node);
+    }
     if let Op::Route(route) = op {
         return super::experts::route(route, node);
     }
@@ -58,17 +61,9 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             same("positions", node.get(Role::Positions), &Type::tokens())?;
             must(result, into, || "the cache".into())
         }
-        Op::Add | Op::Mul => {
-            let (a, b) = (node.get(Role::A), node.get(Role::B));
-            activation("a", a)?;
-            if a != b {
-                return Err(format!("a is {a}, but b is {b}; they must be equal"));
-            }
-            must(result, a, || "a".into())
-        }
-        Op::Glu => super::experts::glu(node),
+        Op::Add | Op::Mul | Op::Glu | Op::Decay => pair(op, node),
         Op::Experts(experts) => super::experts::experts(experts, node),
-        Op::Activation(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) => {
+        Op::Activation(_) | Op::Function(_) | Op::Scale(_) | Op::Softcap(_) | Op::Clamp(_) => {
             let x = node.get(Role::X);
             activation("x", x)?;
             match op {
@@ -94,8 +89,30 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             logits("x", x)?;
             must(result, &Type::tokens(), || format!("a sample of {x}"))
         }
-        Op::Matmul(_) | Op::Attention(_) | Op::Route(_) | Op::Conv(_) => unreachable!("they have rules of their own"),
+        Op::Matmul(_) | Op::Attention(_) | Op::Route(_) | Op::Conv(_) | Op::Recall(_) => {
+            unreachable!("they have rules of their own")
+        }
     }
+}
+
+/// Two values, element by element.
+fn pair(op: &Op, node: &Checked<'_>) -> Check {
+    let (a, b) = (node.get(Role::A), node.get(Role::B));
+    activation("a", a)?;
+    let sizes = match op {
+        Op::Glu => "as many values as a, or one per token or per head",
+        Op::Decay => "a weight of as many values as a, one per head, or one",
+        _ => "as many values as a, or one per token or per head, or a weight of so many",
+    };
+    let kind = match op {
+        Op::Glu => is_activation(b),
+        Op::Decay => !is_activation(b),
+        _ => true,
+    };
+    if !kind || a.values_per(b).is_none() {
+        return Err(format!("a is {a}, but b is {b}: it must be {sizes}"));
+    }
+    must(&node.results[0], a, || "a".into())
 }
 
 /// A state is a cache by position, or values that each step changes.

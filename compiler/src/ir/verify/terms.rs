@@ -55,6 +55,9 @@ pub(in crate::ir) fn role_words(role: Role) -> String {
         Role::Up => "up".into(),
         Role::Down => "down".into(),
         Role::Inputs => "inputs".into(),
+        Role::Decay => "decay".into(),
+        Role::Beta => "beta".into(),
+        Role::Memory => "memory".into(),
     }
 }
 

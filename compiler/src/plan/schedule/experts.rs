@@ -311,6 +311,9 @@ impl Builder<'_, '_> {
         }
         let [a, b] = [Role::A, Role::B].map(|role| graph.operand(user, role));
         let Some(other) = [a, b].into_iter().flatten().find(|&operand| operand != value) else { return alone };
+        if graph.type_of(other) != graph.type_of(value) {
+            return alone;
+        }
         match self.places.get(&other) {
             Some(place) if place.storage == Storage::F32 => {
                 let residual = place.arg;

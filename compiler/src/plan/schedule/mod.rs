@@ -1,6 +1,7 @@
 //! From the fused graph to launches: each node becomes the kernels of its family, each value a place.
 
 mod attention;
+mod elements;
 mod experts;
 mod products;
 mod recurrent;
@@ -12,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::kernels::{self, Elementwise, Expression, KernelSpec, Kind, NormRows, Storage};
+use super::kernels::{self, Expression, KernelSpec, Kind, NormRows, Storage};
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
 use super::{Arg, Io, Kernel, Part, Plan, Recipe, StateBuffer, StateLayout, Step, StepKind, WeightBuffer};
@@ -309,17 +310,12 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Norm(norm) => self.norm(node, norm)?,
                 Op::Rope(_) | Op::KvAppend => self.positional(node, &op)?,
                 Op::Attention(attention) => self.attention(node, attention)?,
-                Op::Add => self.elementwise(node, Expression::Add)?,
-                Op::Mul => self.elementwise(node, Expression::Mul)?,
+                Op::Add | Op::Mul | Op::Glu | Op::Decay => self.pair(node, &op)?,
                 Op::Activation(activation) => self.elementwise(node, Expression::Activate(*activation))?,
+                Op::Function(function) => self.elementwise(node, Expression::Apply(*function))?,
                 Op::Scale(factor) => self.elementwise(node, Expression::Scale(*factor))?,
                 Op::Softcap(cap) => self.elementwise(node, Expression::Softcap(*cap))?,
                 Op::Clamp(limit) => self.elementwise(node, Expression::Clamp(*limit))?,
-                Op::Glu => {
-                    let [a, b] = [self.operand(node, Role::A)?, self.operand(node, Role::B)?];
-                    let per_row = self.graph().type_of(a) != self.graph().type_of(b);
-                    self.elementwise(node, Expression::Glu { per_row })?;
-                }
                 Op::Reshape => {
                     let from = self.place(node, Role::X)?;
                     self.places.insert(node.result(0), from);
@@ -328,6 +324,7 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Route(_) => {}
                 Op::Experts(experts) => self.experts(node, experts)?,
                 Op::Conv(_) => self.conv(node)?,
+                Op::Recall(recall) => self.recall(node, *recall)?,
                 Op::Sample if sample => self.sample(node, None)?,
                 Op::Sample => {}
             }
@@ -557,23 +554,5 @@ impl<'p, 'g> Builder<'p, 'g> {
         let buffer = self.buffer(self.rows.count * self.graph().type_of(value).row_size() * 4);
         self.set(value, Source::Buffer(buffer, 0), Storage::F32);
         (Source::Buffer(buffer, 0), Storage::F32)
-    }
-
-    fn elementwise(&mut self, node: NodeId, kind: Expression) -> Result<()> {
-        let (a, b) = match kind {
-            Expression::Add | Expression::Mul | Expression::Glu { .. } => {
-                (self.pointer(node, Role::A)?, self.pointer(node, Role::B)?)
-            }
-            Expression::Scale(_) | Expression::Softcap(_) | Expression::Clamp(_) | Expression::Activate(_) => {
-                (self.pointer(node, Role::X)?, NULL)
-            }
-            Expression::Sum(_) => bail!("a sum of rows is no node of its own"),
-        };
-        let size = self.graph().type_of(node.result(0)).row_size();
-        let (out, storage) = self.result(node.result(0));
-        let spec = KernelSpec::Elementwise(Elementwise { kind, size, out: storage });
-        self.launch(spec, self.rows.count, &[("a", a), ("b", b), ("out", out)])?;
-        self.note_logits(node);
-        Ok(())
     }
 }

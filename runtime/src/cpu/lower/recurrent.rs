@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use fusec::ir::{NodeId, Results, Role, Start, State};
 
 use super::{Home, Lowering};
-use crate::cpu::step::{CacheShape, ConvStep, Step};
+use crate::cpu::step::{CacheShape, ConvStep, RecallStep, Step};
 
 impl Lowering<'_> {
     /// A cache by position, or values that each token changes.
@@ -37,6 +37,20 @@ impl Lowering<'_> {
         let out = self.result(node.result(0));
         self.homes.insert(node.result(1), Home::Cache(inputs));
         self.push(Step::Conv(ConvStep { x, weight, bias, inputs, out }));
+        Ok(())
+    }
+
+    pub(super) fn recall(&mut self, node: NodeId) -> Result<()> {
+        self.positions(node)?;
+        let mut operand = |role| self.operand(node, role).and_then(|value| self.input(value));
+        let [q, k, v, decay] = [operand(Role::Q)?, operand(Role::K)?, operand(Role::V)?, operand(Role::Decay)?];
+        let beta = self.graph.operand(node, Role::Beta).map(|beta| self.input(beta)).transpose()?;
+        let memory = self.operand(node, Role::Memory)?;
+        let [heads, key_dim, dim] = self.sizes(memory)?;
+        let memory = self.cache(memory)?;
+        let out = self.result(node.result(0));
+        self.homes.insert(node.result(1), Home::Cache(memory));
+        self.push(Step::Recall(RecallStep { q, k, v, decay, beta, heads, key_dim, dim, memory, out }));
         Ok(())
     }
 }

@@ -120,6 +120,9 @@ const IGNORED: &[(&str, &str)] = &[
     ("glm4_moe", "scoring_func"),
     // The preset's layers with windows begin after its last.
     ("dots1", "sliding_window"),
+    // The preset has no RoPE.
+    ("granitemoehybrid", "rope_scaling"),
+    ("granitemoehybrid", "rope_theta"),
     // `hidden_activation` is what counts.
     ("gemma2", "hidden_act"),
     ("gemma3", "hidden_act"),

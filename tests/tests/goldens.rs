@@ -18,8 +18,19 @@ const DEVICE_BOUND: f64 = 1e-4;
 /// 1e-3 to 8e-3.
 const ROUTED_BOUND: f64 = 2e-3;
 /// Goldens of families with routed experts.
-const ROUTED: [&str; 9] =
-    ["dots1", "glm4_moe", "granitemoe", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next"];
+const ROUTED: [&str; 11] = [
+    "dots1",
+    "glm4_moe",
+    "granitemoe",
+    "granitemoehybrid",
+    "mixtral",
+    "nemotron_h",
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_5_moe",
+    "qwen3_moe",
+    "qwen3_next",
+];
 /// Where the reference's top two differ by more than this, the best token must be the reference's.
 const CLEAR: f32 = 0.1;
 

@@ -17,7 +17,7 @@ const BOUND: f64 = 1e-8;
 #[test]
 fn a_draft_of_each_golden_gives_its_logits() {
     let (mut same, mut wrong) = (0, Vec::new());
-    for golden in goldens().iter().filter(|golden| !["demo", "nemotron", "lfm2", "lfm2-bias", "qwen3_5", "qwen3_5-text", "qwen3_5_moe", "qwen3_next"].contains(&&*golden.name)) {
+    for golden in goldens().iter().filter(|golden| !["demo", "nemotron", "lfm2", "lfm2-bias", "qwen3_5", "qwen3_5-text", "qwen3_5_moe", "qwen3_next", "bamba", "falcon_h1", "granitemoehybrid", "granitemoehybrid-dense", "nemotron_h"].contains(&&*golden.name)) {
         let folder = TempFolder::new();
         let draft = folder.path().join("draft.toml");
         let (from, to) = (golden.folder.to_str().unwrap(), draft.to_str().unwrap());

@@ -23,7 +23,6 @@ const LATENT: Lack = Operation("latent attention (MLA)");
 const LIGHTNING: Lack = Operation("linear attention with a decay (lightning attention)");
 const LLAMA4: Lack = Operation("chunked attention and experts that are scaled at their input");
 const MAMBA1: Lack = Operation("a selective state space (Mamba)");
-const MAMBA2: Lack = Operation("a state-space recurrence (Mamba-2)");
 const PER_LAYER: Lack = Operation("embeddings for each layer and layers that share a cache");
 const RG_LRU: Lack = Operation("a gated linear recurrence (RG-LRU)");
 const RWKV: Lack = Operation("RWKV's time mixing");
@@ -37,22 +36,8 @@ const PROJECTOR: Lack = Nature("is what a model sees or hears with (mmproj): nam
 /// By the name of the family: transformers' class without its ending, `model_type`, or GGUF's `general.architecture`, in small letters and digits only.
 const FAMILIES: &[(Lack, &[&str])] = &[
     (MAMBA1, &["falconmamba", "jamba", "mamba"]),
-    (
-        MAMBA2,
-        &[
-            "bamba",
-            "codestralmamba",
-            "falconh1",
-            "granitehybrid",
-            "hymba",
-            "mamba2",
-            "nemotronh",
-            "nemotronhmoe",
-            "plamo2",
-            "zamba",
-            "zamba2",
-        ],
-    ),
+    (Operation("a block that several layers share"), &["zamba", "zamba2"]),
+    (Operation("learned tokens before the text"), &["hymba"]),
     (
         LATENT,
         &[
@@ -261,23 +246,15 @@ const KEYS: &[(&str, Lack)] = &[
     ("hidden_size_per_layer_input", PER_LAYER),
     ("is_encoder_decoder", BOTH),
     ("kv_lora_rank", LATENT),
-    ("mamba_d_ssm", MAMBA2),
-    ("mamba_d_state", MAMBA2),
-    ("mamba_num_heads", MAMBA2),
     ("num_kv_shared_layers", PER_LAYER),
     ("ssm_cfg", MAMBA1),
-    ("ssm_state_size", MAMBA2),
     ("swiglu_limit", Operation("a bound inside the experts")),
     ("use_bidirectional_attention", Operation("attention that is not causal")),
     ("use_logn_attn", Operation("scores that grow with the sequence")),
 ];
 
 /// Kinds of layers in `layer_types` by what is in their names.
-const LAYERS: &[(&str, Lack)] =
-    &[("mamba", MAMBA2), ("recurrent", RG_LRU), ("chunked_attention", Operation("chunked attention"))];
-
-/// What keys begin with that give sizes for one kind of layer.
-const SIZES: &[&str] = &["conv_", "linear_", "mamba_", "ssm_"];
+const LAYERS: &[(&str, Lack)] = &[("recurrent", RG_LRU), ("chunked_attention", Operation("chunked attention"))];
 
 impl Lack {
     /// A sentence about something of this name.
@@ -312,9 +289,7 @@ pub fn lacking(config: &Value) -> Option<String> {
     let asks = |value: &Value| !matches!(value, Value::Null | Value::Bool(false)) && value.as_f64() != Some(0.0);
     let layers = config.get("layer_types").and_then(Value::as_array);
     let kinds: Vec<&str> = layers.into_iter().flatten().filter_map(Value::as_str).collect();
-    // Sizes of a kind of layer may stand where no layer is of that kind.
-    let sizes = |key: &str| !kinds.is_empty() && SIZES.iter().any(|start| key.starts_with(start));
-    let asked = |(key, _): &&(&str, Lack)| !sizes(key) && config.get(key).is_some_and(asks);
+    let asked = |(key, _): &&(&str, Lack)| config.get(key).is_some_and(asks);
     let by_layers = LAYERS.iter().find(|(part, _)| kinds.iter().any(|kind| kind.contains(part)));
     let by_key = by_layers.or_else(|| KEYS.iter().find(asked)).map(|(_, lack)| *lack);
     Some(lack.or(by_key)?.of(shown()))
@@ -392,7 +367,7 @@ mod tests {
             ("KimiLinearForCausalLM", "needs latent attention (MLA), which no operation computes"),
             ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes"),
             ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes"),
-            ("NemotronHForCausalLM", "needs a state-space recurrence (Mamba-2), which no operation computes"),
+            ("Zamba2ForCausalLM", "needs a block that several layers share, which no operation computes"),
             ("Rwkv6ForCausalLM", "needs RWKV's time mixing, which no operation computes"),
             ("GptOssForCausalLM", "needs experts with biases and a bounded SwiGLU, which no operation computes"),
             ("BloomForCausalLM", "needs ALiBi (scores less the distance), which no operation computes"),
@@ -424,8 +399,8 @@ mod tests {
         assert_eq!(said("kv_lora_rank", Value::Null), None);
         assert_eq!(said("hidden_size_per_layer_input", json!(0)), None);
         assert_eq!(
-            said("layer_types", json!(["full_attention", "mamba"])),
-            sentence("a state-space recurrence (Mamba-2)")
+            said("layer_types", json!(["full_attention", "recurrent"])),
+            sentence("a gated linear recurrence (RG-LRU)")
         );
         assert_eq!(said("layer_types", json!(["full_attention", "sliding_attention"])), None);
         let unnamed = lacking(&json!({"model_type": "t5"}));

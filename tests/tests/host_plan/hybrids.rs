@@ -26,6 +26,11 @@ fn qwen3_5() -> Result<()> {
 }
 
 #[test]
+fn qwen3_5_text() -> Result<()> {
+    check(&Case::new("qwen3_5-text"))
+}
+
+#[test]
 fn qwen3_5_moe() -> Result<()> {
     check(&Case { routed: true, ..Case::new("qwen3_5_moe") })
 }
@@ -38,4 +43,34 @@ fn qwen3_next() -> Result<()> {
 #[test]
 fn qwen3_next_unfused() -> Result<()> {
     check(&Case { passes: Selection::none(), routed: true, variant: " unfused", ..Case::new("qwen3_next") })
+}
+
+#[test]
+fn bamba() -> Result<()> {
+    check(&Case::new("bamba"))
+}
+
+#[test]
+fn falcon_h1() -> Result<()> {
+    check(&Case::new("falcon_h1"))
+}
+
+#[test]
+fn granitemoehybrid() -> Result<()> {
+    check(&Case { routed: true, ..Case::new("granitemoehybrid") })
+}
+
+#[test]
+fn granitemoehybrid_dense() -> Result<()> {
+    check(&Case::new("granitemoehybrid-dense"))
+}
+
+#[test]
+fn nemotron_h() -> Result<()> {
+    check(&Case { routed: true, ..Case::new("nemotron_h") })
+}
+
+#[test]
+fn nemotron_h_unfused() -> Result<()> {
+    check(&Case { passes: Selection::none(), routed: true, variant: " unfused", ..Case::new("nemotron_h") })
 }

@@ -89,7 +89,7 @@ fn run(case: &Case, prepared: Prepared) -> Result<()> {
 }
 
 /// The goldens whose plans run each time: each has kinds of kernels that those before it lack.
-const ALWAYS: [&str; 15] = [
+const ALWAYS: [&str; 17] = [
     "llama-tied",
     "qwen3_moe",
     "exaone4",
@@ -105,6 +105,8 @@ const ALWAYS: [&str; 15] = [
     "qwen2_moe",
     "lfm2",
     "qwen3_next",
+    "nemotron_h",
+    "bamba",
 ];
 
 /// Runs a case, unless it is recorded with the same plan, sources, weights and golden.

@@ -104,7 +104,10 @@ fn element(list: &Expr, items: &Value, index: &Expr, at: &Value) -> Result<Value
             (letter.map(|letter| Value::from(letter.to_string().as_str())), "text", text.chars().count())
         }
         _ => {
-            return Err(wrong(&list.span, format!("only a list or a text has elements, this is {}: {items}", items.kind())));
+            return Err(wrong(
+                &list.span,
+                format!("only a list or a text has elements, this is {}: {items}", items.kind()),
+            ));
         }
     };
     found.ok_or_else(|| wrong(&index.span, format!("index {number} is outside the {whole}'s {count} elements")))

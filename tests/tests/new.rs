@@ -13,11 +13,14 @@ use serde_json::{Value, json};
 
 const BOUND: f64 = 1e-8;
 
-/// All but those with layers of several kinds, which no draft knows yet, and Nemotron's, of whose norms nothing tells that they are stored less one: docs/add-a-model.md finds that out.
+/// What no draft gets right: Nemotron's norms, of which nothing tells that they are stored less one (docs/add-a-model.md finds that out), layers of three and
+/// more kinds, and layers with two blocks side by side.
+const BEYOND: [&str; 3] = ["nemotron", "nemotron_h", "falcon_h1"];
+
 #[test]
 fn a_draft_of_each_golden_gives_its_logits() {
     let (mut same, mut wrong) = (0, Vec::new());
-    for golden in goldens().iter().filter(|golden| !["demo", "nemotron", "lfm2", "lfm2-bias", "qwen3_5", "qwen3_5-text", "qwen3_5_moe", "qwen3_next", "bamba", "falcon_h1", "granitemoehybrid", "granitemoehybrid-dense", "nemotron_h"].contains(&&*golden.name)) {
+    for golden in goldens().iter().filter(|golden| golden.name != "demo" && !BEYOND.contains(&&*golden.name)) {
         let folder = TempFolder::new();
         let draft = folder.path().join("draft.toml");
         let (from, to) = (golden.folder.to_str().unwrap(), draft.to_str().unwrap());

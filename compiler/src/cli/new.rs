@@ -50,7 +50,12 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
         .filter(|(name, shape)| !tensors::harmless(name, shape, &spare))
         .map(|(n, s)| (n.clone(), s.clone()))
         .collect();
-    let draft = draft(&config, &weights).with_context(|| format!("cannot draft from {}", args.from.display()))?;
+    let mut draft = draft(&config, &weights).with_context(|| format!("cannot draft from {}", args.from.display()))?;
+    if let Some(why) = lacking(&config) {
+        let said = format!("{why}: no draft of it can run");
+        draft.text.insert_str(0, &format!("# {said}.\n"));
+        tell(said);
+    }
     let name = match args.output.as_deref().filter(|path| *path != Path::new("-")) {
         Some(path) => {
             output::write_new(path, draft.text.as_bytes())?;
@@ -63,9 +68,6 @@ pub(super) fn run(args: &NewArgs) -> Result<()> {
     };
     if let Some((file, _)) = find_serving(&architectures(&config), user_folder().as_deref())? {
         tell(format!("{file} serves this checkpoint: it needs no description of its own"));
-    }
-    if let Some(why) = lacking(&config) {
-        tell(format!("{why}: no draft of it can run"));
     }
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     tell(format!(

@@ -45,7 +45,8 @@ pub(super) fn sizes(writer: &mut Writer, names: &Names, hidden: usize) -> Sizes 
     let keys = &mut writer.keys;
     let heads = keys.count("num_attention_heads").filter(|heads| *heads > 0);
     let given = keys.count("head_dim");
-    let q = names.inside.iter().find(|module| module.shape.len() == 2 && module.is(&["q_proj", "wq", "query", "q"]));
+    let mut modules = names.inside.iter().chain(names.mixers.iter().flat_map(|mixer| mixer.modules.iter()));
+    let q = modules.find(|module| module.shape.len() == 2 && module.is(&["q_proj", "wq", "query", "q"]));
     let told = heads.and_then(|heads| q.map_or(hidden, |q| out_size(q, hidden)).checked_div(heads));
     let head_dim = given.or(told).unwrap_or(hidden);
     let Some(heads) = heads else {
@@ -79,7 +80,11 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
         [("q", &attention.q, &attention.q_norm), ("k", &attention.k, &attention.k_norm), ("v", &attention.v, &None)]
     {
         let heads = if letter == "q" { "num_attention_heads" } else { "num_key_value_heads" };
-        let part = attention.fused.as_ref().map(|fused| part(writer, letter, fused));
+        let part = match &attention.fused {
+            Some(fused) => Some(part(writer, letter, fused)),
+            None if attention.gated && letter == "q" => Some("[0, head_dim, 2 * head_dim]".to_owned()),
+            None => None,
+        };
         let whole = norm.as_ref().is_some_and(|norm| norm.shape != [sizes.head_dim]);
         let size = match whole {
             true => format!("features = \"{heads} * head_dim\""),
@@ -132,6 +137,12 @@ pub(super) fn write(writer: &mut Writer, attention: &Attention, sizes: Sizes, x:
         more += &format!(", sinks = \"{sinks}\"");
     }
     writer.line("a", "attention", &more);
+    if attention.gated {
+        writer.note("TODO that a gate stands behind each head of q is known only from the weight's size");
+        let (heads, part) = ("heads = \"num_attention_heads\"", "[head_dim, head_dim, 2 * head_dim]");
+        writer.linear("z", x, attention.q.as_ref(), heads, Some(part), ATTENTION_BIASES);
+        writer.line("a", "glu", "a = \"a\", b = \"z\"");
+    }
     let mut biases = ATTENTION_BIASES.to_vec();
     biases.insert(0, "attention_out_bias");
     writer.linear("o", "a", attention.o.as_ref(), "features = \"hidden_size\"", None, &biases);

@@ -15,6 +15,8 @@ pub(super) struct Attention {
     pub k_norm: Option<Module>,
     /// The tensor with a logit of each head that takes part in the softmax.
     pub sinks: Option<String>,
+    /// q's weight has a gate behind each head.
+    pub gated: bool,
 }
 
 /// The feed-forward part's modules.
@@ -147,7 +149,8 @@ impl Attention {
         if let Some(name) = &sinks {
             modules.odd.remove(name);
         }
-        Attention { q, k, v, fused, o, q_norm, k_norm, sinks }
+        let gated = q.as_ref().is_some_and(|q| wide != hidden / 2 && q.joins(2 * wide, hidden));
+        Attention { q, k, v, fused, o, q_norm, k_norm, sinks, gated }
     }
 
     /// Whether each part is there.
@@ -229,6 +232,7 @@ impl Experts {
         let router =
             modules.take(|module| module.shape == [count, hidden] && !each(module) && !module.below(ATTENTION))?;
         let choice_bias = modules.take_odd(|name, shape| name.ends_with("correction_bias") && shape == [count]);
+        let choice_bias = choice_bias.map(|(name, _)| name);
         let shared_gate = modules.take(|module| module.shape == [1, hidden] && module.stem.contains("shared"));
         let each = Mlp::stacked(modules, hidden).unwrap_or_else(|| Mlp::take(modules, hidden, each));
         let shared = Mlp::take(modules, hidden, |module| module.stem.contains("shared"));

@@ -9,6 +9,7 @@ mod block;
 mod ends;
 mod keys;
 mod names;
+mod recurrent;
 mod write;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,8 @@ use anyhow::{Result, anyhow};
 use crate::description::{Code, Description, Diagnostic, architectures, config_view, language_model_config};
 use block::{Attention, Experts, Mlp, Norms, Sizes};
 use keys::Keys;
-use names::{Module, Names};
+use names::{Mixer, Module, Modules, Names};
+use recurrent::Recurrent;
 use write::Writer;
 
 /// A description, written as far as names and shapes say it.
@@ -91,7 +93,7 @@ pub fn draft(config: &serde_json::Value, tensors: &BTreeMap<String, Vec<usize>>)
 fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
     let hidden = sizes.hidden;
     let modules = &mut names.inside;
-    let attention = Attention::take(modules, sizes);
+    let mixers = Mixers::take(names.mixers.as_mut_slice(), modules, sizes);
     let kinds = &mut names.kinds;
     let experts = Experts::take(kinds.as_mut().map_or(&mut *modules, |kinds| &mut kinds.routed), hidden);
     let mlp = match (kinds.as_mut(), &experts) {
@@ -101,7 +103,7 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
     };
     let dense = kinds.as_ref().map(|kinds| writer.dense_layers(&kinds.dense_layers));
     let norms = Norms::take(modules, hidden);
-    writer.learn_orientation(&attention, &mlp, sizes);
+    writer.learn_orientation(mixers.attention(), &mlp, sizes);
     let bare = norms.count() == 0 && !names.outside.iter().any(|module| module.shape == [hidden]);
     let Norms { before_attention, after_attention, before_mlp, after_mlp } = norms;
     // One norm for two blocks, or two norms of the same input: both blocks read the layer's input.
@@ -119,7 +121,7 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
     }
 
     let input = writer.norm("h", "x", before_attention.as_ref(), bare);
-    attention::write(writer, &attention, sizes, &input);
+    mixers.write(writer, sizes, &input, names.layers);
     writer.norm_in_place("o", after_attention.as_ref());
     writer.scale_residual("o");
     let second = if parallel { "g" } else { "h" };
@@ -146,11 +148,60 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
         writer.line("x", "add", "a = \"x\", b = \"o\"");
     }
     writer.line("x", "add", "a = \"x\", b = \"m\"");
-    if !attention.is_whole() {
-        writer.todo("the attention was not recognised whole: what is missing stands as `TODO` in its lines");
-    }
     if (experts.is_none() || dense.is_some()) && !mlp.is_whole() {
         writer.todo("the feed-forward part was not recognised whole: what is missing stands as `TODO` in its lines");
+    }
+}
+
+/// The attention of all layers, or what each kind of layer has in its place.
+enum Mixers {
+    One(Attention),
+    Several(Vec<(Vec<usize>, Result<Recurrent, Attention>)>),
+}
+
+impl Mixers {
+    fn take(kinds: &mut [Mixer], modules: &mut Modules, sizes: Sizes) -> Mixers {
+        if kinds.is_empty() {
+            return Mixers::One(Attention::take(modules, sizes));
+        }
+        let take = |mixer: &mut Mixer| {
+            let modules = &mut mixer.modules;
+            let block = Recurrent::take(modules, sizes.hidden).ok_or(());
+            (mixer.layers.clone(), block.map_err(|()| Attention::take(modules, sizes)))
+        };
+        Mixers::Several(kinds.iter_mut().map(take).collect())
+    }
+
+    /// The first attention among them.
+    fn attention(&self) -> Option<&Attention> {
+        match self {
+            Mixers::One(attention) => Some(attention),
+            Mixers::Several(kinds) => kinds.iter().find_map(|(_, block)| block.as_ref().err()),
+        }
+    }
+
+    /// The lines from `x` to `o`.
+    fn write(&self, writer: &mut Writer, sizes: Sizes, x: &str, layers: usize) {
+        match self {
+            Mixers::One(attention) => attention::write(writer, attention, sizes, x),
+            Mixers::Several(kinds) => {
+                for (of, block) in kinds {
+                    writer.when = Some(writer.kind_of_layer(of, layers));
+                    match block {
+                        Ok(block) if block.write(writer, x, sizes.hidden) => {}
+                        Ok(_) => {
+                            writer.todo("a block in the attention's place was not recognised whole: its lines are to be written");
+                            writer.line("o", "scale", &format!("x = \"{x}\", factor = 1.0"));
+                        }
+                        Err(attention) => attention::write(writer, attention, sizes, x),
+                    }
+                }
+                writer.when = None;
+            }
+        }
+        if self.attention().is_some_and(|attention| !attention.is_whole()) {
+            writer.todo("the attention was not recognised whole: what is missing stands as `TODO` in its lines");
+        }
     }
 }
 
@@ -165,6 +216,9 @@ fn unmatched(names: &Names) -> Vec<String> {
         let name = shown(&format!("{}{{}}.{name}", names.prefix), shape);
         format!("{name}, otherwise in other layers than {}", layers.join(", "))
     };
+    for mixer in &names.mixers {
+        list.extend(mixer.modules.left().iter().map(|(name, shape)| some(name, shape, &mixer.layers)));
+    }
     list.extend(names.uneven.iter().map(|(name, shape, layers)| some(name, shape, layers)));
     if let Some(kinds) = &names.kinds {
         list.extend(kinds.dense.left().iter().map(|(name, shape)| some(name, shape, &kinds.dense_layers)));
@@ -179,9 +233,6 @@ const BEYOND: &[(&str, &str)] = &[
     ("experts.gate_up_proj_bias", "`experts` takes no biases"),
     ("experts.down_proj_bias", "`experts` takes no biases"),
     ("act_fn.", "no operation has an activation with weights"),
-    ("A_log", "no operation is a state-space layer"),
-    ("conv1d", "no operation is a convolution"),
-    ("conv.conv", "no operation is a convolution"),
     ("kv_a_proj", "no operation is latent attention"),
     ("per_layer", "no operation is an embedding for each layer"),
 ];

@@ -20,6 +20,8 @@ pub(super) struct Names {
     pub outside: Modules,
     /// Layers of two kinds, where the names tell them apart: with routed experts and without.
     pub kinds: Option<Kinds>,
+    /// Layers of several kinds by the block in the attention's place; empty where all have the same.
+    pub mixers: Vec<Mixer>,
     /// Tensors that some layers have and others lack, or have in another shape: name without the prefix, first shape, layers.
     pub uneven: Vec<(String, Vec<usize>, Vec<usize>)>,
 }
@@ -33,6 +35,37 @@ pub(super) struct Kinds {
     /// The layers with experts.
     pub routed_layers: Vec<usize>,
     pub routed: Modules,
+}
+
+/// A block that some layers have in the attention's place.
+#[derive(Debug)]
+pub(super) struct Mixer {
+    /// Those layers.
+    pub layers: Vec<usize>,
+    pub modules: Modules,
+}
+
+impl Mixer {
+    /// Takes the tensors of blocks whose layers are all layers, each once.
+    fn take(uneven: &mut Uneven, layers: usize) -> Vec<Mixer> {
+        let part = |name: &str| name.split('.').next().unwrap_or_default().to_lowercase();
+        let is_block = |name: &str| ["attn", "attention", "conv", "mamba"].iter().any(|word| part(name).contains(word));
+        let mut blocks: BTreeMap<String, (Vec<usize>, Tensors)> = BTreeMap::new();
+        for (name, shape, of) in uneven.iter().filter(|(name, _, _)| is_block(name) && name.contains('.')) {
+            let block = blocks.entry(part(name)).or_insert_with(|| (of.clone(), Tensors::new()));
+            if block.0 != *of {
+                return Vec::new();
+            }
+            block.1.insert(name.clone(), shape.clone());
+        }
+        let mut all: Vec<usize> = blocks.values().flat_map(|(of, _)| of.iter().copied()).collect();
+        all.sort_unstable();
+        if blocks.len() < 2 || !all.into_iter().eq(0..layers) {
+            return Vec::new();
+        }
+        uneven.retain(|(name, _, _)| !blocks.contains_key(&part(name)));
+        blocks.into_values().map(|(layers, tensors)| Mixer { layers, modules: Modules::of(&tensors) }).collect()
+    }
 }
 
 type Uneven = Vec<(String, Vec<usize>, Vec<usize>)>;
@@ -117,11 +150,12 @@ impl Names {
                 uneven.push((name, first, of.into_keys().collect()));
             }
         }
+        let mixers = if alike { Mixer::take(&mut uneven, layers) } else { Vec::new() };
         let kinds = Kinds::of(&uneven, layers, alike);
         if kinds.is_some() {
             uneven.clear();
         }
-        Ok(Names { prefix, layers, inside: Modules::of(&even), outside: Modules::of(&outside), kinds, uneven })
+        Ok(Names { prefix, layers, inside: Modules::of(&even), outside: Modules::of(&outside), kinds, mixers, uneven })
     }
 }
 
@@ -168,11 +202,10 @@ impl Modules {
         Some(self.list.remove(at))
     }
 
-    /// Takes the name of the first tensor that `wanted` wants, of those that are no module's weight or bias.
-    pub fn take_odd(&mut self, wanted: impl Fn(&str, &[usize]) -> bool) -> Option<String> {
+    /// Takes the first tensor that `wanted` wants, of those that are no module's weight or bias.
+    pub fn take_odd(&mut self, wanted: impl Fn(&str, &[usize]) -> bool) -> Option<(String, Vec<usize>)> {
         let name = self.odd.iter().find(|(name, shape)| wanted(name, shape))?.0.clone();
-        self.odd.remove(&name);
-        Some(name)
+        self.odd.remove_entry(&name)
     }
 
     /// Takes all that `wanted` wants, by name.

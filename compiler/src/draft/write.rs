@@ -63,6 +63,13 @@ impl Writer {
                 return format!("layer < {key}");
             }
         }
+        if let (Some(step), Some(count)) =
+            (self.keys.count("decoder_sparse_step"), self.keys.count("num_hidden_layers"))
+            && step > 1
+            && (0..count).filter(|layer| !(layer + 1).is_multiple_of(step)).eq(layers.iter().copied())
+        {
+            return "(layer + 1) % decoder_sparse_step != 0".to_owned();
+        }
         if self.keys.get("mlp_only_layers").is_some_and(listed) {
             return "layer in mlp_only_layers".to_owned();
         }
@@ -78,6 +85,40 @@ impl Writer {
         }
         self.todo("no key of config.json tells the layers without experts: those of this checkpoint are listed");
         format!("layer in {layers:?}")
+    }
+
+    /// The condition under which a layer is one of these; the key that says it counts as read.
+    pub fn kind_of_layer(&mut self, of: &[usize], layers: usize) -> String {
+        let in_them = |layer: &usize| of.contains(layer);
+        for key in ["layer_types", "layers_block_type"] {
+            let Some(Value::List(kinds)) = self.keys.get(key) else { continue };
+            let Some(kind) = of.first().and_then(|&first| kinds.get(first)?.text()) else { continue };
+            if (0..layers).all(|layer| in_them(&layer) == (kinds.get(layer).and_then(Value::text) == Some(kind))) {
+                return format!("{key}[layer] == '{kind}'");
+            }
+        }
+        for key in ["full_attn_idxs", "attn_layer_indices"] {
+            let Some(Value::List(listed)) = self.keys.get(key) else { continue };
+            let is_listed = |layer: usize| listed.iter().any(|value| value.number() == Some(layer as f64));
+            for (negated, word) in [(false, "in"), (true, "not in")] {
+                if (0..layers).all(|layer| in_them(&layer) == (is_listed(layer) != negated)) {
+                    return format!("layer {word} {key}");
+                }
+            }
+        }
+        self.todo("no key of config.json tells the kinds of layers: those of this checkpoint are listed");
+        format!("layer in {of:?}")
+    }
+
+    /// The first of these keys that counts as many, as TOML; else the number.
+    pub fn key_of(&mut self, keys: &[&str], count: usize) -> String {
+        let found = keys.iter().find(|key| self.keys.count(key) == Some(count));
+        found.map_or(count.to_string(), |key| format!("\"{key}\""))
+    }
+
+    /// The first of these keys that is there, and its count.
+    pub fn counted<'k>(&mut self, keys: &[&'k str]) -> Option<(&'k str, usize)> {
+        keys.iter().find_map(|key| Some((*key, self.keys.count(key)?)))
     }
 
     /// Adds a comment before the next line.
@@ -128,12 +169,27 @@ impl Writer {
     }
 
     /// Whether weights are stored `[in, out]`, by matrices that are not square.
-    pub fn learn_orientation(&mut self, attention: &Attention, mlp: &Mlp, sizes: Sizes) {
+    pub fn learn_orientation(&mut self, attention: Option<&Attention>, mlp: &Mlp, sizes: Sizes) {
+        let Some(attention) = attention else { return };
         let outs = [&attention.q, &attention.k, &attention.v, &attention.fused, &mlp.gate, &mlp.up, &mlp.fused];
         let turned = |module: &Module| module.shape[0] == sizes.hidden && module.shape[1] != sizes.hidden;
         let into = [&attention.o, &mlp.down].into_iter().flatten();
         let turned_back = |module: &Module| module.shape[1] == sizes.hidden && module.shape[0] != sizes.hidden;
         self.transposed = outs.into_iter().flatten().any(turned) || into.into_iter().any(turned_back);
+    }
+
+    /// What a line says of a module's bias; nothing where it has none. `keys` ask for it.
+    pub fn bias(&mut self, module: &Module, keys: &[&str]) -> String {
+        if !module.bias {
+            return String::new();
+        }
+        match keys.iter().find(|key| self.keys.flag(key) == Some(true)) {
+            Some(key) => {
+                self.keys.derive(key, "false");
+                format!(", bias = {{ if = \"{key}\", then = \"{}.bias\" }}", module.stem)
+            }
+            None => format!(", bias = \"{}.bias\"", module.stem),
+        }
     }
 
     /// A linear layer; `TODO` where no module plays its part. `biases` are keys that ask for its bias.
@@ -150,16 +206,7 @@ impl Writer {
             return self.line(out, "linear", &format!("x = \"{x}\", weight = \"TODO.weight\", {size}"));
         };
         let mut rest = format!("x = \"{x}\", weight = \"{}\"", module.weight);
-        if module.bias {
-            let asked = biases.iter().find(|key| self.keys.flag(key) == Some(true));
-            rest += &match asked {
-                Some(key) => {
-                    self.keys.derive(key, "false");
-                    format!(", bias = {{ if = \"{key}\", then = \"{}.bias\" }}", module.stem)
-                }
-                None => format!(", bias = \"{}.bias\"", module.stem),
-            };
-        }
+        rest += &self.bias(module, biases);
         write!(rest, ", {size}").expect("writing to a string");
         if let Some(part) = part {
             write!(rest, ", part = \"{part}\"").expect("writing to a string");
@@ -181,9 +228,25 @@ impl Writer {
             let bias = if module.bias { format!(", bias = \"{}.bias\"", module.stem) } else { String::new() };
             format!(", weight = \"{}\"{bias}", module.weight)
         });
-        let offset = if self.is_gemma() && op == "rms_norm" { ", offset = 1.0" } else { "" };
+        let offset = if self.stores_norms_less_one() && op == "rms_norm" { ", offset = 1.0" } else { "" };
         self.line(out, op, &format!("x = \"{x}\"{weight}, eps = {eps}{offset}"));
         out.to_owned()
+    }
+
+    /// A norm of a value in its place, whose weight is stored as it is in any family.
+    pub fn plain_norm(&mut self, value: &str, module: &Module) {
+        let (op, eps) = self.kind_of_norm(Some(module));
+        self.line(value, op, &format!("x = \"{value}\", weight = \"{}\", eps = {eps}", module.weight));
+    }
+
+    /// Whether the family's norms add one to their weights: no tensor tells it.
+    fn stores_norms_less_one(&mut self) -> bool {
+        let family = self.keys.text("model_type").unwrap_or_default();
+        let qwen = ["qwen3_next", "qwen3_5"].iter().any(|start| family.starts_with(start));
+        if qwen {
+            self.todo("known only from `model_type`: weights of norms are stored less one");
+        }
+        qwen || self.is_gemma()
     }
 
     /// A norm of a value, in its place.
@@ -239,7 +302,7 @@ impl Writer {
     }
 
     /// The activation in a feed-forward part, in the place of `value`.
-    fn activation(&mut self, value: &str, gated: bool) {
+    pub fn activation(&mut self, value: &str, gated: bool) {
         match self.keys.activation() {
             Some(key) => self.line(value, "activation", &format!("x = \"{value}\", kind = \"{key}\"")),
             None => {
@@ -486,6 +549,10 @@ fn toml_of(value: &Json) -> Result<String> {
         Json::String(text) => serde_json::to_string(text)?,
         Json::Array(items) => format!("[{}]", items.iter().map(toml_of).collect::<Result<Vec<_>>>()?.join(", ")),
         Json::Object(items) => {
+            // A number that JSON has no form for.
+            if let Value::Float(number) = Value::from(value) {
+                return Ok(number.to_string().to_lowercase());
+            }
             let items = items.iter().filter(|(_, value)| !value.is_null());
             let item = |(key, value): (&String, &Json)| Ok(format!("{} = {}", toml_key(key)?, toml_of(value)?));
             format!("{{ {} }}", items.map(item).collect::<Result<Vec<_>>>()?.join(", "))

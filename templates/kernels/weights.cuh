@@ -15,7 +15,7 @@
 {% include "weights/q4_0.cuh" %}
 {% when crate::Format::Q4_1 %}{% include "weights/scaled.cuh" %}
 {% include "weights/q4_1.cuh" %}
-{% when crate::Format::Q4K %}{% include "weights/scaled.cuh" %}
+{% when crate::Format::Q4K | crate::Format::Q5K %}{% include "weights/scaled.cuh" %}
 {% include "weights/q4_k.cuh" %}
 {% when crate::Format::Q6K %}{% include "weights/scaled.cuh" %}
 {% include "weights/q6_k.cuh" %}
@@ -30,11 +30,6 @@
 {% include "weights/coded.cuh" %}
 {% include "weights/codes_five.cuh" %}
 {% include "weights/scale_f16_offset.cuh" %}
-{% include "weights/blocks.cuh" %}
-{% when crate::Format::Q5K %}{% include "weights/scaled.cuh" %}
-{% include "weights/coded.cuh" %}
-{% include "weights/codes_five.cuh" %}
-{% include "weights/scale_k.cuh" %}
 {% include "weights/blocks.cuh" %}
 {% when crate::Format::Q2K %}{% include "weights/scaled.cuh" %}
 {% include "weights/coded.cuh" %}

@@ -117,7 +117,7 @@ impl Matvec {
     /// Bytes of such sums of a step for a lane; 0: none are made.
     pub fn sums_bytes(&self) -> usize {
         match self.tiles.weights {
-            Format::Q4K => 4,
+            Format::Q4K | Format::Q5K => 4,
             Format::Int4x128 => 8,
             _ => 0,
         }

@@ -238,6 +238,11 @@ impl Format {
         }
     }
 
+    /// Whether those of a lane's latter four columns of eight count sixteenfold in a fragment.
+    pub(crate) const fn is_spread(self) -> bool {
+        matches!(self, Format::Q5_0 | Format::Q5_1 | Format::Int4x32)
+    }
+
     /// Whether its codes are floats.
     pub(crate) const fn is_of_floats(self) -> bool {
         matches!(self, Format::Fp8 | Format::Fp8x128 | Format::Mxfp4 | Format::Nvfp4)

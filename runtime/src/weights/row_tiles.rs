@@ -188,7 +188,7 @@ pub fn pack_row(format: Format, row: usize, blocks: &[u8], out: &mut [u8]) -> Re
                 to.set_word(0, 16 * packed.columns, values, &from[..4]);
             }
             Format::Int4x32 => {
-                (0..32).for_each(|c| to.set_four_bits(c, folded(4, c)));
+                (0..32).for_each(|c| to.set_nibble(c, folded(4, c)));
                 to.set_word(0, 512, 32, &from[..4]);
             }
             Format::F32 | Format::I32 | Format::F16 | Format::BF16 => {
@@ -349,12 +349,6 @@ impl Row<'_> {
         self.set_bits(at, shift, u32::from(bits));
     }
 
-    /// A 4-bit integer.
-    fn set_four_bits(&mut self, column: usize, code: u8) {
-        let spot = self.spot(column);
-        self.set_in_word(&spot, 16 * spot.half + spot.register % 2 * 8 + spot.register / 2 * 4, code);
-    }
-
     /// A 4-bit number of an integer in a table.
     fn set_chosen(&mut self, column: usize, code: u8) {
         let spot = self.spot(column);
@@ -371,7 +365,7 @@ impl Row<'_> {
 
     /// A 5-bit integer: four bits as those of four, and behind all of them a word of fifth bits of each lane for two pairs.
     fn set_five_bits(&mut self, column: usize, code: u8) {
-        self.set_four_bits(column, code & 15);
+        self.set_nibble(column, code & 15);
         let Spot { step, pair, lane, fragment, register, half } = self.spot(column);
         let at = step + 8 * self.columns + pair / 2 * 128 + 4 * lane;
         self.set_bits(at, 16 * half + pair % 2 * 8 + 4 * fragment + register, u32::from(code >> 4));

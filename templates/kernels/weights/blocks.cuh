@@ -19,9 +19,9 @@ struct Totals {
 DEVICE Totals totals_of(const Vec4& x) {
   Totals totals;
   if (OFFSETS || CENTRE > 0) {
-    const Vec4 taken = OFFSETS ? all_halves(1, false) : all_halves(CENTRE, true);
-    mma(totals.of[0], taken, x.x, x.y);
-    mma(totals.of[NATURAL ? 1 : 0], taken, x.z, x.w);
+    constexpr int TAKEN = OFFSETS ? 1 : CENTRE;
+    mma(totals.of[0], all_halves(TAKEN, !OFFSETS), x.x, x.y);
+    mma(totals.of[NATURAL ? 1 : 0], all_halves(SPREAD ? 16 * TAKEN : TAKEN, !OFFSETS), x.z, x.w);
   }
   return totals;
 }

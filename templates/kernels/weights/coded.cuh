@@ -4,7 +4,7 @@ constexpr int STEP = {{ tiles.packed().columns }};
 constexpr int PAIRS = STEP / 32;
 constexpr int STEP_WORDS = {{ tiles.packed().bytes }} / 16;
 constexpr bool NATURAL = {{ tiles.weights.is_natural() }};
-constexpr bool SPREAD = false;
+constexpr bool SPREAD = {{ tiles.weights.is_spread() }};
 constexpr int CENTRE = {{ tiles.weights.centre() }};  // the code of zero
 
 // Where a step has the code of a row and a column: which lane of a pair, fragment, register of that and half of the register.

@@ -1,5 +1,4 @@
-// Codes of 4 bits: 16 bytes per lane and two pairs, a word per fragment. Of rows l / 4 a half has the lower byte, of those eight below the upper; of four columns the first
-// two are the lower nibbles.
+// Codes of 4 bits: 16 bytes per lane and two pairs, two words per pair, as multiply_nibbles has them.
 constexpr int CODE_WORDS = 16 * PAIRS;
 
 struct Codes {
@@ -12,12 +11,8 @@ DEVICE void load(Codes& codes, const Vec4* from) {
 }
 
 DEVICE Vec4 fragment_of(const Codes& codes, int pair, int fragment) {
-  const u32 w = word(codes.of[pair / 2], pair % 2 * 2 + fragment);
-  constexpr u32 FOUR = 0x000f000f;
-  return {w & FOUR, w >> 8 & FOUR, w >> 4 & FOUR, w >> 12 & FOUR};
+  const u32 w0 = word(codes.of[pair / 2], pair % 2 * 2), w1 = word(codes.of[pair / 2], pair % 2 * 2 + 1), four = fragment == 0 ? 0x000f000f : 0x00f000f0;
+  return {w0 & four, w0 >> 8 & four, w1 & four, w1 >> 8 & four};
 }
 
-DEVICE float code_at(const Vec4* step, int row, int column) {
-  const Spot at = spot_of(row, column);
-  return (float)(word(step[at.pair / 2 * 32 + at.lane], at.pair % 2 * 2 + at.fragment) >> (16 * at.half + 8 * (at.number % 2) + 4 * (at.number / 2)) & 15);
-}
+DEVICE float code_at(const Vec4* step, int row, int column) { return (float)nibble_at(step + column / 64 * 32, row, column % 64); }

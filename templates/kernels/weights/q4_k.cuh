@@ -1,24 +1,43 @@
+{%- let five = tiles.weights == crate::Format::Q5K -%}
 // 4-bit integers with a 6-bit scale and a 6-bit minimum per 32 columns, in units of two f16 per 256. A step is 128 columns: codes as those of two steps of q4_0; then per row
 // of eight and the one eight below 8 bytes of units (f16 of scales, f16 of minima), 8 of scales and 8 of minima, a byte per pair: of two pairs [row + 8, second]
 // [row + 8, first] [row, second] [row, first] from the highest byte on.
+{%- if five %}
+// Here the integers have 5 bits: behind the codes are their fifth bits, a word per lane and two pairs.
+{% include "weights/five_bits.cuh" %}
+{%- endif %}
 constexpr int STEP = 128;
 constexpr int PAIRS = 4;
-constexpr int STEP_WORDS = 76;
+constexpr int CODE_WORDS = {% if five %}80{% else %}64{% endif %};
+constexpr int STEP_WORDS = CODE_WORDS + 12;
 constexpr bool NATURAL = false;
 constexpr bool SPREAD = true;
 
 struct Held {
   Vec4 codes[2];
+  {%- if five %}
+  u32 fifths[2];
+  {%- endif %}
   u64 units, scales, minima;
   float group[4];  // products of a step so far, times the scales but not their unit
 };
+{%- if five %}
+DEVICE const int* lane_fifths(const Vec4* from) { return (const int*)(from - threadIdx.x % 32 + 64) + threadIdx.x % 32; }
+{%- endif %}
 DEVICE void load_once(Held& held, const Vec4* from) {
   held.codes[0] = load_stream(from), held.codes[1] = load_stream(from + 32);
-  held.units = load_stream(row_eight(from, 64)), held.scales = load_stream(row_eight(from, 68)), held.minima = load_stream(row_eight(from, 72));
+  {%- if five %}
+  held.fifths[0] = (u32)load_early(lane_fifths(from)), held.fifths[1] = (u32)load_early(lane_fifths(from) + 32);
+  {%- endif %}
+  held.units = load_stream(row_eight(from, CODE_WORDS)), held.scales = load_stream(row_eight(from, CODE_WORDS + 4)),
+  held.minima = load_stream(row_eight(from, CODE_WORDS + 8));
 }
 DEVICE void load_again(Held& held, const Vec4* from) {
   held.codes[0] = from[0], held.codes[1] = from[32];
-  held.units = *row_eight(from, 64), held.scales = *row_eight(from, 68), held.minima = *row_eight(from, 72);
+  {%- if five %}
+  held.fifths[0] = (u32)lane_fifths(from)[0], held.fifths[1] = (u32)lane_fifths(from)[32];
+  {%- endif %}
+  held.units = *row_eight(from, CODE_WORDS), held.scales = *row_eight(from, CODE_WORDS + 4), held.minima = *row_eight(from, CODE_WORDS + 8);
 }
 
 typedef PairTotals Totals;
@@ -30,12 +49,23 @@ DEVICE u32 pair_bytes(u64 bytes, int pair) {
   return (pair % 2 ? both >> 8 : both) & 0x00ff00ffu;
 }
 
-DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
+DEVICE void multiply_codes(float (&sum)[4], const Held& held, int pair, const Vec4& x) {
   const Vec4 codes = pair < 2 ? held.codes[0] : held.codes[1];
+  const u32 w0 = word(codes, pair % 2 * 2), w1 = word(codes, pair % 2 * 2 + 1);
+  {%- if five %}
+  const u32 fifths = pair < 2 ? held.fifths[0] : held.fifths[1];
+  mma(sum, fragment_of_five_bits(w0, w1, fifths, pair, 0), x.x, x.y);
+  mma(sum, fragment_of_five_bits(w0, w1, fifths, pair, 1), x.z, x.w);
+  {%- else %}
+  multiply_nibbles(sum, w0, w1, x);
+  {%- endif %}
+}
+
+DEVICE void multiply(float (&sum)[4], const Held& held, int pair, const Vec4& x, const Totals& totals) {
   const u32 low = (u32)held.units, high = (u32)(held.units >> 32), scales = pair_bytes(held.scales, pair), minima = pair_bytes(held.minima, pair);
   constexpr float UNIT_OF_BYTES = 16777216.0f;
   float fresh[4] = {};
-  multiply_nibbles(fresh, word(codes, pair % 2 * 2), word(codes, pair % 2 * 2 + 1), x);
+  multiply_codes(fresh, held, pair, x);
   add_scaled(sum, fresh, UNIT_OF_BYTES * f16_low(low) * f16_low(scales), UNIT_OF_BYTES * f16_low(high) * f16_high(scales));
   add_scaled(sum, totals.of, -UNIT_OF_BYTES * f16_high(low) * f16_low(minima), -UNIT_OF_BYTES * f16_high(high) * f16_high(minima));
 }
@@ -67,10 +97,9 @@ DEVICE StepSums sums_of_step(Load load) {
 }
 
 DEVICE void multiply(float (&sum)[4], Held& held, int pair, const Vec4& x, const StepSums& sums) {
-  const Vec4 codes = pair < 2 ? held.codes[0] : held.codes[1];
   const u32 scales = pair_bytes(held.scales, pair);
   float fresh[4] = {};
-  multiply_nibbles(fresh, word(codes, pair % 2 * 2), word(codes, pair % 2 * 2 + 1), x);
+  multiply_codes(fresh, held, pair, x);
 #pragma unroll
   for (int i = 0; pair == 0 && i < 4; i++) held.group[i] = 0.0f;
   add_scaled(held.group, fresh, f16_low(scales), f16_high(scales));
@@ -85,8 +114,11 @@ DEVICE void multiply(float (&sum)[4], Held& held, int pair, const Vec4& x, const
 
 DEVICE float value_of(const Vec4* step, int row, int column) {
   const int pair = column / 32, shift = 32 * (row / 8), byte = 32 * (pair / 2) + 16 * (row / 8) + 8 * (pair % 2);
-  const u64* rows = (const u64*)(step + 64) + row % 8;
+  const u64* rows = (const u64*)(step + CODE_WORDS) + row % 8;
   const u32 units = (u32)(rows[0] >> shift), scale = (u32)(rows[8] >> byte) & 0xff, minimum = (u32)(rows[16] >> byte) & 0xff;
-  const float code = (float)nibble_at(step + column / 64 * 32, row, column % 64);
-  return f16_low(units) * (float)scale * code - f16_high(units) * (float)minimum;
+  u32 code = nibble_at(step + column / 64 * 32, row, column % 64);
+  {%- if five %}
+  code |= fifth_at((const u32*)(step + 64 + column / 64 * 8), row, column % 64) << 4;
+  {%- endif %}
+  return f16_low(units) * (float)scale * (float)code - f16_high(units) * (float)minimum;
 }

@@ -22,9 +22,10 @@ fn in_codes() {
         "in_codes_of_five_bits",
         Format::Q5_0,
         &[
-            ("fifths << (4 - place)", "fifths << (5 - place)"),
-            ("fifths >> (place - 4)", "fifths >> (place - 3)"),
-            ("& 0x00100010u", "& 0x00100000u"),
+            ("left - 3) & fifth", "left - 2) & fifth"),
+            ("4 - 8 * (pair % 2)", "4 - 7 * (pair % 2)"),
+            ("0x00100010 : 0x01000100", "0x00100010 : 0x00100010"),
+            ("SPREAD ? 16 * TAKEN", "SPREAD ? 15 * TAKEN"),
             ("CENTRE = 16", "CENTRE = 15"),
         ],
     );

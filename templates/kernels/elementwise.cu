@@ -13,7 +13,7 @@ constexpr int SIGMOID = 9, SOFTPLUS = 10, EXP = 11;
 {%- endif %}
 {%- if let Some((each, weight)) = kind.spread() %}
 constexpr int ADD_EACH = 12, MUL_EACH = 13, GLU_EACH = 14, DECAY = 15;
-constexpr int EACH = {{ each }};         // values of a row of a for one of b
+constexpr int EACH = {{ each }};       // values of a row of a for one of b
 constexpr bool WEIGHT = {{ weight }};  // b is the same for all rows
 {%- endif %}
 {% if out.is_tiled() %}{% include "activations.cuh" %}
@@ -38,20 +38,20 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
     if (KIND == GLU) y /= 1.0f + expf(-b[at]);
     if (KIND == GLU_ROW) y /= 1.0f + expf(-b[blockIdx.x]);
     if (KIND == ACTIVATE) y = activate<ACTIVATION>(y);
-{%- if kind.is_applied() %}
+    {%- if kind.is_applied() %}
     const float power = expf(KIND == SOFTPLUS ? y > 0.0f ? -y : y : KIND == SIGMOID ? -y : y), whole = 1.0f + power;
     if (KIND == SIGMOID) y = 1.0f / whole;
     // What rounds away in 1 + power is in the ratio.
     if (KIND == SOFTPLUS) y = (y > 0.0f ? y : 0.0f) + (whole > 1.0f ? logf(whole) * (power / (whole - 1.0f)) : power);
     if (KIND == EXP) y = power;
-{%- endif %}
-{%- if kind.spread().is_some() %}
+    {%- endif %}
+    {%- if kind.spread().is_some() %}
     const float other = b[(WEIGHT ? 0 : (u64)blockIdx.x * (SIZE / EACH)) + i / EACH];
     if (KIND == ADD_EACH) y += other;
     if (KIND == MUL_EACH) y *= other;
     if (KIND == GLU_EACH) y /= 1.0f + expf(-other);
     if (KIND == DECAY) y *= -expf(other);
-{%- endif %}
+    {%- endif %}
     store(out + {% if out.is_tiled() %}activation_at(blockIdx.x, i, gridDim.x){% else %}at{% endif %}, y);
   }
 }

@@ -72,7 +72,7 @@ pub fn pack_row(format: Format, row: usize, blocks: &[u8], out: &mut [u8]) -> Re
                 to.set_pair_scale(1024, &from[..2]);
             }
             Format::Q4_0 => {
-                (0..32).for_each(|c| to.set_nibble(c, from[2 + c % 16] >> (c / 16 * 4) & 15));
+                (0..32).for_each(|c| to.set_four_bits(c, from[2 + c % 16] >> (c / 16 * 4) & 15));
                 to.set_pair_scale(512, &from[..2]);
             }
             Format::Q4_1 => {

@@ -38,7 +38,7 @@ pub fn caught(
 }
 
 /// The texts of these tests: their cases, their references, and the mistakes themselves.
-fn tests_of_kernels() -> Vec<String> {
+pub fn tests_of_kernels() -> Vec<String> {
     let folder = root().join("tests/tests/kernels");
     let files = fs::read_dir(&folder).and_then(|files| files.map(|file| Ok(file?.path())).collect());
     let mut files: Vec<PathBuf> = files.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));

@@ -1,14 +1,19 @@
 //! Every format of packed weights in every kernel that reads them, against the values that its blocks stand for.
 
+use std::fs;
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use fuse_kernels::{
-    Activation, AttentionRows, Embedding, ExpertsHidden, ExpertsSum, Format, Matmul, MatmulWgmma, Matvec, Norm,
+    Activation, AttentionRows, Embedding, ExpertsHidden, ExpertsSum, Family, Format, Matmul, MatmulWgmma, Matvec, Norm,
     NormKind, Splits, Storage, Tiles,
 };
-use fuse_tests::host_build::HostBuffer;
+use fuse_tests::checked::Checked;
+use fuse_tests::host_build::{HARNESS, HostBuffer};
+use fuse_tests::root;
 
 use crate::attention_projection;
-use crate::caught::caught;
+use crate::caught::{caught, tests_of_kernels};
 use crate::experts::{self, Hidden, Sum};
 use crate::matmul;
 use crate::matmul_wgmma;
@@ -34,13 +39,35 @@ fn product(format: Format, kernel: Matvec) -> Matvec {
     Matvec { tiles: with(format, kernel.tiles), ..kernel }
 }
 
-fn named<T>(format: Format, result: Result<T>) -> Result<T> {
-    result.with_context(|| format!("{} weights", format.name()))
+/// Runs a check for each format, unless it passed before with the same kernels, the same part of them that reads the format, the same packing and the same tests.
+fn in_each(test: &str, check: impl Fn(Format) -> Result<()>) -> Result<()> {
+    let (kernels, tests) = (kernels()?, tests_of_kernels());
+    for format in formats() {
+        let reads = Embedding { tiles: with(format, tiles(columns(format, 1), &[16])) }.source()?;
+        let parts = HARNESS.into_iter().chain(kernels.iter().chain(&tests).map(String::as_str)).chain([reads.as_str()]);
+        let parts: Vec<&str> = parts.collect();
+        let name = format!("{test}, {}", format.name());
+        let checked = Checked::of("formats").run(&name, &parts, || check(format));
+        checked.with_context(|| format!("{} weights", format.name()))?;
+    }
+    Ok(())
+}
+
+/// The texts of the kernels as they are written, without what reads a format, and of what packs weights for them.
+fn kernels() -> Result<Vec<String>> {
+    let mut files: Vec<PathBuf> =
+        ["weights/row_tiles.rs", "blocks.rs"].map(|file| root().join("runtime/src").join(file)).into();
+    for entry in fs::read_dir(root().join("templates/kernels"))? {
+        files.push(entry?.path());
+    }
+    files.retain(|path| path.is_file());
+    files.sort();
+    files.iter().map(|path| fs::read_to_string(path).with_context(|| path.display().to_string())).collect()
 }
 
 #[test]
 fn products_of_few_rows() -> Result<()> {
-    for format in formats() {
+    in_each("products_of_few_rows", |format| {
         let k = columns(format, 3);
         let f16 = |kernel: Matvec| Matvec { tiles: Tiles { out: Storage::F16, ..kernel.tiles }, ..kernel };
         let staged = |kernel| Matvec { staged: true, ..kernel };
@@ -73,14 +100,13 @@ fn products_of_few_rows() -> Result<()> {
                 ..Case::of(gated(Activation::Silu, matvec::alike(format, plain(3, &[37], 1))))
             });
         }
-        named(format, matvec::check_all(&cases))?;
-    }
-    Ok(())
+        matvec::check_all(&cases)
+    })
 }
 
 #[test]
 fn products_of_many_rows() -> Result<()> {
-    for format in formats() {
+    in_each("products_of_many_rows", |format| {
         let tiles = |many, rows: &[usize]| with(format, tiles(columns(format, many), rows));
         let inside = Tiles { gated: true, out: Storage::F16, ..tiles(3, &[27]) };
         let silu = Matmul { activation: Some(Activation::Silu), ..matmul::plain(inside, [2, 1, 2, 2]) };
@@ -94,9 +120,8 @@ fn products_of_many_rows() -> Result<()> {
             matmul::Case::of(matmul::plain(tiles(1, &[20, 7, 33]), [2, 2, 1, 1]), 11),
             matmul::Case::of(silu, 9),
         ];
-        named(format, check_each(&cases, |case| &case.kernel, |case| case.check(None)))?;
-    }
-    Ok(())
+        check_each(&cases, |case| &case.kernel, |case| case.check(None))
+    })
 }
 
 #[test]
@@ -114,7 +139,7 @@ fn products_by_wgmma_in_half_precision() -> Result<()> {
 
 #[test]
 fn rows_of_a_table() -> Result<()> {
-    for format in formats() {
+    in_each("rows_of_a_table", |format| {
         let (vocabulary, k) = (41, columns(format, 3));
         let table = Matrix::of(format, &mut Random(1), vocabulary, k);
         let ids = [40, 0, 17, -1, 8];
@@ -125,54 +150,51 @@ fn rows_of_a_table() -> Result<()> {
         let family = Embedding { tiles: with(format, tiles(k, &[vocabulary])) };
         let arguments = [("weights", weights.address()), ("tokens", tokens.address()), ("out", out.address())];
         build(&family, None)?.launch(ids.len(), &arguments)?;
-        named(format, compare("embedding", &expected, &out.written::<f32>()?, Bound::Exact))?;
-    }
-    Ok(())
+        compare("embedding", &expected, &out.written::<f32>()?, Bound::Exact)
+    })
 }
 
 #[test]
 fn experts_of_few_rows() -> Result<()> {
-    for format in formats() {
+    in_each("experts_of_few_rows", |format| {
         let inside = Tiles { out: Storage::F16, ..with(format, experts::inside(columns(format, 2), 40)) };
         let down = with(format, tiles(columns(format, 2), &[37]));
         for batch in [1, 4] {
             let kernel = ExpertsHidden { tiles: inside.clone(), ..experts::hidden(6, 2, batch) };
-            named(format, Hidden::of(kernel.clone()).check(None))?;
-            named(format, Hidden::of(ExpertsHidden { norm: None, ..kernel.clone() }).check(None))?;
+            Hidden::of(kernel.clone()).check(None)?;
+            Hidden::of(ExpertsHidden { norm: None, ..kernel.clone() }).check(None)?;
             if format != Format::BF16 {
-                named(format, Hidden::of(ExpertsHidden { alike: true, summed: true, ..kernel }).check(None))?;
+                Hidden::of(ExpertsHidden { alike: true, summed: true, ..kernel }).check(None)?;
             }
             let kernel = ExpertsSum { tiles: down.clone(), ..experts::sum(6, 2, batch) };
-            named(format, Sum::of(kernel.clone()).check(None))?;
-            named(format, Sum::of(ExpertsSum { staged: false, depth: 3, ..kernel }).check(None))?;
+            Sum::of(kernel.clone()).check(None)?;
+            Sum::of(ExpertsSum { staged: false, depth: 3, ..kernel }).check(None)?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn experts_of_many_rows() -> Result<()> {
-    for format in formats() {
+    in_each("experts_of_many_rows", |format| {
         let inside = Tiles { out: Storage::F16, ..with(format, experts::inside(columns(format, 2), 40)) };
         let mut case = experts::Rows::inside(experts::route(6, 2), inside, Activation::Silu, 16, 1);
         case.product.paired = false;
-        named(format, case.check([None, None]))?;
+        case.check([None, None])?;
         let down = with(format, tiles(columns(format, 2), &[37]));
-        named(format, experts::Rows::by_pair(experts::route(6, 2), down, 16, 1).check([None, None]))?;
-    }
-    Ok(())
+        experts::Rows::by_pair(experts::route(6, 2), down, 16, 1).check([None, None])
+    })
 }
 
 #[test]
 fn attention_with_its_projection() -> Result<()> {
-    for format in formats() {
+    in_each("attention_with_its_projection", |format| {
         // Blocks of a cluster have whole steps of the columns.
         let heads = format.packed().context("it is packed")?.columns.max(256) / 32;
         let mut case = attention_projection::Case::new([2 * heads, 2, 32], 2, 37, 2).at(&[40, 3]);
         case.kernel.tiles = with(format, case.kernel.tiles);
-        named(format, case.check(None))?;
-    }
-    Ok(())
+        case.check(None)
+    })
 }
 
 /// What stores operands of such products: norms in both orders, and attention of many rows.

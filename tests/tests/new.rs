@@ -231,3 +231,16 @@ fn a_description_of_the_users_is_found_by_what_it_serves() {
     own.write("second.toml", &text);
     assert!(check(&[]).stderr.contains("serve the same architecture"));
 }
+
+/// A family that no operation computes: the draft's first line says so, and so does what is said first.
+#[test]
+fn the_first_line_says_what_is_missing() {
+    let folder = strange("llama-untied", str::to_owned, &[]);
+    let text = fs::read_to_string(folder.path().join("config.json")).expect("it was written");
+    folder.write("config.json", text.replace("StrangeForCausalLM", "BloomForCausalLM"));
+    let (text, said) = drafted(&folder);
+    let why =
+        "BloomForCausalLM needs ALiBi (scores less the distance), which no operation computes: no draft of it can run";
+    assert!(text.starts_with(&format!("# {why}.\n")), "{text}");
+    assert!(said.starts_with(why), "{said}");
+}

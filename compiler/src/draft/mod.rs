@@ -155,14 +155,14 @@ fn layer(writer: &mut Writer, names: &mut Names, sizes: Sizes) {
 
 /// The attention of all layers, or what each kind of layer has in its place.
 enum Mixers {
-    One(Attention),
+    One(Box<Attention>),
     Several(Vec<(Vec<usize>, Result<Recurrent, Attention>)>),
 }
 
 impl Mixers {
     fn take(kinds: &mut [Mixer], modules: &mut Modules, sizes: Sizes) -> Mixers {
         if kinds.is_empty() {
-            return Mixers::One(Attention::take(modules, sizes));
+            return Mixers::One(Box::new(Attention::take(modules, sizes)));
         }
         let take = |mixer: &mut Mixer| {
             let modules = &mut mixer.modules;

@@ -442,7 +442,7 @@ fn elements_that_share_one() -> Result<()> {
             }
             let count = heads * dim / each;
             let b = tensor(&mut random, &if weight { vec![count] } else { vec![2, count] });
-            let expected = evaluate(&op, &[&a, &b], &[a.shape.clone()])?;
+            let expected = evaluate(&op, &[&a, &b], std::slice::from_ref(&a.shape))?;
             let (own, other) = (HostBuffer::input(&a.data), HostBuffer::input(&b.data));
             let out = HostBuffer::output::<f32>(a.data.len());
             let kind = Expression::Spread { of, each, weight };

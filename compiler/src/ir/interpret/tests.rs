@@ -457,7 +457,10 @@ fn convolutions_keep_their_last_inputs() {
     let kept = Tensor::new([2, 2], [7.0, 8.0, 9.0, 10.0]);
     let weight = Tensor::new([2, 1, 3], [100.0, 10.0, 1.0, 0.0, -1.0, 0.5]);
     let conv = |bias| Op::Conv(Conv { bias });
-    let found = in_one_go_and_in_two(&conv(false), &[x.clone()], &kept, &[weight.clone()], 4);
+    let found = {
+        let (x, weight) = (std::slice::from_ref(&x), std::slice::from_ref(&weight));
+        in_one_go_and_in_two(&conv(false), x, &kept, weight, 4)
+    };
     near(&found[0].data, &[791.0, -9.0, 913.0, 0.0, 135.0, -1.0]);
     near(&found[1].data, &[3.0, 4.0, 5.0, 6.0]);
     // At the beginning of a sequence nothing is before it, whatever is kept.

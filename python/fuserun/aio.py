@@ -50,8 +50,8 @@ class AsyncLLM:
 
     async def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> AsyncGenerator[Piece, None]:
         """Goes on with a text, and gives each piece as it comes."""
-        asking, _ = await asyncio.to_thread(self.llm._texts, [prompt], sampling_params)
-        async with aclosing(self._pieces(asking)) as pieces:
+        asked = await asyncio.to_thread(self.llm._texts, [prompt], sampling_params)
+        async with aclosing(self._pieces(*asked)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -65,8 +65,8 @@ class AsyncLLM:
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> AsyncGenerator[Piece, None]:
         """Answers a conversation, and gives each piece as it comes."""
-        asking, _ = self.llm._chats([messages], sampling_params, tools, tool_choice, chat_template_kwargs)
-        async with aclosing(self._pieces(asking)) as pieces:
+        asked = self.llm._chats([messages], sampling_params, tools, tool_choice, chat_template_kwargs)
+        async with aclosing(self._pieces(*asked)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -88,7 +88,7 @@ class AsyncLLM:
         if not asking:
             return []
         results: dict[int, RequestOutput] = {}
-        async with aclosing(self._come(asking, True)) as all_that_comes:
+        async with aclosing(self._come(asking, answers, True)) as all_that_comes:
             async for index, kind, came in all_that_comes:
                 result = _take(answers[index], kind, came)
                 if result is not None:
@@ -97,9 +97,9 @@ class AsyncLLM:
                         break
         return [results[index] for index in range(len(answers))]
 
-    async def _pieces(self, asking: list) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, asking: list, answers: list[Answers]) -> AsyncGenerator[Piece, None]:
         pieces = Pieces()
-        async with aclosing(self._come(asking, False)) as all_that_comes:
+        async with aclosing(self._come(asking, answers, False)) as all_that_comes:
             async for _, kind, came in all_that_comes:
                 if kind == "failed":
                     raise came
@@ -107,10 +107,10 @@ class AsyncLLM:
                     return
                 yield pieces.take(came)
 
-    async def _come(self, asking: list, whole: bool) -> AsyncGenerator[tuple, None]:
+    async def _come(self, asking: list, answers: list[Answers], whole: bool) -> AsyncGenerator[tuple, None]:
         watch = self._watch()
         # A grammar or a long conversation takes a while to read.
-        job = await asyncio.to_thread(self.llm._ask, asking, whole, watch.bell)
+        job = await asyncio.to_thread(self.llm._ask, asking, answers, whole, watch.bell)
         async with aclosing(watch.come(job)) as all_that_comes:
             async for came in all_that_comes:
                 yield came

@@ -57,7 +57,7 @@ class Answers:
 
     def ended(self, taken: tuple) -> RequestOutput:
         outputs = [self.outputs[choice] for choice in sorted(self.outputs)]
-        return RequestOutput(self.request_id, self.prompt, self.tokens, outputs, taken)
+        return RequestOutput(self.request_id, self.prompt, self.tokens or [], outputs, taken)
 
 
 class Pieces:

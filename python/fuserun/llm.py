@@ -58,7 +58,7 @@ class LLM:
         tuning: str = "auto",
         served_model_name: str | None = None,
         pull: bool = False,
-        **unknown: Any,
+        _most_model_len: int | None = None,
     ) -> None:
         """Loads the model.
 
@@ -73,13 +73,10 @@ class LLM:
         - `served_model_name`: what answers of the HTTP API call the model
         - `pull`: get a model of the hub that is not in its cache
         """
-        most_model_len = unknown.pop("_most_model_len", None)
-        if unknown:
-            raise TypeError(f"LLM takes no argument {next(iter(unknown))!r}; docs/python.md lists those that it takes")
         options = {
             "model": _path(model), "device": device, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs, "threads": threads,
             "checkpoint": _path(checkpoint), "description": _path(description), "weights": weights, "tuning": tuning,
-            "served_model_name": served_model_name, "pull": pull, "most_model_len": most_model_len,
+            "served_model_name": served_model_name, "pull": pull, "most_model_len": _most_model_len,
         }
         self._native = Engine(json.dumps(options))
         self._process = os.getpid()
@@ -177,7 +174,7 @@ class LLM:
     def add_request(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> int:
         """Begins a text beside others; `step` tells when it has ended. Gives its number."""
         asking, answers = self._texts([prompt], sampling_params)
-        job = self._ask(asking, False, self._bell)
+        job = self._ask(asking, answers, False, self._bell)
         if job.number is not None:
             self._added[job.number] = _Added(job, answers[0])
         return int(answers[0].request_id)
@@ -291,8 +288,11 @@ class LLM:
             raise ValueError(f"{count} prompts and {len(params)} sampling params: give as many, or one for all")
         return params
 
-    def _ask(self, asking: list, whole: bool, bell: Bell | None = None) -> Job:
-        job, warnings = self._engine().ask(asking, whole, bell)
+    def _ask(self, asking: list, answers: list[Answers], whole: bool, bell: Bell | None = None) -> Job:
+        job, prompts, warnings = self._engine().ask(asking, whole, bell)
+        for answer, prompt in zip(answers, prompts):
+            if prompt is not None:
+                answer.prompt, answer.tokens = self._native.decode(prompt, False), prompt
         for warning in warnings:
             _log.warning(warning)
         return job
@@ -300,7 +300,7 @@ class LLM:
     def _whole(self, asking: list, answers: list[Answers], use_tqdm: bool) -> list[RequestOutput]:
         if not asking:
             return []
-        job = self._ask(asking, True)
+        job = self._ask(asking, answers, True)
         results: dict[int, RequestOutput] = {}
         with _bar(len(answers), use_tqdm) as bar:
             try:
@@ -315,7 +315,7 @@ class LLM:
         return [results[index] for index in range(len(answers))]
 
     def _pieces(self, asking: list, answers: list[Answers]) -> Iterator[Piece]:
-        job, pieces = self._ask(asking, False), Pieces()
+        job, pieces = self._ask(asking, answers, False), Pieces()
 
         def come() -> Iterator[Piece]:
             try:

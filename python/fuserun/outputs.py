@@ -71,9 +71,9 @@ class RequestOutput(dict):
     request_id: str
     """Its number, as a text."""
     prompt: str | None
-    """The prompt as it was given or as the chat template made it; None where tokens were given."""
-    prompt_token_ids: list[int] | None
-    """Its tokens; None for a chat."""
+    """The prompt as it was given, or as the chat template made it; None where tokens were given."""
+    prompt_token_ids: list[int]
+    """Its tokens."""
     outputs: list[CompletionOutput]
     """The answers."""
     finished: bool
@@ -91,7 +91,7 @@ class RequestOutput(dict):
         self,
         request_id: str,
         prompt: str | None,
-        prompt_token_ids: list[int] | None,
+        prompt_token_ids: list[int],
         outputs: list[CompletionOutput],
         taken: tuple[int, int, int, int, float, float],
     ) -> None:

@@ -8,7 +8,7 @@ use fuserun::backend::Device;
 use fuserun::hub;
 use fuserun::llm::{LlmOptions, start};
 use fuserun::model::{ModelName, OpenModel};
-use fuserun::serve::{Asked, Local, Question};
+use fuserun::serve::{Asked as Request, Local, Question};
 use pyo3::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -25,6 +25,9 @@ pub struct Engine {
 
 /// What is to go on: the tokens of a text, or none for a conversation; and the fields of the HTTP API, in JSON.
 type Asking = (Option<Vec<u32>>, String);
+
+/// The job, the prompts that conversations became, and what to warn of.
+type Asked = (Job, Vec<Option<Vec<u32>>>, Vec<String>);
 
 impl Engine {
     fn local(&self) -> PyResult<Arc<Local>> {
@@ -189,31 +192,29 @@ impl Engine {
         py.detach(|| local.rendered(messages, tools, variables, begins)).map_err(|refusal| refused(&refusal))
     }
 
-    /// Asks questions; all or none. `whole`: nothing is told of an answer before it has ended.
+    /// Asks questions, all or none; gives the prompts of conversations too, and what to warn of. `whole`: nothing is told of an answer before it has ended.
     #[pyo3(signature = (asking, whole, bell=None))]
-    fn ask(
-        &self,
-        py: Python<'_>,
-        asking: Vec<Asking>,
-        whole: bool,
-        bell: Option<&Bell>,
-    ) -> PyResult<(Job, Vec<String>)> {
+    fn ask(&self, py: Python<'_>, asking: Vec<Asking>, whole: bool, bell: Option<&Bell>) -> PyResult<Asked> {
         let local = self.local()?;
         py.detach(|| {
-            let question = |(index, (prompt, fields)): (usize, Asking)| -> PyResult<Question> {
+            let question = |(index, (prompt, fields)): (usize, Asking)| -> PyResult<(Question, Option<Vec<u32>>)> {
+                let chats = prompt.is_none();
                 let question = match prompt {
                     Some(prompt) => local.completion(prompt, object(&fields)?),
                     None => local.chat(object(&fields)?),
                 };
-                question.map_err(|refusal| match index {
+                let question = question.map_err(|refusal| match index {
                     0 => refused(&refusal),
                     _ => refused(&refusal.of(&format!("prompt {index}"))),
-                })
+                })?;
+                let prompt = chats.then(|| question.prompt().to_vec());
+                Ok((question, prompt))
             };
-            let questions = asking.into_iter().enumerate().map(question).collect::<PyResult<Vec<Question>>>()?;
+            let questions = asking.into_iter().enumerate().map(question).collect::<PyResult<Vec<_>>>()?;
+            let (questions, prompts): (Vec<Question>, _) = questions.into_iter().unzip();
             let mut warnings: Vec<String> = questions.iter().flat_map(Question::warnings).cloned().collect();
             warnings.dedup();
-            Ok((Job::start(&local, questions, whole, bell), warnings))
+            Ok((Job::start(&local, questions, whole, bell), prompts, warnings))
         })
     }
 
@@ -234,7 +235,7 @@ impl Engine {
         body: Vec<u8>,
         bell: Option<&Bell>,
     ) -> PyResult<ResponseJob> {
-        ResponseJob::start(&*self.local()?, Asked { method, path, headers, body }, bell)
+        ResponseJob::start(&*self.local()?, Request { method, path, headers, body }, bell)
     }
 
     /// Ends the model: what is being answered is cut off, and its memory is given back.

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import fuserun
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,6 +19,8 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def llm():
     """The demo model on the CPU, with two slots."""
+    import fuserun
+
     with fuserun.LLM(device="cpu", max_num_seqs=2, threads=2) as llm:
         yield llm
 

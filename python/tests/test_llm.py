@@ -106,7 +106,8 @@ def test_chats_go_through_the_template(llm):
     assert one.text and [output.text for output in two] == [one.text] * 2
     assert "".join(llm.stream_chat(messages, GREEDY)) == one.text
     assert one.outputs[0].message == {"role": "assistant", "content": one.text}
-    assert one.num_prompt_tokens == len(llm.encode(text, add_special_tokens=False))
+    assert one.prompt == text and one.prompt_token_ids == llm.encode(text, add_special_tokens=False)
+    assert one.num_prompt_tokens == len(one.prompt_token_ids)
 
 
 def test_logits_are_a_buffer_that_ranks_the_greedy_token_first(llm):
@@ -300,7 +301,7 @@ def test_a_form_that_is_not_understood_is_a_value_error(llm):
 
 
 def test_an_argument_that_is_not_known_is_a_type_error():
-    with pytest.raises(TypeError, match="LLM takes no argument 'gpu_memory'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gpu_memory'"):
         LLM(gpu_memory=0.5)
     with pytest.raises(TypeError):
         SamplingParams(best_of=2)

@@ -45,6 +45,26 @@ impl Default for LlmOptions {
 ///
 /// # Errors
 /// A device that is not there, a model that it cannot hold or run.
+///
+/// # Examples
+/// ```no_run
+/// use fuserun::llm::{LlmOptions, start};
+/// use fuserun::model::{ModelName, OpenModel};
+/// use fuserun::serve::Came;
+/// use serde_json::{Map, json};
+///
+/// let model = OpenModel::open(&ModelName::default())?;
+/// let llm = start(model, &LlmOptions::default(), &mut |note| eprintln!("{note}"))?;
+/// let fields = Map::from_iter([("messages".to_owned(), json!([{"role": "user", "content": "Who are you?"}]))]);
+/// let (tell, told) = std::sync::mpsc::channel();
+/// let _answering = llm.ask(llm.chat(fields)?, move |came| drop(tell.send(came)));
+/// for came in told {
+///     if let Came::Piece(piece) = came {
+///         println!("{:?}", piece.parts);
+///     }
+/// }
+/// # Ok::<(), anyhow::Error>(())
+/// ```
 pub fn start(model: OpenModel, options: &LlmOptions, tell: &mut dyn FnMut(String)) -> Result<Local> {
     let (device, reason) = options.device.resolve(model.brings_device_code());
     reason.into_iter().for_each(&mut *tell);

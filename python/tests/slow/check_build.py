@@ -57,15 +57,12 @@ def test_it_builds_and_runs_in_a_fresh_environment(sdist, python, environment, t
     program = "import fuserun; print(fuserun.LLM(device='cpu').generate('Call me', fuserun.SamplingParams(0, 4), use_tqdm=False)[0]['text'])"
     assert call(python, "-c", program, cwd=tmp_path, env=environment) == ", I say,\n"
     # Nothing is needed beside it.
-    assert "Requires-Dist" not in call(python, "-m", "pip", "show", "--verbose", "fuserun", env=environment)
+    assert "\nRequires: \n" in call(python, "-m", "pip", "show", "fuserun", env=environment)
 
 
 def test_without_rust_a_line_says_what_to_do(python, environment, tmp_path):
-    path = os.pathsep.join([str(python.parent), "/usr/bin", "/bin"])
-    if any((Path(folder) / "cargo").exists() for folder in path.split(os.pathsep)):
-        pytest.fail("cargo is in /usr/bin: this test cannot hide it")
     done = subprocess.run(
-        [python, "-m", "pip", "install", ROOT / "python"], capture_output=True, text=True, cwd=tmp_path, env=environment | {"PATH": path}
+        [python, "-m", "pip", "install", ROOT / "python"], capture_output=True, text=True, cwd=tmp_path, env=environment | {"PATH": str(python.parent)}
     )
     line = "fuserun is built with Rust, and there is no cargo on PATH: install it from https://rustup.rs and try again"
     assert done.returncode != 0 and line in done.stderr + done.stdout, done.stderr

@@ -1,7 +1,7 @@
 """Replicas of a model behind one address, with Ray Serve: one per GPU, or on the CPU where there is none. They answer the routes of `fuserun serve`.
 
     python ray_serve.py --model Qwen/Qwen3-0.6B --replicas 4
-    serve run ray_serve:build model=Qwen/Qwen3-0.6B replicas=4
+    serve run ray_serve:build model=Qwen/Qwen3-0.6B replicas=4 device=gpu
 
 A request whose replica dies before it has answered goes to another one: of a whole answer until it is there, of a stream until its first piece.
 """
@@ -89,11 +89,11 @@ class Front:
 
 
 def build(args):
-    """The application; `args` are those of the command, by their names."""
+    """The application; `args` are those of the command, by their names. `serve run` calls it before it knows the cluster: name the device there."""
     gpus = int(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0
-    replicas, slots = int(args.get("replicas") or max(gpus, 1)), int(args.get("slots") or (8 if gpus else 4))
     device = args.get("device") or ("gpu" if gpus else "cpu")
-    on_gpu = device not in ("cpu", "auto")
+    on_gpu = device != "cpu"
+    replicas, slots = int(args.get("replicas") or max(gpus, 1)), int(args.get("slots") or (8 if on_gpu else 4))
     # A replica on a GPU sees no other one. On the CPU several share the cores.
     resources = {"num_gpus": 1} if on_gpu else {"num_cpus": float(args.get("cpus") or 1)}
     threads = None if on_gpu else max(1, round(float(args.get("cpus") or 1)))

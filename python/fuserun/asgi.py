@@ -58,7 +58,11 @@ class App:
     async def _answer(self, scope: dict[str, Any], target: str, body: bytes, send: Callable[[dict], Awaitable[None]]) -> None:
         headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         async with aclosing(self.llm.request(scope["method"], target, headers, body)) as response:
+            begun = False
             async for kind, *came in response:
+                if kind == "end" and not begun:
+                    raise RuntimeError("the model has been ended: load it again")
+                begun = True
                 if kind == "head":
                     await send({"type": "http.response.start", "status": came[0], "headers": came[1]})
                 elif kind == "body":

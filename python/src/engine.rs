@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::convert::{failed, object, refused, wrong};
-use crate::job::{Job, LogitsJob, ResponseJob};
+use crate::job::{ENDED, Job, LogitsJob, ResponseJob};
 use crate::mail::{Bell, Mailbox};
 
 /// A model that is loaded, until it is ended.
@@ -32,7 +32,7 @@ type Asked = (Job, Vec<Option<Vec<u32>>>, Vec<String>);
 impl Engine {
     fn local(&self) -> PyResult<Arc<Local>> {
         let local = self.local.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let local = local.ok_or_else(|| failed("the model has been ended: load it again"))?;
+        let local = local.ok_or_else(|| failed(ENDED))?;
         match local.failure() {
             Some(message) => Err(failed(message)),
             None => Ok(local),

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fuserun::serve::{Answering, Asked, Came, Local, Piece, Question, Sent};
+use fuserun::serve::{Answering, Asked, Came, Local, Piece, Question, Refusal, Sent};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use crate::convert::{failed, piece, refused};
-use crate::mail::{Bell, Mailbox, Ring};
+use crate::mail::{Bell, Mailbox, Ring, Work};
+
+/// Why nothing more comes of what was asked.
+pub const ENDED: &str = "the model has been ended: load it again";
 
 /// Questions that are being answered.
 #[pyclass(frozen)]
@@ -45,16 +48,18 @@ impl Job {
         let (number, ring) = ring(bell);
         let mail = Mailbox::new(ring);
         let start = |(index, question): (usize, Question)| {
-            let (mail, mut held) = (mail.clone(), BTreeMap::<usize, Piece>::new());
+            let given_up = Came::Failed(Refusal::Model(ENDED.into()));
+            let (mut work, mut held) = (Work::new(&mail, (index, given_up)), BTreeMap::<usize, Piece>::new());
             local.ask(question, move |came| match came {
                 Came::Piece(piece) if whole => {
                     let (choice, ended) = (piece.choice, piece.finish.is_some());
                     held.entry(choice).or_insert_with(|| Piece { choice, ..Piece::default() }).append(piece);
                     if ended && let Some(piece) = held.remove(&choice) {
-                        mail.put((index, Came::Piece(piece)));
+                        work.put((index, Came::Piece(piece)));
                     }
                 }
-                came => mail.put((index, came)),
+                came @ Came::Piece(_) => work.put((index, came)),
+                last => work.end((index, last)),
             })
         };
         let answering = questions.into_iter().enumerate().map(start).collect();
@@ -108,8 +113,8 @@ impl Job {
 impl LogitsJob {
     pub fn start(local: &Local, tokens: Vec<u32>) -> LogitsJob {
         let mail = Mailbox::new(None);
-        let put = mail.clone();
-        let answering = local.logits(tokens, move |logits| put.put(logits.map_err(|error| format!("{error:#}"))));
+        let mut work = Work::new(&mail, Err(ENDED.to_owned()));
+        let answering = local.logits(tokens, move |logits| work.end(logits.map_err(|error| format!("{error:#}"))));
         LogitsJob { mail, _answering: answering }
     }
 }
@@ -136,8 +141,9 @@ impl ResponseJob {
     pub fn start(local: &Local, asked: Asked, bell: Option<&Bell>) -> PyResult<ResponseJob> {
         let (number, ring) = ring(bell);
         let mail = Mailbox::new(ring);
-        let put = mail.clone();
-        let answering = local.request(asked, move |sent| put.put(sent)).map_err(|refusal| refused(&refusal))?;
+        let mut work = Work::new(&mail, Sent::End);
+        let take = move |sent| if sent == Sent::End { work.end(sent) } else { work.put(sent) };
+        let answering = local.request(asked, take).map_err(|refusal| refused(&refusal))?;
         Ok(ResponseJob { mail, answering: Mutex::new(Some(answering)), number })
     }
 }

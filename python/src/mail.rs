@@ -56,6 +56,37 @@ impl<T: Send> Mailbox<T> {
     }
 }
 
+/// The side of a box that work has. Work that is given up before its end, because the model is ended, says so.
+pub struct Work<T: Send> {
+    mail: Arc<Mailbox<T>>,
+    /// What is put where nothing else came last.
+    given_up: Option<T>,
+}
+
+impl<T: Send> Work<T> {
+    pub fn new(mail: &Arc<Mailbox<T>>, given_up: T) -> Work<T> {
+        Work { mail: mail.clone(), given_up: Some(given_up) }
+    }
+
+    pub fn put(&self, thing: T) {
+        self.mail.put(thing);
+    }
+
+    /// Puts what comes last.
+    pub fn end(&mut self, thing: T) {
+        self.given_up = None;
+        self.mail.put(thing);
+    }
+}
+
+impl<T: Send> Drop for Work<T> {
+    fn drop(&mut self) {
+        if let Some(thing) = self.given_up.take() {
+            self.mail.put(thing);
+        }
+    }
+}
+
 /// Tells an event loop which boxes have something: by a file that can be read, and by the numbers of the boxes.
 #[pyclass(frozen)]
 pub struct Bell {

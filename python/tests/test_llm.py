@@ -316,7 +316,8 @@ def test_a_model_that_was_ended_says_so():
     llm.exit()
 
 
-def test_to_end_the_model_ends_who_waits_for_it():
+@pytest.mark.parametrize("turn", range(3))
+def test_to_end_the_model_ends_who_waits_for_it(turn):
     llm = LLM(device="cpu", threads=1, max_num_seqs=1)
     told = []
 

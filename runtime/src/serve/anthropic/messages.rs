@@ -139,6 +139,8 @@ impl Message {
             "content": content,
             "stop_reason": null,
             "stop_sequence": null,
+            "stop_details": null,
+            "container": null,
             "usage": usage,
         })
     }
@@ -222,6 +224,11 @@ fn usage(summary: &Summary) -> Value {
         "input_tokens": summary.prompt - summary.cached,
         "cache_read_input_tokens": summary.cached,
         "cache_creation_input_tokens": 0,
+        "cache_creation": null,
         "output_tokens": summary.completion,
+        "output_tokens_details": {"thinking_tokens": summary.reasoning},
+        "server_tool_use": null,
+        "service_tier": "standard",
+        "inference_geo": null,
     })
 }

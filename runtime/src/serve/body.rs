@@ -16,6 +16,9 @@ pub const MOST_BYTES: usize = 8 << 20;
 const TIME: Duration = Duration::from_secs(30);
 /// How much of a body that is too large is read, so that its sender gets to read the answer.
 const DISCARDED: usize = 64 << 20;
+/// Bytes of a body that nobody wants, and how long they may take.
+const UNWANTED: usize = 64 << 10;
+const UNWANTED_TIME: Duration = Duration::from_secs(1);
 
 /// The object that a request holds, whatever its content type.
 pub async fn fields(request: Request) -> Result<Fields, Problem> {
@@ -38,6 +41,19 @@ pub async fn fields(request: Request) -> Result<Fields, Problem> {
         }
     }
     Fields::parse(&body)
+}
+
+/// Reads a short body that nobody wants, so that the connection can be used again.
+pub async fn discard(request: Request) {
+    let end = Instant::now() + UNWANTED_TIME;
+    let mut stream = request.into_body().into_data_stream();
+    let mut length = 0;
+    while let Ok(Some(piece)) = next(&mut stream, end).await {
+        length += piece.len();
+        if length > UNWANTED {
+            break;
+        }
+    }
 }
 
 async fn next(stream: &mut BodyDataStream, end: Instant) -> Result<Option<axum::body::Bytes>, Problem> {

@@ -65,14 +65,16 @@ pub fn router(app: Arc<App>) -> Router {
     });
     router
         .fallback(|State(app): Shared, request: Request| async move {
-            let path = request.uri().path();
+            let path = request.uri().path().to_owned();
+            body::discard(request).await;
             let message = format!("there is no route {path}; docs/serving.md lists those that there are");
-            answered(&app, path, Err(Problem::new(Kind::NotFound, message)))
+            answered(&app, &path, Err(Problem::new(Kind::NotFound, message)))
         })
         .method_not_allowed_fallback(|State(app): Shared, request: Request| async move {
-            let (method, path) = (request.method(), request.uri().path());
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            body::discard(request).await;
             let message = format!("{path} does not take {method}");
-            answered(&app, path, Err(Problem::new(Kind::Method, message)))
+            answered(&app, &path, Err(Problem::new(Kind::Method, message)))
         })
         .layer(from_fn_with_state(app.clone(), around))
         .with_state(app)

@@ -11,11 +11,12 @@ use self::sources::Sources;
 use super::tokenizer::files::{read_tokenizer_config, template_names};
 use crate::weights::{Checkpoint, gguf};
 use anyhow::{Context, Result, anyhow};
-use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
+use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::io::{self, Write};
 use std::path::Path;
 
 /// One turn of a conversation.
@@ -43,9 +44,24 @@ pub struct ChatTemplate {
     specials: Map<String, Value>,
     /// The template in its place where there are tools.
     tool_use: Option<String>,
+    limits: Limits,
 }
 
 const NAME: &str = "chat_template";
+const TOOL_USE: &str = "tool_use";
+
+/// What one conversation may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Steps of the template.
+    steps: u64,
+    /// Calls within calls: each takes of the stack of the thread that renders.
+    depth: usize,
+    /// Bytes of the text.
+    bytes: usize,
+}
+
+const LIMITS: Limits = Limits { steps: 20_000_000, depth: 100, bytes: 32 << 20 };
 
 impl ChatTemplate {
     /// The template of a Hugging Face directory (chat_template.jinja, else `chat_template` of tokenizer_config.json, else chat_template.json) or of a
@@ -83,19 +99,33 @@ impl ChatTemplate {
             }
         }
         let tool_use = metadata.text("tokenizer.chat_template.tool_use").map(str::to_owned);
-        Ok(Some(ChatTemplate { tool_use, ..ChatTemplate::new(source, specials)? }))
+        ChatTemplate::limited(source, tool_use, specials, LIMITS).map(Some)
     }
 
     /// A template from its source. `specials` are variables that it may use, `bos_token` and `eos_token` above all.
     pub fn new(source: &str, specials: Map<String, Value>) -> Result<ChatTemplate> {
+        ChatTemplate::limited(source, None, specials, LIMITS)
+    }
+
+    fn limited(
+        source: &str,
+        tool_use: Option<String>,
+        specials: Map<String, Value>,
+        limits: Limits,
+    ) -> Result<ChatTemplate> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("the usual delimiters are valid"));
+        environment.set_fuel(Some(limits.steps));
+        environment.set_recursion_limit(limits.depth);
         python::imitate(&mut environment);
-        environment
-            .add_template_owned(NAME, syntax::rewritten(source))
-            .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
-        Ok(ChatTemplate { environment, source: source.to_owned(), specials, tool_use: None })
+        for (name, source) in [(NAME, Some(source)), (TOOL_USE, tool_use.as_deref())] {
+            let Some(source) = source else { continue };
+            environment
+                .add_template_owned(name, syntax::rewritten(source))
+                .map_err(|error| anyhow!("the chat template is not one that can be read: {}", explain(&error)))?;
+        }
+        Ok(ChatTemplate { environment, source: source.to_owned(), specials, tool_use, limits })
     }
 
     /// The text of a conversation. `add_generation_prompt` ends it with the start of the assistant's turn.
@@ -118,15 +148,26 @@ impl ChatTemplate {
         context.extend(variables);
         context.insert("messages".to_owned(), messages);
         context.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
-        let tool_use = self.tool_use.as_ref().filter(|_| !context["tools"].is_null());
-        let text = match tool_use.map(|source| syntax::rewritten(source)) {
-            Some(source) => self.environment.render_str(&source, Serde(&context)),
-            None => {
-                let template = self.environment.get_template(NAME).expect("the constructor adds the template");
-                template.render(Serde(&context))
-            }
+        let name = if self.tool_use.is_some() && !context["tools"].is_null() { TOOL_USE } else { NAME };
+        let template = self.environment.get_template(name).expect("the constructor adds the templates");
+        let mut text = Bounded { bytes: Vec::new(), most: self.limits.bytes };
+        template.render_captured_to(Serde(&context), &mut text).map_err(|error| self.failed(&error))?;
+        String::from_utf8(text.bytes).map_err(|error| anyhow!("the chat template wrote what is no text: {error}"))
+    }
+
+    fn failed(&self, error: &minijinja::Error) -> anyhow::Error {
+        let Limits { steps, depth, bytes } = self.limits;
+        let recursion = error.detail().is_some_and(|detail| detail.contains("recursion limit"));
+        let most = match error.kind() {
+            ErrorKind::OutOfFuel => format!("{steps} steps"),
+            ErrorKind::WriteFailure => format!("{} MiB of text", bytes >> 20),
+            _ if recursion => format!("{depth} calls within calls"),
+            _ => return anyhow!("the chat template failed: {}", explain(error)),
         };
-        text.map_err(|error| anyhow!("the chat template failed: {}", explain(&error)))
+        let line = error.line().map_or(String::new(), |line| format!(" (line {line} of the template)"));
+        anyhow!(
+            "the chat template takes more than {most} for this conversation{line}: shorten it, or mend the template"
+        )
     }
 
     /// The template's source.
@@ -142,9 +183,28 @@ impl ChatTemplate {
     fn from_directory(directory: &Path) -> Result<Option<ChatTemplate>> {
         let config = read_tokenizer_config(directory)?;
         let Some(Sources { default, tool_use }) = Sources::of_directory(directory, &config)? else { return Ok(None) };
-        let template =
-            ChatTemplate::new(&default, template_names(&config)).with_context(|| directory.display().to_string())?;
-        Ok(Some(ChatTemplate { tool_use, ..template }))
+        let template = ChatTemplate::limited(&default, tool_use, template_names(&config), LIMITS);
+        template.with_context(|| directory.display().to_string()).map(Some)
+    }
+}
+
+/// Text up to a length.
+struct Bounded {
+    bytes: Vec<u8>,
+    most: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + piece.len() > self.most {
+            return Err(io::Error::other("the text is too long"));
+        }
+        self.bytes.extend_from_slice(piece);
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -185,3 +185,32 @@ fn a_gguf_file_has_a_template_for_tools_too() {
     assert_eq!(template.render_json(json!([]), true, variables).unwrap(), "t");
     assert_eq!(template.render(&[], true).unwrap(), "d");
 }
+
+#[test]
+fn a_template_takes_so_much_and_no_more() {
+    let limits = Limits { steps: 60_000, depth: LIMITS.depth, bytes: 1 << 20 };
+    let said = |source: &str| {
+        let template = ChatTemplate::limited(source, None, Map::new(), limits).unwrap();
+        // As the threads of a server, and less.
+        let thread = std::thread::Builder::new().stack_size(1 << 20);
+        let render = move || template.render(&[Message::new("user", "x")], true).map_err(|error| error.to_string());
+        thread.spawn(render).unwrap().join().expect("it stays within the stack")
+    };
+    let rest = "shorten it, or mend the template";
+    let endless = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+    let refused = said(endless).unwrap_err();
+    assert!(refused.starts_with("the chat template takes more than 60000 steps for this conversation"), "{refused}");
+    assert!(refused.contains("(line 1 of the template)") && refused.ends_with(rest), "{refused}");
+    let deep = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}\n{{ f(0) }}";
+    let refused = said(deep).unwrap_err();
+    assert!(refused.contains("more than 100 calls within calls") && refused.ends_with(rest), "{refused}");
+    let long = "{% set x = messages[0].content * 600000 %}{{ x }}{{ x }}";
+    let refused = said(long).unwrap_err();
+    assert!(refused.contains("more than 1 MiB of text") && refused.ends_with(rest), "{refused}");
+    assert_eq!(said("{{ messages[0].content * 3 }}").unwrap(), "xxx");
+    let template = ChatTemplate::limited("a", Some("{{ tools | length }}".into()), Map::new(), limits).unwrap();
+    let with = |tools: Value| template.render_json(json!([]), true, Map::from_iter([("tools".to_owned(), tools)]));
+    assert_eq!((with(Value::Null).unwrap(), with(json!([1, 2])).unwrap()), ("a".into(), "2".into()));
+    let error = ChatTemplate::limited("a", Some("{% if".into()), Map::new(), limits).unwrap_err().to_string();
+    assert!(error.contains("not one that can be read"), "{error}");
+}

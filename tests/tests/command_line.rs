@@ -46,7 +46,7 @@ fn flags_stand_under_headings() {
     let help = fuserun(&["generate", "--help"], "").stdout;
     let sections: Vec<&str> = help.split("\n\n").collect();
     for (heading, flags) in [
-        ("Arguments:\n", &["[PROMPT]"][..]),
+        ("Arguments:\n", &["[PROMPT]..."][..]),
         ("Options:\n", &["--max-tokens", "--stop", "--json", "--help"]),
         ("Model and device:\n", &["--model", "--device", "--threads"]),
         ("Sampling:\n", &["--temperature", "--seed"]),

@@ -202,3 +202,53 @@ fn the_context_ends_a_text() {
     assert!((13..=14).contains(&made), "{made} tokens after 3 in a context of 16");
     assert_eq!(object["finish_reason"].as_str(), Some("length"));
 }
+
+#[test]
+fn several_prompts_are_answered_as_each_by_itself() {
+    let folder = fuse_tests::TempFolder::new();
+    let lines: Vec<String> = (0..9).map(|index| format!("The whale {index} of")).collect();
+    let file = folder.write("prompts.txt", format!("{}\n\n{}\n", lines[..4].join("\n"), lines[4..].join("\n")));
+    let file = file.to_str().unwrap();
+    let all = |more: &[&str]| -> Vec<Value> {
+        let done =
+            generate("cpu", &[&["-n", "6", "--seed", "5", "--json", "Call me", "--prompts", file], more].concat(), "");
+        done.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let told = all(&[]);
+    assert_eq!(told.len(), 10);
+    let prompts: Vec<&str> = told.iter().filter_map(|object| object["prompt"].as_str()).collect();
+    assert_eq!(prompts, [&["Call me"], &lines.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    for object in [&told[0], &told[7]] {
+        let alone = json("cpu", &["-n", "6", "--seed", "5", object["prompt"].as_str().unwrap()]);
+        assert_eq!((&alone["tokens"], &alone["text"]), (&object["tokens"], &object["text"]));
+        assert_eq!(alone["finish_reason"], object["finish_reason"]);
+    }
+    let text = generate("cpu", &["-n", "4", "--temperature", "0", "Call me", "The whale"], "").stdout;
+    assert!(text.starts_with("> Call me\n") && text.contains("\n\n> The whale\n"), "{text}");
+    let from_stdin = generate("cpu", &["-n", "2", "--json", "--prompts", "-"], "Call me\nThe whale\n").stdout;
+    assert_eq!(from_stdin.lines().count(), 2);
+    for (arguments, error) in [
+        (&["-", "--prompts", "-"][..], "stdin is read once"),
+        (&["--prompts", "nowhere.txt"], "cannot read nowhere.txt"),
+        (&["--prompts", "/dev/null"], "/dev/null has no prompts"),
+        (&["--max-context", "8", "Call me", "The whale and the sea and the ship and the sky"], "prompt 2"),
+    ] {
+        let done = fuserun(&[&["generate", "--device", "cpu"], arguments].concat(), "");
+        assert!(done.code == 1 && done.stderr.contains(error), "{arguments:?}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn a_system_prompt_comes_before_the_message() {
+    let ask = |more: &[&str]| {
+        json("cpu", &[&["--chat", "Hast seen him?", "-n", "2"], more].concat())["prompt_tokens"].clone()
+    };
+    let with = ask(&["--system", "Be brief."]);
+    let folder = root().join("models/demo");
+    let text = demo::tokenizer().unwrap();
+    let ids: Vec<u32> = serde_json::from_value(with.clone()).unwrap();
+    assert!(text.decode(&ids, false).unwrap().starts_with("Be brief."), "{with}");
+    assert_ne!(with, ask(&[]));
+    let alone = fuserun(&["generate", "-m", folder.to_str().unwrap(), "--system", "Be brief.", "x"], "");
+    assert!(alone.code == 2 && alone.stderr.contains("--chat"), "{}", alone.stderr);
+}

@@ -19,7 +19,8 @@ pub fn check_prompt(tokens: &[u32], vocabulary: usize, context: usize) -> Result
     Ok(())
 }
 
-/// Checks that a token can be chosen from the logits that follow the token at `position`. Tokens that are never to be chosen may have -inf.
+/// Checks that a token can be chosen from the logits that follow the token at `position`: after what takes tokens from the choice, which have -inf
+/// then, whatever the model gave them, and after biases and penalties.
 ///
 /// # Errors
 /// NaN or +inf, or nothing but -inf.

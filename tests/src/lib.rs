@@ -12,6 +12,7 @@ mod nvrtc;
 mod programs;
 pub mod reference;
 mod replaced;
+pub mod requests;
 pub mod server;
 
 pub use folder::TempFolder;

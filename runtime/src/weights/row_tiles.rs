@@ -349,6 +349,12 @@ impl Row<'_> {
         self.set_bits(at, shift, u32::from(bits));
     }
 
+    /// A 4-bit integer, with a word for each fragment.
+    fn set_four_bits(&mut self, column: usize, code: u8) {
+        let spot = self.spot(column);
+        self.set_in_word(&spot, 16 * spot.half + spot.register % 2 * 8 + spot.register / 2 * 4, code);
+    }
+
     /// A 4-bit number of an integer in a table.
     fn set_chosen(&mut self, column: usize, code: u8) {
         let spot = self.spot(column);

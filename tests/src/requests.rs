@@ -114,7 +114,7 @@ impl Requests {
     pub fn send(&self, data: &[u8]) -> u16 {
         let (route, body) = data.split_first().map_or((0, &[][..]), |(first, rest)| (usize::from(*first), rest));
         let path = ROUTES[route % ROUTES.len()];
-        let (status, answer) = self.local.ask("POST", path, body.to_vec()).expect("the request is one");
+        let (status, answer) = self.local.exchange("POST", path, body.to_vec()).expect("the request is one");
         let text = String::from_utf8(answer).expect("answers are text");
         assert!([200, 400, 404, 413, 501].contains(&status), "{status} of {path}: {text}");
         let is_object = |text: &str| serde_json::from_str::<Value>(text).is_ok();

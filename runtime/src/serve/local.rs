@@ -157,7 +157,7 @@ impl Local {
     ///
     /// # Errors
     /// A method or a path that no request can have.
-    pub fn ask(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>)> {
+    pub fn exchange(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>)> {
         let request = Request::builder().method(method).uri(path).body(Body::from(body));
         let request = request.with_context(|| format!("{method} {path}"))?;
         let service = TowerToHyperService::new(router(self.app.clone()));

@@ -141,7 +141,7 @@ pub const SIGNATURES: &[Signature] = &[
     },
     Signature {
         op: OpName::Conv,
-        doc: "Σ_j w[c, j] · x[c] of the token `taps - 1 - j` before, for each value c of a token: a short causal convolution. The last inputs are kept from step to \
+        doc: "For each value of a token the sum of w · x over the last `taps` tokens, its own being the last: a short causal convolution. The last inputs are kept from step to \
               step; before the first token they are zeros.",
         values: &[value("x", "input")],
         weights: &[weight("weight", "`[values of x, 1, taps]`"), optional_weight("bias", "`[values of x]`")],

@@ -27,7 +27,7 @@ pub enum Op {
     KvAppend,
     /// Causal attention of `q` over a cache, up to and including each token's own position.
     Attention(Attention),
-    /// `a + b`; see [`Type::values_per`] for the sizes that `b` may have.
+    /// `a + b`; see [`values_per`](super::Type::values_per) for the sizes that `b` may have.
     Add,
     /// `a · b`, element by element; as [`Op::Add`].
     Mul,

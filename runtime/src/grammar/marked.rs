@@ -1,6 +1,6 @@
 //! Texts that are free until a mark comes, are held to what belongs to it from there on, and are free again after that.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, ensure};
@@ -58,6 +58,8 @@ pub(super) struct Compiled {
     wide: Vec<u32>,
     wrong: Mutex<Wrong>,
 }
+
+type Wrong = BTreeMap<(usize, usize), Arc<[u32]>>;
 
 /// A text so far.
 pub(super) struct Follower {

@@ -40,9 +40,8 @@ pub fn run(args: &GenerateArgs, model: OpenModel, tokenizer: &Arc<Tokenizer>, pr
     for prompt in prompts {
         let tokens = prompt_tokens(args, &model, tokenizer, &prompt)?;
         let making = Making::new(tokenizer, &tokens, &ends, &stops, args.chat);
-        let none = (String::new(), None, Duration::ZERO, false);
-        let (text, first, last, ended) = none;
-        answers.push(Answer { prompt, tokens, making, text, first, last, ended });
+        let (text, last) = (String::new(), Duration::ZERO);
+        answers.push(Answer { prompt, tokens, making, text, first: None, last, ended: false });
     }
     let longest = answers.iter().map(|answer| answer.tokens.len()).max().unwrap_or(0);
     let slots = answers.len().min(SIDE_BY_SIDE).next_power_of_two();

@@ -72,7 +72,7 @@ pub fn pack_row(format: Format, row: usize, blocks: &[u8], out: &mut [u8]) -> Re
                 to.set_pair_scale(1024, &from[..2]);
             }
             Format::Q4_0 => {
-                (0..32).for_each(|c| to.set_four_bits(c, from[2 + c % 16] >> (c / 16 * 4) & 15));
+                (0..32).for_each(|c| to.set_nibble(c, from[2 + c % 16] >> (c / 16 * 4) & 15));
                 to.set_pair_scale(512, &from[..2]);
             }
             Format::Q4_1 => {
@@ -347,12 +347,6 @@ impl Row<'_> {
     fn set_in_word(&mut self, spot: &Spot, shift: usize, bits: u8) {
         let at = spot.step + spot.pair / 2 * 512 + 16 * spot.lane + (spot.pair % 2 * 2 + spot.fragment) * 4;
         self.set_bits(at, shift, u32::from(bits));
-    }
-
-    /// A 4-bit integer, with a word for each fragment.
-    fn set_four_bits(&mut self, column: usize, code: u8) {
-        let spot = self.spot(column);
-        self.set_in_word(&spot, 16 * spot.half + spot.register % 2 * 8 + spot.register / 2 * 4, code);
     }
 
     /// A 4-bit number of an integer in a table.

@@ -1,4 +1,4 @@
-// 4-bit integers with a scale and a zero point per 128 columns. A step is 128 columns: codes as those of two steps of q4_1; then 8 bytes per row of eight: words of the row and
+// 4-bit integers with a scale and a zero point per 128 columns. A step is 128 columns: codes as those of two steps of q4_0; then 8 bytes per row of eight: words of the row and
 // of the one eight below, an fp32 scale with the zero point in its lowest five bits.
 constexpr int STEP = 128;
 constexpr int PAIRS = 4;

@@ -1,4 +1,4 @@
-// 4-bit integers with a scale and an addend per 32 columns. A step is 64 columns: 16 bytes per lane, two words per pair, as multiply_nibbles reads them; then 16 bytes per row of eight: scale and addend, f16, of the
+// 4-bit integers with a scale and an addend per 32 columns. A step is 64 columns: codes as those of q4_0; then 16 bytes per row of eight: scale and addend, f16, of the
 // row and of the one eight below, for each pair.
 constexpr int STEP = 64;
 constexpr int PAIRS = 2;

@@ -1,5 +1,5 @@
 {%- let five = tiles.weights == crate::Format::Q5K -%}
-// 4-bit integers with a 6-bit scale and a 6-bit minimum per 32 columns, in units of two f16 per 256. A step is 128 columns: codes as those of two steps of q4_1; then per row
+// 4-bit integers with a 6-bit scale and a 6-bit minimum per 32 columns, in units of two f16 per 256. A step is 128 columns: codes as those of two steps of q4_0; then per row
 // of eight and the one eight below 8 bytes of units (f16 of scales, f16 of minima), 8 of scales and 8 of minima, a byte per pair: of two pairs [row + 8, second]
 // [row + 8, first] [row, second] [row, first] from the highest byte on.
 {%- if five %}

@@ -103,7 +103,8 @@ impl Requests {
             dtype: None,
             device: "any".into(),
         };
-        let load = |inbox: &Inbox| inbox.serve(Slots::new(Anything { slots: [None, None], draws: 1 }), || {});
+        let load =
+            |inbox: &Inbox| inbox.serve(Slots::new(Anything { slots: [None, None], draws: 1 }), || {}).map(|_| ());
         Requests { local: Local::start(subject, load).expect("it starts") }
     }
 
@@ -143,7 +144,7 @@ struct Anything {
 
 impl Steps for Anything {
     fn limits(&self) -> Limits {
-        Limits { slots: 2, context: 256, vocabulary: 4096, resumes: true, grammars: true }
+        Limits { slots: 2, context: 256, vocabulary: 4096, resumes: true }
     }
 
     fn part(&self, left: usize, _: bool) -> usize {

@@ -44,9 +44,6 @@ pub struct Aside {
     pub begun: bool,
 }
 
-/// By mark, and how many bytes of it are there: the tokens that complete it and go on with what may not follow.
-type Wrong = HashMap<(usize, usize), Arc<[u32]>>;
-
 /// [`Marked`], for one model's tokens.
 pub(super) struct Compiled {
     of: Marked,
@@ -56,6 +53,7 @@ pub(super) struct Compiled {
     longest: usize,
     /// Tokens that have a whole mark within them, and after it what may not follow.
     wide: Vec<u32>,
+    /// By mark, and how many bytes of it are there: the tokens that complete it and go on with what may not follow.
     wrong: Mutex<Wrong>,
 }
 

@@ -97,7 +97,11 @@ fn each_fusion_that_is_lost_changes_the_plan() {
             assert!(decode_launches(&plan) >= decode_launches(&whole.plan), "{file}: {pass} adds launches");
         }
         let unfused = model(file, text, Selection::none()).plan;
-        assert!(2 * unfused.edges_per_layer >= 3 * whole.plan.edges_per_layer, "{file}: {}", unfused.summary());
+        let (fused, unfused_edges) = (whole.plan.edges_per_layer, unfused.edges_per_layer);
+        // What stands around a recurrent memory is not fused.
+        let recurrent = text.contains("op = \"recall\"");
+        let enough = if recurrent { unfused_edges > fused } else { 2 * unfused_edges >= 3 * fused };
+        assert!(enough, "{file}: {}", unfused.summary());
     }
     let never =
         |name: &str| shipped().iter().all(|(file, text)| fired(&model(file, text, Selection::all()), name) == 0);

@@ -28,7 +28,7 @@ def main():
     parser.add_argument("texts", nargs="+")
     parser.add_argument("--model", help="the demo model where none is given")
     # Answers are held to a schema on the CPU.
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     params = SamplingParams(temperature=0, max_tokens=200, structured_outputs=StructuredOutputsParams(json=BOOK))
     with LLM(args.model, device=args.device) as llm:

@@ -122,7 +122,7 @@ fn bad_usage_by_a_variable_names_it() {
         "error: invalid value 'x' for 'FUSE_PROFILE_BATCH', the variable of '--batch <BATCH>': invalid digit found in string"
     );
     for (name, value) in [
-        ("FUSE_DEVICE", "gpu"),
+        ("FUSE_DEVICE", "tpu"),
         ("FUSE_TOP_P", "1.5"),
         ("FUSE_PASSES", "-fuse-mpl"),
         ("FUSE_THREADS", "0"),

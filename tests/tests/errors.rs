@@ -304,7 +304,7 @@ fn an_artifact_without_this_gpu() {
 fn a_device_that_is_not_there() {
     let folder = golden("llama-tied");
     let folder = folder.path();
-    assert_fails(&logits_on(&["--device", "gpu"], folder, "1"), 2, &["gpu", "auto, cpu, cuda:N"]);
+    assert_fails(&logits_on(&["--device", "tpu"], folder, "1"), 2, &["tpu", "auto, cpu, cuda:N"]);
     assert_fails(&logits_on(&["--device", "cuda:x"], folder, "1"), 2, &["cuda:x"]);
     assert_fails(&logits_on(&["--device", "cuda:99"], folder, "1"), 1, &["cannot open cuda:99"]);
 }

@@ -225,7 +225,7 @@ fn bad_usage_is_told_with_what_was_meant() {
 fn what_cannot_be_done_is_one_clear_message() {
     let folder = TempFolder::new();
     let folder = folder.path();
-    assert!(refused(&["check", "lama"], 1).contains("did you mean `llama`? (shipped: arcee, cohere, dots1, "));
+    assert!(refused(&["check", "lama"], 1).contains("did you mean `llama`? (shipped: arcee, bamba, cohere, "));
     assert!(refused(&["print", "llama", "--after", "fuse-mpl"], 1).contains("did you mean `fuse-mlp`?"));
     assert!(refused(&["compile", "llama", "--weights", "f32"], 2).contains("give auto, or one of f16, bf16, q8_0"));
     let golden = fuse_tests::root().join("tests/goldens/qwen3");

@@ -5,6 +5,7 @@
 // it. Each format defines the same names:
 //   STEP columns of a step, PAIRS of them, STEP_WORDS of 16 bytes; Held, a lane's share, with load_once and load_again, whose `from` is the step's word `lane`;
 //   NATURAL: a lane's columns are those of mma in their order, else the eight columns 8 (l % 4) .. + 7, which one load of 16 bytes brings;
+//   SPREAD: a fragment's codes of the latter four of those eight count sixteenfold;
 //   Totals: what a lane's activations of a pair have to be summed up for, with totals_of;
 //   multiply: adds the products of a pair with a lane's activations of it, into two sums, which halves the dependency chain, or into one;
 //   value_of: one value of a step.
@@ -24,6 +25,7 @@ constexpr int STEP = 32;        // columns of a step
 constexpr int PAIRS = 1;        // of tiles
 constexpr int STEP_WORDS = 64;  // 16-byte words of a row tile's step
 constexpr bool NATURAL = false;
+constexpr bool SPREAD = false;
 constexpr float W_UNIT = IS_F16 ? 256.0f : 1.0f;    // what is held is this much of a weight
 constexpr float FACTOR = 1.0f / (X_UNIT * W_UNIT);  // what sums of products are multiplied by
 
@@ -102,13 +104,21 @@ DEVICE Vec4 load_activations(const u16* row, int k) {
   return v;
 }
 
+// What a lane's activations are multiplied as: the latter four of eight by a sixteenth where their codes count sixteenfold.
+constexpr float LATTER = SPREAD ? 1.0f / 16.0f : 1.0f;
+DEVICE float latter_of(int column) { return column % 8 < 4 ? 1.0f : LATTER; }
+DEVICE Vec4 spread(const Vec4& x) {
+  constexpr u32 SIXTEENTHS = 0x2c002c00;
+  return SPREAD ? Vec4{x.x, x.y, times_f16(x.z, SIXTEENTHS), times_f16(x.w, SIXTEENTHS)} : x;
+}
+
 // A lane's activations of the pair that begins at column k of a row, which reaches to the end of its last step or is padded here.
 DEVICE Vec4 load_pair(const u16* row, int k, int quad) {
-  if (!NATURAL) return load_activations(row, k + 8 * quad);
+  if (!NATURAL) return spread(load_activations(row, k + 8 * quad));
   const u32* at = (const u32*)(row + k) + quad;
   return {at[0], at[4], at[8], at[12]};
 }
-// And of one that is staged, with its padding.
+// And of one that is staged, with its padding, and spread by then.
 DEVICE Vec4 load_staged(const u16* row, int k, int quad) {
   if (!NATURAL) return *(const Vec4*)(row + k + 8 * quad);
   const u32* at = (const u32*)(row + k) + quad;
@@ -320,7 +330,7 @@ DEVICE void stage_norm(u16* staged, float (&sums)[WARPS][BATCH], const float* x,
           square[r] += v[r][i] * v[r][i];
           v[r][i] = (NORM == 2 ? (v[r][i] - mean) * scale : v[r][i]) * w[pass][i];
           if (bias && k + i < K) v[r][i] += bias[k + i];
-          v[r][i] *= unit[r];
+          v[r][i] *= unit[r] * latter_of(i);
         }
         store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r]);
       }
@@ -370,7 +380,7 @@ DEVICE void stage_rms_norm(u16* staged, float (&sums)[WARPS][BATCH], const float
         if (k >= STAGED_K) break;
         if (!KEPT) load_floats<false>(v[r][pass], x + (row + r) * K, k);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[r][pass][i] *= scale * w[pass][i];
+        for (int i = 0; i < 8; i++) v[r][pass][i] *= scale * latter_of(i) * w[pass][i];
         store_operands(staged + (row + r) * STAGE_STRIDE + k, v[r][pass]);
       }
     }
@@ -393,7 +403,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 #pragma unroll
     for (int r = 0; r < EIGHTS_AT_ONCE; r++) {
       const int i = 8 * (begin + r * THREADS), b = i / STAGED_K;
-      if (b < BATCH) *(Vec4*)(staged + b * STAGE_STRIDE + i % STAGED_K) = v[r];
+      if (b < BATCH) *(Vec4*)(staged + b * STAGE_STRIDE + i % STAGED_K) = spread(v[r]);
     }
   }
 }

@@ -159,11 +159,6 @@ impl Grammar {
         };
         Matcher { text }
     }
-
-    /// Whether a text has to be held to it from its beginning; else what follows a mark is only surer to be right with it.
-    pub fn is_needed(&self) -> bool {
-        matches!(self.begin, Begin::Held(_))
-    }
 }
 
 impl fmt::Debug for Grammar {

@@ -333,7 +333,7 @@ fn in_a_sum_of_experts() {
             ("rank * BLOCK_STEPS + warp) * STEP_WORDS", "warp) * STEP_WORDS", "sum"),
             ("rank * EXPERT_K + i % EXPERT_K);", "i % EXPERT_K);", "sum"),
             ("(u64)slot * BATCH + b", "(u64)slot * BATCH", "sum"),
-            ("row / BATCH * EXPERT_K + i % EXPERT_K) = v", "i % EXPERT_K) = v", "race"),
+            ("row / BATCH * EXPERT_K + i % EXPERT_K) = spread", "i % EXPERT_K) = spread", "race"),
             ("begin + 8 * THREADS * h, row", "begin, row", "shared memory"),
             ("slot * EXPERT_K + k + 32", "k + 32", "sum"),
             ("offset += teams * STEPS * STEP_WORDS", "offset += STEPS * STEP_WORDS", "sum"),

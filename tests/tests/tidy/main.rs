@@ -149,6 +149,7 @@ const RUNTIME: &[Room] = &[
             "profile",
             "sampling",
             "serve",
+            "slots",
             "step",
             "verify",
             "fusec::artifact",

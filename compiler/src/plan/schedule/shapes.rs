@@ -198,7 +198,9 @@ pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Ga
 /// The shape of the experts' hidden values: the row tiles of all that a step may need in turn over the blocks.
 pub(super) fn shape_experts_hidden(spec: &mut ExpertsHidden, tuning: &Tuning) {
     let tuned = tuned_product(spec, tuning);
-    let untuned = (8, spec.tiles.packed().depth(), 2);
+    let depth = spec.tiles.packed().depth();
+    // The logits of more experts take registers of their own.
+    let untuned = (8, if spec.route.experts > 256 { depth.div_ceil(2) } else { depth }, 2);
     let (warps, most, per_multiprocessor) = tuned.map_or(untuned, |entry| (entry.warps, entry.depth, entry.blocks));
     let row_tiles = spec.route.most(spec.batch) * spec.tiles.count();
     let share = spec.tiles.steps().div_ceil(warps);

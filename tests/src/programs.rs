@@ -136,8 +136,9 @@ fn build(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
     let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    // With the features of the whole workspace, as `tests/run` builds it.
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", name, "--bin", name]).current_dir(root());
+    cargo.args(["build", "--quiet", "--workspace", "--bin", name]).current_dir(root());
     if folder.ends_with("release") {
         cargo.arg("--release");
     }

@@ -1,5 +1,6 @@
 //! Requests of any bytes, to a server without a network whose device says anything that is allowed.
 
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -7,7 +8,7 @@ use fuserun::demo;
 use fuserun::generate::chat::ChatTemplate;
 use fuserun::generate::defaults::GenerationDefaults;
 use fuserun::grammar::{Grammar, Matcher};
-use fuserun::serve::{Inbox, Local, Subject};
+use fuserun::serve::{Asked, Inbox, Local, Sent, Subject};
 use fuserun::slots::{Chosen, Limits, Request, Slots, Steps};
 use serde_json::Value;
 
@@ -115,7 +116,18 @@ impl Requests {
     pub fn send(&self, data: &[u8]) -> u16 {
         let (route, body) = data.split_first().map_or((0, &[][..]), |(first, rest)| (usize::from(*first), rest));
         let path = ROUTES[route % ROUTES.len()];
-        let (status, answer) = self.local.exchange("POST", path, body.to_vec()).expect("the request is one");
+        let asked = Asked { method: "POST".into(), path: path.into(), body: body.to_vec(), ..Asked::default() };
+        let (send, sent) = mpsc::channel();
+        let take = move |piece| send.send(piece).expect("the test waits");
+        let _answering = self.local.request(asked, take).expect("the request is one");
+        let (mut status, mut answer) = (0, Vec::new());
+        for piece in sent {
+            match piece {
+                Sent::Head(code, _) => status = code,
+                Sent::Body(more) => answer.extend(more),
+                Sent::End => break,
+            }
+        }
         let text = String::from_utf8(answer).expect("answers are text");
         assert!([200, 400, 404, 413, 501].contains(&status), "{status} of {path}: {text}");
         let is_object = |text: &str| serde_json::from_str::<Value>(text).is_ok();

@@ -5,10 +5,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, anyhow};
-use axum::body::{Body, to_bytes};
-use axum::http::Request;
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 use serde_json::{Map, Value};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
@@ -20,7 +16,6 @@ use super::conversation::{Conversation, messages};
 use super::engine::{Inbox, Phase, connect};
 use super::fields::Fields;
 use super::problem::Problem;
-use super::routes::router;
 use super::run::{Subject, app};
 
 /// A model that is asked in this process.
@@ -150,21 +145,6 @@ impl Local {
                 tokens: summary.completion,
                 milliseconds: summary.milliseconds(),
             })
-        })
-    }
-
-    /// What the server answers to a request that comes over no connection: the status and the body.
-    ///
-    /// # Errors
-    /// A method or a path that no request can have.
-    pub fn exchange(&self, method: &str, path: &str, body: Vec<u8>) -> Result<(u16, Vec<u8>)> {
-        let request = Request::builder().method(method).uri(path).body(Body::from(body));
-        let request = request.with_context(|| format!("{method} {path}"))?;
-        let service = TowerToHyperService::new(router(self.app.clone()));
-        self.runtime.block_on(async {
-            let response = service.call(request).await?;
-            let status = response.status().as_u16();
-            Ok((status, to_bytes(response.into_body(), usize::MAX).await?.to_vec()))
         })
     }
 

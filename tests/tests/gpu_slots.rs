@@ -9,7 +9,7 @@ use fusec::build::{Options, compile_all};
 use fusec::plan::{PlanOptions, TuningSource};
 use fuserun::backend::GpuSlots;
 use fuserun::device::Gpu;
-use fuserun::grammar::{Grammars, Source, Words};
+use fuserun::grammar::{Grammars, Mark, Marked, Source, Words};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::SamplingParameters;
 use fuserun::slots::{End, Event, Request, Slots, Ticket};
@@ -169,7 +169,8 @@ fn a_grammar_holds_its_own_request_only() {
             let words = (0..317u32).map(|token| u8::try_from(token).map_or(Vec::new(), |byte| vec![byte])).collect();
             Ok(Words { words, special: vec![END], ends: vec![END] })
         };
-        let compiled = Grammars::new(words).compile(&Source::Regex("(ab|ba){3}".into())).expect("it is a regex");
+        let grammars = Grammars::new(words);
+        let compiled = grammars.compile(&Source::Regex("(ab|ba){3}".into())).expect("it is a regex");
         let all = requests(6);
         let beside = [4, 5].map(|index: usize| Request { limit: 5, ..all[index].clone() });
         let apart = alone(engine, 2, &beside);
@@ -196,6 +197,14 @@ fn a_grammar_holds_its_own_request_only() {
         let Some(Event::Failed(message)) = &outcomes[&tickets[3]].1 else { panic!("{:?}", outcomes[&tickets[3]]) };
         assert!(message.starts_with("no token that the grammar allows can be chosen here"), "{message}");
         assert_eq!([1, 4].map(|index| outcomes[&tickets[index]].clone()).to_vec(), apart);
+        // A text in which no mark comes is as without a grammar, penalties of its tokens among it.
+        let mark = Mark { text: "<go>".into(), first: false, part: false };
+        let marked = Marked { marks: vec![mark], then: "start: \"!\"".into(), aside: None, once: false };
+        let free = Some(grammars.compile(&Source::Marked(marked)).expect("it is a grammar"));
+        let penalised = Request { limit: 5, ..all[2].clone() };
+        let sampling = SamplingParameters { grammar: free, ..penalised.sampling.clone() };
+        let unmarked = Request { sampling, ..penalised.clone() };
+        assert_eq!(alone(engine, 2, &[unmarked]), alone(engine, 2, &[penalised]));
     });
 }
 

@@ -55,15 +55,19 @@ struct Guide {
     matcher: Matcher,
     /// Of the text so far.
     marks: Marks,
+    /// Whether the device has others.
+    masked: bool,
 }
 
 impl Guide {
-    /// The marks that the next token is chosen by.
-    fn next(&mut self) -> Result<Marks> {
-        self.marks.allowing(&self.matcher.allowed()?)
+    /// The marks that the next token is chosen by; none: those that the device has. It counts tokens as they are counted here.
+    fn next(&mut self) -> Result<Option<Marks>> {
+        let allowed = self.matcher.allowed()?;
+        let was_masked = std::mem::replace(&mut self.masked, !allowed.is_all());
+        (was_masked || self.masked).then(|| self.marks.allowing(&allowed)).transpose()
     }
 
-    fn take(&mut self, token: u32) -> Result<Marks> {
+    fn take(&mut self, token: u32) -> Result<Option<Marks>> {
         self.matcher.take(token)?;
         self.marks.note(token);
         self.next()
@@ -131,9 +135,9 @@ impl<'e> GpuSlots<'e> {
     fn guide(&mut self, slot: usize, token: u32) -> Result<()> {
         let Some(decoding) = &mut self.slots[slot] else { return Ok(()) };
         match decoding.guide.as_mut().map(|guide| guide.take(token)) {
-            Some(Ok(marks)) => self.engine.mark(slot, &marks)?,
+            Some(Ok(Some(marks))) => self.engine.mark(slot, &marks)?,
             Some(Err(error)) => decoding.broken = Some(format!("{error:#}")),
-            None => {}
+            Some(Ok(None)) | None => {}
         }
         Ok(())
     }
@@ -179,13 +183,14 @@ impl Steps for GpuSlots<'_> {
             Some(grammar) => Some(Guide {
                 matcher: grammar.begin(),
                 marks: Marks::of(&request.sampling, &request.prompt, self.engine.plan().vocabulary)?,
+                masked: true,
             }),
             None => None,
         };
         let first = guide.as_mut().map(Guide::next);
         let broken = first.as_ref().and_then(|first| first.as_ref().err()).map(|error| format!("{error:#}"));
         let rest = Sequence {
-            marks: first.as_ref().and_then(|first| first.as_ref().ok()),
+            marks: first.as_ref().and_then(|first| first.as_ref().ok()?.as_ref()),
             limit,
             stops: &request.stops,
             choice: request.choice,

@@ -40,24 +40,19 @@ impl Allowed {
         }
     }
 
-    /// Takes all others from the choice.
-    pub fn apply(&self, logits: &mut [f32]) {
+    /// Those of the first `count` tokens that are not.
+    pub fn each_other(&self, count: usize, mut other: impl FnMut(usize)) {
         match &self.0 {
-            Tokens::Only(_) => {
-                for (token, logit) in logits.iter_mut().enumerate() {
-                    if !self.has(token) {
-                        *logit = f32::NEG_INFINITY;
-                    }
-                }
-            }
+            Tokens::Only(_) => (0..count).filter(|&token| !self.has(token)).for_each(other),
             Tokens::But(tokens) => {
-                for &token in tokens {
-                    if let Some(logit) = logits.get_mut(token as usize) {
-                        *logit = f32::NEG_INFINITY;
-                    }
-                }
+                tokens.iter().map(|&token| token as usize).filter(|&token| token < count).for_each(&mut other);
             }
         }
+    }
+
+    /// Takes all others from the choice.
+    pub fn apply(&self, logits: &mut [f32]) {
+        self.each_other(logits.len(), |token| logits[token] = f32::NEG_INFINITY);
     }
 }
 

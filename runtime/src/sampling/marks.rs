@@ -62,12 +62,7 @@ impl Marks {
     /// None is left.
     pub fn allowing(&self, allowed: &Allowed) -> Result<Marks> {
         let mut marks = self.clone();
-        marks
-            .words
-            .iter_mut()
-            .enumerate()
-            .filter(|(token, _)| !allowed.has(*token))
-            .for_each(|(_, mark)| *mark |= SUPPRESSED);
+        allowed.each_other(self.words.len(), |token| marks.words[token] |= SUPPRESSED);
         ensure!(
             marks.words.iter().any(|mark| mark & SUPPRESSED == 0),
             "no token that the grammar allows can be chosen here: the model or the request suppresses them all"

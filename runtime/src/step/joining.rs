@@ -29,13 +29,6 @@ pub(super) struct SetUp {
     pub record: [u8; PARAMETER_BYTES],
 }
 
-/// A word per token, whole eights of bytes.
-fn words_of(marks: &Marks) -> Vec<u8> {
-    let mut bytes: Vec<u8> = bytemuck::cast_slice(marks.words()).to_vec();
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-    bytes
-}
-
 impl GpuEngine {
     /// Sequences that are decoded together, at most.
     pub fn sequences(&self) -> usize {
@@ -112,7 +105,7 @@ impl GpuEngine {
     /// # Errors
     /// A fault of the device.
     pub fn mark(&mut self, sequence: usize, marks: &Marks) -> Result<()> {
-        self.send_marks(sequence, sequence * marks_bytes(&self.plan), &words_of(marks))
+        self.send_marks(sequence, sequence * marks_bytes(&self.plan), bytemuck::cast_slice(marks.words()))
     }
 
     fn send_marks(&mut self, sequence: usize, at: usize, bytes: &[u8]) -> Result<()> {
@@ -139,7 +132,8 @@ impl GpuEngine {
             let count = marks.biases().len();
             ensure!(count <= MOST_BIASES, "{count} tokens have a bias; give {MOST_BIASES} at most");
             let at = sequence * marks_bytes(&self.plan);
-            let mut bytes = words_of(&marks);
+            let mut bytes: Vec<u8> = bytemuck::cast_slice(marks.words()).to_vec();
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
             (pointers.marks, pointers.biases, pointers.bias_count) =
                 (self.io.marks.at(at), self.io.marks.at(at + bytes.len()), count);
             for (token, bias) in marks.biases() {

@@ -8,17 +8,20 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
+use fusec::console::tell;
 
+use crate::backend::Device;
 use crate::cli::model::ModelArgs;
 use crate::cli::sampling::SamplingArgs;
 use crate::generate::chat::Message;
+use crate::generate::defaults::GenerationDefaults;
 use crate::generate::tokenizer::Tokenizer;
 use crate::grammar::Source;
 use crate::model::OpenModel;
 use crate::sampling::SamplingParameters;
 
 /// Tokens to generate at most, where neither the user nor the model says.
-pub const MAX_TOKENS: usize = 128;
+const MAX_TOKENS: usize = 128;
 
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -78,6 +81,25 @@ pub fn check_room(tokens: &[u32], context: usize) -> Result<()> {
         tokens.len()
     );
     Ok(())
+}
+
+/// Tokens to make after a prompt of so many, at most.
+pub fn most_tokens(args: &GenerateArgs, defaults: &GenerationDefaults, prompt: usize) -> Result<usize> {
+    match args.max_tokens {
+        Some(limit) => Ok(limit.get()),
+        None => Ok(defaults.limit(prompt)?.unwrap_or(MAX_TOKENS)),
+    }
+}
+
+/// The device, once what is to be known before it begins is told.
+pub fn device(args: &GenerateArgs, model: &OpenModel, defaults: &GenerationDefaults) -> Result<Device> {
+    if let Some(note) = defaults.note() {
+        tell(note);
+    }
+    let device = args.model.device(model);
+    ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
+    args.sampling.drawn_seed().into_iter().for_each(tell);
+    Ok(device)
 }
 
 /// Holds texts to the form that is asked for.

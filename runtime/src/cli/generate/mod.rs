@@ -8,17 +8,16 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
 use fusec::console::{show, tell};
 use serde_json::json;
 
 pub use args::GenerateArgs;
-use args::{MAX_TOKENS, check_room, hold, prompt_tokens, prompts, stops, text_or_stdin, texts_that_end};
+use args::{check_room, device, hold, most_tokens, prompt_tokens, prompts, stops, text_or_stdin, texts_that_end};
 use making::Making;
 
 use super::model::ModelArgs;
-use crate::backend::Device;
 use crate::model::{Text, tokenizer_of};
 
 #[derive(Args, Debug)]
@@ -46,19 +45,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     }
     let text = texts.pop().context("there is a prompt")?;
     let tokens = prompt_tokens(args, &model, &tokenizer, &text)?;
-    let limit = match args.max_tokens {
-        Some(limit) => limit.get(),
-        None => defaults.limit(tokens.len())?.unwrap_or(MAX_TOKENS),
-    };
+    let limit = most_tokens(args, &defaults, tokens.len())?;
     let options = args.model.load_options(&model, &[1], 4096, Text { tokens: tokens.len() + 1, grows: true })?;
     check_room(&tokens, options.context)?;
     hold(args, &tokenizer, &mut sampling)?;
-    if let Some(note) = defaults.note() {
-        tell(note);
-    }
-    let device = args.model.device(&model);
-    ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
-    args.sampling.drawn_seed().into_iter().for_each(tell);
+    let device = device(args, &model, &defaults)?;
     let begin = Instant::now();
     let mut backend = model.load(&device, &options)?;
     let loaded = begin.elapsed();

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use fusec::console::{show, tell};
 use serde_json::json;
 
-use super::args::{GenerateArgs, MAX_TOKENS, check_room, hold, prompt_tokens, stops, texts_that_end};
+use super::args::{GenerateArgs, check_room, device, hold, most_tokens, prompt_tokens, stops, texts_that_end};
 use super::making::Making;
-use crate::backend::Device;
 use crate::generate::tokenizer::Tokenizer;
 use crate::model::{OpenModel, Text};
 use crate::sampling::SamplingParameters;
@@ -49,21 +48,13 @@ pub fn run(args: &GenerateArgs, model: OpenModel, tokenizer: &Arc<Tokenizer>, pr
     for (index, answer) in answers.iter().enumerate() {
         check_room(&answer.tokens, options.context).with_context(|| format!("prompt {}", index + 1))?;
     }
-    if let Some(note) = defaults.note() {
-        tell(note);
-    }
-    let device = args.model.device(&model);
-    ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
-    args.sampling.drawn_seed().into_iter().for_each(tell);
+    let device = device(args, &model, &defaults)?;
     let begin = Instant::now();
     let mut backend = model.load(&device, &options)?;
     let (loaded, described) = (begin.elapsed(), backend.describe());
     let mut requests = Vec::new();
     for answer in &answers {
-        let limit = match args.max_tokens {
-            Some(limit) => limit.get(),
-            None => defaults.limit(answer.tokens.len())?.unwrap_or(MAX_TOKENS),
-        };
+        let limit = most_tokens(args, &defaults, answer.tokens.len())?;
         requests.push(Request {
             prompt: answer.tokens.clone(),
             sampling: sampling.clone(),

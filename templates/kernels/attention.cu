@@ -1,30 +1,33 @@
 {% include "device.cuh" %}
-// {{ self.name() }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+// {{ self.name() }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks
+// of which clusters merge what they have.
 {% include "attention.cuh" %}
-typedef {{ out }} Out;                                                                   // SPLITS > 1: fp32 sums to be combined; else the result
-constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                        // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
+typedef {{ out }} Out;                                                                        // LEFT > 1: in half precision, to be combined
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                             // blocks that share a key head
+constexpr int REGISTERS = 42 + PADDED * 3 / 8 + PADDED / 2 * HELD;                            // per thread, nearly
+constexpr int BLOCKS = 2 * THREADS * REGISTERS <= 67000 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
+constexpr int SHARE = (GROUP * HEAD_DIM + MERGED - 1) / MERGED;                               // of the results that a block of a cluster finishes
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
-// out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
-// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero.
-// Grid: KEY_HEADS * GROUPS, SPLITS, rows.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
+// out: [LEFT][rows][HEADS][HEAD_DIM] and, where more than one is left, statistics [LEFT][rows][HEADS][2], the largest score (in powers of two) and the sum
+// of the weights. zeros: `zero_count` floats that are set to zero.
+// Grid: SPLITS, KEY_HEADS * GROUPS, rows.
+KERNEL void {% if attention.splits.merged > 1 %}CLUSTER_OF(MERGED){% endif %} __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
   SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
   SHARED Vec4 fresh[2][PADDED / 8];  // this step's key and value, as the cache has them
   SHARED Part parts[WARPS];          // before that, scratch of the warps that prepare heads
   SHARED Prepared prepared;
   const int warp = threadIdx.x / 32;
-  const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
-  const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
+  const int split = blockIdx.x, result = split / MERGED, rank = split % MERGED;
+  const int key_head = blockIdx.y / GROUPS, first_head = blockIdx.y * GROUP, row = blockIdx.z, rows = gridDim.z;
 
   // 1 Keys and values in flight. Positions and, under APPEND, all keys but the newest are from earlier steps: they are loaded before the wait.
   if (!LATE) launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
-  // Splits that are not needed end at once. The first always waits, so that this kernel ends after all before it.
-  if (split > 0 && split >= splits) {
+  // Clusters that are not needed end at once. The first always waits, so that this kernel ends after all before it.
+  if (result > 0 && result * MERGED >= splits) {
     if (LATE) launch_dependents();
     return;
   }
@@ -36,9 +39,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   u16* keys_at = key_cache + cache_row;
   u16* values_at = value_cache + cache_row;
   const Span span = {keys_at, values_at, begin, end, position, fresh};
-  Tile tile = {};
+  Tile in_flight[HELD] = {};
   if (APPEND) {
-    load_first(tile, span, begin + 16 * warp);
+    load_first(in_flight, span, begin + 16 * warp, 16 * WARPS);
     prepare_turns(prepared, position);
     prepare_weights(prepared, q_weight, k_weight);
     block_barrier();
@@ -46,11 +49,12 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   wait_for_dependencies();
   if (LATE) launch_dependents();
   if (split == 0)
-    for (u64 i = (u64)(blockIdx.x + gridDim.x * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * rows * THREADS) zeros[i] = 0.0f;
+    for (u64 i = (u64)(blockIdx.y + gridDim.y * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.y * rows * THREADS) zeros[i] = 0.0f;
   if (splits == 0) return;
-  if (!APPEND) {
-    load_first(tile, span, begin + 16 * warp);
-  }
+  {%- if attention.splits.merged > 1 %}
+  cluster_begin();
+  {%- endif %}
+  if (!APPEND) load_first(in_flight, span, begin + 16 * warp, 16 * WARPS);
 
   // 2 Queries, and the newest key and value. The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left
   // without keys: it still has to write that, as it will be combined.
@@ -69,16 +73,42 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   }
   // 3 Scores and weighted sums, per warp.
   block_barrier();
-  attend(parts[warp], tile, span, (const u16*)queries, 16 * warp, 16 * WARPS);
+  attend(parts[warp], in_flight, span, (const u16*)queries, 16 * warp, 16 * WARPS);
   block_barrier();
 
-  // 4 The warps merged.
+  // 4 The warps merged{% if attention.splits.merged > 1 %}, each element's weight beside it, then the blocks: each finishes a share of the elements{% endif %}.
+  const auto leave = [&](int i, float value, float peak, float total) {
+    const u64 at = ((u64)result * rows + row) * HEADS + first_head + i / HEAD_DIM;
+    store(out + at * HEAD_DIM + i % HEAD_DIM, total == 0.0f ? 0.0f : value / total);
+    if (LEFT > 1 && i % HEAD_DIM == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = total;
+  };
+  {%- if attention.splits.merged > 1 %}
+  SHARED float values[MERGED][SHARE], peaks[MERGED][SHARE], totals[MERGED][SHARE];
+  cluster_join();
+  {%- endif %}
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
-    const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-    const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;
+    const int h = i / HEAD_DIM;
     float peak, total;
-    const float value = merge(parts, WARPS, h, d, SINKS && split == 0 ? sinks + first_head + h : nullptr, peak, total);
-    store(out + at * HEAD_DIM + d, SPLITS > 1 ? value : value / total);
-    if (SPLITS > 1 && d == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = total;
+    const float value = merge(parts, WARPS, h, i % HEAD_DIM, SINKS && split == 0 ? sinks + first_head + h : nullptr, peak, total);
+    {%- if attention.splits.merged > 1 %}
+    store_peer(&values[rank][i % SHARE], value, i / SHARE);
+    store_peer(&peaks[rank][i % SHARE], peak, i / SHARE);
+    store_peer(&totals[rank][i % SHARE], total, i / SHARE);
+  }
+  cluster_arrive();
+  cluster_wait();
+  for (int i = threadIdx.x; i < SHARE && rank * SHARE + i < GROUP * HEAD_DIM; i += THREADS) {
+    float value = 0.0f, peak = NEGATIVE_INFINITY, total = 0.0f;
+#pragma unroll
+    for (int r = 0; r < MERGED; r++) peak = fmaxf(peak, peaks[r][i]);
+#pragma unroll
+    for (int r = 0; r < MERGED; r++) {
+      const float weight = peaks[r][i] == NEGATIVE_INFINITY ? 0.0f : power_of_two(peaks[r][i] - peak);
+      value += weight * values[r][i], total += weight * totals[r][i];
+    }
+    leave(rank * SHARE + i, value, peak, total);
+    {%- else %}
+    leave(i, value, peak, total);
+    {%- endif %}
   }
 }

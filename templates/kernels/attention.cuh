@@ -22,9 +22,11 @@ constexpr int QUERY_STRIDE = 32 * PIECES + 8;   // bfloat16 from the hi part of 
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;     // floats from a head's sums to the next head's
 constexpr bool WIDE = PADDED > 128;             // a lane has registers for its share of keys or of values, not of both
 constexpr int CHAINS = {{ attention.chains }};  // sums that a product with keys is computed in
+constexpr int HELD = {{ attention.held }};      // tiles of 16 keys that a warp has in flight
 constexpr bool HALVES = GROUP <= 4;             // four columns are the hi parts of weights, four the lo parts
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
+static_assert(HELD == 1 || !WIDE, "a lane has registers for one tile");
 static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
 static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
 
@@ -134,10 +136,13 @@ DEVICE void load_values(Tile& tile, const Span& span, int base) {
       tile.value[r][c] = load_cached(span.values + (u64)smaller(value_of(base, r), last) * PADDED + smaller(64 * c + threadIdx.x % 32 / 4 * 8, PADDED - 8));
 }
 
-// What a warp has in flight before it attends.
-DEVICE void load_first(Tile& tile, const Span& span, int base) {
-  load_keys(tile, span, base);
-  if (!WIDE) load_values(tile, span, base);
+// What a warp has in flight before it attends to the keys base, + stride, ...
+DEVICE void load_first(Tile (&tiles)[HELD], const Span& span, int base, int stride) {
+#pragma unroll
+  for (int i = 0; i < HELD; i++) {
+    load_keys(tiles[i], span, base + i * stride);
+    if (!WIDE) load_values(tiles[i], span, base + i * stride);
+  }
 }
 
 // The partial result of one warp over its keys: softmax-weighted sums of values relative to the maximum `peak`.
@@ -149,13 +154,12 @@ struct alignas(16) Part {
 // The head of a column of a product, of which there are eight.
 DEVICE int head_of(int column) { return (HALVES ? column % 4 : column) % GROUP; }
 
-// Runs over the keys first + begin, + stride, ... 16 at a time; `tile` holds those from first + begin on.
-DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries, int begin, int stride) {
+// Runs over the keys first + begin, + stride, ... 16 at a time; `tiles` hold the first of them.
+DEVICE void attend(Part& part, Tile (&tiles)[HELD], const Span& span, const u16* queries, int begin, int stride) {
   const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const u16* query = queries + head_of(group) * 2 * QUERY_STRIDE + 8 * quad;
   float sum[CHUNKS][4][4] = {}, largest = NEGATIVE_INFINITY, total = 0.0f;
-#pragma unroll 1
-  for (int base = span.first + begin; base < span.end; base += stride) {
+  const auto attend_to = [&](Tile& tile, int base) {
     const bool newest = APPEND && span.position < span.end && span.position < base + 16;
     const auto take_value = [&]() {
 #pragma unroll
@@ -184,7 +188,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
         mma_bf16(product[CHAINS - 1][t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
       }
     }
-    if (!WIDE) load_keys(tile, span, base + stride);
+    if (!WIDE) load_keys(tile, span, base + HELD * stride);
     else load_values(tile, span, base);
     if (WIDE && newest) take_value();
 
@@ -227,8 +231,14 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
         mma_bf16(sum[c][j], a, kept[0], kept[1]);
         if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);
       }
-    if (WIDE) load_keys(tile, span, base + stride);
-    else load_values(tile, span, base + stride);
+    if (WIDE) load_keys(tile, span, base + HELD * stride);
+    else load_values(tile, span, base + HELD * stride);
+  };
+#pragma unroll 1
+  for (int base = span.first + begin; base < span.end; base += HELD * stride) {
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+      if (i == 0 || base + i * stride < span.end) attend_to(tiles[i], base + i * stride);
   }
 
   total += shuffle_xor(total, 1);

@@ -59,9 +59,9 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     const u64 at = ((u64)load_early(sequences + row) * KEY_HEADS + rank * BLOCK_KEY_HEADS + head) * context * PADDED;
     return Span{key_cache + at, value_cache + at, first_key(position), position + 1, position, shared.fresh[row * BLOCK_KEY_HEADS + head]};
   };
-  Tile tile = {};
+  Tile in_flight[HELD] = {};
   Span span = span_of(smaller(warp / PARTS, JOBS - 1));
-  load_first(tile, span, span.first + 16 * (warp % PARTS));
+  load_first(in_flight, span, span.first + 16 * (warp % PARTS), 16 * PARTS);
 #pragma unroll 1
   for (int row = 0; row < BATCH; row++) {
     prepare_turns(shared.prepared[row], load_early(positions + row));
@@ -102,10 +102,11 @@ KERNEL void CLUSTER_OF(CLUSTER) __launch_bounds__(THREADS, 1) {{ self.name() }}(
     const int job = slot / PARTS, begin = 16 * (slot % PARTS);
     if (slot != warp) {
       span = span_of(job);
-      tile = {};
-      load_first(tile, span, span.first + begin);
+#pragma unroll
+      for (int i = 0; i < HELD; i++) in_flight[i] = {};
+      load_first(in_flight, span, span.first + begin, 16 * PARTS);
     }
-    attend(shared.parts[slot], tile, span, (const u16*)shared.queries[job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP], begin, 16 * PARTS);
+    attend(shared.parts[slot], in_flight, span, (const u16*)shared.queries[job / GROUPS * BLOCK_HEADS + job % GROUPS * GROUP], begin, 16 * PARTS);
   }
   block_barrier();
 #pragma unroll 1

@@ -221,14 +221,14 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 }
 
 {%- if combine.is_some() %}
-// The softmax-weighted mean of the splits, in their order, for the columns of x from `base` on. Fours of columns lie in one head, or are
+// The weighted mean of what is left of the splits, in their order, for the columns of x from `base` on. Fours of columns lie in one head, or are
 // taken one by one. The loads of a few splits of a few runs of columns go out together.
 constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
 constexpr int RUNS = BATCH * STAGED_K / RUN;
 constexpr int RUNS_AT_ONCE = RUNS > THREADS ? 2 : 1;
-constexpr int TOGETHER = 4 / RUNS_AT_ONCE;
+constexpr int TOGETHER = 8 / RUNS_AT_ONCE;
 
-DEVICE void stage_combined(u16* staged, const float* partial, const float* statistics, const int (&position_of)[BATCH], int base) {
+DEVICE void stage_combined(u16* staged, const f16* partial, const float* statistics, const int (&position_of)[BATCH], int base) {
 #pragma unroll 1
   for (int begin = threadIdx.x; begin < RUNS; begin += RUNS_AT_ONCE * THREADS) {
     int splits[RUNS_AT_ONCE], most = 0;
@@ -236,7 +236,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 #pragma unroll
     for (int r = 0; r < RUNS_AT_ONCE; r++) {
       const int i = RUN * (begin + r * THREADS), b = i / STAGED_K;
-      splits[r] = b < BATCH && base + i % STAGED_K < K ? active_splits(position_of[b]) : 0;
+      splits[r] = b < BATCH && base + i % STAGED_K < K ? results_left(position_of[b]) : 0;
       if (splits[r] > most) most = splits[r];
       largest[r] = NEGATIVE_INFINITY, total[r] = 0.0f;
 #pragma unroll
@@ -245,7 +245,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 #pragma unroll 1
     for (int first = 0; first < most; first += TOGETHER) {
       float score[RUNS_AT_ONCE][TOGETHER], weight[RUNS_AT_ONCE][TOGETHER];
-      Vec4 values[RUNS_AT_ONCE][TOGETHER];
+      u64 values[RUNS_AT_ONCE][TOGETHER];
 #pragma unroll
       for (int r = 0; r < RUNS_AT_ONCE; r++)
 #pragma unroll
@@ -253,20 +253,22 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
           const int i = RUN * (begin + r * THREADS), b = i / STAGED_K, k = base + i % STAGED_K, at = (first + s) * BATCH + b;
           if (first + s >= splits[r]) continue;
           score[r][s] = statistics[(at * HEADS + k / HEAD_DIM) * 2], weight[r][s] = statistics[(at * HEADS + k / HEAD_DIM) * 2 + 1];
-          if (RUN == 4) values[r][s] = *(const Vec4*)(partial + (u64)at * K + k);
-          else values[r][s].x = bits_of(partial[(u64)at * K + k]);
+          const f16* from = partial + (u64)at * K + k;
+          values[r][s] = RUN == 4 ? *(const u64*)from : from->bits;
         }
 #pragma unroll
       for (int r = 0; r < RUNS_AT_ONCE; r++)
 #pragma unroll
         for (int s = 0; s < TOGETHER; s++) {
           if (first + s >= splits[r]) continue;
-          const float peak = fmaxf(largest[r], score[r][s]), keep = power_of_two(largest[r] - peak), take = power_of_two(score[r][s] - peak);
+          const float peak = fmaxf(largest[r], score[r][s]), keep = power_of_two(largest[r] - peak), take = power_of_two(score[r][s] - peak) * weight[r][s];
           largest[r] = peak;
-          total[r] = total[r] * keep + take * weight[r][s];
-          const u32 words[4] = {values[r][s].x, values[r][s].y, values[r][s].z, values[r][s].w};
+          total[r] = total[r] * keep + take;
 #pragma unroll
-          for (int j = 0; j < RUN; j++) sum[r][j] = sum[r][j] * keep + take * float_of(words[j]);
+          for (int j = 0; j < RUN; j++) {
+            const f16 value = {(u16)(values[r][s] >> 16 * j)};
+            sum[r][j] = sum[r][j] * keep + take * load(&value);
+          }
         }
     }
 #pragma unroll
@@ -284,7 +286,7 @@ DEVICE void stage_combined(u16* staged, const float* partial, const float* stati
 // Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
 DEVICE bool beats(float value, float best) { return value > best || value != value; }
 
-// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
+// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or f16 [LEFT][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. rms_before, rms: [BATCH] inverse root mean squares of rows, as powers of two. zeros: `zero_count` floats that are set to zero.
@@ -334,7 +336,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
   if (NORM == 1 && !RMS_LAST) stage_rms_norm(staged, sums, (const float*)x, w);
   else if (NORM != 0) stage_norm(staged, sums, (const float*)x, w, norm_bias, range);
   {%- if combine.is_some() %}
-  stage_combined(staged, (const float*)x, statistics, position_of, rank * STAGED_K);
+  stage_combined(staged, (const f16*)x, statistics, position_of, rank * STAGED_K);
   {%- endif %}
   if (STAGED && NORM == 0 && !COMBINE) stage_plain(staged, (const u16*)x, rank * STAGED_K);
   for (u64 i = blockIdx.x * THREADS + threadIdx.x; i < zero_count; i += gridDim.x * THREADS) zeros[i] = 0.0f;

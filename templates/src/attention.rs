@@ -13,7 +13,7 @@ pub struct Attention {
     /// What both attentions of few rows have.
     #[serde(flatten)]
     pub attention: Heads,
-    /// Storage of the result; fp32 where splits are to be combined.
+    /// Storage of the result; half precision where parts of it are to be combined.
     pub out: Storage,
 }
 
@@ -34,6 +34,8 @@ pub struct Heads {
     pub splits: Splits,
     /// Sums that a product with keys is computed in: 1 or 2.
     pub chains: usize,
+    /// Tiles of 16 keys that a warp has in flight.
+    pub held: usize,
     /// Triggers dependents after `griddepcontrol.wait`, not at the start.
     pub late: bool,
     /// Multiplies q · k.
@@ -136,7 +138,7 @@ impl Family for Attention {
     }
 
     fn grid(&self, rows: usize) -> [usize; 3] {
-        [self.attention.heads / self.attention.group, self.attention.splits.max, rows]
+        [self.attention.splits.max, self.attention.heads / self.attention.group, rows]
     }
 
     fn reads(&self, rows: usize) -> Reads {

@@ -519,6 +519,15 @@ pub struct Splits {
     pub keys: usize,
     /// Sliding window; 0: none.
     pub window: usize,
+    /// Blocks of a cluster, which merge what they have; divides `max`. 1: no clusters.
+    pub merged: usize,
+}
+
+impl Splits {
+    /// Results per head that are left to be combined, at most.
+    pub fn left(&self) -> usize {
+        self.max / self.merged
+    }
 }
 
 /// The scalings of RoPE, under their names in `rope_scaling.rope_type`.

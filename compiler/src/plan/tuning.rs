@@ -113,6 +113,15 @@ pub struct AttentionTuning {
     /// Sums that a product with keys is computed in, 1 or 2; absent: by the heuristics.
     #[serde(default)]
     pub chains: Option<usize>,
+    /// Tiles of 16 keys that a warp has in flight; absent: by the heuristics.
+    #[serde(default)]
+    pub held: Option<usize>,
+    /// Blocks at most that the keys of a head are split over; absent: by the heuristics.
+    #[serde(default)]
+    pub splits: Option<usize>,
+    /// Blocks of a cluster, which merge what they have; absent: by the heuristics.
+    #[serde(default)]
+    pub merged: Option<usize>,
     /// Whether the next kernel begins only when what this one depends on is done.
     #[serde(default)]
     pub late: bool,
@@ -243,6 +252,14 @@ impl AttentionTuning {
         ensure!(self.near_rows != Some(0), "a cluster of no rows");
         ensure!(self.near_group != Some(0), "a block of no query heads");
         ensure!(matches!(self.chains, None | Some(1 | 2)), "a product in other than 1 or 2 sums");
+        ensure!(
+            self.splits.is_none_or(|splits| (1..=64).contains(&splits)),
+            "keys split over other than 1 to 64 blocks"
+        );
+        ensure!(self.held.is_none_or(|held| (1..=8).contains(&held)), "a warp with other than 1 to 8 tiles in flight");
+        let whole = self.merged.zip(self.splits).is_none_or(|(merged, splits)| splits.is_multiple_of(merged));
+        ensure!(whole, "clusters do not divide the splits");
+        ensure!(self.merged.is_none_or(|merged| (1..=16).contains(&merged)), "a cluster of other than 1 to 16 blocks");
         Ok(())
     }
 }
@@ -292,6 +309,9 @@ impl fmt::Display for Tuning {
                 option("near_rows", entry.near_rows.as_ref()),
                 option("near_group", entry.near_group.as_ref()),
                 option("chains", entry.chains.as_ref()),
+                option("held", entry.held.as_ref()),
+                option("splits", entry.splits.as_ref()),
+                option("merged", entry.merged.as_ref()),
                 flag("late", entry.late),
             ]
             .concat();

@@ -411,7 +411,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 // Whether a logit takes the place of the largest so far. A NaN does, and keeps it.
 DEVICE bool beats(float value, float best) { return value > best || value != value; }
 
-// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or [SPLITS][BATCH][K] under COMBINE.
+// weights: packed tiles. x: fp32 [BATCH][K] where NORM is not 0, else operands [BATCH][K], or f16 [LEFT][BATCH][K] under COMBINE.
 // norm_weight, norm_bias, bias (in packed row order), residual [BATCH][rows of the output]: null where absent.
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. rms_before, rms: [BATCH] inverse root mean squares of rows, as powers of two. zeros: `zero_count` floats that are set to zero.

@@ -31,8 +31,9 @@ pub fn plain(heads: usize, key_heads: usize, head_dim: usize) -> Heads {
         head_dim,
         group: heads / key_heads,
         warps: 4,
-        splits: Splits { max: 1, keys: 16, window: 0 },
+        splits: Splits { max: 1, keys: 16, window: 0, merged: 1 },
         chains: 2,
+        held: 1,
         late: false,
         scale: 2.0 / (head_dim as f32).sqrt(),
         softcap: None,
@@ -57,15 +58,16 @@ impl Case {
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         let kernel = build(&self.kernel, mutation)?;
         let Attention { attention, out: storage } = &self.kernel;
-        let &Heads { heads, head_dim: dim, splits: Splits { max: splits, keys, .. }, .. } = attention;
+        let &Heads { heads, head_dim: dim, splits, .. } = attention;
+        let left = splits.left();
         let rows = self.rows.len();
         let mut problem = Problem::new(attention, self.norm_weights, &self.rows);
         let inputs = Inputs::new(&problem);
-        let out = room(splits * rows * heads * dim, *storage);
-        let statistics = HostBuffer::output::<f32>(splits * rows * heads * 2);
+        let out = room(left * rows * heads * dim, *storage);
+        let statistics = HostBuffer::output::<f32>(left * rows * heads * 2);
         let zeros = HostBuffer::output::<f32>(ZEROS);
         let mut arguments = inputs.arguments();
-        arguments.extend([("out", out.address()), ("statistics", given(splits > 1, &statistics))]);
+        arguments.extend([("out", out.address()), ("statistics", given(left > 1, &statistics))]);
         arguments.extend([("zeros", zeros.address()), ("zero_count", ZEROS as u64)]);
         kernel.launch(rows, &arguments)?;
         check_zeros(&zeros)?;
@@ -83,14 +85,15 @@ impl Case {
             for head in 0..heads {
                 expected.extend(problem.attended(row, head));
                 let at = |split: usize| (split * rows + row) * heads + head;
-                if splits == 1 {
+                if left == 1 {
                     got.extend_from_slice(&parts[at(0) * dim..][..dim]);
                 } else {
                     let seen = position as usize + 1 - problem.first_key(position);
-                    let active = seen.div_ceil(keys).min(splits);
+                    let active = seen.div_ceil(splits.keys).min(splits.max).div_ceil(splits.merged);
                     let peak = (0..active).map(|split| statistics[2 * at(split)]).fold(f32::NEG_INFINITY, f32::max);
-                    let weight = |split: usize| (statistics[2 * at(split)] - peak).exp2();
-                    let total: f32 = (0..active).map(|split| weight(split) * statistics[2 * at(split) + 1]).sum();
+                    let weight =
+                        |split: usize| (statistics[2 * at(split)] - peak).exp2() * statistics[2 * at(split) + 1];
+                    let total: f32 = (0..active).map(weight).sum();
                     got.extend((0..dim).map(|d| {
                         (0..active).map(|split| weight(split) * parts[at(split) * dim + d]).sum::<f32>() / total
                     }));
@@ -344,7 +347,7 @@ fn appends_normalises_and_rotates() -> Result<()> {
 
 #[test]
 fn splits_windows_caps_and_sinks() -> Result<()> {
-    let splits = |max, keys, window, heads| Heads { splits: Splits { max, keys, window }, ..heads };
+    let splits = |max, keys, window, heads| Heads { splits: Splits { max, keys, window, merged: 1 }, ..heads };
     let at = |rows: &[(i32, i32)], heads| Case { rows: rows.to_vec(), ..Case::of(heads) };
     let rotated = Heads { rope: Some(rotation(20, false, 1.0)), ..appending(4, 2, 20) };
     check_all(&[
@@ -362,5 +365,36 @@ fn splits_windows_caps_and_sinks() -> Result<()> {
         Case::of(Heads { softcap: Some(1.5), ..plain(4, 2, 20) }),
         Case::of(Heads { sinks: true, ..plain(4, 2, 20) }),
         Case::of(splits(3, 4, 12, Heads { sinks: true, softcap: Some(3.0), ..plain(6, 2, 32) })),
+    ])
+}
+
+#[test]
+fn several_tiles_in_flight() -> Result<()> {
+    let at = |rows: &[(i32, i32)], heads| Case { rows: rows.to_vec(), ..Case::of(heads) };
+    check_all(&[
+        at(&[(270, 0), (4, 1), (-1, 2)], Heads { held: 3, ..appending(4, 2, 16) }),
+        at(
+            &[(127, 0), (128, 1)],
+            Heads { held: 2, warps: 2, rope: Some(rotation(64, false, 1.0)), ..appending(4, 2, 64) },
+        ),
+        at(&[(200, 0), (33, 1)], Heads { held: 2, chains: 1, ..plain(4, 2, 80) }),
+    ])
+}
+
+#[test]
+fn splits_that_clusters_merge() -> Result<()> {
+    let splits = |max, merged, keys, heads| Heads { splits: Splits { max, keys, window: 0, merged }, ..heads };
+    let at = |rows: &[(i32, i32)], heads| Case { rows: rows.to_vec(), ..Case::of(heads) };
+    let rotated = Heads { rope: Some(rotation(20, false, 1.0)), ..appending(4, 2, 20) };
+    let mut rounded = at(&[(90, 0), (2, 1)], splits(4, 4, 8, plain(4, 2, 32)));
+    rounded.kernel.out = Storage::F16;
+    check_all(&[
+        // All of a head's blocks; some of them with no keys, and rows that are skipped.
+        at(&[(270, 0), (4, 1), (-1, 2)], splits(4, 4, 4, appending(4, 2, 16))),
+        rounded,
+        // Two and three clusters, of which some are not needed; shares of the results that blocks divide or not.
+        at(&[(270, 0), (6, 1), (30, 2), (-1, 3)], splits(6, 3, 4, rotated)),
+        at(&[(100, 0), (20, 1)], splits(6, 2, 4, Heads { sinks: true, ..appending(7, 1, 20) })),
+        at(&[(250, 0)], splits(8, 8, 16, Heads { sinks: true, late: true, softcap: Some(1.5), ..plain(2, 1, 64) })),
     ])
 }

@@ -146,5 +146,5 @@ fn norms_rotations_windows_caps_and_sinks() -> Result<()> {
 }
 
 fn window(window: usize) -> Splits {
-    Splits { max: 1, keys: 1, window }
+    Splits { max: 1, keys: 1, window, merged: 1 }
 }

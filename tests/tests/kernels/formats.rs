@@ -89,7 +89,7 @@ fn products_of_few_rows() -> Result<()> {
             Case::of(Matvec { unit: 2, depth: 2 * share, warps: 4, ..plain(4, &[150], 2) }),
             Case::of(combining(
                 4,
-                Splits { max: 4, keys: 4, window: 0 },
+                Splits { max: 4, keys: 4, window: 0, merged: 1 },
                 product(format, matvec::plain(4 * k, &[33], 2)),
             )),
         ];

@@ -90,11 +90,13 @@ impl Case {
         let mut random = Random(k as u64 * 1000 + batch as u64);
         let mut problem = Problem::new(self, &mut random);
 
-        let computed = norm.is_some() || self.kernel.paired || combine.is_some();
+        let computed = norm.is_some() || self.kernel.paired;
         let positions = HostBuffer::input(&problem.positions);
         let statistics = HostBuffer::input(&problem.statistics);
         let x = if computed {
             HostBuffer::input(&problem.given)
+        } else if combine.is_some() {
+            HostBuffer::input(&to_f16(&problem.given))
         } else {
             HostBuffer::input(&to_operands(tiles.weights, &problem.given))
         };
@@ -146,7 +148,8 @@ impl Case {
             ensure!(left == 0, "{left} of {} floats are not zero", self.zeros);
         }
 
-        let bound = if computed || storage != Storage::F32 { Bound::Rounded } else { Bound::Exact };
+        let bound =
+            if computed || combine.is_some() || storage != Storage::F32 { Bound::Rounded } else { Bound::Exact };
         let mut first = Vec::new();
         for (index, buffer) in outs.iter().enumerate() {
             let mut got = written(buffer, storage)?;
@@ -211,8 +214,8 @@ impl Problem {
         let given = match combine {
             Some(Combine { heads, splits, .. }) => {
                 positions = (0..batch as i32).map(|b| [3, 11, -1, 6, 0, 40, 8, 2][b as usize]).collect();
-                statistics = vec![f32::NAN; splits.max * batch * heads * 2];
-                vec![f32::NAN; splits.max * batch * k]
+                statistics = vec![f32::NAN; splits.left() * batch * heads * 2];
+                vec![f32::NAN; splits.left() * batch * k]
             }
             None if norm.is_some() || *paired => {
                 // What half precision has no room for as it is.
@@ -267,7 +270,7 @@ impl Problem {
         if let &Some(Combine { heads, head_dim, splits }) = combine {
             let position = self.positions[b];
             let seen = if splits.window > 0 { (position + 1).min(splits.window as i32) } else { position + 1 } as usize;
-            let active = seen.div_ceil(splits.keys).min(splits.max);
+            let active = seen.div_ceil(splits.keys).min(splits.max).div_ceil(splits.merged);
             let mut total = vec![0.0; heads];
             let mut x = vec![0.0; k];
             for split in 0..active {
@@ -276,11 +279,12 @@ impl Problem {
                     let (peak, sum) = (4.0 * random.value(), 1.5 + random.value());
                     self.statistics[2 * at] = peak;
                     self.statistics[2 * at + 1] = sum;
-                    total[head] += f64::from(peak).exp2() * f64::from(sum);
+                    let weight = f64::from(peak).exp2() * f64::from(sum);
+                    total[head] += weight;
                     for d in 0..head_dim {
-                        let value = random.value();
-                        self.given[at * head_dim + d] = value;
-                        x[head * head_dim + d] += f64::from(peak).exp2() * f64::from(value);
+                        let value = round_operand(Format::F16, random.value().into());
+                        self.given[at * head_dim + d] = value as f32;
+                        x[head * head_dim + d] += weight * value;
                     }
                 }
             }
@@ -374,7 +378,7 @@ fn splits_and_zeros() -> Result<()> {
     let split = |kernel: Matvec| Matvec { split: 2, blocks: 2 * kernel.blocks, ..kernel };
     let staged = |kernel| Matvec { staged: true, ..kernel };
     let case = |kernel| Case { zeros: 1111, bias: true, ..Case::of(kernel) };
-    let splits = Splits { max: 5, keys: 2, window: 0 };
+    let splits = Splits { max: 5, keys: 2, window: 0, merged: 1 };
     check_all(&[
         case(split(kernel(256, 1))),
         case(split(kernel(300, 2))),
@@ -443,7 +447,7 @@ fn norms() -> Result<()> {
 
 #[test]
 fn combines_splits() -> Result<()> {
-    let splits = |max, keys, window| Splits { max, keys, window };
+    let splits = |max, keys, window| Splits { max, keys, window, merged: 1 };
     let with_residual = |kernel| Case::of(Matvec { residual: true, ..kernel });
     check_all(&[
         with_residual(combining(3, splits(4, 2, 0), plain(36, &[20], 1))),
@@ -452,6 +456,7 @@ fn combines_splits() -> Result<()> {
         // Heads of 8 and of 24 go four columns at a time, others one by one.
         Case::of(combining(3, splits(5, 2, 0), plain(24, &[18], 4))),
         with_residual(combining(4, splits(6, 3, 0), plain(96, &[18], 8))),
+        with_residual(combining(4, Splits { merged: 2, ..splits(6, 3, 0) }, plain(96, &[18], 4))),
     ])
 }
 
@@ -459,7 +464,7 @@ fn combines_splits() -> Result<()> {
 #[test]
 fn combines_any_number_of_splits() -> Result<()> {
     let case = |max| {
-        let splits = Splits { max, keys: 4, window: 0 };
+        let splits = Splits { max, keys: 4, window: 0, merged: 1 };
         Case::of(combining(2, splits, plain(if max % 2 == 0 { 32 } else { 22 }, &[9], 8)))
     };
     check_all(&(1..=9).map(case).collect::<Vec<Case>>())

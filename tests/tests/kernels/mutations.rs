@@ -157,18 +157,18 @@ fn in_a_matvec_without_norm() {
 
 #[test]
 fn in_a_combination() {
-    let splits = Splits { max: 7, keys: 2, window: 0 };
+    let splits = Splits { max: 11, keys: 1, window: 0, merged: 1 };
     let case = matvec::Case::of(combining(2, splits, plain(22, &[18], 4)));
     caught(
         "in_a_combination",
         |mutation| case.check(mutation),
         &[
-            ("first += TOGETHER", "first += SPLITS", "output"),
+            ("first += TOGETHER", "first += LEFT", "output"),
             ("sum[r][j] * keep + take", "sum[r][j] + take", "output"),
             ("total[r] * keep + take", "total[r] + take", "output"),
             ("k / HEAD_DIM) * 2], weight", "0) * 2], weight", "output"),
             ("splits[r] > 0 ? sum", "true ? sum", "output"),
-            ("active_splits(position_of[b])", "SPLITS", "output"),
+            ("results_left(position_of[b])", "LEFT", "output"),
             ("load_early(positions + threadIdx.x)", "positions[threadIdx.x]", "before wait_for_dependencies"),
         ],
     );
@@ -408,7 +408,7 @@ fn in_experts_of_many_rows() {
 
 #[test]
 fn in_an_attention() {
-    let (rope, splits) = (Some(attention::rotation(20, false, 1.0)), Splits { max: 3, keys: 4, window: 0 });
+    let (rope, splits) = (Some(attention::rotation(20, false, 1.0)), Splits { max: 3, keys: 4, window: 0, merged: 1 });
     let case = attention::Case::of(Heads { rope, splits, ..appending(6, 2, 20) });
     caught(
         "in_an_attention",
@@ -416,7 +416,7 @@ fn in_an_attention() {
         &[
             ("i >= ROPE_DIM && i < PADDED", "i > ROPE_DIM && i < PADDED", "shared memory"),
             ("b * cosine + a * sine", "b * cosine - a * sine", "keys"),
-            ("const int key_head = blockIdx.x / GROUPS", "const int key_head = blockIdx.x % GROUPS", "cache"),
+            ("const int key_head = blockIdx.y / GROUPS", "const int key_head = blockIdx.y % GROUPS", "cache"),
             ("position + 1 - first;", "position - first;", "cache"),
             (
                 "    warp_barrier();\n  }\n#pragma unroll\n  for (int j = 0; j < (ROPE",
@@ -453,8 +453,8 @@ fn in_an_attention() {
             ("* 2 * QUERY_STRIDE + 8 * quad", "* QUERY_STRIDE + 8 * quad", "attention"),
             ("    if (is_query) pad_query(to);\n", "", "shared memory"),
             // The keys that are on their way, and those that are not there.
-            ("load_keys(tile, span, base + stride);", "load_keys(tile, span, base + 16);", "attention"),
-            ("    else load_values(tile, span, base + stride);\n", "", "attention"),
+            ("load_keys(tile, span, base + HELD * stride);", "load_keys(tile, span, base + 16);", "attention"),
+            ("    else load_values(tile, span, base + HELD * stride);\n", "", "attention"),
             ("if (value_of(base, i) >= span.end) score[i] = NEGATIVE_INFINITY;", "", "attention"),
             // A larger peak, and the two halves of the columns.
             ("largest = peak, total *= keep;", "largest = peak;", "attention"),
@@ -475,7 +475,7 @@ fn in_an_attention() {
 
 #[test]
 fn in_an_attention_of_many_heads() {
-    let splits = Splits { max: 2, keys: 4, window: 0 };
+    let splits = Splits { max: 2, keys: 4, window: 0, merged: 1 };
     let case = attention::Case::of(Heads { sinks: true, splits, ..heads(7, 1, 20) });
     caught(
         "in_an_attention_of_many_heads",
@@ -488,9 +488,40 @@ fn in_an_attention_of_many_heads() {
 }
 
 #[test]
+fn in_an_attention_by_clusters() {
+    // Of three clusters all blocks have keys; those of the last have none, as seven keys are shared out by twos; one of them has.
+    let splits = Splits { max: 6, keys: 1, window: 0, merged: 2 };
+    let rows = vec![(270, 0), (6, 1), (4, 2)];
+    let case =
+        attention::Case { rows, ..attention::Case::of(Heads { held: 2, warps: 2, splits, ..appending(6, 2, 20) }) };
+    caught(
+        "in_an_attention_by_clusters",
+        |mutation| case.check(mutation),
+        &[
+            // Two tiles in flight.
+            ("base += HELD * stride", "base += stride", "attention"),
+            ("span, base + i * stride);\n    if", "span, base + stride);\n    if", "attention"),
+            // The merge of blocks.
+            ("  cluster_begin();\n", "", "without cluster_begin"),
+            ("  cluster_join();\n", "", "cluster_begin and cluster_join"),
+            ("  cluster_arrive();\n  cluster_wait();\n", "  block_barrier();\n", "no thread of the block wrote"),
+            ("value += weight * values[r][i]", "value += values[r][i]", "attention"),
+            ("total += weight * totals[r][i]", "total += totals[r][i]", "attention"),
+            ("peaks[r][i] == NEGATIVE_INFINITY ? 0.0f : ", "", "attention"),
+            ("result * MERGED >= splits", "(result + 1) * MERGED > splits", "cache"),
+            (
+                "store_peer(&values[rank][i % SHARE], value, i / SHARE)",
+                "store_peer(&values[rank][i % SHARE], value, rank)",
+                "shared memory",
+            ),
+        ],
+    );
+}
+
+#[test]
 fn in_a_split_without_keys() {
     // Five keys over four blocks, two each.
-    let splits = Splits { max: 4, keys: 1, window: 0 };
+    let splits = Splits { max: 4, keys: 1, window: 0, merged: 1 };
     let case = attention::Case { rows: vec![(4, 0)], ..attention::Case::of(Heads { splits, ..appending(2, 1, 16) }) };
     caught(
         "in_a_split_without_keys",
@@ -522,8 +553,8 @@ fn in_an_attention_with_its_projection() {
             ("  await(&arrived);\n", "", "without an await"),
             ("  await(&arrived);\n", "  if (threadIdx.x > 0) await(&arrived);\n", "without an await"),
             (
-                "Tile tile = {};\n  Span span",
-                "await(&arrived);\n  Tile tile = {};\n  Span span",
+                "Tile in_flight[HELD] = {};\n  Span span",
+                "await(&arrived);\n  Tile in_flight[HELD] = {};\n  Span span",
                 "race: reads shared memory that thread 0 wrote",
             ),
             // The keys, and the heads.

@@ -63,7 +63,7 @@ fn routed(experts: usize, k: usize, rows: usize, batch: usize) -> Matvec {
 
 #[test]
 fn logits_of_routers() -> Result<()> {
-    let splits = Splits { max: 7, keys: 2, window: 0 };
+    let splits = Splits { max: 7, keys: 2, window: 0, merged: 1 };
     check_all(&[
         Case::of(routed(8, 64, 48, 1)),
         // Row tiles of the router that are not whole, more of them than warps; a result that is no whole number of pairs; no weights in the norm.

@@ -175,6 +175,13 @@ fn attentions(entry: &AttentionTuning) -> Vec<AttentionTuning> {
     }
     found.push(AttentionTuning { late: !entry.late, ..entry.clone() });
     found.extend([1, 2].map(|chains| AttentionTuning { chains: Some(chains), ..entry.clone() }));
+    // One cluster, and several whose results are combined.
+    for (splits, merged) in [(3, 3), (5, 5), (6, 6), (8, 8), (12, 6), (16, 8), (24, 8), (28, 4), (32, 2), (32, 1)] {
+        let (splits, merged) = (Some(splits), Some(merged));
+        for (held, warps) in [(1, 4), (2, 4), (3, 4), (1, 8), (2, 8), (4, 8)] {
+            found.push(AttentionTuning { splits, merged, held: Some(held), warps, keys: 16 * warps, ..entry.clone() });
+        }
+    }
     found.extend([4, 8, 16].map(|warps| AttentionTuning { near_warps: Some(warps), ..entry.clone() }));
     found.extend((1..=8).map(|group| AttentionTuning { near_group: Some(group), ..entry.clone() }));
     // In one kernel with the projection; 0: not so.
@@ -208,6 +215,7 @@ impl fmt::Display for Shape {
             Shape::Matvec(entry) => write!(f, "{entry}"),
             Shape::Attention(entry) if f.alternate() => {
                 let AttentionTuning { warps, keys, slice, near_warps, near_rows, near_group, chains, late, .. } = entry;
+                let (splits, merged, held) = (&entry.splits, &entry.merged, &entry.held);
                 write!(f, "{warps} warps, {keys} keys per split{}", if_late(*late))?;
                 let options = [
                     (slice, "row tiles per cluster"),
@@ -215,6 +223,9 @@ impl fmt::Display for Shape {
                     (near_rows, "rows per cluster"),
                     (near_group, "query heads per block for few keys"),
                     (chains, "sums of a product"),
+                    (splits, "splits at most"),
+                    (merged, "splits per cluster"),
+                    (held, "tiles in flight per warp"),
                 ];
                 options
                     .iter()
@@ -278,7 +289,7 @@ mod tests {
         let is_near = |entry: &&AttentionTuning| {
             [entry.slice, entry.near_warps, entry.near_rows, entry.near_group].iter().any(|option| option.is_some())
         };
-        assert_eq!((found.len(), found.iter().filter(is_near).count()), (12 + 3 + 38, 38));
+        assert_eq!((found.len(), found.iter().filter(is_near).count()), (12 + 3 + 60 + 38, 38));
         assert!(found.iter().all(|entry| entry.keys % (entry.warps * 16) == 0));
         for shape in candidates(&Shape::Attention(base)) {
             Tuning::parse(&with_header(&shape), "candidate").expect("each is a sound entry");

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use super::products::Operands;
 use super::shapes::{
     ClusterShape, attention_chains, attention_rows_shape, attention_shape, cluster_shape, near_group, query_group,
+    split_shape,
 };
 use super::{Builder, MULTIPROCESSORS};
 use crate::ir::{Attention, Format, NodeId, Norm, NormKind, Op, Results, Role, Rope};
@@ -92,8 +93,9 @@ impl Builder<'_, '_> {
             head_dim,
             group,
             warps,
-            splits: Splits { max: 1, keys: keys_per_split, window },
+            splits: Splits { max: 1, keys: keys_per_split, window, merged: 1 },
             chains: tuned.and_then(|entry| entry.chains).unwrap_or(attention_chains(head_dim)),
+            held: 1,
             late: tuned.is_some_and(|entry| entry.late),
             scale: attention.scale,
             softcap: attention.softcap,
@@ -131,17 +133,24 @@ impl Builder<'_, '_> {
             let tuned = tuned.and_then(|entry| entry.near_group).filter(|group| share.is_multiple_of(*group));
             spec.group = tuned.unwrap_or_else(|| near_group(heads, share, self.rows.count)).min(group);
         }
-        let combined = attention.proj.is_some() && !whole;
-        let blocks = heads / spec.group * self.rows.count;
-        // A projection that combines reads partial sums even from a single block.
-        let max = if combined { (2 * MULTIPROCESSORS / blocks).clamp(2, 32) } else { 1 };
-        spec.splits.max = max;
+        if !whole && self.planner.clusters {
+            let shape = split_shape(heads / spec.group * self.rows.count, head_dim);
+            spec.splits.max = tuned.and_then(|entry| entry.splits).unwrap_or(shape.splits);
+            spec.splits.merged = tuned.and_then(|entry| entry.merged).unwrap_or(spec.splits.max);
+            spec.warps = tuned.map_or(shape.warps, |entry| entry.warps);
+            spec.splits.keys = tuned.map_or(16 * shape.warps, |entry| entry.keys);
+            spec.held = tuned.and_then(|entry| entry.held).unwrap_or(shape.held);
+        } else if attention.proj.is_some() && !whole {
+            // A projection that combines reads partial sums even from a single block.
+            spec.splits.max = (2 * MULTIPROCESSORS / (heads / spec.group * self.rows.count)).clamp(2, 32);
+        }
         let splits = spec.splits;
+        let combined = attention.proj.is_some() && !whole && (splits.left() > 1 || !self.planner.clusters);
         let (out, storage, statistics) = if combined {
-            let out = self.buffer(max * self.rows.count * heads * head_dim * 4);
-            let statistics = self.buffer(max * self.rows.count * heads * 8);
-            (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
-        } else if whole {
+            let out = self.buffer(splits.left() * self.rows.count * heads * head_dim * 2);
+            let statistics = self.buffer(splits.left() * self.rows.count * heads * 8);
+            (Source::Buffer(out, 0), Storage::F16, Source::Buffer(statistics, 0))
+        } else if attention.proj.is_some() {
             let out = self.buffer(self.rows.count * heads * head_dim * 2);
             let format = self.proj_format(node, attention, heads * head_dim)?;
             (Source::Buffer(out, 0), format.activations(), NULL)

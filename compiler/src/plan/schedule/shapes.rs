@@ -117,6 +117,35 @@ pub(super) fn attention_shape(head_dim: usize) -> (usize, usize) {
     if head_dim > 64 { (4, 64) } else { (8, 256) }
 }
 
+/// How blocks share the keys of a head where clusters of them merge what they have.
+pub(super) struct SplitShape {
+    /// Blocks that the keys of a head are split over at most: one cluster, so that nothing is left to be combined.
+    pub splits: usize,
+    /// Warps per block.
+    pub warps: usize,
+    /// Tiles of 16 keys that a warp has in flight.
+    pub held: usize,
+}
+
+/// The shape for so many `heads`, which take their keys in blocks of their own, each of `head_dim` values: as many blocks as run at once in clusters, and 8 MB of keys and values in flight.
+///
+/// On an H200, us per step at depths 512, 2048 and 16384, against splits whose results the projection combines. Llama-3.2-1B at batch 1: 694, 715, 891 against 723, 771, 896, with two
+/// tiles in flight 734 at 2048; in 32 splits by clusters of 2 720, 780, 858; in 16 by clusters of 8 728, 773, 936; clusters of 16 blocks 749, 768, 943. At batch 4 in 6 splits 706, 757, 1209 against
+/// 782, 847, 1277, in 5 708, 760, 1220, in 8, whose clusters do not all run at once, 788, 839, 1454. Qwen3-0.6B at 512, 1024 and 4090: 517, 549, 683 against 505, 547, 730, in 28 splits by clusters of 4 530, 543,
+/// 646; at batch 4 597, 658, 1003 against 726, 797, 1190. Keys and values that `cp.async` brings to shared memory were slower at each depth and in each shape: 2 to 30 per cent.
+pub(super) fn split_shape(heads: usize, head_dim: usize) -> SplitShape {
+    let splits = (192 / heads).clamp(1, 8);
+    // With a multiprocessor to itself a block has room for more.
+    let alone = 2 * heads * splits <= MULTIPROCESSORS;
+    let (warps, _) = attention_shape(head_dim);
+    let held = match head_dim.next_multiple_of(64) {
+        64 if alone => 4,
+        128 => 2,
+        _ => 1,
+    };
+    SplitShape { splits, warps: if alone { 8 } else { warps }, held }
+}
+
 /// Sums that a product with keys is made in: two are ready sooner, where a warp has registers for them.
 ///
 /// On an H200, us per step: Qwen3-0.6B with two 429, with one 456; a layer of Qwen3-30B-A3B with two 36.2, with one, beside whose blocks those of the

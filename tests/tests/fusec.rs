@@ -65,7 +65,7 @@ fn llama_compiles_to_device_code_that_does_not_spill() {
     let Finished { stdout, stderr: said, .. } = succeeds(fusec().env("FUSE_NVRTC", nvrtc().path()).args(args));
     assert_eq!(stdout, "");
     assert!(
-        said.starts_with("plan llama: 4 kernels and 4 edges per layer (5 from position 128 on), 16 layers, "),
+        said.starts_with("plan llama: 4 kernels and 4 edges per layer (5 from position 256 on), 16 layers, "),
         "{said}"
     );
 
@@ -135,7 +135,7 @@ fn explain_plans_as_compile_does() {
     }
     assert!(
         printed(&["explain", "llama"])
-            .starts_with("plan llama: 4 kernels and 4 edges per layer (5 from position 128 on)")
+            .starts_with("plan llama: 4 kernels and 4 edges per layer (5 from position 256 on)")
     );
     // The sum of routed experts takes the residual along, where the plan says so.
     for family in ["qwen3_moe", "mixtral", "olmoe"] {

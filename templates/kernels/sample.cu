@@ -17,7 +17,8 @@ constexpr int PIVOTS = 7;
 constexpr int MAX_STOPS = 8;
 constexpr int MAX_SCORES = 20;
 constexpr int SCORES_RING = {{ self.scores_ring() }};  // scores of a sequence that wait for the host
-constexpr u32 NOT_FINITE = 0xfffffffeu;                // in the ring instead of a token
+constexpr u32 NOT_FINITE = 0xfffffffeu;                // in the ring instead of a token: a logit is NaN or +inf
+constexpr u32 NONE_LEFT = 0xfffffffdu;                 // likewise: all logits are -inf
 static_assert(WARPS <= 32 && CLUSTER <= 32, "a lane per warp, and per block");
 
 // Added to the logit of a token.
@@ -473,13 +474,14 @@ DEVICE void search(const Row& row, float (&tops)[TOPS_A_LANE], int (&places)[TOP
 
 {% include "scores.cuh" %}
 
-// Writes a token for the host and for the next step; where logits are not finite, the host gets NOT_FINITE and there is no next step.
-DEVICE void finish(const Parameters& p, int token, bool finite, int position, int sequence, int* next_tokens, int* next_positions, u64* ring) {
+// Writes a token for the host and for the next step. Where the largest logit lets none be chosen the host is told why, and there is no next step.
+DEVICE void finish(const Parameters& p, int token, float largest, int position, int sequence, int* next_tokens, int* next_positions, u64* ring) {
+  const bool finite = largest - largest == 0.0f;
   bool stop = !finite || (u32)position + 1 >= p.limit;
   for (u32 i = 0; i < p.stops && i < MAX_STOPS; i++) stop = stop || token == p.stop[i];
   next_tokens[sequence] = token;
   next_positions[sequence] = stop ? -1 : position + 1;
-  const u32 told = finite ? (u32)token : NOT_FINITE;
+  const u32 told = finite ? (u32)token : largest == NEGATIVE_INFINITY ? NONE_LEFT : NOT_FINITE;
   publish(ring + (u64)sequence * RING + (position + 1) % RING, (u64)p.generation << 32 | told);
 }
 
@@ -578,7 +580,7 @@ KERNEL void {% if cluster > 1 %}CLUSTER_OF(CLUSTER){% endif %} __launch_bounds__
     publish((u32*)&scores_at(p, position).chosen, bits_of(shared.chosen));
     settle_for_host();
   }
-  if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, finite, position, sequence, next_tokens, next_positions, ring);
+  if (rank == 0 && threadIdx.x == 0 && position >= 0) finish(p, token, best.value, position, sequence, next_tokens, next_positions, ring);
   if (changed && rank == 0 && threadIdx.x == 0) shared.given = position >= 0 ? token : -1;
   // Other blocks may still read this one's shared memory.
   if (searched || (warm && count > LIST)) cluster_barrier();

@@ -107,16 +107,19 @@ fn verify_says_so_too() {
     assert!(done.stderr.contains("the logits at position 0 are not finite") && done.stderr.contains(FAULT));
 }
 
-/// What is never chosen may be anything: on the CPU; nothing but it is an error.
+/// What is never chosen may be anything; nothing but it is an error.
 #[test]
 fn a_token_that_is_suppressed_may_be_no_number() {
     let model = planted("models/demo", "model.embed_tokens.weight", 4000 * 256, NAN);
     let ask = ["Call me", "-n", "4", "--temperature", "0"];
-    assert_named(&run("generate", "cpu", model.path(), &ask), 2);
-    model.write("generation_config.json", r#"{"suppress_tokens": [4000]}"#);
-    let done = run("generate", "cpu", model.path(), &ask);
-    assert_eq!(done.code, 0, "{}", done.stderr);
     let rest: Vec<String> = (0..4096).filter(|token| *token != 4000).map(|token| token.to_string()).collect();
-    model.write("generation_config.json", format!("{{\"suppress_tokens\": [{}]}}", rest.join(", ")));
-    assert_named(&run("generate", "cpu", model.path(), &ask), 2);
+    for device in devices() {
+        model.write("generation_config.json", "{}");
+        assert_named(&run("generate", device, model.path(), &ask), 2);
+        model.write("generation_config.json", r#"{"suppress_tokens": [4000]}"#);
+        let done = run("generate", device, model.path(), &ask);
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        model.write("generation_config.json", format!("{{\"suppress_tokens\": [{}]}}", rest.join(", ")));
+        assert_named(&run("generate", device, model.path(), &ask), 2);
+    }
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use fuse_tests::gpu;
 use fuserun::backend::{Backend, Device, LoadOptions};
+use fuserun::grammar::{Grammars, Source, Words};
 use fuserun::model::{ModelName, OpenModel};
-use fuserun::sampling::SamplingParameters;
+use fuserun::sampling::{SamplingParameters, none_left};
 use fuserun::slots::{Event, Request, Slots, Ticket};
 
 const CONTEXT: usize = 96;
@@ -128,4 +129,34 @@ fn scores_come_before_their_tokens() {
         tokens.push(Event::Token(*token));
     }
     assert_eq!(tokens, events[&silent][1..events[&silent].len() - 1]);
+}
+
+/// Where the grammar allows nothing but what the request suppresses; the others go on.
+#[test]
+fn a_request_that_leaves_no_token_fails_by_itself() {
+    let words = || {
+        let words = (0..4096u32).map(|token| u8::try_from(token).map_or(Vec::new(), |byte| vec![byte])).collect();
+        Ok(Words { words, special: vec![2], ends: vec![2] })
+    };
+    let grammar = Grammars::new(words).compile(&Source::Regex("ab".into())).expect("it is a regex");
+    let sampling = SamplingParameters { grammar: Some(grammar), suppress: vec![98], ..SamplingParameters::default() };
+    let prompt = vec![5, 6, 7];
+    let request = Request { prompt, sampling, choice: 0, limit: 9, stops: vec![2], scores: None };
+    let other = requests(1).swap_remove(0);
+    let mut backend = load(2, 1);
+    let expected = run(&mut backend, std::slice::from_ref(&other), false);
+    let mut slots = Slots::new(backend.slots().expect("the device has slots"));
+    let [held, beside] = [request, other].map(|request| slots.submit(request).expect("it is taken"));
+    let (mut failed, mut tokens) = (Vec::new(), [Vec::new(), Vec::new()]);
+    while !slots.is_idle() {
+        for (ticket, event) in slots.poll().expect("no fault") {
+            match event {
+                Event::Token(token) => tokens[usize::from(ticket == beside)].push(token),
+                Event::Failed(message) => failed.push((ticket, message)),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(tokens, [vec![97], expected[0].clone()]);
+    assert_eq!(failed, [(held, none_left(3))]);
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::cpu::{CpuModel, Logits, Row};
 use crate::grammar::{Grammar, Matcher};
@@ -166,11 +166,6 @@ impl Decoding {
         if let Some(marks) = &self.marks {
             marks.apply(&self.sampling, &mut changed);
         }
-        let gone = |logits: &[f32]| logits.iter().all(|&logit| logit == f32::NEG_INFINITY);
-        ensure!(
-            !gone(&changed) || gone(logits),
-            "no token is left to choose at position {at}: the request, the model or the grammar suppresses all that have a chance"
-        );
         check_logits(&changed, at)?;
         let token = sample(&changed, &self.sampling, at as u32, self.choice);
         if let Some(matcher) = &mut self.matcher {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::grammar::Matcher;
-use crate::sampling::{Marks, not_finite};
+use crate::sampling::{Marks, none_left, not_finite};
 use crate::slots::{Chosen, Limits, Request, Steps};
 use crate::step::{GpuEngine, Sampled, Sequence};
 
@@ -64,7 +64,7 @@ impl Guide {
     fn next(&mut self) -> Result<Option<Marks>> {
         let allowed = self.matcher.allowed()?;
         let was_masked = std::mem::replace(&mut self.masked, !allowed.is_all());
-        (was_masked || self.masked).then(|| self.marks.allowing(&allowed)).transpose()
+        Ok((was_masked || self.masked).then(|| self.marks.allowing(&allowed)))
     }
 
     fn take(&mut self, token: u32) -> Result<Option<Marks>> {
@@ -257,6 +257,7 @@ impl Steps for GpuSlots<'_> {
                     }
                     // The token at a position comes of the logits at the one before.
                     Sampled::NotFinite => take(slot, Chosen::Broken(not_finite(position - 1, None))),
+                    Sampled::NoneLeft => take(slot, Chosen::Broken(none_left(position - 1))),
                 }
             }
             if came {

@@ -23,22 +23,30 @@ pub fn check_prompt(tokens: &[u32], vocabulary: usize, context: usize) -> Result
 /// then, whatever the model gave them, and after biases and penalties.
 ///
 /// # Errors
-/// NaN or +inf, or nothing but -inf.
+/// NaN or +inf ([`not_finite`]), or nothing but -inf ([`none_left`]).
 pub fn check_logits(logits: &[f32], position: usize) -> Result<()> {
     let broken = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY);
     match broken {
         Some(token) => bail!("{}", not_finite(position, Some((token, logits[token])))),
-        None if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) => bail!("{}", not_finite(position, None)),
+        None if logits.iter().all(|&logit| logit == f32::NEG_INFINITY) => bail!("{}", none_left(position)),
         None => Ok(()),
     }
 }
 
-/// The error for logits that no token can be chosen from; `broken`: one of them, where it is known.
+/// The error for logits of which one is NaN or +inf; `broken`: one of them, where it is known.
 pub fn not_finite(position: usize, broken: Option<(usize, f32)>) -> String {
     let which = broken.map_or(String::new(), |(token, logit)| format!(" (token {token} has {logit})"));
     format!(
         "the logits at position {position} are not finite{which}: the weights or their type are at fault. Download the model again, or \
          take it in another type"
+    )
+}
+
+/// The error for logits that are all -inf.
+pub fn none_left(position: usize) -> String {
+    format!(
+        "no token is left to choose at position {position}: the request and its grammar suppress all that the model gives a chance. Suppress \
+         fewer; where they suppress none, the weights or their type are at fault"
     )
 }
 
@@ -60,6 +68,8 @@ mod tests {
             said(&[0.0, 2.0, INF]),
             Err(format!("the logits at position 7 are not finite (token 2 has inf): {rest}"))
         );
-        assert_eq!(said(&[-INF, -INF]), Err(format!("the logits at position 7 are not finite: {rest}")));
+        let none = said(&[-INF, -INF]).expect_err("nothing is left");
+        assert!(none.starts_with("no token is left to choose at position 7: "), "{none}");
+        assert!(said(&[-INF, f32::NAN]).is_err_and(|error| error.contains("not finite")), "NaN is the worse fault");
     }
 }

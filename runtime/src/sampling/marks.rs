@@ -56,18 +56,11 @@ impl Marks {
         Ok(Marks { words: marks, biases: biases.into_iter().collect() })
     }
 
-    /// These marks where a grammar suppresses all but some tokens.
-    ///
-    /// # Errors
-    /// None is left.
-    pub fn allowing(&self, allowed: &Allowed) -> Result<Marks> {
+    /// These marks where a grammar suppresses all but some tokens. None may be left.
+    pub fn allowing(&self, allowed: &Allowed) -> Marks {
         let mut marks = self.clone();
         allowed.each_other(self.words.len(), |token| marks.words[token] |= SUPPRESSED);
-        ensure!(
-            marks.words.iter().any(|mark| mark & SUPPRESSED == 0),
-            "no token that the grammar allows can be chosen here: the model or the request suppresses them all"
-        );
-        Ok(marks)
+        marks
     }
 
     /// Notes a token that was chosen.

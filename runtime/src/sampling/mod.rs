@@ -6,6 +6,6 @@ mod marks;
 mod scores;
 
 pub use choose::{MOST_BIASES, SamplingParameters, sample};
-pub use limits::{check_logits, check_prompt, not_finite};
+pub use limits::{check_logits, check_prompt, none_left, not_finite};
 pub use marks::Marks;
 pub use scores::{MOST_SCORES, Scores};

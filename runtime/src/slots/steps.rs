@@ -62,7 +62,7 @@ pub enum Chosen {
     Scores(Scores),
     /// The next token.
     Token(u32),
-    /// None: the sequence cannot go on, as the message says. The logits are not finite.
+    /// None: the sequence cannot go on, as the message says: its logits leave no choice, or its grammar is at an end.
     Broken(String),
 }
 

@@ -10,8 +10,9 @@ use super::addresses::{IoAddresses, PARAMETER_BYTES};
 use crate::device::{DeviceBuffer, Event, Gpu, PinnedBuffer, Stream};
 use crate::sampling::{MOST_BIASES, MOST_SCORES, Scores};
 
-/// What the sampling kernel leaves in the place of a token where the logits are not finite.
+/// What the sampling kernel leaves in the place of a token where a logit is NaN or +inf, and where all are -inf.
 pub(super) const NOT_FINITE: u32 = u32::MAX - 1;
+pub(super) const NONE_LEFT: u32 = u32::MAX - 2;
 
 /// Bytes of an entry of the ring: a token, then the generation of its sequence.
 const ENTRY: usize = 8;

@@ -7,7 +7,7 @@ use fusec::plan::{Replay, StepKind};
 
 use super::addresses::PARAMETER_BYTES;
 use super::engine::GpuEngine;
-use super::io::{NOT_FINITE, marks_bytes};
+use super::io::{NONE_LEFT, NOT_FINITE, marks_bytes};
 use super::parameters::{Pointers, Sequence, record};
 use crate::sampling::{MOST_BIASES, Marks, SamplingParameters, Scores};
 
@@ -19,8 +19,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 pub enum Sampled {
     /// The next token.
     Token(u32),
-    /// None: they are not finite, and the sequence takes no more steps.
+    /// None: one of them is NaN or +inf, and the sequence takes no more steps.
     NotFinite,
+    /// None: they are all -inf, and the sequence takes no more steps.
+    NoneLeft,
 }
 
 /// What says how a sequence is sampled: marks and biases with their place in the buffer of those, where it has some, and its record.
@@ -226,7 +228,11 @@ impl GpuEngine {
     /// The token that [`GpuEngine::await_token`] waits for, if it is there.
     pub fn arrived(&self, sequence: usize, position: usize, generation: u32) -> Option<Sampled> {
         let token = self.io.take_token(sequence, position, generation)?;
-        Some(if token == NOT_FINITE { Sampled::NotFinite } else { Sampled::Token(token) })
+        Some(match token {
+            NOT_FINITE => Sampled::NotFinite,
+            NONE_LEFT => Sampled::NoneLeft,
+            token => Sampled::Token(token),
+        })
     }
 
     /// How likely the token was that was taken out of the ring last, of a sequence that was set up for that and its position.

@@ -125,6 +125,7 @@ fn expected(logits: &[f32], p: &Parameters, position: u32) -> usize {
 
 /// What the host sees in a ring slot in the place of a token.
 const NOT_FINITE: u32 = u32::MAX - 1;
+const NONE_LEFT: u32 = u32::MAX - 2;
 
 /// What a launch leaves.
 struct Left {
@@ -266,15 +267,17 @@ fn the_host_is_told_of_logits_that_are_not_finite() -> Result<()> {
             for row in [0, 2, 3] {
                 logits[row * vocabulary + broken] = value;
             }
-            if value == f32::INFINITY {
-                // Nothing to choose from is no better.
-                logits[3 * vocabulary..].fill(f32::NEG_INFINITY);
+            // The last row has nothing to choose from, but for what is broken.
+            let rest = if value == f32::INFINITY { NONE_LEFT } else { NOT_FINITE };
+            logits[3 * vocabulary..].fill(f32::NEG_INFINITY);
+            if rest == NOT_FINITE {
+                logits[3 * vocabulary + broken] = value;
             }
             let sample = Sample { vocabulary, maxima, cluster };
             let left = run(&sample, &logits, &WAYS, &parameters, &NO_MARKS, None)?;
             let token = expected(&sound[vocabulary..2 * vocabulary], &parameters[1], 4) as u32;
             let slots: Vec<u32> = (0..4).map(|sequence| left.ring[sequence * RING + 4 + sequence] as u32).collect();
-            ensure!(slots == [NOT_FINITE, token, NOT_FINITE, NOT_FINITE], "{cluster}, {maxima}, {value}: {slots:?}");
+            ensure!(slots == [NOT_FINITE, token, NOT_FINITE, rest], "{cluster}, {maxima}, {value}: {slots:?}");
             ensure!(left.positions == [-1, 5, -1, -1], "{:?}", left.positions);
         }
     }

@@ -3,13 +3,16 @@
 use anyhow::{Context, Result, ensure};
 use fuse_kernels::{RING, SCORES_RING, Sample};
 use fuse_tests::host_build::HostBuffer;
-use fuserun::sampling::{Marks, SamplingParameters, Scores, sample};
+use fuserun::sampling::{Marks, SamplingParameters, Scores, check_logits, none_left, sample};
 use fuserun::step::{Pointers, Sequence, record};
 
 use crate::caught::caught;
 use crate::support::*;
 
 const GENERATION: u32 = 0x8000_0001;
+/// What is in the ring instead of a token: a logit is NaN or +inf, or all are -inf.
+const NOT_FINITE: u32 = u32::MAX - 1;
+const NONE_LEFT: u32 = u32::MAX - 2;
 /// Beyond the end of both rings.
 const POSITION: usize = 2 * RING + 63;
 
@@ -70,7 +73,8 @@ fn check(shape: &Sample, logits: &[Vec<f32>], cases: &[Case], mutation: Option<M
     let parts = |row: &Vec<f32>| -> Vec<[u32; 2]> {
         let part = |part: usize| {
             let mine = (part..vocabulary).step_by(maxima).map(|token| (row[token], token as u32));
-            mine.reduce(|best, other| if other.0 > best.0 { other } else { best }).unwrap_or((f32::NEG_INFINITY, 0))
+            mine.reduce(|best, other| if other.0.is_nan() || other.0 > best.0 { other } else { best })
+                .unwrap_or((f32::NEG_INFINITY, 0))
         };
         (0..maxima).map(part).map(|(value, token)| [value.to_bits(), token]).collect()
     };
@@ -95,6 +99,7 @@ fn check(shape: &Sample, logits: &[Vec<f32>], cases: &[Case], mutation: Option<M
 
     let ring = ring.values::<u64>()?;
     let told = rings.values::<Told>()?;
+    let places = next[1].values::<i32>()?;
     for (index, (case, row)) in cases.iter().zip(logits).enumerate() {
         let entry = ring[index * RING + (POSITION + 1) % RING];
         ensure!((entry >> 32) as u32 == GENERATION, "the ring's token is of generation {}", entry >> 32);
@@ -105,14 +110,26 @@ fn check(shape: &Sample, logits: &[Vec<f32>], cases: &[Case], mutation: Option<M
             case.text.iter().for_each(|&token| marks.note(token));
             marks.apply(&case.sampling, &mut changed);
         }
-        let expected = sample(&changed, &case.sampling, POSITION as u32, case.choice);
+        let fault = check_logits(&changed, POSITION).err().map(|error| error.to_string());
+        let expected = match &fault {
+            None => sample(&changed, &case.sampling, POSITION as u32, case.choice),
+            Some(fault) if *fault == none_left(POSITION) => NONE_LEFT,
+            Some(_) => NOT_FINITE,
+        };
         ensure!(token == expected, "case {index}: token {token}, expected {expected}: {case:?}");
+        let place = places[index];
+        ensure!((place == -1) == fault.is_some(), "case {index}: the next position is {place} after {fault:?}");
+        if fault.is_some() {
+            continue;
+        }
         if let Some(marks) = &mut marks {
             marks.note(token);
             let words = &rules.iter().find(|(of, _)| *of == index).context("it has marks")?.1;
             ensure!(words.values::<u16>()? == marks.words(), "case {index}: the marks are not those of its text");
         }
-        let Some(top) = case.scored else { continue };
+        // Where a logit is no number, neither is any score.
+        let broken = check_logits(row, POSITION).is_err();
+        let Some(top) = case.scored.filter(|_| !broken) else { continue };
         let told = &told[index * SCORES_RING + (POSITION + 1) % SCORES_RING];
         let likeliest = told.top[..told.top.len().min(told.count as usize)]
             .iter()
@@ -241,4 +258,35 @@ fn mistakes_in_changes_and_scores_are_caught() {
             ("bits == bits_wanted && ", "", "likeliest"),
         ],
     );
+}
+
+/// Logits that are broken, or that leave nothing to choose, where what is suppressed may be anything: as the CPU judges them.
+#[test]
+fn logits_without_a_choice_are_those_of_the_cpu() -> Result<()> {
+    const VOCABULARY: usize = 300;
+    let (bad, good) = (VOCABULARY - 3, 4);
+    let all: Vec<u32> = (0..VOCABULARY as u32).collect();
+    let all_but = |token: usize| all.iter().copied().filter(|&other| other != token as u32).collect::<Vec<u32>>();
+    let mut logits = Vec::new();
+    let mut cases = Vec::new();
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for suppress in [vec![], vec![bad as u32], all_but(good), all_but(bad)] {
+            for (temperature, scored, bias) in [(0.0, None, 0.0), (0.8, None, 5.0), (0.0, Some(2), -5.0)] {
+                let sampling = SamplingParameters {
+                    suppress: suppress.clone(),
+                    temperature,
+                    logit_bias: if bias == 0.0 { vec![] } else { vec![(bad as u32, bias), (good as u32, bias)] },
+                    ..SamplingParameters::default()
+                };
+                let mut row = vec![0.5; VOCABULARY];
+                row[bad] = value;
+                logits.push(row);
+                cases.push(Case { sampling, prompt: vec![1], text: vec![2], choice: 0, scored });
+            }
+        }
+    }
+    for (cluster, maxima) in [(1, 0), (2, 9)] {
+        check(&Sample { vocabulary: VOCABULARY, maxima, cluster }, &logits, &cases, None)?;
+    }
+    Ok(())
 }

@@ -7,10 +7,7 @@ use anyhow::Result;
 use crate::cpu::{CpuModel, Logits, Row};
 use crate::grammar::{Grammar, Matcher};
 use crate::sampling::{Marks, SamplingParameters, Scores, check_logits, sample};
-use crate::slots::{Chosen, Limits, Request, Steps};
-
-/// How long a part of a prompt may keep others from their next tokens.
-const BESIDE: Duration = Duration::from_millis(25);
+use crate::slots::{Chosen, Limits, Parts, Request, Steps};
 
 /// Tokens of a prompt that are taken at once where nobody waits: between parts a request can leave.
 const ALONE: usize = 512;
@@ -19,8 +16,7 @@ const ALONE: usize = 512;
 pub struct CpuSlots<'m> {
     model: &'m mut CpuModel,
     slots: Vec<Option<Decoding>>,
-    /// Of prompts: measured, the latest counting most.
-    tokens_per_second: f64,
+    parts: Parts,
 }
 
 /// A slot that has begun.
@@ -46,7 +42,7 @@ impl<'m> CpuSlots<'m> {
     /// All of the model's sequences, free.
     pub fn new(model: &'m mut CpuModel) -> CpuSlots<'m> {
         let slots = (0..model.options().sequences).map(|_| None).collect();
-        CpuSlots { model, slots, tokens_per_second: 0.0 }
+        CpuSlots { model, slots, parts: Parts::new() }
     }
 }
 
@@ -62,8 +58,7 @@ impl Steps for CpuSlots<'_> {
     }
 
     fn part(&self, left: usize, beside: bool) -> usize {
-        let most = if beside { (BESIDE.as_secs_f64() * self.tokens_per_second) as usize } else { ALONE };
-        most.clamp(1, ALONE).min(left)
+        if beside { self.parts.most(left.min(ALONE)) } else { left.min(ALONE) }
     }
 
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
@@ -95,9 +90,7 @@ impl Steps for CpuSlots<'_> {
             }
         }
         let took = begin.elapsed();
-        let rate = tokens.len() as f64 / took.as_secs_f64().max(1e-9);
-        self.tokens_per_second =
-            if self.tokens_per_second == 0.0 { rate } else { 0.5 * (self.tokens_per_second + rate) };
+        self.parts.read(tokens.len(), took);
         Ok(took)
     }
 
@@ -132,7 +125,11 @@ impl Steps for CpuSlots<'_> {
                 take(slot, chosen);
             }
         }
-        Ok(begin.elapsed())
+        let took = begin.elapsed();
+        if !rows.is_empty() {
+            self.parts.stepped(took);
+        }
+        Ok(took)
     }
 
     fn leave(&mut self, slot: usize) -> Result<()> {

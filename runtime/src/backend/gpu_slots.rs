@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::grammar::Matcher;
 use crate::sampling::{Marks, none_left, not_finite};
-use crate::slots::{Chosen, Limits, Request, Steps};
+use crate::slots::{BESIDE, Chosen, Limits, Request, Steps};
 use crate::step::{GpuEngine, Sampled, Sequence};
 
 /// Work that lies ready for the device while the host does something else.
@@ -25,6 +25,8 @@ pub struct GpuSlots<'e> {
     slots: Vec<Option<Decoding>>,
     /// Rows of the decode steps.
     batch: usize,
+    /// Of the largest parts of prompts.
+    rows: usize,
     /// Of the request that joined last.
     generation: u32,
     /// Tokens that are on their way, a list for each step in the order of the stream.
@@ -89,8 +91,11 @@ impl<'e> GpuSlots<'e> {
     pub fn new(engine: &'e mut GpuEngine, slots: usize) -> Result<GpuSlots<'e>> {
         let batch = engine.batch_for(slots)?;
         engine.idle_all()?;
+        // One slot keeps nobody waiting.
+        let rows = if slots > 1 { engine.rows_within(BESIDE)? } else { engine.chunk_rows() };
         Ok(GpuSlots {
             engine,
+            rows,
             slots: (0..slots).map(|_| None).collect(),
             batch,
             generation: 0,
@@ -171,7 +176,7 @@ impl Steps for GpuSlots<'_> {
 
     /// The same whoever waits: what is computed of a prompt depends in its last bits on how it is cut.
     fn part(&self, left: usize, _beside: bool) -> usize {
-        left.min(self.engine.chunk_rows())
+        left.min(self.rows)
     }
 
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {

@@ -3,6 +3,7 @@
 //! A request waits in a queue, gets a slot, has its prompt read in parts beside those who decode, and then decodes with them until it ends or leaves. Its
 //! tokens depend on its prompt, parameters and seed only, as long as the device's results depend on a row only.
 
+mod parts;
 mod request;
 mod steps;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+pub use parts::{BESIDE, Parts};
 pub use request::Request;
 pub use steps::{Chosen, Limits, Steps};
 

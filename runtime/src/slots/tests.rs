@@ -21,13 +21,25 @@ struct Fake {
     /// What was called, a letter each: `p`art, `s`tep, `l`eave.
     calls: String,
     computed: usize,
+    /// What is measured of parts and steps, on a clock of its own.
+    parts: Parts,
+    clock: Duration,
+    /// Whether parts are as large as that lets them be.
+    measures: bool,
 }
+
+/// How long the fake takes for a part of so many tokens, and for a step.
+fn time_of(count: usize) -> Duration {
+    Duration::from_micros(2000 + 125 * count as u64)
+}
+const STEP: Duration = Duration::from_millis(3);
 
 impl Fake {
     fn new(slots: usize, at_once: usize) -> Fake {
         let limits = Limits { slots, context: CONTEXT, vocabulary: VOCABULARY, resumes: true };
         let (states, next) = (vec![Vec::new(); slots], vec![None; slots]);
-        Fake { limits, states, next, at_once, calls: String::new(), computed: 0 }
+        let (calls, parts, clock) = (String::new(), Parts::new(), Duration::ZERO);
+        Fake { limits, states, next, at_once, calls, computed: 0, parts, clock, measures: false }
     }
 
     fn after(tokens: &[u32], seed: u64) -> Chosen {
@@ -47,7 +59,11 @@ impl Steps for Fake {
     }
 
     fn part(&self, left: usize, beside: bool) -> usize {
-        if beside { left.min(4) } else { left }
+        match beside {
+            true if self.measures => self.parts.most(left),
+            true => left.min(4),
+            false => left,
+        }
     }
 
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
@@ -68,7 +84,13 @@ impl Steps for Fake {
             let (seed, _) = self.next[slot].clone().expect("the slot has begun");
             self.next[slot] = Some((seed, Fake::after(&self.states[slot], seed)));
         }
-        Ok(Duration::from_millis(tokens.len() as u64))
+        if !self.measures {
+            return Ok(Duration::from_millis(tokens.len() as u64));
+        }
+        let took = time_of(tokens.len());
+        self.clock += took;
+        self.parts.read(tokens.len(), took);
+        Ok(took)
     }
 
     fn step(&mut self, take: &mut dyn FnMut(usize, Chosen)) -> Result<Duration> {
@@ -83,7 +105,12 @@ impl Steps for Fake {
                 self.next[slot] = Some((seed, Fake::after(&self.states[slot], seed)));
             }
         }
-        Ok(Duration::from_millis(1))
+        if !self.measures {
+            return Ok(Duration::from_millis(1));
+        }
+        self.clock += STEP;
+        self.parts.stepped(STEP);
+        Ok(STEP)
     }
 
     fn leave(&mut self, slot: usize) -> Result<()> {
@@ -260,6 +287,35 @@ fn prompts_are_read_beside_those_who_decode() {
     run(&mut slots);
     // Alone the prompt goes in one part. Beside another one, as many steps follow each part as take as long.
     assert!(slots.steps.calls.starts_with("psspsssspsssspsl"), "{}", slots.steps.calls);
+}
+
+/// Nobody waits longer than a part may take, and after each the others go on for as long as it took.
+#[test]
+fn a_long_prompt_keeps_others_waiting_for_a_short_time() {
+    let mut fake = Fake::new(2, 1);
+    (fake.limits.context, fake.measures) = (4096, true);
+    let mut slots = Slots::new(fake);
+    let decodes = slots.submit(request(&[1], 0, 400)).unwrap();
+    slots.poll().unwrap();
+    let long = slots.submit(request(&[2; 2000], 0, 1)).unwrap();
+    let (begun, mut came, mut longest, mut tokens) = (slots.steps.clock, slots.steps.clock, Duration::ZERO, 0);
+    'read: loop {
+        for (ticket, event) in slots.poll().unwrap() {
+            match event {
+                Event::Token(_) if ticket == decodes => {
+                    let now = slots.steps.clock;
+                    (longest, came, tokens) = (longest.max(now - came), now, tokens + 1);
+                }
+                Event::Read { .. } if ticket == long => break 'read,
+                _ => {}
+            }
+        }
+    }
+    assert!(longest <= BESIDE + STEP, "{longest:?}");
+    let parts = slots.steps.calls.matches('p').count() - 1;
+    assert!(parts < 30, "they grow: {parts} of 2000 tokens");
+    let (steps, took) = (STEP * tokens, slots.steps.clock - begun);
+    assert!(steps + BESIDE >= took - steps, "{steps:?} of {took:?} are steps");
 }
 
 #[test]

@@ -164,6 +164,37 @@ impl GpuEngine {
         let sizes = self.prompt_sizes();
         let rows = sizes.into_iter().filter(|&rows| rows >= tokens.len()).min();
         let rows = rows.with_context(|| format!("a chunk of {} tokens is larger than any step", tokens.len()))?;
+        self.send_chunk(rows, sequence, position, tokens, last)?;
+        Ok(self.chunk_times.get(&rows).copied().unwrap_or_default())
+    }
+
+    /// Rows of the largest chunk that takes the device no longer than `most`, or of the smallest. Chunks are timed at the first call, of idle rows; it waits for what is
+    /// running.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn rows_within(&mut self, most: Duration) -> Result<usize> {
+        let mut sizes = self.prompt_sizes();
+        sizes.sort_unstable();
+        while let Some(rows) = sizes.pop() {
+            if !self.chunk_times.contains_key(&rows) {
+                // The first run warms up.
+                for _ in 0..2 {
+                    self.send_chunk(rows, 0, 0, &[], false)?;
+                }
+                for slab in &mut self.chunk_slabs {
+                    self.chunk_times.extend(slab.wait()?);
+                }
+            }
+            if sizes.is_empty() || self.chunk_times.get(&rows).is_none_or(|time| *time <= most) {
+                return Ok(rows);
+            }
+        }
+        Ok(self.chunk_rows())
+    }
+
+    /// Puts a chunk of a number of rows into the stream, those of its tokens last.
+    fn send_chunk(&mut self, rows: usize, sequence: usize, position: usize, tokens: &[u32], last: bool) -> Result<()> {
         let part = self.io.prompt.len() / 3;
         let mut slab = self.chunk_slabs.pop_front().context("a fault of the device has ended it")?;
         if let Some((rows, took)) = slab.wait()? {
@@ -189,8 +220,7 @@ impl GpuEngine {
             if last { self.replay(StepKind::Last { rows }) } else { Ok(()) }
         });
         self.chunk_slabs.push_back(slab);
-        sent?;
-        Ok(self.chunk_times.get(&rows).copied().unwrap_or_default())
+        sent
     }
 
     /// Puts a decode step of `batch` rows into the stream; `near`: of one whose rows all stand at positions up to this one.

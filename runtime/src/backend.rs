@@ -2,6 +2,7 @@
 
 mod cpu_slots;
 mod gpu_slots;
+mod guide;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;

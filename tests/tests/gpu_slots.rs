@@ -2,6 +2,9 @@
 //! same to the bit alone and beside others, whoever comes and goes, and whatever the device is behind the host.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use fuse_tests::host_driver::{TRACE, fault, on_fake_driver, run_kernels};
 use fuse_tests::{TempFolder, nvrtc, root};
@@ -9,7 +12,7 @@ use fusec::build::{Options, compile_all};
 use fusec::plan::{PlanOptions, TuningSource};
 use fuserun::backend::GpuSlots;
 use fuserun::device::Gpu;
-use fuserun::grammar::{Grammars, Mark, Marked, Source, Words};
+use fuserun::grammar::{Allowed, Grammar, Grammars, Mark, Marked, Rule, Source, Words};
 use fuserun::model::{ModelName, OpenModel};
 use fuserun::sampling::{SamplingParameters, none_left};
 use fuserun::slots::{End, Event, Request, Slots, Ticket};
@@ -205,6 +208,60 @@ fn a_grammar_holds_its_own_request_only() {
         let sampling = SamplingParameters { grammar: free, ..penalised.sampling.clone() };
         let unmarked = Request { sampling, ..penalised.clone() };
         assert_eq!(alone(engine, 2, &[unmarked]), alone(engine, 2, &[penalised]));
+    });
+}
+
+/// A rule that allows each second token in turn, and is late where it is said to be.
+struct Late {
+    count: usize,
+    late_at: usize,
+    wait: Arc<AtomicBool>,
+}
+
+impl Rule for Late {
+    fn allowed(&mut self) -> anyhow::Result<Allowed> {
+        while self.count == self.late_at && self.wait.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok((0..317).filter(|token| *token as usize % 2 == self.count % 2).collect())
+    }
+
+    fn take(&mut self, _token: u32) -> anyhow::Result<()> {
+        self.count += 1;
+        Ok(())
+    }
+}
+
+/// While it is not known what a text may go on with, at its beginning or later, who decodes beside it goes on to its end, and others come and go. Afterwards the text has
+/// the tokens that it has by itself.
+#[test]
+fn a_late_grammar_keeps_nobody_else() {
+    with_engine("a_late_grammar_keeps_nobody_else", Some(300), 2, |engine| {
+        let all = requests(6);
+        let wait = Arc::new(AtomicBool::new(false));
+        let held = |late_at: usize| {
+            let wait = wait.clone();
+            let rule = move || -> Box<dyn Rule> { Box::new(Late { count: 0, late_at, wait: wait.clone() }) };
+            let sampling = SamplingParameters { grammar: Some(Grammar::of_rule(rule)), ..all[2].sampling.clone() };
+            Request { sampling, limit: 4, ..all[2].clone() }
+        };
+        let others = [1, 4].map(|index: usize| Request { limit: 3, ..all[index].clone() });
+        let apart = alone(engine, 2, &others);
+        for late_at in [0, 2] {
+            let expected = alone(engine, 2, &[held(late_at)]).swap_remove(0);
+            assert!(expected.0.iter().enumerate().all(|(at, token)| *token as usize % 2 == at % 2), "{expected:?}");
+            let mut slots = Slots::new(GpuSlots::new(engine, 2).expect("no fault"));
+            wait.store(true, Ordering::Release);
+            let ticket = submit(&mut slots, &[held(late_at)])[0];
+            let tickets = submit(&mut slots, &others);
+            let outcomes = finish(&mut slots, |slots| {
+                if slots.load() == (1, 0) {
+                    wait.store(false, Ordering::Release);
+                }
+            });
+            assert_eq!(tickets.iter().map(|ticket| outcomes[ticket].clone()).collect::<Vec<_>>(), apart, "{late_at}");
+            assert_eq!(outcomes[&ticket], expected, "{late_at}");
+        }
     });
 }
 

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use fusec::plan::StepKind;
 
-use crate::grammar::Matcher;
+use super::guide::Guide;
 use crate::sampling::{Marks, none_left, not_finite};
 use crate::slots::{BESIDE, Chosen, Limits, Request, Steps};
 use crate::step::{GpuEngine, Sampled, Sequence};
@@ -16,10 +17,19 @@ const AHEAD: Duration = Duration::from_millis(2);
 /// Decode steps in the stream that the host has not read a token of, at most.
 const MOST_AHEAD: usize = 8;
 
+/// How long an idle device waits for what a grammar allows before the others go on: about what it takes to run that row again.
+const GRACE: Duration = Duration::from_micros(200);
+
+/// How long the host sleeps where there is nothing to do but to wait for that.
+const NAP: Duration = Duration::from_micros(50);
+
 /// A model on a GPU whose sequences are slots.
 ///
 /// One slot takes the fastest step for where it stands. Of several, each step has a row per slot, idle ones included, and the form for any position: what a row
 /// computes then does not depend on which others there are.
+///
+/// Where a text is held to a grammar, a step is put into the stream in two halves: what its tokens are chosen by comes between them, from a thread of each such text.
+/// A row whose thread is late is held: the step after computes it again, and the others go on.
 pub struct GpuSlots<'e> {
     engine: &'e mut GpuEngine,
     slots: Vec<Option<Decoding>>,
@@ -29,6 +39,8 @@ pub struct GpuSlots<'e> {
     rows: usize,
     /// Of the request that joined last.
     generation: u32,
+    /// The half of a step; only where states may be computed again.
+    forward: Option<Forward>,
     /// Tokens that are on their way, a list for each step in the order of the stream.
     flights: VecDeque<Vec<Awaited>>,
     /// How long a step takes.
@@ -52,28 +64,20 @@ struct Decoding {
     broken: Option<String>,
 }
 
-/// A grammar that a text is held to: what may come next depends on the token before, which the host waits for.
-struct Guide {
-    matcher: Matcher,
-    /// Of the text so far.
-    marks: Marks,
-    /// Whether the device has others.
-    masked: bool,
+impl Decoding {
+    /// Whether it has a row in the next step.
+    fn advances(&self) -> bool {
+        self.broken.is_none() && self.next.is_some_and(|next| next < self.limit)
+    }
 }
 
-impl Guide {
-    /// The marks that the next token is chosen by; none: those that the device has. It counts tokens as they are counted here.
-    fn next(&mut self) -> Result<Option<Marks>> {
-        let allowed = self.matcher.allowed()?;
-        let was_masked = std::mem::replace(&mut self.masked, !allowed.is_all());
-        Ok((was_masked || self.masked).then(|| self.marks.allowing(&allowed)))
-    }
-
-    fn take(&mut self, token: u32) -> Result<Option<Marks>> {
-        self.matcher.take(token)?;
-        self.marks.note(token);
-        self.next()
-    }
+/// A step whose logits are in the stream, and from which nothing is chosen yet.
+struct Forward {
+    kind: StepKind,
+    /// The tokens that are to come of it.
+    rows: Vec<Awaited>,
+    /// When the device was seen to have come to its end.
+    done: Option<Instant>,
 }
 
 /// A token that is on its way.
@@ -96,6 +100,7 @@ impl<'e> GpuSlots<'e> {
         Ok(GpuSlots {
             engine,
             rows,
+            forward: None,
             slots: (0..slots).map(|_| None).collect(),
             batch,
             generation: 0,
@@ -105,43 +110,144 @@ impl<'e> GpuSlots<'e> {
         })
     }
 
-    /// Steps to keep in the stream: what is in it when a request leaves or joins, it waits for. A text that is held to a grammar takes one at a time.
+    /// Steps to keep in the stream: what is in it when a request leaves or joins, it waits for.
     fn ahead(&self) -> usize {
-        if self.slots.iter().flatten().any(|decoding| decoding.guide.is_some()) {
-            return 1;
-        }
         let steps = AHEAD.as_nanos().div_ceil(self.pace.as_nanos().max(1));
         usize::try_from(steps).unwrap_or(MOST_AHEAD).saturating_add(1).min(MOST_AHEAD)
     }
 
+    /// Whether one of those who decode is held to a grammar.
+    fn is_guided(&self) -> bool {
+        self.slots.iter().flatten().any(|decoding| decoding.guide.is_some() && decoding.next.is_some())
+    }
+
     /// Puts decode steps into the stream.
     fn launch(&mut self) -> Result<()> {
-        while self.flights.len() < self.ahead() {
-            let mut awaited = Vec::with_capacity(self.slots.len());
-            let mut at = 0;
-            for (slot, decoding) in self.slots.iter_mut().enumerate() {
-                let Some(Decoding { generation, next: Some(next), limit, .. }) = decoding else { continue };
-                if *next < *limit {
-                    at = *next;
-                    *next += 1;
-                    awaited.push(Awaited { slot, generation: *generation, position: *next });
+        if !self.is_guided() {
+            self.take_back();
+            while self.flights.len() < self.ahead() && self.whole_step()? {}
+            return Ok(());
+        }
+        // What a text may go on with is asked for when its token has come.
+        if !self.flights.is_empty() {
+            return if self.engine.resumes() { self.forward() } else { Ok(()) };
+        }
+        if !self.engine.resumes() {
+            // Its rows cannot be held: it waits for all.
+            for slot in 0..self.slots.len() {
+                if self.slots[slot].as_ref().is_some_and(Decoding::advances) {
+                    self.guide(slot)?;
                 }
             }
-            if awaited.is_empty() {
-                break;
-            }
-            self.engine.decode(self.batch, (self.slots.len() == 1).then_some(at))?;
-            self.flights.push_back(awaited);
+            return self.whole_step().map(|_| ());
+        }
+        self.forward()?;
+        if self.choose()? { self.forward() } else { Ok(()) }
+    }
+
+    /// Moves each slot that decodes on by a position. The tokens that are to come, and where the last of their rows stands.
+    fn advance(&mut self) -> (Vec<Awaited>, usize) {
+        let mut awaited = Vec::with_capacity(self.slots.len());
+        let mut at = 0;
+        for (slot, decoding) in self.slots.iter_mut().enumerate() {
+            let Some(decoding) = decoding.as_mut().filter(|decoding| decoding.advances()) else { continue };
+            let Decoding { generation, next: Some(next), .. } = decoding else { continue };
+            at = *next;
+            *next += 1;
+            awaited.push(Awaited { slot, generation: *generation, position: *next });
+        }
+        (awaited, at)
+    }
+
+    /// Puts a step into the stream, if there is a row for it.
+    fn whole_step(&mut self) -> Result<bool> {
+        let (awaited, at) = self.advance();
+        if awaited.is_empty() {
+            return Ok(false);
+        }
+        self.engine.decode(self.batch, (self.slots.len() == 1).then_some(at))?;
+        self.flights.push_back(awaited);
+        Ok(true)
+    }
+
+    /// Puts the first half of a step into the stream, unless one is there or there is no row for it.
+    fn forward(&mut self) -> Result<()> {
+        if self.forward.is_some() {
+            return Ok(());
+        }
+        let (rows, at) = self.advance();
+        if !rows.is_empty() {
+            let kind = self.engine.forward(self.batch, (self.slots.len() == 1).then_some(at))?;
+            self.forward = Some(Forward { kind, rows, done: None });
         }
         Ok(())
     }
 
-    /// Goes on with a token of a text that is held to a grammar: the next step chooses by other marks.
-    fn guide(&mut self, slot: usize, token: u32) -> Result<()> {
+    /// Undoes the first half of a step: its rows stand where they stood.
+    fn take_back(&mut self) {
+        for Awaited { slot, generation, position } in self.forward.take().map_or_else(Vec::new, |forward| forward.rows)
+        {
+            if let Some(decoding) = self.slots[slot].as_mut().filter(|decoding| decoding.generation == generation) {
+                decoding.next = Some(position - 1);
+            }
+        }
+    }
+
+    /// Puts the second half of a step into the stream. Whether it did: it does not where all rows wait, and the device is idle.
+    fn choose(&mut self) -> Result<bool> {
+        let Some(Forward { kind, mut rows, mut done }) = self.forward.take() else { return Ok(false) };
+        rows.retain(|row| self.is_awaited(row));
+        let late = loop {
+            let (ready, late): (Vec<&Awaited>, Vec<&Awaited>) = rows.iter().partition(|row| self.is_ready(row.slot));
+            if late.is_empty() {
+                break Vec::new();
+            }
+            if done.is_none() && self.engine.has_logits()? {
+                done = Some(Instant::now());
+            }
+            if done.is_some_and(|done| done.elapsed() > GRACE) {
+                if ready.is_empty() {
+                    self.forward = Some(Forward { kind, rows, done });
+                    std::thread::sleep(NAP);
+                    return Ok(false);
+                }
+                break late.iter().map(|row| (row.slot, row.position - 1)).collect();
+            }
+            std::hint::spin_loop();
+        };
+        rows.retain(|row| late.iter().all(|&(slot, _)| slot != row.slot));
+        for row in &rows {
+            self.guide(row.slot)?;
+        }
+        let broken = |slot: &usize| self.slots[*slot].as_ref().is_some_and(|decoding| decoding.broken.is_some());
+        let stopped: Vec<usize> = rows.iter().map(|row| row.slot).filter(broken).collect();
+        rows.retain(|row| !stopped.contains(&row.slot));
+        for &slot in stopped.iter().chain(late.iter().map(|(slot, _)| slot)) {
+            self.engine.hold(slot)?;
+        }
+        self.engine.choose(kind)?;
+        for (slot, position) in late {
+            self.engine.go_on(slot, position)?;
+            if let Some(decoding) = &mut self.slots[slot] {
+                decoding.next = Some(position);
+            }
+        }
+        self.flights.push_back(rows);
+        Ok(true)
+    }
+
+    /// Whether it is known what a slot's next token is chosen by.
+    fn is_ready(&mut self, slot: usize) -> bool {
+        let guide = self.slots[slot].as_mut().and_then(|decoding| decoding.guide.as_mut());
+        guide.is_none_or(Guide::is_ready)
+    }
+
+    /// Has a slot's next token chosen by what its grammar allows; waits for that.
+    fn guide(&mut self, slot: usize) -> Result<()> {
         let Some(decoding) = &mut self.slots[slot] else { return Ok(()) };
-        match decoding.guide.as_mut().map(|guide| guide.take(token)) {
+        match decoding.guide.as_mut().map(Guide::next) {
             Some(Ok(Some(marks))) => self.engine.mark(slot, &marks)?,
-            Some(Err(error)) => decoding.broken = Some(format!("{error:#}")),
+            Some(Err(message)) => decoding.broken = Some(message),
             Some(Ok(None)) | None => {}
         }
         Ok(())
@@ -179,23 +285,21 @@ impl Steps for GpuSlots<'_> {
         left.min(self.rows)
     }
 
+    fn is_waiting(&mut self, slot: usize) -> bool {
+        !self.is_ready(slot)
+    }
+
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
         // 0 is of no request.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let longest = request.prompt.len().saturating_add(request.limit) - 1;
         let limit = longest.min(self.engine.context());
-        let mut guide = match &request.sampling.grammar {
-            Some(grammar) => Some(Guide {
-                matcher: grammar.begin(),
-                marks: Marks::of(&request.sampling, &request.prompt, self.engine.plan().vocabulary)?,
-                masked: true,
-            }),
+        let marks = match &request.sampling.grammar {
+            Some(_) => Some(Marks::of(&request.sampling, &request.prompt, self.engine.plan().vocabulary)?),
             None => None,
         };
-        let first = guide.as_mut().map(Guide::next);
-        let broken = first.as_ref().and_then(|first| first.as_ref().err()).map(|error| format!("{error:#}"));
         let rest = Sequence {
-            marks: first.as_ref().and_then(|first| first.as_ref().ok()?.as_ref()),
+            marks: marks.as_ref(),
             limit,
             stops: &request.stops,
             choice: request.choice,
@@ -203,18 +307,24 @@ impl Steps for GpuSlots<'_> {
             scored: request.scores,
         };
         self.engine.join(slot, position, &request.prompt, &request.sampling, &rest)?;
+        let guided = request.sampling.grammar.clone().zip(marks);
         self.slots[slot] = Some(Decoding {
             generation: self.generation,
             next: None,
             limit,
             scored: request.scores.is_some(),
-            guide,
-            broken,
+            guide: guided.map(|(grammar, marks)| Guide::start(grammar, marks)).transpose()?,
+            broken: None,
         });
         Ok(())
     }
 
     fn prompt(&mut self, slot: usize, position: usize, tokens: &[u32], last: bool) -> Result<Duration> {
+        if last {
+            // Its row is not in that.
+            self.take_back();
+            self.guide(slot)?;
+        }
         let took = self.engine.read_chunk(slot, position, tokens, last)?;
         // The next step's tokens come later by this.
         self.came = None;
@@ -231,7 +341,7 @@ impl Steps for GpuSlots<'_> {
         for (slot, decoding) in self.slots.iter_mut().enumerate() {
             // Before its prompt is read nobody waits for it.
             let begun = decoding.as_mut().filter(|decoding| decoding.next.is_some());
-            if let Some(message) = begun.and_then(|decoding| decoding.broken.take()) {
+            if let Some(message) = begun.and_then(|decoding| decoding.broken.clone()) {
                 take(slot, Chosen::Broken(message));
             }
         }
@@ -258,7 +368,9 @@ impl Steps for GpuSlots<'_> {
                             take(slot, Chosen::Scores(self.engine.scores(slot, position)));
                         }
                         take(slot, Chosen::Token(token));
-                        self.guide(slot, token)?;
+                        if let Some(guide) = self.slots[slot].as_mut().and_then(|decoding| decoding.guide.as_mut()) {
+                            guide.take(token);
+                        }
                     }
                     // The token at a position comes of the logits at the one before.
                     Sampled::NotFinite => take(slot, Chosen::Broken(not_finite(position - 1, None))),

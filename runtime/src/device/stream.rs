@@ -244,6 +244,15 @@ impl Stream {
         Ok(check(unsafe { sys::cuMemsetD8Async(to, value, len, self.handle) }, "cuMemsetD8Async")?)
     }
 
+    /// Sets a word of 32 bits at `offset`, which is a multiple of 4, to `value`, in stream order.
+    pub fn set_word(&self, buffer: &DeviceBuffer, offset: usize, value: u32) -> Result<()> {
+        ensure!(offset.is_multiple_of(4), "a word at byte {offset}");
+        let to = buffer.range(offset, 4)?;
+        self.context.bind()?;
+        // SAFETY: the word is inside the buffer and in its place. A buffer that is dropped meanwhile is freed after this work.
+        Ok(check(unsafe { sys::cuMemsetD32Async(to, value, 1, self.handle) }, "cuMemsetD32Async")?)
+    }
+
     /// Copies `len` bytes between device buffers, in stream order. The ranges must not overlap.
     pub fn copy(
         &self,

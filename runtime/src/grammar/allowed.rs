@@ -56,6 +56,16 @@ impl Allowed {
     }
 }
 
+/// Those tokens and no others.
+impl FromIterator<u32> for Allowed {
+    fn from_iter<I: IntoIterator<Item = u32>>(tokens: I) -> Allowed {
+        let tokens: Vec<u32> = tokens.into_iter().collect();
+        let mut allowed = SimpleVob::alloc(tokens.iter().max().map_or(0, |&most| most as usize + 1));
+        tokens.into_iter().for_each(|token| allowed.allow_token(token));
+        Allowed::only(allowed)
+    }
+}
+
 /// Goes on with a token that was chosen.
 pub(super) fn take(state: &mut State, token: u32) -> Result<()> {
     if state.is_stopped() {

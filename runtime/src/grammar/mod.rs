@@ -46,16 +46,34 @@ pub struct Grammars {
     recent: Mutex<VecDeque<(Source, Grammar)>>,
 }
 
-/// A grammar, compiled for one model's tokens.
+/// A grammar, compiled for one model's tokens, or a rule.
 #[derive(Clone)]
 pub struct Grammar {
     begin: Begin,
 }
 
+/// A rule of one's own for what a text may go on with.
+pub trait Rule: Send {
+    /// The tokens that may come next.
+    ///
+    /// # Errors
+    /// The text cannot go on: the message says why.
+    fn allowed(&mut self) -> Result<Allowed>;
+
+    /// Goes on with a token that was chosen.
+    ///
+    /// # Errors
+    /// As of [`Rule::allowed`].
+    fn take(&mut self, token: u32) -> Result<()>;
+}
+
+type BeginRule = dyn Fn() -> Box<dyn Rule> + Send + Sync;
+
 #[derive(Clone)]
 enum Begin {
     Held(Arc<Mutex<State>>),
     Marked(Arc<Compiled>),
+    Rule(Arc<BeginRule>),
 }
 
 /// A text that is held to a grammar, so far.
@@ -66,6 +84,7 @@ pub struct Matcher {
 enum Text {
     Held(Box<State>),
     Marked(Box<Follower>),
+    Rule(Box<dyn Rule>),
 }
 
 impl Grammars {
@@ -148,6 +167,11 @@ fn factory(words: Words) -> Result<ParserFactory> {
 }
 
 impl Grammar {
+    /// Holds each text to a rule, which `begin` gives at its beginning.
+    pub fn of_rule(begin: impl Fn() -> Box<dyn Rule> + Send + Sync + 'static) -> Grammar {
+        Grammar { begin: Begin::Rule(Arc::new(begin)) }
+    }
+
     /// The beginning of a text.
     pub fn begin(&self) -> Matcher {
         let text = match &self.begin {
@@ -156,6 +180,7 @@ impl Grammar {
                 Text::Held(Box::new(begin.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()))
             }
             Begin::Marked(marks) => Text::Marked(Box::new(Follower::new(marks.clone()))),
+            Begin::Rule(begin) => Text::Rule(begin()),
         };
         Matcher { text }
     }
@@ -173,6 +198,7 @@ impl PartialEq for Grammar {
         match (&self.begin, &other.begin) {
             (Begin::Held(one), Begin::Held(other)) => Arc::ptr_eq(one, other),
             (Begin::Marked(one), Begin::Marked(other)) => Arc::ptr_eq(one, other),
+            (Begin::Rule(one), Begin::Rule(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
     }
@@ -187,6 +213,7 @@ impl Matcher {
         match &mut self.text {
             Text::Held(state) => Allowed::of(state),
             Text::Marked(text) => text.allowed(),
+            Text::Rule(rule) => rule.allowed(),
         }
     }
 
@@ -198,6 +225,7 @@ impl Matcher {
         match &mut self.text {
             Text::Held(state) => take(state, token),
             Text::Marked(text) => text.take(token),
+            Text::Rule(rule) => rule.take(token),
         }
     }
 }

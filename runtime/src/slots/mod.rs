@@ -219,10 +219,11 @@ impl<S: Steps> Slots<S> {
     pub fn poll(&mut self) -> Result<Vec<(Ticket, Event)>> {
         while !self.queue.is_empty() && self.admit()? {}
         let decoding = self.slots.iter().any(|slot| slot.work.as_ref().is_some_and(|work| work.decodes));
-        match self.next_to_read() {
-            Some(slot) if !decoding || self.owed.is_zero() => self.read(slot, decoding)?,
-            _ if decoding => self.step()?,
-            _ => {}
+        let reads = !decoding || self.owed.is_zero();
+        match reads.then(|| self.next_to_read(decoding)).flatten() {
+            Some(slot) => self.read(slot, decoding)?,
+            None if decoding => self.step()?,
+            None => {}
         }
         Ok(std::mem::take(&mut self.events))
     }
@@ -249,10 +250,20 @@ impl<S: Steps> Slots<S> {
         Ok(true)
     }
 
-    /// The slot whose prompt is read next: who came first.
-    fn next_to_read(&self) -> Option<usize> {
-        let reading = |slot: &&(usize, &Slot)| slot.1.work.as_ref().is_some_and(|work| !work.decodes);
-        self.slots.iter().enumerate().filter(|slot| reading(&slot)).min_by_key(|(_, slot)| slot.used).map(|(i, _)| i)
+    /// The slot whose prompt is read next: who came first. One that waits is passed over while there is anything else to do.
+    fn next_to_read(&mut self, beside: bool) -> Option<usize> {
+        let left = |slot: &Slot| {
+            let work = slot.work.as_ref().filter(|work| !work.decodes)?;
+            Some(work.request.prompt.len() - slot.history.len())
+        };
+        let mut reading: Vec<(u64, usize, usize)> = Vec::new();
+        reading.extend(self.slots.iter().enumerate().filter_map(|(index, slot)| Some((slot.used, index, left(slot)?))));
+        reading.sort_unstable();
+        let first = reading.first().map(|&(_, index, _)| index).filter(|_| !beside);
+        let steps = &mut self.steps;
+        let mut ready =
+            reading.into_iter().filter(|&(_, index, left)| steps.part(left, beside) < left || !steps.is_waiting(index));
+        ready.next().map(|(_, index, _)| index).or(first)
     }
 
     fn read(&mut self, index: usize, beside: bool) -> Result<()> {

@@ -15,6 +15,11 @@ pub trait Steps {
     /// How many of the `left` tokens of a prompt to take at once, at least 1. `beside`: other slots wait for their next tokens meanwhile.
     fn part(&self, left: usize, beside: bool) -> usize;
 
+    /// Whether the end of a slot's prompt is better read later: something that its first token is chosen by is being worked out.
+    fn is_waiting(&mut self, _slot: usize) -> bool {
+        false
+    }
+
     /// Makes a slot ready for a request whose first `position` tokens its states hold already.
     ///
     /// # Errors
@@ -73,6 +78,10 @@ impl<S: Steps + ?Sized> Steps for Box<S> {
 
     fn part(&self, left: usize, beside: bool) -> usize {
         (**self).part(left, beside)
+    }
+
+    fn is_waiting(&mut self, slot: usize) -> bool {
+        (**self).is_waiting(slot)
     }
 
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {

@@ -26,6 +26,8 @@ struct Fake {
     clock: Duration,
     /// Whether parts are as large as that lets them be.
     measures: bool,
+    /// How often each slot is still said to be waiting.
+    waits: Vec<usize>,
 }
 
 /// How long the fake takes for a part of so many tokens, and for a step.
@@ -39,7 +41,7 @@ impl Fake {
         let limits = Limits { slots, context: CONTEXT, vocabulary: VOCABULARY, resumes: true };
         let (states, next) = (vec![Vec::new(); slots], vec![None; slots]);
         let (calls, parts, clock) = (String::new(), Parts::new(), Duration::ZERO);
-        Fake { limits, states, next, at_once, calls, computed: 0, parts, clock, measures: false }
+        Fake { limits, states, next, at_once, calls, computed: 0, parts, clock, measures: false, waits: vec![0; slots] }
     }
 
     fn after(tokens: &[u32], seed: u64) -> Chosen {
@@ -64,6 +66,12 @@ impl Steps for Fake {
             true => left.min(4),
             false => left,
         }
+    }
+
+    fn is_waiting(&mut self, slot: usize) -> bool {
+        let waits = &mut self.waits[slot];
+        *waits = waits.saturating_sub(1);
+        *waits > 0
     }
 
     fn begin(&mut self, slot: usize, position: usize, request: &Request) -> Result<()> {
@@ -287,6 +295,34 @@ fn prompts_are_read_beside_those_who_decode() {
     run(&mut slots);
     // Alone the prompt goes in one part. Beside another one, as many steps follow each part as take as long.
     assert!(slots.steps.calls.starts_with("psspsssspsssspsl"), "{}", slots.steps.calls);
+}
+
+/// The end of its prompt is read when it need not wait, or when there is nothing else to do.
+#[test]
+fn who_waits_is_passed_over() {
+    let mut fake = Fake::new(3, 1);
+    fake.waits = vec![0, 5, 0];
+    let mut slots = Slots::new(fake);
+    let all = [request(&[1], 0, 40), request(&[2; 6], 1, 3), request(&[3; 6], 2, 3)];
+    let tickets = all.clone().map(|request| slots.submit(request).unwrap());
+    let (mut read, mut tokens) = (Vec::new(), BTreeMap::<Ticket, Vec<u32>>::new());
+    while !slots.is_idle() {
+        for (ticket, event) in slots.poll().unwrap() {
+            match event {
+                Event::Read { .. } => read.push(ticket),
+                Event::Token(token) => tokens.entry(ticket).or_default().push(token),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(read, [tickets[0], tickets[2], tickets[1]]);
+    assert_eq!(tickets.map(|ticket| tokens[&ticket].clone()), all.map(|request| expected(&request)));
+    // Nobody else is there.
+    let mut fake = Fake::new(1, 1);
+    fake.waits = vec![1000];
+    let mut slots = Slots::new(fake);
+    let ticket = slots.submit(request(&[1, 2], 0, 1)).unwrap();
+    assert_eq!(slots.poll().unwrap(), [(ticket, Event::Read { reused: 0 })]);
 }
 
 /// Nobody waits longer than a part may take, and after each the others go on for as long as it took.

@@ -9,9 +9,12 @@ use fusec::plan::{Format, Launch, Plan, Recipe, Start, StateBuffer, Step, StepKi
 
 use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
+use super::halves::Halves;
 use super::io::{IoBuffers, SequenceSlabs, Slab, sampling_bytes};
 use super::parameters::Sequence;
-use crate::device::{DeviceBuffer, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, NoRoom, Stream, nvtx};
+use crate::device::{
+    DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, NoRoom, Stream, nvtx,
+};
 use crate::sampling::{SamplingParameters, check_prompt};
 use crate::weights::{Checkpoint, dummy_pattern, pack};
 
@@ -39,6 +42,9 @@ pub struct GpuEngine {
     pub(super) options: EngineOptions,
     pub(super) stream: Stream,
     pub(super) graphs: BTreeMap<StepKind, (GraphExec, GraphShape)>,
+    /// Of the decode steps that were run so.
+    pub(super) halves: BTreeMap<StepKind, Halves>,
+    pub(super) has_logits: Event,
     pub(super) kernels: BTreeMap<StepKind, StepKernels>,
     pub(super) addresses: Addresses,
     // Dropped after the graphs that use them.
@@ -104,6 +110,8 @@ impl GpuEngine {
             options,
             stream,
             graphs: BTreeMap::new(),
+            halves: BTreeMap::new(),
+            has_logits: gpu.event()?,
             kernels,
             addresses,
             arena,

@@ -228,8 +228,11 @@ impl GpuEngine {
     /// # Errors
     /// A fault of the device.
     pub fn decode(&self, batch: usize, near: Option<usize>) -> Result<()> {
-        let far = StepKind::Decode { batch };
-        self.replay(near.map_or(far, |position| self.plan.decode_at(batch, position)))
+        self.replay(self.decode_kind(batch, near))
+    }
+
+    pub(super) fn decode_kind(&self, batch: usize, near: Option<usize>) -> StepKind {
+        near.map_or(StepKind::Decode { batch }, |position| self.plan.decode_at(batch, position))
     }
 
     /// Waits for the token that a sequence of this generation has at a position: each is given once.

@@ -4,6 +4,7 @@ mod addresses;
 mod ceiling;
 mod chunks;
 mod engine;
+mod halves;
 mod io;
 mod joining;
 mod parameters;

@@ -84,7 +84,7 @@ Result cuCtxSetCurrent(void* handle) { return current = handle, SUCCESS; }
 enum { MOST_ARGUMENTS = 64 };
 // A launch. first: of a step.
 typedef struct { char name[160]; unsigned grid[3], threads, shared, first, count; uint64_t arguments[MOST_ARGUMENTS]; } Run;
-typedef struct Work { enum { COPY, FILL, RUN, MARK } kind; void* to; const void* from; size_t size; int value; struct Work* next; Run run; } Work;
+typedef struct Work { enum { COPY, FILL, WORD, RUN, MARK } kind; void* to; const void* from; size_t size; int value; struct Work* next; Run run; } Work;
 
 static struct { uint64_t (*allocate)(size_t); void (*release)(uint64_t); int (*run)(const Run*); } hooks;
 void fake_cuda_hooks(uint64_t (*allocate)(size_t), void (*release)(uint64_t), int (*run)(const Run*)) {
@@ -100,6 +100,7 @@ static Result fault;
 static void perform(const Work* work) {
     if (work->kind == COPY) memcpy(work->to, work->from, work->size);
     if (work->kind == FILL) memset(work->to, work->value, work->size);
+    if (work->kind == WORD) *(int*)work->to = work->value;
     if (work->kind == RUN && hooks.run && !fault && hooks.run(&work->run)) fault = LAUNCH_FAILED;
     if (work->kind == MARK) __atomic_store_n((int*)work->to, 1, __ATOMIC_RELEASE);
 }
@@ -191,6 +192,10 @@ Result cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream* s) 
 Result cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Stream* s) {
     trace("fill %zu bytes with %d", size, value);
     return submit((Work){.kind = FILL, .to = (void*)to, .value = value, .size = size}), on_stream(s, "cuMemsetD8Async");
+}
+Result cuMemsetD32Async(uint64_t to, unsigned value, size_t count, Stream* s) {
+    if (count != 1 || to % 4) trace("MISUSE: %zu words at %llu", count, (unsigned long long)to);
+    return submit((Work){.kind = WORD, .to = (void*)to, .value = (int)value}), on_stream(s, "cuMemsetD32Async");
 }
 
 // ---- modules and kernels

@@ -9,7 +9,6 @@ use fusec::plan::{Format, Launch, Plan, Recipe, Start, StateBuffer, Step, StepKi
 
 use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
-use super::halves::Halves;
 use super::io::{IoBuffers, SequenceSlabs, Slab, sampling_bytes};
 use super::parameters::Sequence;
 use crate::device::{
@@ -34,6 +33,14 @@ pub struct EngineOptions {
     pub context: usize,
     /// Sequences that are decoded together, at most.
     pub sequences: usize,
+}
+
+/// A step as two graphs.
+pub(super) struct Halves {
+    /// Computes logits.
+    pub forward: GraphExec,
+    /// Chooses from them.
+    pub choose: GraphExec,
 }
 
 /// A model on a GPU. Everything is allocated and captured when it is made; a step then is one graph launch.

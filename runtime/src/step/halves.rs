@@ -3,14 +3,7 @@
 use anyhow::{Context, Result};
 use fusec::plan::{Arg, Io, Launch, StepKind};
 
-use super::engine::GpuEngine;
-use crate::device::GraphExec;
-
-/// The two graphs of a step.
-pub(super) struct Halves {
-    forward: GraphExec,
-    choose: GraphExec,
-}
+use super::engine::{GpuEngine, Halves};
 
 impl GpuEngine {
     /// Puts the part of a decode step that computes logits into the stream; `near` as of [`GpuEngine::decode`]. What [`GpuEngine::choose`] is to be given.

@@ -83,8 +83,8 @@ pub fn start(model: OpenModel, options: &LlmOptions, tell: &mut dyn FnMut(String
         .into_iter()
         .for_each(tell);
         let load_options = LoadOptions { context, sequences: slots, batches: vec![slots], threads: options.threads };
-        let subject = subject(&model, options.name.as_deref(), &load_options, device)?;
-        Local::start(subject, load(model.clone(), device.clone(), load_options, || ()))
+        let subject = || subject(&model, options.name.as_deref(), &load_options, device);
+        Local::start(subject, load(model.clone(), device.clone(), load_options.clone(), || ()))
     };
     let Device::Cuda(_) = device else { return on(&device, options.slots.unwrap_or(SLOTS), tell) };
     let mut slots = options.slots.unwrap_or(MOST_ON_A_GPU);
@@ -123,7 +123,7 @@ pub fn slots_on(device: &Device, asked: usize) -> Result<usize> {
 pub fn subject(model: &OpenModel, name: Option<&str>, options: &LoadOptions, device: &Device) -> Result<Subject> {
     let facts = model.facts()?;
     Ok(Subject {
-        name: name.map_or_else(|| short_name(model), str::to_owned),
+        name: self::name(model, name),
         tokenizer: model.tokenizer()?,
         template: model.chat_template()?,
         defaults: model.generation_defaults()?,
@@ -164,8 +164,11 @@ pub fn load(
     }
 }
 
-/// What a model is called in answers: the last part of its path, or of its name on the hub.
-fn short_name(model: &OpenModel) -> String {
+/// What answers call a model: `name`; where there is none, the last part of its path, or of its name on the hub.
+pub fn name(model: &OpenModel, name: Option<&str>) -> String {
+    if let Some(name) = name {
+        return name.to_owned();
+    }
     let Some(path) = model.path() else { return "demo".to_owned() };
     let path = Path::new(path);
     let stem = if path.is_file() { path.file_stem() } else { path.file_name() };

@@ -106,7 +106,7 @@ impl Requests {
         };
         let load =
             |inbox: &Inbox| inbox.serve(Slots::new(Anything { slots: [None, None], draws: 1 }), || {}).map(|_| ());
-        Requests { local: Local::start(subject, load).expect("it starts") }
+        Requests { local: Local::start(|| Ok(subject), load).expect("it starts") }
     }
 
     /// Sends a body to the route that the first byte says; the status.

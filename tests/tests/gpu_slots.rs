@@ -10,7 +10,7 @@ use fuse_tests::host_driver::{TRACE, fault, on_fake_driver, run_kernels};
 use fuse_tests::{TempFolder, nvrtc, root};
 use fusec::build::{Options, compile_all};
 use fusec::plan::{PlanOptions, TuningSource};
-use fuserun::backend::GpuSlots;
+use fuserun::backend::{Device, GpuSlots, LoadOptions};
 use fuserun::device::Gpu;
 use fuserun::grammar::{Allowed, Grammar, Grammars, Mark, Marked, Rule, Source, Words};
 use fuserun::model::{ModelName, OpenModel};
@@ -262,6 +262,23 @@ fn a_late_grammar_keeps_nobody_else() {
             assert_eq!(tickets.iter().map(|ticket| outcomes[ticket].clone()).collect::<Vec<_>>(), apart, "{late_at}");
             assert_eq!(outcomes[&ticket], expected, "{late_at}");
         }
+    });
+}
+
+/// What is computed from weights that came to the device in pieces is what the CPU computes from them.
+#[test]
+fn weights_arrive_whole() {
+    with_engine("weights_arrive_whole", Some(300), 1, |engine| {
+        let tokens = [10, 200, 33];
+        let logits = engine.logits(&tokens, true).expect("no fault");
+        let folder = poisoned();
+        let name = ModelName { model: Some(folder.path().into()), ..ModelName::default() };
+        let options = LoadOptions { context: CONTEXT, sequences: 1, batches: vec![1], threads: Some(1) };
+        let mut cpu = OpenModel::open(&name).and_then(|open| open.load(&Device::Cpu, &options)).expect("it loads");
+        let expected = cpu.logits(&tokens, true).expect("they are finite");
+        let error: f32 = logits.iter().zip(&expected).map(|(one, other)| (one - other).powi(2)).sum();
+        let size: f32 = expected.iter().map(|value| value.powi(2)).sum();
+        assert!(error / size < 1e-4, "{error} of {size}");
     });
 }
 

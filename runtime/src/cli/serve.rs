@@ -11,7 +11,7 @@ use fusec::console::tell;
 
 use super::model::ModelArgs;
 use crate::backend::Device;
-use crate::llm::{SLOTS, load, slots_on, subject};
+use crate::llm::{SLOTS, load, name, slots_on, subject};
 use crate::model::Text;
 use crate::serve::{Options, run as serve};
 
@@ -52,8 +52,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let slots = slots_on(&device, args.slots.map_or(SLOTS, NonZeroUsize::get)).context("--slots")?;
     let options = args.model.load_options(&model, &[slots], 4096, Text { tokens: 1, grows: true })?;
     model.generation_defaults()?.note().into_iter().for_each(tell);
-    let subject = subject(&model, args.alias.as_deref(), &options, &device)?;
-    let name = subject.name.clone();
+    let name = name(&model, args.alias.as_deref());
     let address = SocketAddr::new(args.host, args.port);
     if !args.host.is_loopback() && args.api_key.is_empty() {
         tell(format!("anyone who reaches {address} may use the model: --api-key KEY keeps others out"));
@@ -64,7 +63,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         origins: args.allow_origin.clone(),
         deadline: Duration::from_secs(args.shutdown_seconds.into()),
     };
-    serve(subject, server, load(Arc::new(model), device, options, || tell("ready")), |address| {
-        tell(format!("{name} at http://{address}, loading"))
-    })
+    let model = Arc::new(model);
+    let load = load(model.clone(), device.clone(), options.clone(), || tell("ready"));
+    serve(
+        move || subject(&model, args.alias.as_deref(), &options, &device),
+        server,
+        load,
+        |address| tell(format!("{name} at http://{address}, loading")),
+    )
 }

@@ -51,11 +51,14 @@ pub struct Outcome {
 }
 
 impl Local {
-    /// Starts the thread that runs the model, and waits until it can be asked.
+    /// Starts the thread that runs the model, and waits until it can be asked. `subject` is called while that is loaded.
     ///
     /// # Errors
     /// A model that cannot be loaded.
-    pub fn start(subject: Subject, load: impl FnOnce(&Inbox) -> Result<()> + Send + 'static) -> Result<Local> {
+    pub fn start(
+        subject: impl FnOnce() -> Result<Subject>,
+        load: impl FnOnce(&Inbox) -> Result<()> + Send + 'static,
+    ) -> Result<Local> {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (engine, inbox) = connect();
         let thread = std::thread::Builder::new().name("slots".into()).spawn(move || {
@@ -66,7 +69,7 @@ impl Local {
             done
         })?;
         let mut local = Local {
-            app: Arc::new(app(subject, engine.clone())),
+            app: Arc::new(app(subject()?, engine.clone())),
             runtime,
             interrupted: Arc::new(Notify::new()),
             thread: Some(thread),

@@ -63,12 +63,12 @@ pub struct Subject {
 }
 
 /// Serves a model until the process is told to end (SIGINT or SIGTERM). `load` runs in a thread of its own: it loads the model and gives its slots to
-/// the inbox. `listening` is told the address first.
+/// the inbox; `subject` is called meanwhile. `listening` is told the address first.
 ///
 /// # Errors
 /// An address that cannot be listened at, a model that cannot be loaded, a fault of the device.
 pub fn run(
-    subject: Subject,
+    subject: impl FnOnce() -> Result<Subject>,
     options: Options,
     load: impl FnOnce(&Inbox) -> Result<()> + Send + 'static,
     listening: impl FnOnce(SocketAddr),
@@ -79,6 +79,7 @@ pub fn run(
     listener.set_nonblocking(true)?;
     let local = listener.local_addr()?;
     let runtime = Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
+    listening(local);
     let (engine, inbox) = connect();
     let thread = std::thread::Builder::new().name("slots".into()).spawn(move || {
         let done = load(&inbox);
@@ -88,7 +89,7 @@ pub fn run(
         done
     })?;
     let deadline = options.deadline;
-    let app = Arc::new(App { keys: options.keys, origins: options.origins, ..app(subject, engine.clone()) });
+    let app = Arc::new(App { keys: options.keys, origins: options.origins, ..app(subject()?, engine.clone()) });
     let ended = runtime.block_on(async move {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -96,7 +97,6 @@ pub fn run(
         let engine = app.engine.clone();
         let cut = move || engine.stop();
         let mut serving = tokio::spawn(connections::serve(listener, router(app.clone()), stopped, deadline, cut));
-        listening(local);
         let failure = tokio::select! {
             message = app.engine.failure() => Some(message),
             _ = interrupt.recv() => None,

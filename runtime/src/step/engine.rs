@@ -1,30 +1,20 @@
 //! The captured steps of a plan.
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fusec::plan::{Format, Launch, Plan, Recipe, Start, StateBuffer, Step, StepKind};
+use fusec::plan::{Launch, Plan, Start, StateBuffer, Step, StepKind};
 
 use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
 use super::io::{IoBuffers, SequenceSlabs, Slab, sampling_bytes};
+use super::load::{Loading, WeightSource, beside};
 use super::parameters::Sequence;
 use crate::device::{
     DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, NoRoom, Stream, nvtx,
 };
 use crate::sampling::{SamplingParameters, check_prompt};
-use crate::weights::{Checkpoint, dummy_pattern, pack};
-
-/// Where weights come from.
-#[derive(Clone, Copy)]
-pub enum WeightSource<'a> {
-    /// A checkpoint's tensors, packed.
-    Checkpoint(&'a Checkpoint),
-    /// Random weights of the true sizes.
-    Dummy,
-}
 
 /// How large caches are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,20 +77,23 @@ impl GpuEngine {
             options.context,
             options.sequences
         );
+        check_fit(&gpu, &plan, options)?;
         let stream = gpu.stream()?;
+        let mut loading = Loading::new(&gpu, &plan, weights)?;
+        let state_bytes = |state: &StateBuffer| state.bytes(options.context).saturating_mul(options.sequences);
+        let states = plan
+            .states
+            .iter()
+            .map(|state| gpu.alloc_zeroed(state_bytes(state), "the KV cache"))
+            .collect::<Result<Vec<DeviceBuffer>>>()?;
         let is_due = |step: &&Step| decoded_batch(step).is_none_or(|batch| batch <= options.sequences);
         let due = plan.steps.iter().filter(is_due);
-        let kernels = due
-            .map(|step| Ok((step.kind, load_kernels(&gpu, &plan, cubins, step)?)))
-            .collect::<Result<BTreeMap<_, _>>>()?;
-        let state_bytes = |state: &StateBuffer| state.bytes(options.context).saturating_mul(options.sequences);
-        let state_sizes: Vec<usize> = plan.states.iter().map(state_bytes).collect();
-        check_fit(&gpu, &plan, options)?;
-        let weights = load_weights(&gpu, &plan, weights)?;
-        let states = state_sizes
-            .iter()
-            .map(|&bytes| gpu.alloc_zeroed(bytes, "the KV cache"))
-            .collect::<Result<Vec<DeviceBuffer>>>()?;
+        let load_due = || {
+            due.map(|step| Ok((step.kind, load_kernels(&gpu, &plan, cubins, step)?)))
+                .collect::<Result<BTreeMap<_, _>>>()
+        };
+        let ((), kernels) = beside(|| loading.fill(&plan, weights), load_due)?;
+        let weights = loading.weights();
         let arena = gpu.alloc_zeroed(plan.arena_bytes, "activations")?;
         let io = IoBuffers::new(&gpu, &plan, options.sequences)?;
         let slabs = SequenceSlabs::all(&gpu, &plan, options.sequences)?;
@@ -385,40 +378,4 @@ pub fn check_fit(gpu: &Gpu, plan: &Plan, options: EngineOptions) -> Result<()> {
         gib(free),
         gpu.name()?
     ))))
-}
-
-/// Fills a buffer with `pattern`, again and again, by copies on the device of what is there already.
-fn repeat(gpu: &Gpu, buffer: &DeviceBuffer, pattern: &[u8]) -> Result<()> {
-    let stream = gpu.stream()?;
-    let mut filled = pattern.len().min(buffer.len());
-    buffer.upload(0, &pattern[..filled])?;
-    while filled < buffer.len() {
-        let len = filled.min(buffer.len() - filled);
-        stream.copy(buffer, filled, buffer, 0, len)?;
-        filled += len;
-    }
-    stream.synchronize()
-}
-
-fn load_weights(gpu: &Gpu, plan: &Plan, source: WeightSource<'_>) -> Result<Vec<DeviceBuffer>> {
-    let mut patterns: BTreeMap<Format, Vec<u8>> = BTreeMap::new();
-    plan.weights
-        .iter()
-        .map(|weight| match source {
-            WeightSource::Checkpoint(checkpoint) => gpu.upload(&pack(&weight.recipe, checkpoint)?, &weight.name),
-            WeightSource::Dummy => {
-                let buffer = gpu.alloc(weight.bytes, &weight.name)?;
-                if let Recipe::Tiles { format, .. } | Recipe::Experts { format, .. } = weight.recipe {
-                    if let Entry::Vacant(entry) = patterns.entry(format) {
-                        entry.insert(dummy_pattern(format)?);
-                    }
-                    repeat(gpu, &buffer, &patterns[&format])?;
-                } else {
-                    let ones = vec![1f32; weight.bytes / 4];
-                    buffer.upload(0, bytemuck::cast_slice(&ones))?;
-                }
-                Ok(buffer)
-            }
-        })
-        .collect()
 }

@@ -13,7 +13,7 @@ mod stored;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
-pub use pack::{dummy_pattern, pack};
+pub use pack::{Fill, dummy_pattern, least_piece, pack, pack_in_pieces};
 pub use row_tiles::{ROWS, lane_share, pack_row, pack_whole, whole_bits};
 
 pub use crate::blocks::decode;

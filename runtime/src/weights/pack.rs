@@ -15,34 +15,81 @@ use super::row_tiles::{ROWS, pack_row, pack_whole, set_scales, whole_bits};
 /// # Errors
 /// A tensor that is missing or has another shape than the recipe says.
 pub fn pack(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
+    let mut packed = Vec::with_capacity(recipe.bytes());
+    pack_in_pieces(recipe, checkpoint, usize::MAX, &mut |bytes, fill| {
+        let at = packed.len();
+        packed.resize(at + bytes, 0);
+        fill(&mut packed[at..])
+    })?;
+    Ok(packed)
+}
+
+/// Writes the whole of a piece.
+pub type Fill<'f> = dyn FnMut(&mut [u8]) -> Result<()> + 'f;
+
+/// Makes the buffer of a recipe in pieces of at most `most` bytes, one after the other: each is filled where `put` has a place for its bytes.
+///
+/// # Errors
+/// As of [`pack`], and what `put` says; a `most` below [`least_piece`].
+pub fn pack_in_pieces(
+    recipe: &Recipe,
+    checkpoint: &Checkpoint,
+    most: usize,
+    put: &mut dyn FnMut(usize, &mut Fill<'_>) -> Result<()>,
+) -> Result<()> {
     match recipe {
-        Recipe::Tiles { .. } => tiles(recipe, checkpoint),
-        Recipe::Experts { count, .. } => {
-            let mut packed = Vec::with_capacity(recipe.bytes());
-            for index in 0..*count {
-                let expert = recipe.expert(index).context("a recipe of experts has none")?;
-                packed.append(&mut pack(&expert, checkpoint)?);
-            }
-            Ok(packed)
+        Recipe::Tiles { .. } => tiles(recipe, checkpoint, most, put),
+        Recipe::Experts { count, .. } => (0..*count).try_for_each(|index| {
+            let expert = recipe.expert(index).context("a recipe of experts has none")?;
+            pack_in_pieces(&expert, checkpoint, most, put)
+        }),
+        Recipe::Biases { .. } | Recipe::Vector { .. } => {
+            let values = floats(recipe, checkpoint)?;
+            let bytes: &[u8] = bytemuck::cast_slice(&values);
+            bytes.chunks(most).try_for_each(|bytes| {
+                put(bytes.len(), &mut |to| {
+                    to.copy_from_slice(bytes);
+                    Ok(())
+                })
+            })
         }
+    }
+}
+
+/// Bytes of the smallest piece that a recipe can be made in.
+pub fn least_piece(recipe: &Recipe) -> usize {
+    match recipe {
+        Recipe::Tiles { k, format, .. } | Recipe::Experts { k, format, .. } => {
+            format.packed().map_or(0, |packed| packed.steps(*k) * packed.bytes)
+        }
+        Recipe::Biases { .. } | Recipe::Vector { .. } => 4,
+    }
+}
+
+fn floats(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<f32>> {
+    match recipe {
         Recipe::Biases { parts, .. } => {
             let biases: Vec<Option<Vec<f32>>> = parts
                 .iter()
                 .map(|(tensor, rows)| tensor.as_ref().map(|name| vector(name, *rows, checkpoint)).transpose())
                 .collect::<Result<_>>()?;
             let value = |(part, row): (usize, usize)| biases[part].as_ref().map_or(0.0, |bias| bias[row]);
-            let packed: Vec<f32> = recipe.packed_rows().into_iter().map(|row| row.map_or(0.0, value)).collect();
-            Ok(bytemuck::cast_slice(&packed).to_vec())
+            Ok(recipe.packed_rows().into_iter().map(|row| row.map_or(0.0, value)).collect())
         }
         Recipe::Vector { tensor, size, offset_bits } => {
             let offset = f32::from_bits(*offset_bits);
-            let values: Vec<f32> = vector(tensor, *size, checkpoint)?.iter().map(|value| value + offset).collect();
-            Ok(bytemuck::cast_slice(&values).to_vec())
+            Ok(vector(tensor, *size, checkpoint)?.iter().map(|value| value + offset).collect())
         }
+        Recipe::Tiles { .. } | Recipe::Experts { .. } => bail!("a recipe of row tiles has no vector"),
     }
 }
 
-fn tiles(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
+fn tiles(
+    recipe: &Recipe,
+    checkpoint: &Checkpoint,
+    most: usize,
+    put: &mut dyn FnMut(usize, &mut Fill<'_>) -> Result<()>,
+) -> Result<()> {
     let &Recipe::Tiles { ref parts, k, transposed, format, .. } = recipe else { bail!("not a recipe of row tiles") };
     for part in parts {
         let expected = if transposed { [k, part.rows] } else { [part.rows, k] };
@@ -59,53 +106,77 @@ fn tiles(recipe: &Recipe, checkpoint: &Checkpoint) -> Result<Vec<u8>> {
     let packed = format.packed().with_context(|| format!("no kernel reads {} weights", format.name()))?;
     let packed_rows = recipe.packed_rows();
     let steps = packed.steps(k);
-    let mut out = vec![0u8; recipe.bytes()];
-    ensure!(out.len() == packed_rows.len() / ROWS * steps * packed.bytes, "the recipe's size is not its rows' size");
-    threads::for_each(
-        threads::available(),
-        out.chunks_mut(steps * packed.bytes).enumerate(),
-        Scratch::default,
-        |scratch: &mut Scratch, (tile, out)| {
-            let wanted = &packed_rows[tile * ROWS..(tile + 1) * ROWS];
-            for (first, part, rows) in runs(wanted) {
-                let name = &parts[part].tensor;
-                let read = || format!("rows {} to {} of {name}", rows.start, rows.end);
-                if !format.is_whole() {
-                    scratch.raw.clear();
-                    checkpoint.raw_rows(name, rows.clone(), &mut scratch.raw).with_context(read)?;
-                    let row_bytes =
-                        format.bytes(k).with_context(|| format!("{name}: {k} columns are not whole blocks"))?;
-                    for (row, blocks) in scratch.raw.chunks_exact(row_bytes).enumerate() {
-                        pack_row(format, first + row, blocks, out).with_context(read)?;
-                    }
-                    continue;
-                }
-                let values: &[f32] = if transposed {
-                    &turned[part][rows.start * k..rows.end * k]
-                } else {
-                    checkpoint.read_rows_f32(name, rows.clone(), &mut scratch.values).with_context(read)?;
-                    &scratch.values
-                };
-                let columns = steps * packed.columns;
+    let (tile_bytes, tiles) = (steps * packed.bytes, packed_rows.len() / ROWS);
+    ensure!(recipe.bytes() == tiles * tile_bytes, "the recipe's size is not its rows' size");
+    // Numbers that stay as they are.
+    let copied = parts.iter().map(|part| {
+        let kept = format == Format::BF16 && !transposed;
+        Ok(kept && checkpoint.raw_format(&part.tensor)? == Some(format))
+    });
+    let copied: Vec<bool> = copied.collect::<Result<_>>()?;
+    let pack_tile = |scratch: &mut Scratch, tile: usize, out: &mut [u8]| {
+        let wanted = &packed_rows[tile * ROWS..(tile + 1) * ROWS];
+        if !format.is_whole() {
+            out.fill(0);
+        }
+        for (first, part, rows) in runs(wanted) {
+            let name = &parts[part].tensor;
+            let read = || format!("rows {} to {} of {name}", rows.start, rows.end);
+            let columns = steps * packed.columns;
+            if copied[part] {
                 scratch.whole.resize(ROWS * columns, 0);
-                for (row, values) in values.chunks_exact(k).enumerate() {
+                checkpoint.raw_rows(name, rows.clone(), &mut scratch.raw).with_context(read)?;
+                for (row, bytes) in scratch.raw.chunks_exact(2 * k).enumerate() {
                     let into = &mut scratch.whole[(first + row) * columns..][..k];
-                    for (to, &value) in into.iter_mut().zip(values) {
-                        *to = whole_bits(format, value).with_context(|| {
-                            format!("{name} has the weight {value}, which {} cannot hold", format.name())
-                        })?;
-                    }
+                    let numbers = bytes.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair));
+                    into.iter_mut().zip(numbers).for_each(|(to, number)| *to = number);
+                }
+                continue;
+            }
+            if !format.is_whole() {
+                scratch.raw.clear();
+                checkpoint.raw_rows(name, rows.clone(), &mut scratch.raw).with_context(read)?;
+                let row_bytes = format.bytes(k).with_context(|| format!("{name}: {k} columns are not whole blocks"))?;
+                for (row, blocks) in scratch.raw.chunks_exact(row_bytes).enumerate() {
+                    pack_row(format, first + row, blocks, out).with_context(read)?;
+                }
+                continue;
+            }
+            let values: &[f32] = if transposed {
+                &turned[part][rows.start * k..rows.end * k]
+            } else {
+                checkpoint.read_rows_f32(name, rows.clone(), &mut scratch.values).with_context(read)?;
+                &scratch.values
+            };
+            scratch.whole.resize(ROWS * columns, 0);
+            for (row, values) in values.chunks_exact(k).enumerate() {
+                let into = &mut scratch.whole[(first + row) * columns..][..k];
+                for (to, &value) in into.iter_mut().zip(values) {
+                    *to = whole_bits(format, value).with_context(|| {
+                        format!("{name} has the weight {value}, which {} cannot hold", format.name())
+                    })?;
                 }
             }
-            if format.is_whole() {
-                scratch.whole.resize(ROWS * steps * packed.columns, 0);
-                pack_whole(&scratch.whole, steps * packed.columns, out);
-                scratch.whole.clear();
-            }
-            anyhow::Ok(())
-        },
-    )?;
-    Ok(out)
+        }
+        if format.is_whole() {
+            scratch.whole.resize(ROWS * steps * packed.columns, 0);
+            pack_whole(&scratch.whole, steps * packed.columns, out);
+            scratch.whole.clear();
+        }
+        anyhow::Ok(())
+    };
+    ensure!(tile_bytes > 0 && most >= tile_bytes, "a piece of {most} bytes has no room for a row tile of {tile_bytes}");
+    let step = most / tile_bytes;
+    for first in (0..tiles).step_by(step) {
+        let count = step.min(tiles - first);
+        put(count * tile_bytes, &mut |out| {
+            let tiles = out.chunks_exact_mut(tile_bytes).enumerate();
+            threads::for_each(threads::available(), tiles, Scratch::default, |scratch, (tile, out)| {
+                pack_tile(scratch, first + tile, out)
+            })
+        })?;
+    }
+    Ok(())
 }
 
 /// What a thread that packs uses again for each row tile.
@@ -240,6 +311,43 @@ mod tests {
                 assert_eq!(element(&packed, 1, at + 8, column), expected(&up));
             }
         }
+    }
+
+    #[test]
+    fn pieces_are_the_whole() {
+        let names = [("a", 70, 64), ("b", 33, 64), ("e.0", 40, 64), ("e.1", 40, 64), ("v", 1, 90)];
+        let checkpoint = checkpoint(&names);
+        let part = |tensor: &str, rows| Part { tensor: tensor.into(), rows, from: Format::F32 };
+        let tiles = |format, gated, rows| Recipe::Tiles {
+            parts: vec![part("a", rows), part("b", 33)],
+            k: 64,
+            gated,
+            transposed: false,
+            format,
+        };
+        let experts =
+            Recipe::Experts { parts: vec![part("e.{0..2}", 40)], k: 64, gated: false, count: 2, format: Format::BF16 };
+        let biases = Recipe::Biases { parts: vec![(Some("v[0]".into()), 90), (None, 7)], gated: false };
+        for recipe in [tiles(Format::BF16, false, 70), tiles(Format::F16, false, 70), experts, biases] {
+            let whole = pack(&recipe, &checkpoint).expect("packs");
+            assert_eq!(whole.len(), recipe.bytes());
+            let least = least_piece(&recipe);
+            for most in [least, 2 * least + 1, whole.len() - 1] {
+                let mut packed = Vec::new();
+                let mut put = |bytes: usize, fill: &mut Fill<'_>| {
+                    assert!(bytes <= most);
+                    // What was there before is no matter.
+                    let mut piece = vec![0xcd; bytes];
+                    fill(&mut piece)?;
+                    packed.extend(piece);
+                    Ok(())
+                };
+                pack_in_pieces(&recipe, &checkpoint, most, &mut put).expect("packs");
+                assert_eq!(packed, whole, "{most} bytes of {recipe:?}");
+            }
+        }
+        let said = pack_in_pieces(&tiles(Format::BF16, false, 70), &checkpoint, 100, &mut |_, _| Ok(())).unwrap_err();
+        assert!(said.to_string().contains("no room for a row tile"), "{said}");
     }
 
     #[test]

@@ -144,7 +144,7 @@ fn while_a_model_is_loaded_health_says_so_and_a_failure_ends_the_server() {
             gone.recv()?;
             bail!("the weights are not there")
         };
-        run(subject, options, load, |address| tell.send(address).unwrap())
+        run(|| Ok(subject), options, load, |address| tell.send(address).unwrap())
     });
     let address = told.recv_timeout(Duration::from_secs(30)).unwrap();
     let get = |path: &str| ask(address, "GET", path, &[], b"");

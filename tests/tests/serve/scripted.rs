@@ -131,7 +131,7 @@ impl Server {
             let load = move |inbox: &fuserun::serve::Inbox| {
                 inbox.serve(Slots::new(device), || ready.send(()).expect("the test waits")).map(|_| ())
             };
-            let done = run(subject, options, load, |address| tell.send(address).expect("the test waits"));
+            let done = run(|| Ok(subject), options, load, |address| tell.send(address).expect("the test waits"));
             // The test may be over.
             let _ = end.send(done);
         });

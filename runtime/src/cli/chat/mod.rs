@@ -16,7 +16,7 @@ use serde_json::json;
 use super::model::ModelArgs;
 use super::sampling::SamplingArgs;
 use crate::backend::Device;
-use crate::llm::{load, subject};
+use crate::llm::{load, name, subject};
 use crate::model::Text;
 use crate::serve::Local;
 use input::Input;
@@ -49,14 +49,19 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     let device = args.model.device(&model);
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: use `fuserun logits`");
     model.generation_defaults()?.note().into_iter().for_each(tell);
-    let subject = subject(&model, None, &options, &device)?;
-    let name = subject.name.clone();
-    ensure!(
-        subject.template.is_some(),
-        "{} has no chat template: use `fuserun generate`, which goes on with a text",
-        model.name()
-    );
-    let local = Local::start(subject, load(Arc::new(model), device, options, || ()))?;
+    let name = name(&model, None);
+    let model = Arc::new(model);
+    let load = load(model.clone(), device.clone(), options.clone(), || ());
+    let subject = move || {
+        let subject = subject(&model, None, &options, &device)?;
+        ensure!(
+            subject.template.is_some(),
+            "{} has no chat template: use `fuserun generate`, which goes on with a text",
+            model.name()
+        );
+        Ok(subject)
+    };
+    let local = Local::start(subject, load)?;
     let answering = Arc::new(AtomicBool::new(false));
     listen(&local, answering.clone());
     let mut settings = args.sampling.fields();

@@ -297,6 +297,24 @@ fn calls_in_the_words_of_the_other_apis() {
         |event: &&Value| event["type"] == "response.function_call_arguments.delta" && event["output_index"] == 1;
     let streamed: String = events.iter().filter(first).filter_map(|event| event["delta"].as_str()).collect();
     assert_eq!(streamed, ARGUMENTS);
+
+    // A tool that runs on the vendor's servers is left out.
+    let mut body = message();
+    body["tools"].as_array_mut().unwrap().push(json!({"type": "web_search_20250305", "name": "web_search"}));
+    let object = server.post("/v1/messages", body).json();
+    assert!(object["warnings"][0].as_str().unwrap().contains("\"web_search_20250305\" is left out"), "{object}");
+
+    // A tool that must be held to its schema, which is not understood: else it is left out.
+    let king = json!({"type": "object", "properties": {"city": {"type": "king"}}});
+    for (strict, status) in [(true, 400), (false, 200)] {
+        let tool = json!({"type": "function", "name": "weather", "parameters": king, "strict": strict});
+        let reply = server.post("/v1/responses", json!({"input": "Is it cold in Oslo?", "tools": [tool]}));
+        assert_eq!(reply.status, status, "{reply:?}");
+        let mut body = message();
+        (body["tools"][0]["input_schema"], body["tools"][0]["strict"]) = (king.clone(), json!(strict));
+        let reply = server.post("/v1/messages", body);
+        assert_eq!(reply.status, status, "{reply:?}");
+    }
 }
 
 #[test]

@@ -19,9 +19,15 @@ pub fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversatio
     for (index, message) in list.into_iter().enumerate() {
         one_message(message, &format!("messages[{index}]"), &mut conversation)?;
     }
+    let mut warnings = Vec::new();
     let tools = fields.list("tools")?.unwrap_or_default();
     for (index, tool) in tools.into_iter().enumerate() {
-        conversation.tools.push(one_tool(tool, &format!("tools[{index}]"))?);
+        let mut fields = Fields::within(tool, &format!("tools[{index}]"))?;
+        match fields.text("type")?.filter(|kind| kind != "custom") {
+            // The vendor's own, which run on its servers or are known by name.
+            Some(kind) => warnings.push(format!("a tool of type {kind:?} is left out: only custom ones are known")),
+            None => conversation.tools.push(one_tool(fields)?),
+        }
     }
     if let Some(mut choice) = fields.object("tool_choice")? {
         conversation.one_call = choice.flag("disable_parallel_tool_use")? == Some(true);
@@ -44,8 +50,8 @@ pub fn conversation(fields: &mut Fields, served: &Served) -> Result<(Conversatio
         conversation.variables.insert("enable_thinking".into(), json!(enabled));
         thinking.ignore(&["budget_tokens"]);
     }
-    let warning = conversation.tools_warning(served);
-    Ok((conversation, warning.into_iter().collect()))
+    warnings.extend(conversation.tools_warning(served));
+    Ok((conversation, warnings))
 }
 
 fn one_message(message: Value, path: &str, to: &mut Conversation) -> Result<(), Problem> {
@@ -107,19 +113,16 @@ fn one_message(message: Value, path: &str, to: &mut Conversation) -> Result<(), 
     Ok(())
 }
 
-fn one_tool(tool: Value, path: &str) -> Result<Value, Problem> {
-    let mut fields = Fields::within(tool, path)?;
-    if let Some(other) = fields.text("type")?.filter(|kind| kind != "custom") {
-        return Err(Problem::field(
-            fields.name("type"),
-            format!("`{path}.type` is {other:?}: only custom tools are known"),
-        ));
-    }
+fn one_tool(mut fields: Fields) -> Result<Value, Problem> {
     let Some(name) = fields.text("name")? else {
-        return Err(Problem::field(fields.name("name"), format!("`{path}.name` is missing")));
+        let path = fields.name("name");
+        return Err(Problem::field(path.clone(), format!("`{path}` is missing")));
     };
     let description = fields.text("description")?.unwrap_or_default();
     let parameters = fields.take("input_schema").unwrap_or_else(|| json!({"type": "object", "properties": {}}));
-    let function = json!({"name": name, "description": description, "parameters": parameters});
+    let mut function = json!({"name": name, "description": description, "parameters": parameters});
+    if fields.flag("strict")? == Some(true) {
+        function["strict"] = json!(true);
+    }
     Ok(json!({"type": "function", "function": function}))
 }

@@ -1,6 +1,6 @@
 //! The input of a response as chat templates read it.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::serve::conversation::{Conversation, messages, text_of, tools};
 use crate::serve::fields::Fields;
@@ -39,9 +39,12 @@ pub fn conversation(fields: &mut Fields, instructions: Option<&str>, served: &Se
     let mut functions = Vec::new();
     for tool in &given {
         if tool["type"] == "function" {
-            let function = json!({
-                "name": tool["name"], "description": tool["description"], "parameters": tool["parameters"],
-            });
+            // Templates print what is there.
+            let given = |name: &str| tool.get(name).filter(|value| !value.is_null() && **value != false);
+            let function: Map<String, Value> = ["name", "description", "parameters", "strict"]
+                .into_iter()
+                .filter_map(|name| Some((name.to_owned(), given(name)?.clone())))
+                .collect();
             functions.push(json!({"type": "function", "function": function}));
         } else {
             warnings.push(format!("a tool of type {} is left out: only functions are known", tool["type"]));

@@ -68,7 +68,7 @@ def main():
     for name in names:
         if name not in checks:
             sys.exit(f"clients: there is no {name}; give some of {' '.join(checks)}")
-    subprocess.run(["cargo", "build", "--quiet", "-p", "fuserun"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--quiet", "--workspace", "--bin", "fuserun"], cwd=ROOT, check=True)
     failed = []
     for name in names:
         began = time.monotonic()

@@ -339,7 +339,7 @@ def check_demo(browser, base):
 
 
 def main():
-    subprocess.run(["cargo", "build", "--quiet", "-p", "fuserun"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--quiet", "--workspace", "--bin", "fuserun"], cwd=ROOT, check=True)
     program = [ROOT / "target/debug/fuserun", "serve", "--device", "cpu", "--port", "0", "--threads", "1"]
     server = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
     scripted = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)

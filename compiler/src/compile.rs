@@ -1,12 +1,13 @@
 //! The whole way from a description to an artifact.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::json;
 
 use crate::artifact::{Artifact, Manifest};
 use crate::build::{Arch, Nvrtc, Options, compile_all};
+use crate::classes;
 use crate::description::{Description, Facts, Resolved};
 use crate::ir::{Format, Graph};
 use crate::lower::lower;
@@ -103,6 +104,47 @@ impl CompileOptions {
             ..self
         }
     }
+}
+
+/// The options for a checkpoint (what messages call it) whose weights are to be quantised: its tensors in the formats that they come to have, and which those
+/// are. Without blocks to be made of the weights, the options as they are.
+///
+/// # Errors
+/// A checkpoint that is quantised already, a format that nothing quantises to, or what [`compile`] says of the description.
+pub fn quantising(
+    checkpoint: &str,
+    description: &Description,
+    config: Option<&serde_json::Value>,
+    options: CompileOptions,
+) -> Result<(CompileOptions, BTreeMap<String, Format>)> {
+    let target = match options.weights {
+        WeightFormat::As(format) if format.is_read() => format,
+        _ => return Ok((options, BTreeMap::new())),
+    };
+    let made: BTreeSet<&str> =
+        options.formats.0.values().filter(|format| !format.is_whole()).map(|format| format.name()).collect();
+    if !made.is_empty() {
+        let (names, target) = (made.into_iter().collect::<Vec<_>>().join(", "), target.name());
+        bail!(
+            "{checkpoint}: its weights are quantised already ({names}): leave `--weights {target}` out to take them as stored, or give f16 or bf16"
+        );
+    }
+    let resolved = description.resolve(config).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let stored = |tensor: &str| options.formats.of(tensor);
+    let graph = lower(&resolved, &stored, options.context).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
+    let chosen = classes::quantised(&graph, target).with_context(|| checkpoint.to_owned())?;
+    let mut formats = options.formats.clone();
+    formats.0.extend(chosen.clone());
+    Ok((CompileOptions { formats, weights: WeightFormat::Stored, ..options }, chosen))
+}
+
+/// What to tell the user of weights that are quantised: how many to which format.
+pub fn quantising_note(chosen: &BTreeMap<String, Format>) -> Option<String> {
+    let mut counts: BTreeMap<Format, usize> = BTreeMap::new();
+    chosen.values().for_each(|format| *counts.entry(*format).or_default() += 1);
+    let words: Vec<String> = counts.iter().map(|(format, count)| format!("{count} to {}", format.name())).collect();
+    (!words.is_empty())
+        .then(|| format!("weights are quantised: {} tensors; others stay as they are stored", words.join(", ")))
 }
 
 /// A model planned for each architecture, as a `.fuse` file's contents; with device code where there is an NVRTC, else sources only.

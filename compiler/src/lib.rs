@@ -4,6 +4,7 @@
 
 pub mod artifact;
 pub mod build;
+pub mod classes;
 pub mod cli;
 pub mod compile;
 pub mod console;

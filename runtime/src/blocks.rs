@@ -1,7 +1,11 @@
 //! Stored values as f32, exactly; quantised ones to the bit as ggml's reference has them, or as the product of integer and scale that the makers of
 //! quantised safetensors define, rounded once. The layout of a block stands above its function, in bytes, little-endian.
 
+mod encode;
+
 use fusec::ir::Format;
+
+pub use encode::encode;
 
 /// Appends the values of whole blocks, each as exact as f32 holds it.
 ///

@@ -71,17 +71,16 @@ pub fn start(model: OpenModel, options: &LlmOptions, tell: &mut dyn FnMut(String
     ensure!(device != Device::Interpreter, "the interpreter computes logits only: give device auto, cpu or cuda:N");
     let (context, doubt) = model.context(options.context, options.most_context, Text { tokens: 1, grows: true })?;
     let defaults = model.generation_defaults()?.note();
-    let notes = [model.overrides().map(str::to_owned), model.unread_note()?, doubt, defaults];
+    let notes = [model.overrides().map(str::to_owned), model.unread_note()?, doubt, defaults, model.quantised()];
     notes.into_iter().flatten().for_each(&mut *tell);
     let model = Arc::new(model);
     let on = |device: &Device, slots: usize, tell: &mut dyn FnMut(String)| {
         let slots = slots_on(device, slots)?;
-        match device {
+        let note = match device {
             Device::Cuda(_) => model.rounded(),
             _ => model.widened(),
-        }
-        .into_iter()
-        .for_each(tell);
+        };
+        note.into_iter().for_each(tell);
         let load_options = LoadOptions { context, sequences: slots, batches: vec![slots], threads: options.threads };
         let subject = || subject(&model, options.name.as_deref(), &load_options, device);
         Local::start(subject, load(model.clone(), device.clone(), load_options.clone(), || ()))

@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
-use fusec::compile::{CompileOptions, Formats, Model, compile};
+use fusec::compile::{CompileOptions, Formats, Model, compile, quantising, quantising_note};
 use fusec::description::{Beyond, Description, Facts, Resolved, architectures};
 use fusec::files;
-use fusec::ir::{Format, Graph, verify};
+use fusec::ir::{Format, Graph, Op, Results, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
 use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource, WeightFormat};
@@ -40,6 +40,8 @@ pub struct OpenModel {
     passes: Selection,
     tuning: TuningSource,
     weights: WeightFormat,
+    /// The tensors that are quantised as they are loaded.
+    quantised: BTreeMap<String, Format>,
     embedded: bool,
     overrides: Option<String>,
     name: String,
@@ -54,15 +56,27 @@ impl OpenModel {
     /// A path that is nothing a model can be read from, names that contradict each other, a checkpoint that no description serves, a broken file.
     pub fn open(name: &ModelName) -> Result<OpenModel> {
         let named = Named::sorted(name)?;
-        let checkpoint = named.open_checkpoint()?;
-        if checkpoint.is_some() {
-            name.weights.fits(&named.title())?;
-        }
+        let mut checkpoint = named.open_checkpoint()?;
         let config = named.config(checkpoint.as_ref())?;
         let (file, text) = named.describe(config.as_ref())?;
         let mut description = Description::parse(&text, &file).map_err(|diagnostics| anyhow!("{diagnostics}"))?;
         let by_name = config.as_ref().filter(|_| named.description.is_some());
         let overrides = by_name.and_then(|config| serve_as_named(&mut description, config, &file));
+        let (weights, quantised) = match (&mut checkpoint, &named.artifact) {
+            (Some(checkpoint), None) => {
+                let formats = Formats(checkpoint.formats());
+                let options = CompileOptions { formats, weights: name.weights, ..CompileOptions::default() };
+                let (options, chosen) = quantising(&named.title(), &description, config.as_ref(), options)?;
+                quantise(checkpoint, &chosen)?;
+                (options.weights, chosen)
+            }
+            (Some(checkpoint), Some(artifact)) => {
+                let chosen = compiled_for(artifact, checkpoint).with_context(|| named.title())?;
+                quantise(checkpoint, &chosen)?;
+                (name.weights, chosen)
+            }
+            (None, _) => (name.weights, BTreeMap::new()),
+        };
         Ok(OpenModel {
             description,
             description_text: text,
@@ -70,7 +84,8 @@ impl OpenModel {
             checkpoint,
             passes: name.passes.clone().unwrap_or_else(Selection::all),
             tuning: name.tuning.clone(),
-            weights: name.weights,
+            weights,
+            quantised,
             embedded: named.is_demo(),
             overrides,
             name: named.title(),
@@ -178,6 +193,11 @@ impl OpenModel {
             checkpoint.check_tied_head(&tensors::required(&model.described), &model.resolved.facts.spare())?;
         }
         Ok(model)
+    }
+
+    /// What to tell the user of weights that are quantised as they are loaded.
+    pub fn quantised(&self) -> Option<String> {
+        quantising_note(&self.quantised)
     }
 
     /// What to tell the user of weights that a GPU rounds.
@@ -349,6 +369,34 @@ impl OpenModel {
             Beyond::Refused => Ok((positions, None)),
         }
     }
+}
+
+/// Quantises the tensors of a checkpoint that has them; what it lacks is said when its tensors are compared with the model's.
+fn quantise(checkpoint: &mut Checkpoint, chosen: &BTreeMap<String, Format>) -> Result<()> {
+    let found = checkpoint.shapes();
+    let whole = |name: &str, format: Format| {
+        let shape = found.get(tensors::locate(name, &found));
+        shape.is_some_and(|shape| shape.len() > 1 && shape.last().is_some_and(|&last| format.bytes(last).is_some()))
+    };
+    let chosen = chosen.iter().filter(|(name, format)| whole(name, **format));
+    let chosen = chosen.map(|(name, format)| (name.clone(), *format)).collect();
+    checkpoint.quantise(&chosen)
+}
+
+/// The tensors that an artifact has in blocks and a checkpoint does not: those that are to be quantised.
+fn compiled_for(artifact: &Artifact, checkpoint: &Checkpoint) -> Result<BTreeMap<String, Format>> {
+    let graph = Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("graph.txt: {error}"))?;
+    let stored = Formats(checkpoint.formats());
+    let mut chosen = BTreeMap::new();
+    for node in graph.ordered() {
+        let Op::Weight(weight) = graph.op(node) else { continue };
+        let format = graph.type_of(node.result(0)).format;
+        let plain = |tensor: &String| stored.of(tensor).is_whole();
+        if format.is_read() && weight.tensors().iter().all(plain) {
+            chosen.extend(weight.tensors().into_iter().map(|tensor| (tensor, format)));
+        }
+    }
+    Ok(chosen)
 }
 
 /// A text that is to run, as far as it is known.

@@ -229,8 +229,8 @@ fn what_cannot_be_done_is_one_clear_message() {
     assert!(refused(&["print", "llama", "--after", "fuse-mpl"], 1).contains("did you mean `fuse-mlp`?"));
     assert!(refused(&["compile", "llama", "--weights", "f32"], 2).contains("give auto, or one of f16, bf16, q8_0"));
     let golden = fuse_tests::root().join("tests/goldens/qwen3");
-    let quantising = ["compile", "--checkpoint", text(&golden), "--weights", "q4_0"];
-    assert!(refused(&quantising, 1).contains("leave `--weights q4_0` out"));
+    let quantising = ["compile", "--checkpoint", text(&golden), "--weights", "iq4_xs"];
+    assert!(refused(&quantising, 1).contains("nothing quantises weights to iq4_xs: give one of q8_0, "));
     assert!(refused(&["check", text(folder)], 1).contains("--checkpoint"));
     let broken = folder.join("broken.json");
     fs::write(&broken, "{").expect("a scratch file");

@@ -34,7 +34,7 @@ pub(super) struct CompileArgs {
     /// Positions a sequence may have where `fuserun` is given no other number: kept in the file's manifest.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     max_context: Option<u32>,
-    /// How weights are taken: auto, as the checkpoint stores them, where kernels read that; or bf16, f16, q8_0, q4_0 and other formats of the docs.
+    /// How weights are taken: auto, as they are stored, where kernels read that; bf16 or f16; or quantised: q8_0, q6_k, q5_k, q4_k, q4_0, mxfp4, fp8, int8, int4 and others.
     #[arg(long, env = "FUSE_WEIGHTS", default_value = "auto", value_name = "FORMAT")]
     weights: WeightFormat,
     /// A folder for the graph as described and after each pass, the plan of each architecture, each kernel's source, and the assembler's reports.

@@ -1,5 +1,6 @@
 //! What the commands that read a description share: which one, for which configuration, with which passes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
@@ -8,7 +9,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::checkpoint;
-use crate::compile::{CompileOptions, Formats, Model, compile};
+use crate::compile::{CompileOptions, Model, compile, quantising, quantising_note};
 use crate::console::tell;
 use crate::description::{
     Description, also_served, architectures, find_named, find_serving, lacking, shipped, user_folder,
@@ -91,16 +92,18 @@ impl ModelArgs {
 impl Opened {
     /// The model up to the text of its kernels, its tensors found in the checkpoint where one is named.
     pub fn compile(&self, options: &CompileOptions) -> Result<Model> {
-        let formats = match &self.checkpoint {
+        let (options, quantised) = match &self.checkpoint {
             Some(folder) => {
-                options.weights.fits(&folder.display().to_string())?;
-                checkpoint::tensors(folder)?.formats
+                let options = CompileOptions { formats: checkpoint::tensors(folder)?.formats, ..options.clone() };
+                let name = folder.display().to_string();
+                quantising(&name, &self.description, self.config.as_ref(), options)?
             }
-            None => Formats::default(),
+            None => (options.clone(), BTreeMap::new()),
         };
-        let model = compile(&self.description, self.config.as_ref(), &CompileOptions { formats, ..options.clone() })?;
+        let model = compile(&self.description, self.config.as_ref(), &options)?;
         self.account(&model)?;
-        self.noted.call_once(|| model.resolved.unread_note().into_iter().for_each(tell));
+        let notes = || model.resolved.unread_note().into_iter().chain(quantising_note(&quantised));
+        self.noted.call_once(|| notes().for_each(tell));
         Ok(model)
     }
 

@@ -2,7 +2,6 @@
 
 use std::str::FromStr;
 
-use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::ir::{Format, WeightRef};
@@ -13,37 +12,21 @@ pub enum WeightFormat {
     /// As the checkpoint stores them, where kernels read that.
     #[default]
     Stored,
-    /// In this format: quantised where their rows are whole blocks of it.
+    /// In this format: those of a checkpoint in 16 bits or more are quantised by the rule of [`crate::classes`], those that are made up have it where their rows
+    /// are whole blocks.
     As(Format),
-}
-
-impl WeightFormat {
-    /// Whether the weights of a checkpoint can be taken so.
-    ///
-    /// # Errors
-    /// A format of blocks: nothing quantises what `checkpoint` has in another.
-    pub fn fits(self, checkpoint: &str) -> Result<()> {
-        if let WeightFormat::As(format) = self
-            && format.is_read()
-        {
-            let name = format.name();
-            bail!(
-                "{checkpoint}: weights are not quantised at load: leave `--weights {name}` out to take them as stored, or give f16 or bf16"
-            );
-        }
-        Ok(())
-    }
 }
 
 impl FromStr for WeightFormat {
     type Err = String;
 
-    /// `auto`, or the name of a format that kernels read.
+    /// `auto`, or the name of a format that kernels read; `int4` is `int4_128`.
     fn from_str(text: &str) -> std::result::Result<WeightFormat, String> {
         let packed = || Format::ALL.into_iter().filter(|format| format.packed().is_some());
         if text == "auto" {
             return Ok(WeightFormat::Stored);
         }
+        let text = if text == "int4" { Format::Int4x128.name() } else { text };
         packed().find(|format| format.name() == text).map(WeightFormat::As).ok_or_else(|| {
             let names: Vec<&str> = packed().map(Format::name).collect();
             format!("give auto, or one of {}", names.join(", "))

@@ -42,7 +42,7 @@ pub struct ModelArgs {
     /// Launch shapes on a GPU: auto (the shipped record of its architecture, where there is one), none (the plan's own rules), or a record of fusec tune.
     #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
     tuning: TuningSource,
-    /// How weights are taken: auto, as they are stored, where kernels read that; or bf16, f16, q8_0, q4_0 and other formats of the docs.
+    /// How weights are taken: auto, as they are stored, where kernels read that; bf16 or f16; or quantised: q8_0, q6_k, q5_k, q4_k, q4_0, mxfp4, fp8, int8, int4 and others.
     #[arg(long, env = "FUSE_WEIGHTS", value_name = "FORMAT", default_value = "auto")]
     weights: WeightFormat,
     /// CPU threads; the default is every core.
@@ -96,7 +96,7 @@ impl ModelArgs {
             Device::Cuda(_) => model.rounded(),
             _ => model.widened(),
         };
-        note.into_iter().for_each(tell);
+        model.quantised().into_iter().chain(note).for_each(tell);
         device
     }
 }

@@ -67,6 +67,11 @@ impl Named<'_> {
                     "{} is compiled: give --description, --passes and --tuning to fusec compile",
                     path.display()
                 );
+                ensure!(
+                    name.weights == WeightFormat::Stored,
+                    "{} is compiled for the formats of its weights: give --weights to fusec compile",
+                    path.display()
+                );
                 named.artifact = Some(Artifact::read(path)?);
             }
             _ => {

@@ -3,7 +3,7 @@
 use super::dtype::Dtype;
 use super::gguf;
 use super::quantised::Quantised;
-use super::stored::{self, Stored, Tensor};
+use super::stored::{self, Rounded, Stored, Tensor};
 use crate::blocks::decode;
 use crate::map::release;
 use anyhow::{Context, Result, bail, ensure};
@@ -42,6 +42,8 @@ pub(super) enum Source {
     Noise(u64),
     /// Rows of blocks, made of tensors in other sources when they are read.
     Quantised(Box<Quantised>),
+    /// Rows of blocks, made of the values of a tensor in another source when they are read.
+    Rounded(Box<Rounded>),
 }
 
 impl Checkpoint {
@@ -160,7 +162,7 @@ impl Checkpoint {
                 out.extend((rows.start * columns..rows.end * columns).map(|index| noise::value(*seed, index as u64)));
                 return Ok(());
             }
-            Source::Quantised(_) => {
+            Source::Quantised(_) | Source::Rounded(_) => {
                 let inner = tensor.shape.get(1..tensor.shape.len() - 1).unwrap_or_default().iter().product::<usize>();
                 let (mut blocks, format) = (Vec::new(), tensor.dtype.format().unwrap_or(Format::F32));
                 self.append_blocks(name, tensor, rows.start * inner..rows.end * inner, &mut blocks)?;
@@ -180,12 +182,12 @@ impl Checkpoint {
         rows: Range<usize>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
-        let Source::Quantised(quantised) = &self.sources[tensor.file] else {
-            bail!("{}: tensor {name} is not quantised", self.origin)
+        let made = match &self.sources[tensor.file] {
+            Source::Quantised(quantised) => quantised.append(|file| self.sources[file].bytes(), rows, out),
+            Source::Rounded(rounded) => self.append_rounded(name, rounded, rows, out),
+            _ => bail!("{}: tensor {name} is not quantised", self.origin),
         };
-        quantised
-            .append(|file| self.sources[file].bytes(), rows, out)
-            .with_context(|| format!("{}: tensor {name}", self.origin))
+        made.with_context(|| format!("{}: tensor {name}", self.origin))
     }
 
     /// Checks that the checkpoint holds the `required` tensors in their shapes, and nothing else; see [`tensors::account`].
@@ -218,8 +220,8 @@ impl Checkpoint {
             let some = first..rows.min(first + 256);
             mine.clear();
             other.clear();
-            self.append_rows(HEAD, head, some.clone(), &mut mine)?;
-            self.append_rows(name, table, some, &mut other)?;
+            self.append_rows(HEAD, self.as_stored(head), some.clone(), &mut mine)?;
+            self.append_rows(name, self.as_stored(table), some, &mut other)?;
             ensure!(
                 mine.iter().map(|value| value.to_bits()).eq(other.iter().map(|value| value.to_bits())),
                 "{}: its configuration ties the head to {name}, and its {HEAD} has other values: set tie_word_embeddings to \
@@ -285,7 +287,7 @@ impl Source {
         match self {
             Source::Mapped(map) => Some(&map[..]),
             Source::Floats(values) => Some(bytemuck::cast_slice(values)),
-            Source::Noise(_) | Source::Quantised(_) => None,
+            Source::Noise(_) | Source::Quantised(_) | Source::Rounded(_) => None,
         }
     }
 }
@@ -317,6 +319,7 @@ impl std::fmt::Debug for Source {
             Source::Floats(values) => write!(f, "{} floats", values.len()),
             Source::Noise(seed) => write!(f, "noise of seed {seed}"),
             Source::Quantised(quantised) => quantised.fmt(f),
+            Source::Rounded(rounded) => rounded.fmt(f),
         }
     }
 }

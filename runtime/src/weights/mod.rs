@@ -7,6 +7,7 @@ mod hugging_face;
 mod pack;
 mod quantised;
 mod raw;
+mod rounded;
 mod row_tiles;
 mod select;
 mod stored;
@@ -16,7 +17,7 @@ pub use dtype::Dtype;
 pub use pack::{Fill, dummy_pattern, least_piece, pack, pack_in_pieces};
 pub use row_tiles::{ROWS, lane_share, pack_row, pack_whole, whole_bits};
 
-pub use crate::blocks::decode;
+pub use crate::blocks::{decode, encode};
 use crate::map::map_file;
 use anyhow::{Result, bail, ensure};
 use checkpoint::Source;

@@ -70,7 +70,7 @@ impl Checkpoint {
             let first = place.iter().zip(stored_outer).fold(0, |at, (index, size)| at * size + index);
             let row_bytes = size(stored_columns)?;
             let bytes = match &self.sources[tensor.file] {
-                Source::Quantised(_) => {
+                Source::Quantised(_) | Source::Rounded(_) => {
                     let last: usize = stored_outer.iter().product();
                     if made.file != Some(tensor.file) || !made.rows.contains(&first) {
                         made.rows = first..last.min(first / Made::ROWS * Made::ROWS + Made::ROWS);

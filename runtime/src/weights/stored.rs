@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use anyhow::Result;
+use fusec::ir::Format;
 
 use super::dtype::Dtype;
 use crate::blocks::decode;
@@ -18,6 +19,14 @@ pub(super) struct Tensor {
     /// Within that source; empty where the dtype is not read.
     pub bytes: Range<usize>,
     pub stored: Stored,
+}
+
+/// A tensor, and the format that its rows are quantised to when they are read.
+#[derive(Debug)]
+pub(super) struct Rounded {
+    /// As it is stored; its rows are all dimensions but the last.
+    pub tensor: Tensor,
+    pub format: Format,
 }
 
 /// How a tensor's bytes make the rows of its shape.
@@ -120,8 +129,6 @@ impl Stored {
 
 #[cfg(test)]
 mod tests {
-    use fusec::ir::Format;
-
     use super::*;
 
     fn read(shape: &[usize], stored: Stored, values: &[f32], rows: Range<usize>) -> Vec<f32> {

@@ -34,7 +34,8 @@ const COMPILER: &[Room] = &[
     ("build", &["console", "output", "text", "threads"]),
     ("artifact", &["build", "files", "output"]),
     ("tensors", &["description", "ir", "text"]),
-    ("compile", &["artifact", "build", "description", "ir", "lower", "passes", "plan", "tensors"]),
+    ("classes", &["ir"]),
+    ("compile", &["artifact", "build", "classes", "description", "ir", "lower", "passes", "plan", "tensors"]),
     (
         "cli",
         &[

@@ -6,6 +6,7 @@ mod encode;
 use fusec::ir::Format;
 
 pub use encode::encode;
+pub(crate) use encode::{E4M3_MOST, symmetric_scale, to_e4m3};
 
 /// Appends the values of whole blocks, each as exact as f32 holds it.
 ///

@@ -14,6 +14,7 @@ pub mod llm;
 pub mod map;
 pub mod model;
 pub mod profile;
+pub mod quantise;
 pub mod sampling;
 pub mod serve;
 pub mod slots;

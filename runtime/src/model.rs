@@ -195,6 +195,17 @@ impl OpenModel {
         Ok(model)
     }
 
+    /// The tensors of its checkpoint that are quantised where its weights are taken in this format, and what they become.
+    ///
+    /// # Errors
+    /// No checkpoint, or one that is quantised already.
+    pub fn quantising(&self, format: &str) -> Result<BTreeMap<String, Format>> {
+        let checkpoint = self.checkpoint.as_ref().context("there is no checkpoint to quantise")?;
+        let weights: WeightFormat = format.parse().map_err(|wrong: String| anyhow!(wrong))?;
+        let options = CompileOptions { formats: Formats(checkpoint.formats()), weights, ..CompileOptions::default() };
+        Ok(quantising(&self.name, &self.description, self.config.as_ref(), options)?.1)
+    }
+
     /// What to tell the user of weights that are quantised as they are loaded.
     pub fn quantised(&self) -> Option<String> {
         quantising_note(&self.quantised)

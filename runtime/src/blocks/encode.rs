@@ -203,14 +203,21 @@ fn to_e2m1(value: f32) -> u8 {
 }
 
 /// The scale of codes from `-top` to `top - 1` with the least squared error: the value of the largest size is near `-top`.
-pub(crate) fn symmetric(values: &[f32], top: i32) -> f32 {
+fn symmetric(values: &[f32], top: i32) -> f32 {
     let most = largest(values);
-    if most == 0.0 {
-        return 0.0;
-    }
+    fitted(values, top, (-9..=9).map(|step| -(top as f32 + 0.1 * step as f32) / most))
+}
+
+/// The same, above zero: the largest size is near `top`, on whichever side it is.
+pub(crate) fn symmetric_scale(values: &[f32], top: i32) -> f32 {
+    let most = largest(values).abs();
+    fitted(values, top, (-14..=4).map(|step| (top as f32 + 0.1 * step as f32) / most))
+}
+
+/// The scale with the least squared error of those that these inverses lead to.
+fn fitted(values: &[f32], top: i32, inverses: impl Iterator<Item = f32>) -> f32 {
     let (mut best, mut scale) = (0.0, 0.0);
-    for step in -9..=9 {
-        let inverse = -(top as f32 + 0.1 * step as f32) / most;
+    for inverse in inverses.filter(|inverse| inverse.is_finite()) {
         let (mut products, mut squares) = (0.0f32, 0.0f32);
         for value in values {
             let code = nearest_float(value * inverse).clamp(-top as f32, (top - 1) as f32);

@@ -10,6 +10,7 @@ mod model;
 mod overview;
 mod profile;
 mod pull;
+mod quantize;
 mod sampling;
 mod serve;
 mod verify;
@@ -53,6 +54,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Gets a model from the Hugging Face hub into its cache.
     Pull(pull::PullArgs),
+    /// Writes a checkpoint with quantised weights that other programs read too.
+    Quantize(quantize::QuantizeArgs),
     /// Measures prompt and decode speed.
     Bench(bench::BenchArgs),
     /// Takes a decode step on a GPU apart, kernel by kernel.
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Logits(args) => logits::run(&args),

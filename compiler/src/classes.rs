@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 
 use crate::ir::{Epilogue, Format, Graph, NodeId, Op, Results, Role, Value, WeightRef};
 
@@ -118,27 +119,76 @@ fn choices(weight: &WeightRef, shape: &[usize], uses: &[Use], target: Format) ->
         return None;
     }
     let at_the_ends = uses.iter().any(|of| matches!(of.class, Class::Embedding | Class::Head));
-    let formats: &[Format] = match target {
-        _ if at_the_ends => at_the_ends_of(target),
-        Format::Fp8 | Format::Fp8x128 => &[Format::Fp8x128, Format::Fp8],
-        Format::Int8 | Format::Int8x128 => &[Format::Int8x128, Format::Int8],
-        Format::Int4x128 => &[Format::Int4x128, Format::Int4x32],
-        Format::Q6K => &[Format::Q6K, Format::Q8_0],
-        Format::Q5K => &[Format::Q5K, Format::Q5_1],
-        Format::Q4K => &[Format::Q4K, Format::Q5_0],
-        _ => &[target],
-    };
+    let formats = formats_for(target, at_the_ends);
     let whole = |format: &Format| weight.has_whole_blocks(shape, *format);
     Some(formats.iter().copied().filter(whole).collect())
 }
 
-/// The formats of an embedding or a head: an error there is in every logit.
-fn at_the_ends_of(target: Format) -> &'static [Format] {
+/// The formats that a weight may have where weights are taken in `target`, the best first: the first whose blocks its rows are. `at_the_ends`: of an embedding or a
+/// head, an error of which is in every logit. None: it stays as it is.
+pub fn formats_for(target: Format, at_the_ends: bool) -> &'static [Format] {
     match target {
         Format::Q8_0 => &[Format::Q8_0],
-        _ if target.is_of_gguf() && target != Format::Mxfp4 => &[Format::Q6K, Format::Q8_0],
+        _ if at_the_ends && target.is_of_gguf() && target != Format::Mxfp4 => &[Format::Q6K, Format::Q8_0],
+        _ if at_the_ends => &[],
+        Format::Q6K => &[Format::Q6K, Format::Q8_0],
+        Format::Q5K => &[Format::Q5K, Format::Q5_1],
+        Format::Q5_1 => &[Format::Q5_1],
+        Format::Q5_0 => &[Format::Q5_0],
+        Format::Q4K => &[Format::Q4K, Format::Q5_0],
+        Format::Q4_1 => &[Format::Q4_1],
+        Format::Q4_0 => &[Format::Q4_0],
+        Format::Mxfp4 => &[Format::Mxfp4],
+        Format::Fp8 | Format::Fp8x128 => &[Format::Fp8x128, Format::Fp8],
+        Format::Int8 | Format::Int8x128 => &[Format::Int8x128, Format::Int8],
+        Format::Int4x128 => &[Format::Int4x128, Format::Int4x32],
+        Format::Int4x32 => &[Format::Int4x32],
         _ => &[],
     }
+}
+
+/// Weights of some classes in one format.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Tally {
+    /// The classes, as in `embedding and head`.
+    pub class: String,
+    /// The format that they are held in.
+    pub format: String,
+    /// Bytes that they take.
+    pub bytes: usize,
+    /// Bytes of them that a decode step reads.
+    pub bytes_per_step: usize,
+}
+
+/// What weights take together, by class and format, in the order of a step. Of each item: what it is made of, its format, its bytes, and those that a step reads.
+pub fn tally<'a>(
+    classes: &BTreeMap<WeightRef, BTreeSet<Class>>,
+    items: impl Iterator<Item = (Vec<&'a WeightRef>, Format, usize, usize)>,
+) -> Vec<Tally> {
+    // One matrix of several is of the class of all of them.
+    let mut of_tensors: BTreeMap<String, BTreeSet<Class>> = BTreeMap::new();
+    for (weight, classes) in classes {
+        weight.tensors().into_iter().for_each(|tensor| of_tensors.entry(tensor).or_default().extend(classes));
+    }
+    let of_tensor = |weight: &WeightRef| of_tensors.get(weight.tensors().first()?);
+    let mut sums: BTreeMap<(BTreeSet<Class>, Format), (usize, usize)> = BTreeMap::new();
+    for (weights, format, bytes, read) in items {
+        let class = |weight: &WeightRef| classes.get(weight).or_else(|| of_tensor(weight));
+        let class: BTreeSet<Class> = weights.into_iter().filter_map(class).flatten().copied().collect();
+        let sum = sums.entry((class, format)).or_default();
+        (sum.0, sum.1) = (sum.0.saturating_add(bytes), sum.1.saturating_add(read));
+    }
+    let words = |classes: &BTreeSet<Class>| {
+        let names: Vec<&str> = classes.iter().map(|class| class.name()).collect();
+        if names.is_empty() { "others".to_owned() } else { names.join(" and ") }
+    };
+    let tallied = |((class, format), (bytes, read)): (&(BTreeSet<Class>, Format), &(usize, usize))| Tally {
+        class: words(class),
+        format: format.name().to_owned(),
+        bytes: *bytes,
+        bytes_per_step: *read,
+    };
+    sums.iter().map(tallied).collect()
 }
 
 /// Each weight with its shape and its uses.

@@ -2,15 +2,16 @@
 
 mod named;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fusec::artifact::Artifact;
 use fusec::build::Arch;
+use fusec::classes::{Class, classes};
 use fusec::compile::{CompileOptions, Formats, Model, compile, quantising, quantising_note};
 use fusec::description::{Beyond, Description, Facts, Resolved, architectures};
 use fusec::files;
-use fusec::ir::{Format, Graph, Op, Results, verify};
+use fusec::ir::{Format, Graph, Op, Results, WeightRef, verify};
 use fusec::lower::lower;
 use fusec::passes::Selection;
 use fusec::plan::{Plan, PlanOptions, StepKind, TuningSource, WeightFormat};
@@ -193,6 +194,20 @@ impl OpenModel {
             checkpoint.check_tied_head(&tensors::required(&model.described), &model.resolved.facts.spare())?;
         }
         Ok(model)
+    }
+
+    /// What each of its weights is for.
+    ///
+    /// # Errors
+    /// A description that does not fit the configuration, an artifact whose graph cannot be read.
+    pub fn classes(&self) -> Result<BTreeMap<WeightRef, BTreeSet<Class>>> {
+        let graph = match &self.artifact {
+            Some(artifact) => {
+                Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("{}: graph.txt: {error}", self.name))?
+            }
+            None => lower(&self.resolved()?, &|_| Format::BF16, None).map_err(|wrong| anyhow!("{wrong}"))?,
+        };
+        Ok(classes(&graph))
     }
 
     /// The tensors of its checkpoint that are quantised where its weights are taken in this format, and what they become.

@@ -86,9 +86,12 @@ fn what_does_not_fit_on_a_gpu_gets_fewer_slots_and_then_the_cpu() {
     const NAME: &str = "what_does_not_fit_on_a_gpu_gets_fewer_slots_and_then_the_cpu";
     // Bytes that hold the demo model's weights, and some of its caches.
     const SOME: &str = "24000000";
+    // Bytes that hold its weights in 8 bits, and not in 16.
+    const FEWER_BITS: &str = "16000000";
     if std::env::var_os(TRACE).is_none() {
         with_fake_driver(NAME, &[("FAKE_CUDA_FREE", "1000")]);
         with_fake_driver(NAME, &[("FAKE_CUDA_FREE", SOME)]);
+        with_fake_driver(NAME, &[("FAKE_CUDA_FREE", FEWER_BITS)]);
         return;
     }
     if std::env::var("FAKE_CUDA_FREE").as_deref() == Ok(SOME) {
@@ -103,6 +106,13 @@ fn what_does_not_fit_on_a_gpu_gets_fewer_slots_and_then_the_cpu() {
         return;
     }
     let options = LlmOptions { context: Some(64), ..LlmOptions::default() };
+    if std::env::var("FAKE_CUDA_FREE").as_deref() == Ok(FEWER_BITS) {
+        let named = LlmOptions { device: Device::Cuda(0), slots: Some(1), ..options };
+        let error = started(demo(), &named).0.err().expect("it does not fit");
+        assert!(error.contains(" GiB of weights (0.01 in bf16, 0.00 in f16, 0.00 in f32), "), "{error}");
+        assert!(error.ends_with("; --weights q8_0 would"), "{error}");
+        return;
+    }
     let (local, told) = started(demo(), &options);
     let local = local.unwrap();
     let ends = [": trying 4 slots", ": trying 2 slots", ": trying 1 slot", ": running on the CPU"];

@@ -1,6 +1,6 @@
 //! `--weights` with a checkpoint of 16 bits: what its weights become, on every path, and what is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use fuse_tests::{TempFolder, fusec, fuserun, nmse, root};
@@ -8,6 +8,7 @@ use fusec::ir::Format;
 use fusec::plan::WeightFormat;
 use fuserun::backend::{Device, LoadOptions};
 use fuserun::model::{ModelName, OpenModel};
+use serde_json::Value;
 
 fn golden() -> PathBuf {
     root().join("tests/goldens/qwen3")
@@ -123,6 +124,43 @@ fn the_compiler_and_the_runtime_choose_the_same_formats() {
         let mut of_runtime = opened(&model, None, format).checkpoint().expect("it has one").formats();
         of_runtime.retain(|_, format| format.is_read());
         assert_eq!(of_graph, of_runtime, "{format}");
+    }
+}
+
+/// What `bench` and `inspect` say of each class is all of the weights.
+#[test]
+fn weights_are_told_by_class_and_format() {
+    let number = |value: &Value, key: &str| value[key].as_u64().unwrap_or_else(|| panic!("{key} in {value}"));
+    let sum = |rows: &Value, key: &str| rows.as_array().expect("rows").iter().map(|row| number(row, key)).sum::<u64>();
+    let kinds = |rows: &Value| -> Vec<(String, String)> {
+        let text = |row: &Value, key: &str| row[key].as_str().expect("text").to_owned();
+        rows.as_array().expect("rows").iter().map(|row| (text(row, "class"), text(row, "format"))).collect()
+    };
+    let few = ["--device", "cpu", "--runs", "1", "--tokens", "1", "--depths", "0", "--prompts", "12", "--json"];
+    let demo = demo();
+    let done = fuserun(&[&["bench", "-m", text(&demo), "--weights", "q4_k"], &few[..]].concat(), "");
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let report: Value = serde_json::from_str(&done.stdout).expect("one object");
+    let of = |class: &str, format: &str| (class.to_owned(), format.to_owned());
+    let wanted = [of("embedding and head", "q6_k"), of("attention", "q4_k"), of("MLP", "q4_k"), of("MLP", "q5_0")];
+    assert_eq!(kinds(&report["weights"]).into_iter().collect::<BTreeSet<_>>(), wanted.into_iter().collect());
+    assert_eq!(sum(&report["weights"], "bytes_per_step"), number(&report, "weight_bytes_per_step"));
+    let folder = TempFolder::new();
+    let file = folder.path().join("a.fuse");
+    let compile = ["compile", "--checkpoint", text(&demo), "--weights", "q4_k", "--batch", "1", "-o", text(&file)];
+    let compiled = fusec(&compile);
+    assert_eq!(compiled.code, 0, "{}", compiled.stderr);
+    let told: Value = serde_json::from_str(&fusec(&["inspect", text(&file), "--json"]).stdout).expect("one object");
+    assert_eq!(sum(&told["weights"], "bytes"), number(&told["plan"], "weight_bytes"));
+    let read = sum(&told["weights"], "bytes_per_step");
+    assert!(read.abs_diff(number(&told["plan"], "decode_weight_bytes")) < 100, "{read} in {}", told["plan"]);
+    let table = fusec(&["inspect", text(&file)]).stdout;
+    for line in [
+        "weights             format           MB  MB per step",
+        "embedding and head  q6_k ",
+        "MLP                 q5_0 ",
+    ] {
+        assert!(table.contains(line), "{line} in\n{table}");
     }
 }
 

@@ -3,14 +3,16 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 use serde_json::{Value, json};
 
 use crate::artifact::Artifact;
 use crate::build::{Arch, KernelReport};
+use crate::classes::{Tally, classes, tally};
 use crate::console::show;
+use crate::ir::Graph;
 use crate::plan::{Kernel, Plan, StepKind};
 
 /// Which file, and how.
@@ -53,11 +55,12 @@ fn as_json(artifact: &Artifact, plans: &[(String, Plan)]) -> Result<Value> {
     let (latest, plan) = plans.last().context("an artifact has a plan")?;
     let all = plans.iter().map(|(arch, plan)| {
         let kernels = kernels_json(artifact, arch, plan)?;
-        Ok((arch.clone(), json!({ "plan": plan_json(plan), "kernels": kernels })))
+        Ok((arch.clone(), json!({ "plan": plan_json(plan), "weights": tallies(artifact, plan)?, "kernels": kernels })))
     });
     Ok(json!({
         "manifest": artifact.manifest,
         "plan": plan_json(plan),
+        "weights": tallies(artifact, plan)?,
         "kernels": kernels_json(artifact, latest, plan)?,
         "plans": all.collect::<Result<serde_json::Map<String, Value>>>()?,
     }))
@@ -111,9 +114,32 @@ fn as_text(artifact: &Artifact, plans: &[(String, Plan)]) -> Result<String> {
         if let Some(rounding) = plan.rounding() {
             writeln!(text, "{rounding}")?;
         }
+        weight_table(&mut text, &tallies(artifact, plan)?)?;
         kernel_table(&mut text, artifact, plan, arch)?;
     }
     Ok(text)
+}
+
+/// What the weights take, by class and format.
+fn tallies(artifact: &Artifact, plan: &Plan) -> Result<Vec<Tally>> {
+    let graph = Graph::parse(&artifact.graph_text).map_err(|error| anyhow!("its graph.txt: {error}"))?;
+    let read = plan.decode_bytes_by_weight();
+    let items = plan.weights.iter().zip(read);
+    Ok(tally(
+        &classes(&graph),
+        items.map(|(weight, read)| (weight.recipe.tensors(), weight.recipe.format(), weight.bytes, read)),
+    ))
+}
+
+fn weight_table(text: &mut String, tallies: &[Tally]) -> Result<()> {
+    let width = tallies.iter().map(|tally| tally.class.len()).max().unwrap_or(0).max("weights".len());
+    writeln!(text, "{:<width$}  {:<8}  {:>9}  {:>11}", "weights", "format", "MB", "MB per step")?;
+    let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    for Tally { class, format, bytes, bytes_per_step } in tallies {
+        let (bytes, read) = (megabytes(*bytes), megabytes(*bytes_per_step));
+        writeln!(text, "{class:<width$}  {format:<8}  {bytes:>9.2}  {read:>11.2}")?;
+    }
+    Ok(())
 }
 
 fn kernel_table(text: &mut String, artifact: &Artifact, plan: &Plan, arch: &str) -> Result<()> {

@@ -300,6 +300,25 @@ impl Plan {
         decode.map_or(0, |step| step.launches.iter().map(|launch| launch.reads.weights).fold(0, usize::saturating_add))
     }
 
+    /// Bytes that one decode step reads of each buffer of weights. What a launch reads is of its matrices, as they are to each other.
+    pub fn decode_bytes_by_weight(&self) -> Vec<usize> {
+        let mut read = vec![0usize; self.weights.len()];
+        let Some(step) = self.steps.iter().find(|step| matches!(step.kind, StepKind::Decode { .. })) else {
+            return read;
+        };
+        for launch in &step.launches {
+            let weights =
+                launch.args.iter().filter_map(|arg| if let Arg::Weight(weight) = arg { Some(*weight) } else { None });
+            let matrices: Vec<usize> = weights.filter(|weight| self.weights[*weight].recipe.rows() > 0).collect();
+            let all: usize = matrices.iter().map(|weight| self.weights[*weight].bytes).fold(0, usize::saturating_add);
+            for weight in matrices {
+                let share = self.weights[weight].bytes as f64 / all.max(1) as f64;
+                read[weight] = read[weight].saturating_add((launch.reads.weights as f64 * share).round() as usize);
+            }
+        }
+        read
+    }
+
     /// One line: name, kernels and edges per layer, layers, launches and bytes per step.
     pub fn summary(&self) -> String {
         let is_decode = |step: &&Step| matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. });

@@ -143,6 +143,36 @@ impl Recipe {
         parts.iter().map(|part| part.from).filter(|&from| !holds(from)).map(|from| (from, *format)).collect()
     }
 
+    /// How the buffer's values are stored.
+    pub fn format(&self) -> Format {
+        match self {
+            Recipe::Tiles { format, .. } | Recipe::Experts { format, .. } => *format,
+            Recipe::Biases { .. } | Recipe::Vector { .. } => Format::F32,
+        }
+    }
+
+    /// Rows of a matrix; none of what is no matrix.
+    pub fn rows(&self) -> usize {
+        match self {
+            Recipe::Tiles { parts, .. } | Recipe::Experts { parts, .. } => parts.iter().map(|part| part.rows).sum(),
+            Recipe::Biases { .. } | Recipe::Vector { .. } => 0,
+        }
+    }
+
+    /// The same matrix of 16 bits quantised; `None` where its rows are not whole blocks, or are what is summed over, or where it is quantised already.
+    pub fn in_format(&self, wanted: Format) -> Option<Recipe> {
+        let mut recipe = self.clone();
+        match &mut recipe {
+            Recipe::Tiles { k, format, transposed: false, .. } | Recipe::Experts { k, format, .. }
+                if format.is_whole() && wanted.bytes(*k).is_some() =>
+            {
+                *format = wanted;
+            }
+            _ => return None,
+        }
+        Some(recipe)
+    }
+
     /// The weights it reads.
     pub fn tensors(&self) -> Vec<&WeightRef> {
         match self {

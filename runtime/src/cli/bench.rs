@@ -1,13 +1,15 @@
 //! `fuserun bench`: prompt and decode speed, each beside a check of what was timed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Args;
 use clap::builder::FalseyValueParser;
+use fusec::classes::{Class, Tally, tally};
 use fusec::console::{show, tell};
+use fusec::ir::WeightRef;
 use fusec::plan::Recipe;
 use serde::Serialize;
 
@@ -78,9 +80,20 @@ struct Report {
     weight_bytes_per_step: usize,
     /// Microseconds of reading the weights at the ceiling.
     floor_us: f64,
+    /// What weights take, by class and format.
+    weights: Vec<Weights>,
     check: String,
     decode: Vec<Decode>,
     prompt: Vec<Prompt>,
+}
+
+/// Weights of a class in a format.
+#[derive(Debug, Serialize)]
+struct Weights {
+    #[serde(flatten)]
+    tally: Tally,
+    /// Microseconds of reading those of a step at the ceiling.
+    floor_us: f64,
 }
 
 /// Decode steps of one batch from one depth on.
@@ -134,9 +147,10 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     );
     let mut backend = model.load(&args.model.device(&model), &options)?;
     let device = backend.describe();
+    let classes = model.classes()?;
     let mut report = match &mut backend {
-        Backend::Gpu(engine) => on_gpu(engine, args, &depths, &prompts)?,
-        Backend::Cpu(cpu) => on_cpu(cpu, args, &depths, &prompts)?,
+        Backend::Gpu(engine) => on_gpu(engine, args, &classes, &depths, &prompts)?,
+        Backend::Cpu(cpu) => on_cpu(cpu, args, &classes, &depths, &prompts)?,
         Backend::Interpreter(_) => anyhow::bail!("the interpreter is not made for speed: use --device cpu or cuda:0"),
     };
     (report.model, report.device) = (model.name().to_string(), device);
@@ -167,11 +181,29 @@ fn fitting(
     Ok(fit)
 }
 
-fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
+/// The classes of the model's weights.
+type Classes = BTreeMap<WeightRef, BTreeSet<Class>>;
+
+fn weights(tallies: Vec<Tally>, ceiling: f64) -> Vec<Weights> {
+    let floor = |tally: &Tally| tally.bytes_per_step as f64 / ceiling * 1e6;
+    tallies.into_iter().map(|tally| Weights { floor_us: floor(&tally), tally }).collect()
+}
+
+fn on_gpu(
+    engine: &mut GpuEngine,
+    args: &BenchArgs,
+    classes: &Classes,
+    depths: &[usize],
+    prompts: &[usize],
+) -> Result<Report> {
     let ceiling = read_ceiling(engine.gpu())?;
     let check = check(engine)?;
     let plan = engine.plan();
     let bytes = plan.decode_weight_bytes();
+    let read = plan.decode_bytes_by_weight();
+    let items = plan.weights.iter().zip(read);
+    let items = items.map(|(weight, read)| (weight.recipe.tensors(), weight.recipe.format(), weight.bytes, read));
+    let tallies = tally(classes, items);
     let mut report = Report {
         model: String::new(),
         device: String::new(),
@@ -182,6 +214,7 @@ fn on_gpu(engine: &mut GpuEngine, args: &BenchArgs, depths: &[usize], prompts: &
         read_ceiling: ceiling,
         weight_bytes_per_step: bytes,
         floor_us: bytes as f64 / ceiling * 1e6,
+        weights: weights(tallies, ceiling),
         check,
         decode: Vec::new(),
         prompt: Vec::new(),
@@ -240,7 +273,13 @@ fn agreement(by_step: &[f32], by_prompt: &[f32], bound: f64) -> Result<String> {
     Ok(format!("decode path against prompt path over {CHECK_TOKENS} tokens: NMSE {nmse:.1e}"))
 }
 
-fn on_cpu(model: &mut CpuModel, args: &BenchArgs, depths: &[usize], prompts: &[usize]) -> Result<Report> {
+fn on_cpu(
+    model: &mut CpuModel,
+    args: &BenchArgs,
+    classes: &Classes,
+    depths: &[usize],
+    prompts: &[usize],
+) -> Result<Report> {
     let check = {
         let rows: Vec<Row> = (0u32..)
             .zip(check_tokens(model.vocabulary()))
@@ -288,6 +327,7 @@ fn on_cpu(model: &mut CpuModel, args: &BenchArgs, depths: &[usize], prompts: &[u
         read_ceiling: ceiling,
         weight_bytes_per_step: bytes,
         floor_us: bytes as f64 / ceiling * 1e6,
+        weights: weights(tally(classes, model.weights().into_iter()), ceiling),
         check,
         decode: decode
             .into_iter()
@@ -351,6 +391,12 @@ fn as_text(report: &Report) -> Result<String> {
         report.floor_us
     )?;
     writeln!(text, "check: {}", report.check)?;
+    writeln!(text, "\n| weights | format | MB | MB per step | floor us |\n| --- | --- | --- | --- | --- |")?;
+    for Weights { tally, floor_us } in &report.weights {
+        let megabytes = |bytes: usize| bytes as f64 / 1e6;
+        let (bytes, read) = (megabytes(tally.bytes), megabytes(tally.bytes_per_step));
+        writeln!(text, "| {} | {} | {bytes:.2} | {read:.2} | {floor_us:.1} |", tally.class, tally.format)?;
+    }
     writeln!(
         text,
         "\n| batch | depth | us per step | fastest to slowest run | tok/s | GB/s | % of ceiling |\n| --- | --- | --- | --- | --- | --- | --- |"

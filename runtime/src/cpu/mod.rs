@@ -24,10 +24,12 @@ mod tile;
 pub use bandwidth::{ReadBandwidth, measure_read_bandwidth};
 pub use pack::WeightSource;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
-use fusec::ir::Graph;
+use anyhow::{Context, Result, bail, ensure};
+use fusec::classes::formats_for;
+use fusec::ir::{Format, Graph, WeightRef};
 
 use execute::{Execution, GROUP_ROWS, Rows, Scratch};
 use math::Isa;
@@ -113,7 +115,13 @@ impl CpuModel {
         let plan = Plan::new(graph, weights, context, CHUNK, TAIL_CHUNK)?;
         let weight_bytes: usize = plan.recipes.iter().map(pack::Recipe::bytes).sum();
         let cache_floats = cache_floats(&plan.caches, options)?;
-        check_memory(weight_bytes, 4 * cache_floats.iter().sum::<usize>(), 4 * plan.floats, options)?;
+        let needed = Needed {
+            weights: weight_bytes,
+            caches: 4 * cache_floats.iter().sum::<usize>(),
+            activations: 4 * plan.floats,
+            by_format: by_format(&plan.recipes),
+        };
+        check_memory(&needed, available_memory(), options, &|format| bytes_as(&plan, format))?;
         let pool = Pool::new(threads, plan.body.len() + plan.tail.len());
         let options = CpuOptions { threads: pool.threads(), ..options };
         let weights = Weights::pack(plan.recipes.clone(), weights, threads)?;
@@ -218,6 +226,28 @@ impl CpuModel {
         products.map(|(times, matrix)| times * self.weights.recipe(matrix).value_bytes()).sum()
     }
 
+    /// The weights of each matrix with the format that it is held in, its bytes, and those that a decode step reads, as a checkpoint stores them.
+    pub fn weights(&self) -> Vec<(Vec<&WeightRef>, Format, usize, usize)> {
+        let mut times = vec![0; self.plan.recipes.len()];
+        for scheduled in self.plan.body.iter().chain(&self.plan.tail) {
+            match &scheduled.step {
+                Step::Matmul(step) => times[step.matrix] += 1,
+                Step::ExpertHidden(step) => times[step.matrices[0]] += step.top_k,
+                Step::ExpertSum(step) => times[step.matrices[0]] += step.top_k,
+                _ => {}
+            }
+        }
+        let mut all = Vec::new();
+        for (recipe, times) in self.plan.recipes.iter().zip(times) {
+            for i in 0..recipe.names.len() {
+                let bytes = recipe.units(i) * recipe.unit_bytes(i);
+                let values = recipe.rows[i] * recipe.formats[i].bytes(recipe.columns).unwrap_or(0);
+                all.push((vec![&recipe.names[i]], recipe.formats[i], bytes, times * values));
+            }
+        }
+        all
+    }
+
     /// Bytes of caches that a decode step at this position reads, for one sequence, windows left aside.
     pub fn cache_bytes_per_step(&self, position: usize) -> usize {
         let positions = |cache: &CacheShape| if cache.by_position { position + 1 } else { 1 };
@@ -305,21 +335,80 @@ pub fn available_memory() -> Option<usize> {
     kib.map(|kib: usize| kib.saturating_mul(1024))
 }
 
-/// Refuses what the machine cannot hold, where the system says what it can.
-fn check_memory(weights: usize, caches: usize, activations: usize, options: CpuOptions) -> Result<()> {
-    let available = available_memory();
+/// What a model takes of the machine's memory, in bytes.
+struct Needed {
+    weights: usize,
+    caches: usize,
+    activations: usize,
+    /// The weights' formats and what each takes, in words.
+    by_format: String,
+}
+
+/// Formats that may be told of, the largest first.
+const FORMATS: [Format; 4] = [Format::Q8_0, Format::Q6K, Format::Q5K, Format::Q4K];
+/// What contexts that would fit are a multiple of.
+const CONTEXTS: usize = 64;
+
+/// Refuses what the machine cannot hold, where the system says what it can, and says what would fit.
+fn check_memory(
+    needed: &Needed,
+    available: Option<usize>,
+    options: CpuOptions,
+    bytes_as: &dyn Fn(Format) -> usize,
+) -> Result<()> {
+    let Needed { weights, caches, activations, by_format } = needed;
+    let CpuOptions { context, sequences, .. } = options;
+    let Some(available) = available.filter(|available| weights + caches + activations > *available) else {
+        return Ok(());
+    };
+    // Caches of which each position takes as much.
+    let left = available.saturating_sub(weights + activations);
+    let fewer = (left as f64 / *caches as f64 * context as f64) as usize / CONTEXTS * CONTEXTS;
+    let format = FORMATS.into_iter().find(|format| bytes_as(*format) + caches + activations <= available);
+    let advice = match (fewer, format) {
+        (0, None) => "take weights of fewer bits (--weights), or a smaller context or batch".to_owned(),
+        (0, Some(format)) => format!("--weights {} would fit", format.name()),
+        (context, None) => format!("--max-context {context} would fit, or a smaller batch"),
+        (context, Some(format)) => format!("--max-context {context} would fit, or --weights {}", format.name()),
+    };
     let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
-    let needed = weights + caches + activations;
-    ensure!(
-        available.is_none_or(|available| needed <= available),
-        "{:.1} GiB are needed ({:.1} of weights, {:.1} of caches for {} sequences of {} positions) and {:.1} are free: \
-         ask for a smaller context or batch",
-        gib(needed),
-        gib(weights),
-        gib(caches),
-        options.sequences,
-        options.context,
-        gib(available.unwrap_or(0))
-    );
-    Ok(())
+    bail!(
+        "{:.2} GiB are needed ({:.2} of weights: {by_format}; {:.2} of caches for {sequences} sequences of {context} positions; {:.2} of activations) \
+         and {:.2} are free: {advice}",
+        gib(weights + caches + activations),
+        gib(*weights),
+        gib(*caches),
+        gib(*activations),
+        gib(available)
+    )
+}
+
+/// The formats of the weights and the bytes of each, in words.
+fn by_format(recipes: &[pack::Recipe]) -> String {
+    let mut bytes: BTreeMap<Format, usize> = BTreeMap::new();
+    for recipe in recipes {
+        for (i, format) in recipe.formats.iter().enumerate() {
+            *bytes.entry(*format).or_default() += recipe.units(i) * recipe.unit_bytes(i);
+        }
+    }
+    let mut bytes: Vec<(Format, usize)> = bytes.into_iter().collect();
+    bytes.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+    let words =
+        bytes.iter().map(|(format, bytes)| format!("{:.2} in {}", *bytes as f64 / (1u64 << 30) as f64, format.name()));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Bytes of the weights where those of 16 bits and more are quantised to `target`.
+fn bytes_as(plan: &Plan, target: Format) -> usize {
+    let vocabulary = plan.places[plan.logits].size;
+    let bytes = |recipe: &pack::Recipe| {
+        let format = |(format, rows): (&Format, &usize)| {
+            let choices = formats_for(target, *rows >= vocabulary).iter();
+            let whole = format.block().0 == 1 && !recipe.transposed;
+            choices.copied().find(|wanted| whole && wanted.bytes(recipe.columns).is_some()).unwrap_or(*format)
+        };
+        let formats = recipe.formats.iter().zip(&recipe.rows).map(format).collect();
+        pack::Recipe { formats, ..recipe.clone() }.bytes()
+    };
+    plan.recipes.iter().map(bytes).sum()
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use anyhow::{Context, Result};
 use fusec::ir::{Format, Graph, Interpreter, Op, Results, Tensor, WeightRef, nmse, random_tensor, verify};
 
-use super::{CpuModel, CpuOptions, Logits, Row, WeightSource};
+use super::{CpuModel, CpuOptions, Logits, Needed, Row, WeightSource, check_memory};
 
 /// Random weights, exact in bf16, in the shapes that a graph says.
 struct Random<'a>(&'a Graph);
@@ -454,4 +454,40 @@ fn states_go_on_and_begin_anew() {
     }
     let again = model.forward(&rows(0, 0..6), Logits::All).expect("it runs").to_vec();
     assert_near(&again, &expected[0], &text);
+}
+
+#[test]
+fn what_does_not_fit_is_said_with_what_would() {
+    const MIB: usize = 1 << 20;
+    let options = CpuOptions { threads: 1, context: 1024, sequences: 2 };
+    let said = |weights: usize, caches: usize, available: usize| {
+        let by_format = format!("{:.2} in bf16", weights as f64 / 1024.0);
+        let needed = Needed { weights: weights * MIB, caches: caches * MIB, activations: 10 * MIB, by_format };
+        let bytes_as = |format: Format| match format {
+            Format::Q8_0 => weights * MIB / 2,
+            _ => weights * MIB / 4,
+        };
+        let error = check_memory(&needed, Some(available * MIB), options, &bytes_as).err();
+        error.map(|error| error.to_string())
+    };
+    assert_eq!(said(1000, 100, 1110), None);
+    assert_eq!(
+        check_memory(
+            &Needed { weights: 9, caches: 0, activations: 0, by_format: String::new() },
+            None,
+            options,
+            &|_| 0
+        )
+        .ok(),
+        Some(())
+    );
+    let parts = "1.08 GiB are needed (0.98 of weights: 0.98 in bf16; 0.10 of caches for 2 sequences of 1024 positions; 0.01 of activations) and";
+    assert_eq!(
+        said(1000, 100, 1100).as_deref(),
+        Some(&*format!("{parts} 1.07 are free: --max-context 896 would fit, or --weights q8_0"))
+    );
+    assert_eq!(said(1000, 100, 900).as_deref(), Some(&*format!("{parts} 0.88 are free: --weights q8_0 would fit")));
+    assert_eq!(said(1000, 100, 500).as_deref(), Some(&*format!("{parts} 0.49 are free: --weights q6_k would fit")));
+    let none = said(1000, 100, 300).expect("it does not fit");
+    assert!(none.ends_with("take weights of fewer bits (--weights), or a smaller context or batch"), "{none}");
 }

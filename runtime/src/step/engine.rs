@@ -8,22 +8,12 @@ use fusec::plan::{Launch, Plan, Start, StateBuffer, Step, StepKind};
 
 use super::addresses::{Addresses, PARAMETER_BYTES};
 use super::chunks::chunks;
-use super::io::{IoBuffers, SequenceSlabs, Slab, sampling_bytes};
+use super::fit::{EngineOptions, check_fit};
+use super::io::{IoBuffers, SequenceSlabs, Slab};
 use super::load::{Loading, WeightSource, beside};
 use super::parameters::Sequence;
-use crate::device::{
-    DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, NoRoom, Stream, nvtx,
-};
+use crate::device::{DeviceBuffer, Event, Gpu, GraphExec, GraphShape, Kernel, LaunchOptions, Module, Stream, nvtx};
 use crate::sampling::{SamplingParameters, check_prompt};
-
-/// How large caches are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineOptions {
-    /// Positions a sequence.
-    pub context: usize,
-    /// Sequences that are decoded together, at most.
-    pub sequences: usize,
-}
 
 /// A step as two graphs.
 pub(super) struct Halves {
@@ -335,47 +325,4 @@ pub(super) fn load_kernels(gpu: &Gpu, plan: &Plan, cubins: &BTreeMap<&str, &[u8]
         kernels.insert(launch.kernel, loaded);
     }
     Ok(kernels)
-}
-
-/// What contexts that would fit are a multiple of.
-const CONTEXTS: usize = 64;
-
-/// One clear error before anything is compiled or loaded, rather than a late one: what would fit, where something would.
-///
-/// # Errors
-/// A [`NoRoom`].
-pub fn check_fit(gpu: &Gpu, plan: &Plan, options: EngineOptions) -> Result<()> {
-    let weights = plan.weights.iter().map(|weight| weight.bytes).fold(0, usize::saturating_add);
-    let working = |sequences: usize| plan.arena_bytes.saturating_add(sampling_bytes(plan, sequences));
-    let states = |context: usize, sequences: usize| {
-        let bytes = |state: &StateBuffer| state.bytes(context).saturating_mul(sequences);
-        plan.states.iter().map(bytes).fold(0, usize::saturating_add)
-    };
-    let (free, _) = gpu.memory()?;
-    let fits = |context: usize, sequences: usize| {
-        weights.saturating_add(working(sequences)).saturating_add(states(context, sequences)) <= free
-    };
-    let EngineOptions { context, sequences } = options;
-    if fits(context, sequences) {
-        return Ok(());
-    }
-    let fitting =
-        (1..=(context - 1) / CONTEXTS).rev().map(|count| count * CONTEXTS).find(|&context| fits(context, sequences));
-    let advice = match (fitting, fits(context, 1)) {
-        (Some(context), true) => format!("--max-context {context} would, or fewer sequences"),
-        (Some(context), false) => format!("--max-context {context} would"),
-        (None, true) => "fewer sequences would".to_owned(),
-        (None, false) => "take weights of fewer bits (--weights), or --device cpu".to_owned(),
-    };
-    let gib = |bytes: usize| bytes as f64 / (1u64 << 30) as f64;
-    Err(anyhow::Error::new(NoRoom(format!(
-        "{} does not fit: {:.2} GiB of weights, {:.2} GiB of KV cache ({sequences} sequences of {context} positions) and {:.2} GiB of activations, \
-         {:.2} GiB free on {}; {advice}",
-        plan.name,
-        gib(weights),
-        gib(states(context, sequences)),
-        gib(working(sequences)),
-        gib(free),
-        gpu.name()?
-    ))))
 }

@@ -41,6 +41,7 @@ const COMPILER: &[Room] = &[
         &[
             "artifact",
             "build",
+            "classes",
             "compile",
             "console",
             "description",
@@ -69,7 +70,7 @@ const RUNTIME: &[Room] = &[
     ("grammar", &[]),
     ("sampling", &["grammar"]),
     ("slots", &["sampling"]),
-    ("cpu", &["blocks", "fusec::ir", "fusec::threads"]),
+    ("cpu", &["blocks", "fusec::classes", "fusec::ir", "fusec::threads"]),
     (
         "weights",
         &[
@@ -101,7 +102,7 @@ const RUNTIME: &[Room] = &[
     ),
     ("generate", &["grammar", "weights", "fusec::files", "fusec::folder", "fusec::json"]),
     ("serve", &["generate", "grammar", "sampling", "slots"]),
-    ("step", &["cache", "device", "sampling", "weights", "fusec::build", "fusec::plan"]),
+    ("step", &["cache", "device", "sampling", "weights", "fusec::build", "fusec::classes", "fusec::plan"]),
     ("profile", &["step", "fusec::plan", "fusec::text"]),
     (
         "verify",
@@ -136,6 +137,7 @@ const RUNTIME: &[Room] = &[
             "weights",
             "fusec::artifact",
             "fusec::build",
+            "fusec::classes",
             "fusec::compile",
             "fusec::description",
             "fusec::files",
@@ -169,7 +171,9 @@ const RUNTIME: &[Room] = &[
             "verify",
             "fusec::artifact",
             "fusec::build",
+            "fusec::classes",
             "fusec::console",
+            "fusec::ir",
             "fusec::output",
             "fusec::passes",
             "fusec::plan",

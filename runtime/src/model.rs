@@ -196,6 +196,14 @@ impl OpenModel {
         Ok(model)
     }
 
+    /// The text of the graph that its description gives for its configuration: models of the same text and weights compute the same.
+    ///
+    /// # Errors
+    /// A description that does not fit the configuration.
+    pub fn described_text(&self) -> Result<String> {
+        self.described(self.config.as_ref())
+    }
+
     /// What each of its weights is for.
     ///
     /// # Errors

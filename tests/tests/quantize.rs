@@ -203,3 +203,94 @@ fn a_failure_leaves_nothing() {
     let done = quantise(&gguf, "fp8", &out, &[]);
     assert!(done.stderr.contains("no tensor of it can be stored so"), "{}", done.stderr);
 }
+
+/// A file has the values of the checkpoint's tensors, in blocks or as they were, under GGUF's names and in its order; and it is the same model.
+#[test]
+fn a_gguf_file_has_the_values_of_its_blocks_and_is_the_same_model() {
+    let folder = TempFolder::new();
+    let cases = [
+        ("tests/goldens/llama-tied", "q4_0"),
+        ("tests/goldens/llama-untied", "q5_0"),
+        ("tests/goldens/mistral", "q4_1"),
+        ("tests/goldens/mixtral", "q8_0"),
+        ("tests/goldens/qwen2", "q5_1"),
+        ("tests/goldens/qwen2_moe", "q8_0"),
+        ("tests/goldens/qwen3", "q8_0"),
+        ("tests/goldens/qwen3_moe", "q8_0"),
+        ("tests/goldens/olmo2", "q4_0"),
+        ("tests/goldens/smollm3", "mxfp4"),
+        ("tests/goldens/granite", "q8_0"),
+        ("models/demo", "q4_k"),
+    ];
+    for (model, to) in cases {
+        let (model, out) = (root().join(model), folder.path().join("out.gguf"));
+        let done = quantise(&model, to, &out, &["--force", "--json"]);
+        assert_eq!(done.code, 0, "{}: {}", model.display(), done.stderr);
+        let report: Value = serde_json::from_str(&done.stdout).expect("one object");
+        let name = |weights: &str, path: &Path| ModelName {
+            model: Some(path.to_owned()),
+            weights: weights.parse().expect("a format"),
+            ..ModelName::default()
+        };
+        let direct = OpenModel::open(&name(to, &model)).expect("it opens");
+        let written = OpenModel::open(&name("auto", &out)).expect("it opens");
+        let (direct, written) = (direct.checkpoint().unwrap(), written.checkpoint().unwrap());
+        let mut blocks = 0;
+        for tensor in direct.names().filter(|name| *name != "lm_head.weight" || written.contains(name)) {
+            let weight = WeightRef::whole(tensor);
+            let (found, wanted) = (written.read_f32(&weight).unwrap(), direct.read_f32(&weight).unwrap());
+            assert!(found == wanted, "{}: {tensor} as {to}", model.display());
+            blocks +=
+                usize::from(direct.dtype(tensor).unwrap().to_string() == written.dtype(tensor).unwrap().to_string());
+        }
+        assert!(blocks > 0, "{}", model.display());
+        let quantised = report["written"]["quantised"].as_array().expect("a list").len();
+        let of_blocks = ["llama-tied", "llama-untied", "mistral", "qwen3", "demo"];
+        let whole_rows = of_blocks.iter().any(|family| model.ends_with(family));
+        assert!(quantised > 0 || !whole_rows, "{}: {report}", model.display());
+    }
+    // The last one has a tokenizer, and runs.
+    let out = folder.path().join("out.gguf");
+    assert!(nmse(&logits(&out), &logits(&root().join("models/demo"))) < 0.05);
+    let (out, demo) = (out.to_str().unwrap(), root().join("models/demo"));
+    let ids = |model: &str| fuserun(&["tokenize", "-m", model, "Call me Ishmael.\n\n  12 whales' tails"], "").stdout;
+    assert_eq!(ids(out), ids(demo.to_str().unwrap()));
+    assert!(!ids(out).is_empty());
+}
+
+#[test]
+fn what_a_gguf_file_cannot_say_is_refused() {
+    let folder = TempFolder::new();
+    let out = folder.path().join("out.gguf");
+    for (model, said) in [
+        ("tests/goldens/gpt2", "GGUF files of GPT2LMHeadModel are not written (written: llama, mistral, "),
+        ("tests/goldens/qwen3_next", "GGUF files of Qwen3NextForCausalLM are not written"),
+        // Another scaling of RoPE than the published one.
+        ("tests/goldens/llama-rope3", "a GGUF file cannot say all of its configuration"),
+        ("tests/goldens/llama-sharded-f32", ""),
+    ] {
+        let done = quantise(&root().join(model), "q8_0", &out, &[]);
+        if said.is_empty() {
+            assert_eq!(done.code, 0, "{}", done.stderr);
+            fs::remove_file(&out).expect("it was written");
+        } else {
+            assert!(done.code == 1 && done.stderr.contains(said), "{}", done.stderr);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{model}");
+    }
+    // Llama 3.2's is known by what it comes to.
+    let scaled = TempFolder::new();
+    let mut config: Value = serde_json::from_slice(&fs::read(golden().join("config.json")).unwrap()).unwrap();
+    config["rope_parameters"] = json!({"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192});
+    scaled.write("config.json", config.to_string());
+    scaled.write("model.safetensors", fs::read(golden().join("model.safetensors")).unwrap());
+    let done = quantise(scaled.path(), "q8_0", &out, &[]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    fs::remove_file(&out).expect("it was written");
+    let misnamed = quantise(&golden(), "q8_0", &folder.path().join("out"), &[]);
+    assert!(misnamed.stderr.contains("q8_0 is written as a GGUF file: name -o a file whose name ends in .gguf"));
+    let misnamed = quantise(&golden(), "fp8", &out, &[]);
+    assert!(misnamed.stderr.contains("fp8 is written as a folder: name -o a folder, without .gguf"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}

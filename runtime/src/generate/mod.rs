@@ -3,4 +3,5 @@
 pub mod chat;
 pub mod defaults;
 pub mod stops;
+pub mod to_gguf;
 pub mod tokenizer;

@@ -3,7 +3,7 @@
 mod bytes;
 mod cuts;
 pub(crate) mod files;
-mod from_gguf;
+pub(super) mod from_gguf;
 mod recent;
 
 use crate::weights::{Checkpoint, gguf};

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use anyhow::Result;
 use fusec::ir::Format;
 use serde::Serialize;
 
 use crate::weights::Checkpoint;
+use crate::weights::gguf::Value;
 
 /// What quantising a tensor costs.
 #[derive(Clone, Debug, Serialize)]
@@ -42,10 +44,16 @@ pub struct Job<'a> {
     pub checkpoint: &'a Checkpoint,
     /// The tensors that are quantised, and to which format.
     pub chosen: &'a BTreeMap<String, Format>,
-    /// The folder to write.
+    /// The format that was asked for.
+    pub target: Format,
+    /// What to write: a file if its name ends in `.gguf`, else a folder.
     pub out: &'a Path,
     /// Whether what is there is replaced.
     pub replace: bool,
+    /// What a GGUF file says of the tokenizer.
+    pub tokenizer: &'a [(String, Value)],
+    /// Looks at a GGUF file before it gets its name.
+    pub check: &'a dyn Fn(&Path) -> Result<()>,
     /// Is told what part of the bytes is done: done, of all.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }

@@ -1,8 +1,11 @@
-//! Writes a checkpoint with quantised weights that other programs read: safetensors in compressed-tensors' form.
+//! Writes a checkpoint with quantised weights that other programs read: safetensors in compressed-tensors' form, or a GGUF file.
 
 mod compressed;
+mod gguf;
 mod job;
 mod partial;
+
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -13,5 +16,10 @@ pub use job::{Cost, Job, Written};
 /// # Errors
 /// A checkpoint that cannot be written so, something that is there already, no room on the disk, weights that are not finite.
 pub fn write(job: &Job<'_>) -> Result<Written> {
-    compressed::write(job)
+    if is_gguf(job.out) { gguf::write(job) } else { compressed::write(job) }
+}
+
+/// Whether what is to be written is a GGUF file.
+pub fn is_gguf(out: &Path) -> bool {
+    out.extension().is_some_and(|extension| extension == "gguf")
 }

@@ -241,6 +241,12 @@ impl Checkpoint {
         }
     }
 
+    /// Bytes of the files that it is made of.
+    pub fn stored_bytes(&self) -> u64 {
+        let bytes = |source: &Source| if let Source::Mapped(map) = source { map.len() as u64 } else { 0 };
+        self.sources.iter().map(bytes).sum()
+    }
+
     /// Name and shape (slowest dimension first) of every tensor.
     pub fn shapes(&self) -> BTreeMap<&str, &[usize]> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice())).collect()

@@ -87,6 +87,7 @@ const RUNTIME: &[Room] = &[
             "fusec::threads",
         ],
     ),
+    ("generate", &["grammar", "weights", "fusec::files", "fusec::folder", "fusec::json"]),
     (
         "quantise",
         &[
@@ -100,7 +101,6 @@ const RUNTIME: &[Room] = &[
             "fusec::threads",
         ],
     ),
-    ("generate", &["grammar", "weights", "fusec::files", "fusec::folder", "fusec::json"]),
     ("serve", &["generate", "grammar", "sampling", "slots"]),
     ("step", &["cache", "device", "sampling", "weights", "fusec::build", "fusec::classes", "fusec::plan"]),
     ("profile", &["step", "fusec::plan", "fusec::text"]),

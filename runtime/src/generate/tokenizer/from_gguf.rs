@@ -4,6 +4,8 @@ mod byte_level;
 mod sentence_piece;
 mod vocabulary;
 
+pub(in crate::generate) use byte_level::{GPT2, name_of_cuts};
+
 use crate::weights::gguf::Metadata;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;

@@ -2,6 +2,7 @@
 
 mod config;
 mod family;
+mod inverse;
 mod keys;
 mod rope;
 mod table;
@@ -11,6 +12,7 @@ use super::contents::{Contents, Entry, Metadata, Opened};
 use anyhow::{Context, Result, bail, ensure};
 use family::{Counts, Family, Heads, How, INSTEAD};
 use fusec::description::lacking_in_gguf;
+pub use inverse::{Described, Target, describe};
 use std::collections::BTreeMap;
 use table::{FAMILIES, MISTRAL, MIXTRAL};
 

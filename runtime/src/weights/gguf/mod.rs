@@ -8,9 +8,12 @@ mod contents;
 mod families;
 mod read;
 mod split;
+mod write;
 
 pub(super) use contents::{MAGIC, Opened};
 pub use contents::{Metadata, Value};
+pub use families::{Described, Target, describe};
+pub use write::{ALIGNMENT, Listed, header};
 
 use crate::map::map_file;
 use anyhow::{Context, Result};

@@ -217,28 +217,30 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// GGUF's numbers of the formats that are read.
+pub(super) const NUMBERS: [(u32, Format); 16] = [
+    (0, Format::F32),
+    (1, Format::F16),
+    (2, Format::Q4_0),
+    (3, Format::Q4_1),
+    (6, Format::Q5_0),
+    (7, Format::Q5_1),
+    (8, Format::Q8_0),
+    (10, Format::Q2K),
+    (11, Format::Q3K),
+    (12, Format::Q4K),
+    (13, Format::Q5K),
+    (14, Format::Q6K),
+    (20, Format::Iq4Nl),
+    (23, Format::Iq4Xs),
+    (30, Format::BF16),
+    (39, Format::Mxfp4),
+];
+
 /// The type of GGUF's number for it.
 fn dtype_of(number: u32) -> Dtype {
-    let format = match number {
-        0 => Format::F32,
-        1 => Format::F16,
-        2 => Format::Q4_0,
-        3 => Format::Q4_1,
-        6 => Format::Q5_0,
-        7 => Format::Q5_1,
-        8 => Format::Q8_0,
-        10 => Format::Q2K,
-        11 => Format::Q3K,
-        12 => Format::Q4K,
-        13 => Format::Q5K,
-        14 => Format::Q6K,
-        20 => Format::Iq4Nl,
-        23 => Format::Iq4Xs,
-        30 => Format::BF16,
-        39 => Format::Mxfp4,
-        _ => return Dtype::Unsupported(name_of(number)),
-    };
-    Dtype::Of(format)
+    let known = NUMBERS.iter().find(|(known, _)| *known == number);
+    known.map_or_else(|| Dtype::Unsupported(name_of(number)), |(_, format)| Dtype::Of(*format))
 }
 
 /// GGUF's name of a type that is not read.

@@ -36,7 +36,8 @@ const KNOWN: &[Pre] = &[
 const PLAIN: Pre = Pre { names: &[], cuts: &[], composes: false, whole_pieces: false, adds_bos: false };
 
 /// Contractions; words, numbers and punctuation with at most one space before; spaces, all but the last where a word follows.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(in crate::generate) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Contractions, words with one leading character that is no letter, up to three digits, punctuation, line ends, spaces.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// As Llama 3's, digits one by one.
@@ -67,6 +68,12 @@ pub(super) fn build(metadata: &Metadata, tokens: &[&str]) -> Result<(tokenizers:
         inner.with_normalizer(Some(NFC)).map_err(foreign)?;
     }
     Ok((inner, pre.adds_bos))
+}
+
+/// The name of a tokenizer that cuts texts by these patterns, one after the other.
+pub(in crate::generate) fn name_of_cuts(cuts: &[&str], composes: bool, whole_pieces: bool) -> Option<&'static str> {
+    let same = |pre: &&Pre| (pre.cuts, pre.composes, pre.whole_pieces) == (cuts, composes, whole_pieces);
+    KNOWN.iter().find(same).map(|pre| pre.names[0])
 }
 
 fn pre_of(metadata: &Metadata) -> Result<&'static Pre> {

@@ -348,19 +348,21 @@ mod tests {
     use super::*;
     use crate::blocks::{decode, e4m3};
 
-    /// Every format that weights are quantised to, with the error that its reference has on normal values (`tests/blocks/errors.py` prints it).
-    const FORMATS: [(Format, f64); 13] = [
-        (Format::Q8_0, 3.5e-5),
-        (Format::Q4_0, 7.6e-3),
-        (Format::Q5_0, 1.9e-3),
-        (Format::Q4_1, 7.0e-3),
-        (Format::Q5_1, 1.7e-3),
-        (Format::Q4K, 5.9e-3),
-        (Format::Q5K, 1.5e-3),
-        (Format::Q6K, 4.0e-4),
-        (Format::Mxfp4, 1.4e-2),
+    /// Every format that weights are quantised to, with the most error that it may have on normal values: what ggml's quantiser has on the same ones
+    /// (`tests/blocks/errors.py` prints it), and of what ggml does not have, what the search here comes to.
+    const FORMATS: [(Format, f64); 14] = [
+        (Format::Q8_0, 2.8252e-5),
+        (Format::Q4_0, 7.2153e-3),
+        (Format::Q5_0, 1.7681e-3),
+        (Format::Q4_1, 5.9945e-3),
+        (Format::Q5_1, 1.4041e-3),
+        (Format::Q4K, 5.1115e-3),
+        (Format::Q5K, 1.2922e-3),
+        (Format::Q6K, 3.1274e-4),
+        (Format::Mxfp4, 1.2950e-2),
         (Format::Fp8, 8e-4),
         (Format::Fp8x128, 8e-4),
+        (Format::Int8x128, 6e-5),
         (Format::Int4x32, 7.6e-3),
         (Format::Int4x128, 1.1e-2),
     ];
@@ -396,8 +398,8 @@ mod tests {
         let values = normal(1 << 13, 0.02);
         for (format, most) in FORMATS {
             let found = error(format, &values);
-            assert!(found < most, "{}: {found:.3e} of {most:.3e}", format.name());
-            assert!(found > most / 3.0, "{}: {found:.3e} is too good to be true", format.name());
+            assert!(found <= most, "{}: {found:.4e} of {most:.4e}", format.name());
+            assert!(found > most / 2.0, "{}: {found:.3e} is too good to be true", format.name());
         }
     }
 
@@ -417,7 +419,7 @@ mod tests {
         // Scales of one, and codes of every kind.
         let small = |count: i32, least: i32| (0..256).map(|at| (at * 7 % count + least) as f32).collect::<Vec<f32>>();
         for (format, values) in [
-            (Format::Q8_0, (0..256).map(|at| (at - 128) as f32 / 127.0 * 127.0).map(|v| v.max(-127.0)).collect()),
+            (Format::Q8_0, small(255, -127)),
             (Format::Q4_0, small(16, -8)),
             (Format::Q5_0, small(32, -16)),
             (Format::Q4_1, small(16, 3)),

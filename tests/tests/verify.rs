@@ -54,6 +54,22 @@ fn a_right_description_agrees() {
     assert!(!logits_alone.stdout.contains("interpreter"), "{}", logits_alone.stdout);
 }
 
+/// With quantised weights it states what they cost, and holds the device to the interpreter with the same.
+#[test]
+fn what_a_format_costs_is_told() {
+    let done = verify(&expected(), None, &["--device", "cpu", "--weights", "q4_0"]);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    let [cost, prompt, decode] = lines[..] else { panic!("{}", done.stdout) };
+    assert!(cost.starts_with("quantising costs: logits NMSE ") && cost.contains(", KL "), "{cost}");
+    for line in [prompt, decode] {
+        assert!(line.contains(" path, against the interpreter with the same weights: logits NMSE "), "{line}");
+        assert!(line.ends_with("the same best token at 5 of 5 positions"), "{line}");
+    }
+    let beyond = verify(&expected(), None, &["--device", "cpu", "--weights", "q4_0", "--bound", "1e-9"]);
+    assert!(beyond.code == 1 && beyond.stderr.contains("; the bound is 1e-9"), "{}", beyond.stderr);
+}
+
 #[test]
 fn wrong_guesses_are_found_on_their_lines() {
     let rope = "{ out = \"q\", op = \"rope\", x = \"q\", theta = \"rope_theta\", scaling = \"rope_scaling\" }";

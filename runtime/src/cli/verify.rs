@@ -46,6 +46,9 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
     let model = args.model.open(false)?;
     let device = args.model.device(&model);
     let exact = device == Device::Interpreter;
+    if model.quantised().is_some() {
+        return quantised(args, &model, &device, expected);
+    }
     if exact || !expected.values.is_empty() {
         in_the_interpreter(args, &model, &expected)?;
     }
@@ -70,6 +73,33 @@ pub fn run(args: &VerifyArgs) -> Result<()> {
             }
             Err(error) => return Err(error),
         }
+    }
+    Ok(())
+}
+
+/// What quantising its weights costs, and whether a device computes with them as the interpreter does.
+fn quantised(args: &VerifyArgs, model: &crate::model::OpenModel, device: &Device, expected: Expected) -> Result<()> {
+    let checkpoint = model.checkpoint().context("dummy weights cannot be verified: name a checkpoint")?;
+    if !expected.values.is_empty() {
+        tell("values between are not compared: with quantised weights each of them differs");
+    }
+    let compiled = model.compile(PlanOptions::none())?;
+    let logits = verify::values(&compiled, checkpoint, &expected, f64::INFINITY)?.logits;
+    let (line, nmse) = verify::cost(&logits, &expected)?;
+    show(format!("quantising costs: {line}\n"))?;
+    ensure!(args.bound.is_none_or(|bound| nmse <= bound), "{line}; the bound is {:.0e}", args.bound.unwrap_or(0.0));
+    if *device == Device::Interpreter {
+        return Ok(());
+    }
+    let text = Text { tokens: expected.tokens.len(), grows: true };
+    let options = args.model.load_options(model, &[1], 4096.max(expected.tokens.len()), text)?;
+    let mut backend = model.load(device, &options)?;
+    let with_the_same =
+        Expected { name: "the interpreter".to_owned(), logits: Some(logits), values: Vec::new(), ..expected };
+    for (path, by_step) in [("prompt", false), ("decode", true)] {
+        let what = format!("{}, {path} path, against the interpreter with the same weights", backend.describe());
+        let found = backend.logits(&with_the_same.tokens, by_step)?;
+        show(format!("{}\n", verify::logits(&what, &found, &with_the_same, ROUNDED)?))?;
     }
     Ok(())
 }

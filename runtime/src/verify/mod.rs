@@ -6,7 +6,7 @@ mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use fusec::compile::Model;
 use fusec::description::{Code, Diagnostic, Diagnostics};
 use fusec::ir::{Format, Interpreter, Tensor, WeightRef};
@@ -261,6 +261,49 @@ impl Reporter<'_> {
     }
 }
 
+/// What quantising weights costs: logits with them against those of the weights as they were.
+///
+/// # Errors
+/// Logits of another number.
+pub fn cost(found: &[f32], expected: &Expected) -> Result<(String, f64)> {
+    let wanted = expected.logits.as_ref().with_context(|| format!("{} has no tensor `logits`", expected.name))?;
+    let rows = expected.tokens.len();
+    ensure!(
+        found.len() == wanted.len(),
+        "{}: logits has {} values, the model {}",
+        expected.name,
+        wanted.len(),
+        found.len()
+    );
+    let row = found.len() / rows;
+    let comparison = compare(found, wanted, row, f64::INFINITY);
+    let pairs = || found.chunks(row).zip(wanted.chunks(row));
+    let same = pairs().filter(|(found, wanted)| best(found) == best(wanted)).count();
+    let apart: f64 = pairs().map(|(found, wanted)| divergence(wanted, found)).sum::<f64>() / rows as f64;
+    let line = format!(
+        "logits NMSE {:.1e}, KL {apart:.1e} per token, the same best token at {same} of {rows} positions",
+        comparison.nmse
+    );
+    Ok((line, comparison.nmse))
+}
+
+/// The Kullback-Leibler divergence, in nats, of the tokens that `found` has from those of `wanted`, both logits.
+fn divergence(wanted: &[f32], found: &[f32]) -> f64 {
+    let logarithms = |logits: &[f32]| -> Vec<f64> {
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let shifted = |logit: &f32| f64::from(*logit) - f64::from(most);
+        let sum: f64 = logits.iter().map(|logit| shifted(logit).exp()).sum();
+        logits.iter().map(|logit| shifted(logit) - sum.ln()).collect()
+    };
+    let pairs = logarithms(wanted).into_iter().zip(logarithms(found));
+    pairs.map(|(wanted, found)| wanted.exp() * (wanted - found)).sum()
+}
+
+/// The place of the largest.
+fn best(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best })
+}
+
 /// The logits of a device against those expected: an error where they differ, else a line.
 ///
 /// # Errors
@@ -268,7 +311,7 @@ impl Reporter<'_> {
 pub fn logits(what: &str, found: &[f32], expected: &Expected, bound: f64) -> Result<String> {
     let wanted = expected.logits.as_ref().with_context(|| format!("{} has no tensor `logits`", expected.name))?;
     let rows = expected.tokens.len();
-    anyhow::ensure!(
+    ensure!(
         found.len() == wanted.len(),
         "{}: logits has {} values per token, the model {}",
         expected.name,
@@ -277,11 +320,10 @@ pub fn logits(what: &str, found: &[f32], expected: &Expected, bound: f64) -> Res
     );
     let row = found.len() / rows;
     let comparison = compare(found, wanted, row, bound);
-    let best = |row: &[f32]| (0..row.len()).fold(0, |best, at| if row[at] > row[best] { at } else { best });
     let same = found.chunks(row).zip(wanted.chunks(row)).filter(|(found, wanted)| best(found) == best(wanted)).count();
     let line =
         format!("{what}: logits NMSE {:.1e}, the same best token at {same} of {rows} positions", comparison.nmse);
-    anyhow::ensure!(
+    ensure!(
         comparison.agrees(bound),
         "{line}; the bound is {bound:.0e}. Farthest at token {}, id {}: {:?} here, {:?} in {}",
         comparison.at.0,
@@ -291,4 +333,17 @@ pub fn logits(what: &str, found: &[f32], expected: &Expected, bound: f64) -> Res
         expected.name
     );
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_divergence_is_of_probabilities() {
+        // A half and a half, against three quarters and a quarter: ln(2 / 3) / 2 + ln(2) / 2.
+        let found = divergence(&[5.0, 5.0], &[3f32.ln(), 0.0]);
+        assert!((found - (2f64 / 3.0).ln() / 2.0 - 2f64.ln() / 2.0).abs() < 1e-7, "{found}");
+        assert_eq!(divergence(&[1.0, 2.0, -3.0], &[11.0, 12.0, 7.0]), 0.0);
+    }
 }

@@ -202,6 +202,28 @@ fn to_e2m1(value: f32) -> u8 {
     if value < 0.0 { code | 8 } else { code }
 }
 
+/// Sums over the codes of values.
+struct Sums {
+    codes: f32,
+    /// Of codes squared.
+    squares: f32,
+    /// Of codes times values.
+    products: f32,
+}
+
+/// The sums of the codes that `code` gives, in lanes, so that they vectorise. All groups are whole lanes.
+fn sums(values: &[f32], code: impl Fn(f32) -> f32) -> Sums {
+    const LANES: usize = 4;
+    let (mut codes, mut squares, mut products) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+    for run in values.as_chunks::<LANES>().0 {
+        let found = run.map(&code);
+        codes.iter_mut().zip(found).for_each(|(sum, code)| *sum += code);
+        squares.iter_mut().zip(found).for_each(|(sum, code)| *sum += code * code);
+        products.iter_mut().zip(run.iter().zip(found)).for_each(|(sum, (value, code))| *sum += value * code);
+    }
+    Sums { codes: codes.iter().sum(), squares: squares.iter().sum(), products: products.iter().sum() }
+}
+
 /// The scale of codes from `-top` to `top - 1` with the least squared error: the value of the largest size is near `-top`.
 fn symmetric(values: &[f32], top: i32) -> f32 {
     let most = largest(values);
@@ -218,12 +240,8 @@ pub(crate) fn symmetric_scale(values: &[f32], top: i32) -> f32 {
 fn fitted(values: &[f32], top: i32, inverses: impl Iterator<Item = f32>) -> f32 {
     let (mut best, mut scale) = (0.0, 0.0);
     for inverse in inverses.filter(|inverse| inverse.is_finite()) {
-        let (mut products, mut squares) = (0.0f32, 0.0f32);
-        for value in values {
-            let code = nearest_float(value * inverse).clamp(-top as f32, (top - 1) as f32);
-            products += value * code;
-            squares += code * code;
-        }
+        let code = |value: f32| nearest_float(value * inverse).clamp(-top as f32, (top - 1) as f32);
+        let Sums { squares, products, .. } = sums(values, code);
         if squares > 0.0 && products * products > best * squares {
             (best, scale) = (products * products / squares, products / squares);
         }
@@ -244,13 +262,8 @@ fn affine(values: &[f32], top: i32, any: bool) -> (f32, f32) {
     let mut found = ((high - low) / top as f32, low);
     for step in 0..=20 {
         let inverse = (top as f32 - 1.0 + 0.1 * step as f32) / (high - low);
-        let (mut codes, mut squares, mut products) = (0.0f32, 0.0f32, 0.0f32);
-        for value in values {
-            let code = nearest_float((value - low) * inverse).clamp(0.0, top as f32);
-            codes += code;
-            squares += code * code;
-            products += value * code;
-        }
+        let code = |value: f32| nearest_float((value - low) * inverse).clamp(0.0, top as f32);
+        let Sums { codes, squares, products } = sums(values, code);
         let spread = count * squares - codes * codes;
         if spread <= 0.0 {
             continue;
@@ -281,12 +294,8 @@ fn zeroed(values: &[f32]) -> (f32, i32) {
         let narrowed = 1.0 - 0.025 * step as f32;
         let inverse = 15.0 / (narrowed * (high - low));
         let zero = nearest_float(-low * narrowed * inverse).clamp(0.0, 15.0);
-        let (mut products, mut squares) = (0.0f32, 0.0f32);
-        for value in values {
-            let code = nearest_float(value * inverse + zero).clamp(0.0, 15.0) - zero;
-            products += value * code;
-            squares += code * code;
-        }
+        let code = |value: f32| nearest_float(value * inverse + zero).clamp(0.0, 15.0) - zero;
+        let Sums { squares, products, .. } = sums(values, code);
         if squares > 0.0 && products * products / squares > best {
             (best, found) = (products * products / squares, (products / squares, zero as i32));
         }

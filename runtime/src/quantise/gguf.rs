@@ -50,8 +50,7 @@ pub(super) fn write(job: &Job<'_>) -> Result<Written> {
     metadata.extend(job.tokenizer.iter().cloned());
     let header = header(&metadata, &listed)?;
     let all: u64 = listed.iter().map(|tensor| tensor.bytes().map(|bytes| bytes as u64)).sum::<Result<u64>>()?;
-    let mut written = Written::default();
-    written.bytes_before = checkpoint.stored_bytes();
+    let mut written = Written { bytes_before: checkpoint.stored_bytes(), ..Written::default() };
     let said = || format!("cannot write {}", job.out.display());
     let mut file = BufWriter::with_capacity(1 << 20, File::create(partial.path()).with_context(said)?);
     file.write_all(&header).with_context(said)?;

@@ -8,6 +8,9 @@ constexpr bool NORM = {{ norm.is_some() }};  // rms_norm of x
 constexpr float EPS = {{ self.eps() }};
 constexpr bool ALIKE = {{ alike }};  // an earlier norm saw rows of nearly the same root mean square
 constexpr int ACTIVATION = {{ self.activation_code() }};
+{%- if !gating.is_plain() %}
+{% include "gating.cuh" %}
+{%- endif %}
 static_assert(NORM || !SUMMED, "the root mean square of a row is that of its norm");
 constexpr int SHARE = (STEPS + WARPS - 1) / WARPS;       // steps of a row tile that a warp takes
 constexpr int CHUNKS = (SHARE + DEPTH - 1) / DEPTH;      // rings of steps per row tile
@@ -76,6 +79,9 @@ DEVICE void load_first(Held (&held)[DEPTH], const Vec4* expert, int tile, int wa
 }
 
 // weights: experts of packed tiles. x: fp32 [BATCH][K]. norm_weight [K] or null. logits: [BATCH][EXPERTS], or COPIES of that. choice_bias: fp32 [EXPERTS].
+{%- if biased %}
+// biases: fp32 [EXPERTS][TILES][16].
+{%- endif %}
 // rms_before: [BATCH] inverse root mean squares, as powers of two. hidden: [listed experts][BATCH][ROWS], ALONE in the order of the choice, else in that of their
 // numbers. zeros: `zero_count` floats that are
 // set to zero. Grid: any.
@@ -185,8 +191,15 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     block_barrier();
     if (warp < BATCH) {
       float y = total_of(partial[parity], warp, lane) * scale;
+      {%- if biased %}
+      y += biases[((u64)list[item / TILES] * TILES + item % TILES) * 16 + lane % 16];
+      {%- endif %}
       const float other = GATED ? shuffle_xor(y, 8) : 1.0f, share = shares[warp][list[item / TILES]];
+      {%- if gating.is_plain() %}
       y = share == 0.0f ? 0.0f : activate<ACTIVATION>(y) * other * share;
+      {%- else %}
+      y = share == 0.0f ? 0.0f : gated(y, other) * share;
+      {%- endif %}
       const int at = item % TILES * TILE_ROWS + lane;
       if (lane < TILE_ROWS && at < ROWS[0]) store(hidden + ((u64)(item / TILES) * BATCH + warp) * ROWS[0] + at, y);
     }

@@ -15,6 +15,9 @@ constexpr bool FULL = BATCH == 1 && TOP_K * SHARE % DEPTH == 0;  // nor is a rin
 constexpr int EXPERT_K = BLOCK_STEPS * STEP;                     // columns of an expert that a block loads into shared memory
 constexpr int STAGE_STRIDE = MOST * EXPERT_K + 32;               // 64 bytes more than a row: rows fall into other banks
 static_assert(!GATED, "the sum is of single products");
+{%- if biased %}
+static_assert(!SUMMED, "shares are of whole logits");
+{%- endif %}
 static_assert(SPLIT == 1 || SPLIT == 2, "two addends have one sum; the order of three would show");
 {% include "partial.cuh" %}
 
@@ -34,12 +37,15 @@ DEVICE void load_step(Held& held, const Vec4* const (&list)[MOST], int offset, i
 DEVICE const u16* hidden_row(const u16* hidden, int slot, int b) { return hidden + ((u64)slot * BATCH + b) * K; }
 
 // weights: experts of packed tiles. hidden: operands [listed experts][BATCH][K]. logits: [BATCH][EXPERTS], or COPIES of that. residual: fp32
-// [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
+// [BATCH][ROWS] or null. choice_bias: fp32 [EXPERTS]. {% if biased %}biases: fp32 [EXPERTS][TILES][16]. {% endif %}With SPLIT out holds zeros, to which both blocks add. Grid: any number of SPLIT blocks.
 KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[2][WARPS][WARP_STRIDE];
   SHARED u32 sets[BATCH][WORDS];
   SHARED int lists[WARPS][MOST], slots[WARPS][MOST];  // the experts in their order, and where in hidden each is if ALONE
   SHARED const Vec4* pointers[WARPS][MOST];
+  {%- if biased %}
+  SHARED float shares[BATCH][EXPERTS];
+  {%- endif %}
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int rank = blockIdx.x % SPLIT, first_tile = blockIdx.x / SPLIT, teams = gridDim.x / SPLIT;
@@ -58,6 +64,14 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
       if (lane == slot) own = expert;
     });
     if (!ALONE) leave_chosen(sets, warp, chosen, lane);
+    {%- if biased %}
+    // Of the row that this warp finishes; it reads them after a barrier.
+    float share[WORDS];
+    shares_of(share, logit, chosen, top, lane);
+#pragma unroll
+    for (int w = 0; w < WORDS; w++)
+      if (warp < BATCH && 32 * w + lane < EXPERTS) shares[warp][32 * w + lane] = share[w];
+    {%- endif %}
     // Sums are in the order of the experts' numbers, so that a row has the same sum by itself and beside others.
     for (int slot = 0; ALONE && slot < TOP_K; slot++) place += shuffle_from(own, slot) < own;
     if (ALONE && lane < TOP_K) lists[warp][place] = own, slots[warp][place] = lane;
@@ -108,6 +122,9 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     // 3 Products.
     float add = 0.0f, sum[2][4] = {};
     if (writes && residual && rank == 0) add = residual[warp * ROWS[0] + row];
+    {%- if biased %}
+    for (int i = 0; writes && rank == 0 && i < count; i++) add += shares[warp][lists[warp][i]] * biases[((u64)lists[warp][i] * TILES + tile) * 16 + lane];
+    {%- endif %}
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
       // Each step makes room for the one a ring later: of the next chunk, or the next row tile.

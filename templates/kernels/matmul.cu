@@ -8,6 +8,9 @@ constexpr int ROW_WARPS = {{ row_warps }};  // warps side by side over the row t
 constexpr int SPLIT = {{ split }};          // warps that take the steps of the same row tiles in turn
 constexpr bool PAIRED = {{ paired }};       // a row of x is a hi/lo split: K hi parts, then K lo parts
 constexpr int ACTIVATION = {{ self.activation_code() }};
+{%- if !gating.is_plain() %}
+{% include "gating.cuh" %}
+{%- endif %}
 {% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
 {%- endif %}
 constexpr int WARPS = ROW_WARPS * SPLIT;
@@ -91,6 +94,9 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   if (first_row >= taken) return;
   rows = taken;
   weights += (u64)blockIdx.z * TILES * STEPS * STEP_WORDS;
+  {%- if self.expert_biases() %}
+  bias += (u64)blockIdx.z * TILES * 16;
+  {%- endif %}
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
     const Taker& taker = takers[first_row + 8 * c + group < taken ? 8 * c + group : 0];
@@ -153,15 +159,25 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
 #pragma unroll
       for (int s = 0; s < SPLIT; s++) low += partial[s][row_warp][u][0][lane], high += partial[s][row_warp][u][1][lane];
     }
+    {%- if self.shared_biases() %}
+    const float share = takers[row - first_row].share;
+    low = low * FACTOR + share * bias[tile * 16 + group];
+    high = high * FACTOR + share * bias[tile * 16 + group + 8];
+    {%- else %}
     low = low * FACTOR + (bias ? bias[tile * 16 + group] : 0.0f);
     high = high * FACTOR + (bias ? bias[tile * 16 + group + 8] : 0.0f);
+    {%- endif %}
 #pragma unroll
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
       const u64 at = (u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %} * ROWS[place.output] + place.row;
+      {%- if gating.is_plain() %}
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
+      {%- else %}
+      float y = gated(low, high);
+      {%- endif %}
       {%- if gather.is_some() %}
       if (!BY_PAIR) y *= takers[row - first_row].share;
       {%- endif %}

@@ -3,12 +3,13 @@
 use askama::Template;
 use serde::{Deserialize, Serialize};
 
+use crate::experts::{Gating, is_false};
 use crate::family::{Family, Param, Reads, TuningKey, text_of};
 use crate::matvec::ROUTER_COPIES;
 use crate::route::Route;
 use crate::values::{Activation, Float, Tiles, activation_code, mark};
 
-/// `share · f(gate x) · up x` of each chosen expert.
+/// `share · f(gate x) · up x` of each chosen expert, and what other [`Gating`] there is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Template)]
 #[template(path = "experts_hidden.cu")]
 pub struct ExpertsHidden {
@@ -32,6 +33,12 @@ pub struct ExpertsHidden {
     pub alike: bool,
     /// Applied to the gate, or to `up` where there is no gate.
     pub activation: Activation,
+    /// What is made of the gate and `up`.
+    #[serde(default, skip_serializing_if = "Gating::is_plain")]
+    pub gating: Gating,
+    /// The products have biases.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub biased: bool,
 }
 
 impl ExpertsHidden {
@@ -68,6 +75,9 @@ impl Family for ExpertsHidden {
             params.push(Param::read("rms_before", "const float*"));
         }
         params.extend(self.route.bias());
+        if self.biased {
+            params.push(Param::weight("biases", "const float*"));
+        }
         params.extend(Param::zeros());
         params
     }

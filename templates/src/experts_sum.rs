@@ -3,6 +3,7 @@
 use askama::Template;
 use serde::{Deserialize, Serialize};
 
+use crate::experts::is_false;
 use crate::family::{Family, Param, Reads, TuningKey, text_of};
 use crate::matvec::ROUTER_COPIES;
 use crate::route::Route;
@@ -32,6 +33,9 @@ pub struct ExpertsSum {
     pub blocks: usize,
     /// Triggers dependents after `griddepcontrol.wait`, not at the start.
     pub late: bool,
+    /// Each product has a bias, which counts by the expert's share.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub biased: bool,
 }
 
 impl ExpertsSum {
@@ -64,6 +68,9 @@ impl Family for ExpertsSum {
             out,
         ];
         params.extend(self.route.bias());
+        if self.biased {
+            params.push(Param::weight("biases", "const float*"));
+        }
         params
     }
 

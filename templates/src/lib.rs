@@ -9,6 +9,7 @@ mod attention_rows;
 mod conv;
 mod elementwise;
 mod embedding;
+mod experts;
 mod experts_hidden;
 mod experts_sum;
 mod family;
@@ -33,6 +34,7 @@ pub use attention_rows::AttentionRows;
 pub use conv::Conv;
 pub use elementwise::{Elementwise, Expression, Function, Spread};
 pub use embedding::Embedding;
+pub use experts::{Gating, Scoring};
 pub use experts_hidden::ExpertsHidden;
 pub use experts_sum::ExpertsSum;
 pub use family::{Family, Kind, Param, Reads, TuningKey};
@@ -48,9 +50,7 @@ pub use recall::Recall;
 pub use rope::RopeRows;
 pub use route::{Route, RouteRows};
 pub use sample::{RING, SAMPLE_CLUSTER, SCORES_RING, Sample};
-pub use values::{
-    Activation, Float, Format, NormKind, Packed, RopeScaling, RopeTable, Scoring, Splits, Storage, Tiles,
-};
+pub use values::{Activation, Float, Format, NormKind, Packed, RopeScaling, RopeTable, Splits, Storage, Tiles};
 
 /// `vocabulary.h`: the device vocabulary in plain C++, for the host build.
 pub const HOST_VOCABULARY: &str = include_str!("../host/vocabulary.h");

@@ -3,6 +3,7 @@
 use askama::Template;
 use serde::{Deserialize, Serialize};
 
+use crate::experts::{Gating, is_false};
 use crate::family::{Family, Param, Reads, text_of};
 use crate::values::{Activation, Tiles, activation_code, mark};
 
@@ -24,6 +25,9 @@ pub struct Matmul {
     pub paired: bool,
     /// Of the products, or of the gate.
     pub activation: Option<Activation>,
+    /// What is made of a gate and the other product.
+    #[serde(default, skip_serializing_if = "Gating::is_plain")]
+    pub gating: Gating,
     /// One weight per expert, for the rows that go to it.
     pub gather: Option<Gather>,
 }
@@ -37,11 +41,24 @@ pub struct Gather {
     pub top_k: usize,
     /// x has a row for each expert of a row. Else a row for all of them, and results are multiplied by the row's share.
     pub by_pair: bool,
+    /// Each product has a bias. By pair it counts by the expert's share, which x has already.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub biased: bool,
 }
 
 impl Matmul {
     fn activation_code(&self) -> usize {
         activation_code(self.activation)
+    }
+
+    /// Whether each expert has biases.
+    fn expert_biases(&self) -> bool {
+        self.gather.is_some_and(|gather| gather.biased)
+    }
+
+    /// Whether they are multiplied by shares.
+    fn shared_biases(&self) -> bool {
+        self.gather.is_some_and(|gather| gather.biased && gather.by_pair)
     }
 }
 

@@ -3,8 +3,9 @@
 use askama::Template;
 use serde::{Deserialize, Serialize};
 
+use crate::experts::Scoring;
 use crate::family::{Family, Param, text_of};
-use crate::values::{Float, Scoring, mark};
+use crate::values::{Float, mark};
 
 /// Warps per block, which takes 32 rows.
 const WARPS: usize = 8;

@@ -62,29 +62,6 @@ impl NormKind {
     }
 }
 
-/// What makes shares of a router's logits, in fp32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scoring {
-    /// Softmax over all experts.
-    Softmax,
-    /// The sigmoid of each.
-    Sigmoid,
-}
-
-impl Scoring {
-    /// All of them.
-    pub const ALL: [Scoring; 2] = [Scoring::Softmax, Scoring::Sigmoid];
-
-    /// `softmax` or `sigmoid`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Scoring::Softmax => "softmax",
-            Scoring::Sigmoid => "sigmoid",
-        }
-    }
-}
-
 /// How a tensor is stored: a closed table, which checkpoints, graph text, recipes and kernels share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Format {

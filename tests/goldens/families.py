@@ -60,6 +60,13 @@ DELTA_RULE = dict(
     linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=12, linear_value_head_dim=20, linear_conv_kernel_dim=4
 )
 MAMBA = dict(mamba_n_heads=4, mamba_d_head=24, mamba_n_groups=2, mamba_d_state=12, mamba_d_conv=4, mamba_chunk_size=16)
+# Bounds of the experts' products are far apart: weights are large enough to meet them.
+GPT_OSS = dict(
+    head_dim=24, num_local_experts=6, num_experts_per_tok=2, sliding_window=9,
+    rope_parameters=dict(
+        rope_type="yarn", rope_theta=20000.0, factor=8.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0, truncate=False
+    ),
+)
 ROUTED = dict(n_routed_experts=7, n_shared_experts=2, num_experts_per_tok=2, moe_intermediate_size=40)
 
 FAMILIES = {
@@ -383,6 +390,16 @@ FAMILIES = {
         ) | MAMBA,
         dict(position_embedding_type=None),
     ),
+    "gpt_oss": golden(
+        "GptOss",
+        sizes(56, 4, 2, 40, 203) | GPT_OSS,
+        dict(num_experts_per_tok=1),
+        dict(sliding_window=10),
+        dict(layer_types=["sliding_attention"] * 2),
+        dict(rope_parameters=ROPE | dict(rope_theta=20000.0)),
+    ),
+    # Experts of blocks, as they are published.
+    "gpt_oss-mxfp4": golden("GptOss", sizes(64, 4, 1, 32, 203, layers=2) | GPT_OSS),
     "nemotron_h": golden(
         "NemotronH",
         dict(

@@ -10,6 +10,7 @@ it), and `expected.safetensors`: "tokens" i32 [T], "logits" f32 [T, vocab]. Prin
 
 import copy
 import json
+import math
 import pathlib
 import shutil
 import sys
@@ -17,7 +18,7 @@ import zlib
 
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -106,7 +107,8 @@ def randomise(model, generator, dtype) -> None:
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         # GPT-2 stores [in, out].
-        inputs = weight.shape[0 if model.config.model_type == "gpt2" else -1]
+        turned = model.config.model_type == "gpt2" or model.config.model_type == "gpt_oss" and weight.dim() == 3
+        inputs = weight.shape[-2 if turned and weight.dim() > 1 else -1]
         norm = "norm" in name or ".ln_" in name
         if name.endswith(("A_log", "dt_bias")):
             # Memories of a few tokens and of all of them.
@@ -115,10 +117,18 @@ def randomise(model, generator, dtype) -> None:
             value = 1.0 + 0.25 * noise
         elif norm and name.endswith("weight"):
             value = without_norm(model) + 0.25 * noise
+        elif name.endswith("sinks"):
+            value = 2.0 + noise
+        elif name.endswith("gate_up_proj") and model.config.model_type == "gpt_oss":
+            value = 4.0 / inputs**0.5 * noise
+        elif name.endswith("experts.down_proj") and model.config.model_type == "gpt_oss":
+            value = 0.3 / inputs**0.5 * noise
+        elif name.endswith(("router.bias", "proj_bias")):
+            value = 0.5 * noise
         elif name.endswith(".bias"):
             # RoPE turns slowly in most of a head, so a key's bias shows in the softmax only when it is large; without RoPE a query's.
-            large = "q_proj" if model.config.model_type == "opt" else "k_proj"
-            value = (1.5 if large in name else 0.3) * noise
+            large = dict(opt=["q_proj"], gpt_oss=["q_proj", "k_proj"]).get(model.config.model_type, ["k_proj"])
+            value = (1.5 if any(part in name for part in large) else 0.3) * noise
         elif any(part in name for part in ["embed", "wte", "wpe"]) and "embed_out" not in name:
             value = 0.25 * noise
         elif "lm_head" in name or "embed_out" in name:
@@ -127,7 +137,7 @@ def randomise(model, generator, dtype) -> None:
             value = 1.0 / inputs**0.5 * noise
         elif "experts" in name:
             value = 1.2 / inputs**0.5 * noise
-        elif name.endswith("mlp.gate.weight"):
+        elif name.endswith(("mlp.gate.weight", "mlp.router.weight")):
             # Routers that are sure: which experts are chosen must not hang on rounding.
             value = 3.0 / inputs**0.5 * noise
         else:
@@ -158,7 +168,11 @@ def nmse(found, expected) -> float:
 def load(folder, dtype=torch.float32, config=None):
     config = config or AutoConfig.from_pretrained(folder)
     kind = AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
-    return kind.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="eager").eval()
+    model = kind.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="eager").eval()
+    for weight in model.parameters() if getattr(config, "quantization_config", None) else []:
+        # What it widens from blocks is bf16.
+        weight.data = weight.data.to(dtype)
+    return model
 
 
 @torch.no_grad()
@@ -176,9 +190,9 @@ def smallest_effect(folder, tokens, expected) -> tuple:
         idle = model.config.model_type == "opt" and name.endswith("k_proj.bias")
         # Without a picture what sees has none.
         idle |= any(part in name for part in ["vision_tower", "multi_modal_projector", "visual", "vision_model", "connector"])
-        if weight.dim() == 1 and not idle:
+        if (weight.dim() == 1 or name.endswith("_bias")) and not idle:
             kept = weight.clone()
-            weight.fill_(0.0 if name.endswith("bias") else without_norm(model))
+            weight.fill_(0.0 if name.endswith("bias") else -torch.inf if name.endswith("sinks") else without_norm(model))
             effects.append((nmse(model(tokens[None].long()).logits[0], expected), name))
             weight.copy_(kept)
     # A model without such weights has nothing to lose.
@@ -238,6 +252,22 @@ def v4_form(config: dict) -> dict:
     return dict(sorted(old.items()))
 
 
+def into_blocks(folder, generator) -> None:
+    """Gives a gpt-oss experts of MXFP4: any codes, and scales that make the weights as large as they were."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")]:
+        count, inputs, outputs = tensors.pop(name).shape
+        # Codes have a deviation of 3; powers of two are stored with 127 more.
+        power = torch.randint(-1, 2, (count, outputs, inputs // 32), generator=generator)
+        power += round(math.log2((4.0 if "gate_up" in name else 0.3) / inputs**0.5 / 3.0))
+        tensors[f"{name}_blocks"] = torch.randint(256, (count, outputs, inputs // 32, 16), generator=generator).to(torch.uint8)
+        tensors[f"{name}_scales"] = (127 + power).to(torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata=dict(format="pt"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"])
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def write_expected(folder, source, tokens) -> torch.Tensor:
     expected = logits_of(source, tokens)
     save_file({"tokens": tokens.to(torch.int32), "logits": expected.contiguous()}, folder / "expected.safetensors")
@@ -268,6 +298,8 @@ def make(name: str) -> str:
         setattr(model.get_submodule(module), buffer, bias)
     model.save_pretrained(folder, **(dict(max_shard_size=shard) if shard else {}))
     (folder / "generation_config.json").unlink(missing_ok=True)
+    if name.endswith("mxfp4"):
+        into_blocks(folder, generator)
     tokens = torch.randint(options.get("text_config", options)["vocab_size"], (TOKENS,), generator=generator)
     expected = write_expected(folder, folder, tokens)
 

@@ -362,7 +362,7 @@ fn architectures_that_no_description_can_serve() {
         ("DeepseekV3ForCausalLM", "DeepseekV3ForCausalLM needs latent attention (MLA), which no operation computes: "),
         ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes: "),
         ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes: "),
-        ("GptOssForCausalLM", "needs experts with biases and a bounded SwiGLU, which no operation computes: "),
+        ("ApertusForCausalLM", "needs the activation xIELU, which no operation computes: "),
         ("T5ForConditionalGeneration", "is an encoder with a decoder, and only decoders are run: "),
         ("BertForMaskedLM", "BertForMaskedLM is an encoder, which writes no text: "),
     ] {

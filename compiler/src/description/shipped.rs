@@ -18,6 +18,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         ("glm4_moe.toml", include_str!("../../../models/glm4_moe.toml")),
         ("gpt2.toml", include_str!("../../../models/gpt2.toml")),
         ("gpt_neox.toml", include_str!("../../../models/gpt_neox.toml")),
+        ("gpt_oss.toml", include_str!("../../../models/gpt_oss.toml")),
         ("granite.toml", include_str!("../../../models/granite.toml")),
         ("granitemoe.toml", include_str!("../../../models/granitemoe.toml")),
         ("granitemoehybrid.toml", include_str!("../../../models/granitemoehybrid.toml")),

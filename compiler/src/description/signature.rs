@@ -115,7 +115,8 @@ pub const SIGNATURES: &[Signature] = &[
     Signature {
         op: OpName::Experts,
         doc: "Σ share · down(f(gate x) · up x) over the experts of the largest `top_k` router logits; f(up x) without a gate. \
-              Shares are the softmax over all logits, in fp32. With `choice_bias`, the experts are those of the largest sums of it and the softmax or sigmoid.",
+              Shares are the softmax over all logits, in fp32. With `choice_bias`, the experts are those of the largest sums of it and the softmax or sigmoid. \
+              With `limit`, `slope` and `up_offset` an expert is down(f(slope · g) / slope · (u + up_offset)), g = gate x at most `limit`, u = up x within ±limit.",
         values: &[value("x", "input"), value("router", "a logit for each expert")],
         weights: &[
             optional_weight(
@@ -124,6 +125,9 @@ pub const SIGNATURES: &[Signature] = &[
             ),
             weight("up", "as `gate`"),
             weight("down", "`[out, features]` of each expert, named alike"),
+            optional_weight("gate_bias", "`[features]` of each expert, named or stacked as its weight"),
+            optional_weight("up_bias", "likewise; with a gate both have one, or neither"),
+            optional_weight("down_bias", "`[out]` of each expert, likewise"),
             optional_weight("choice_bias", "`[experts]`, fp32; counts only for the choice, not for the shares"),
         ],
         attributes: &[
@@ -133,6 +137,15 @@ pub const SIGNATURES: &[Signature] = &[
             attribute("kind", Kind::Activation, Default::Required, "a Hugging Face name: `hidden_act`"),
             attribute("gate_part", Kind::Part, Default::Absent, "of a fused weight, as `part` of `linear`"),
             attribute("up_part", Kind::Part, Default::Absent, "likewise"),
+            attribute(
+                "transposed",
+                Kind::Bool,
+                Default::Bool(false),
+                "the weights of each expert are stored `[in, out]`",
+            ),
+            attribute("limit", Kind::Float, Default::Absent, "bounds the two products of an expert with a gate"),
+            attribute("slope", Kind::Float, Default::Float(1.0), "of the activation function of the gate"),
+            attribute("up_offset", Kind::Float, Default::Float(0.0), "added to the product that is not the gate"),
             attribute("normalise", Kind::Bool, Default::Bool(false), "divide the shares by their sum"),
             attribute("sigmoid", Kind::Bool, Default::Bool(false), "shares are the sigmoid of each logit"),
             attribute("scale", Kind::Float, Default::Float(1.0), "multiplies the shares"),

@@ -230,8 +230,8 @@ fn unmatched(names: &Names) -> Vec<String> {
 /// What no operation of the language computes, by a part of a tensor's name.
 const BEYOND: &[(&str, &str)] = &[
     ("correction_bias", "the bias of the choice has one value per expert"),
-    ("experts.gate_up_proj_bias", "`experts` takes no biases"),
-    ("experts.down_proj_bias", "`experts` takes no biases"),
+    ("experts.gate_up_proj_bias", "`gate_bias` and `up_bias` of `experts` read it, each its part"),
+    ("experts.down_proj_bias", "`down_bias` of `experts` reads it"),
     ("act_fn.", "no operation has an activation with weights"),
     ("kv_a_proj", "no operation is latent attention"),
     ("per_layer", "no operation is an embedding for each layer"),

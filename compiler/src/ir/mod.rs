@@ -12,7 +12,7 @@ mod types;
 mod verify;
 mod weight;
 
-pub use fuse_kernels::{Activation, Format, Function, NormKind, RopeScaling, RopeTable, Scoring};
+pub use fuse_kernels::{Activation, Format, Function, Gating, NormKind, RopeScaling, RopeTable, Scoring};
 pub use graph::{Graph, Node, NodeId, Results, Value};
 pub use interpret::{Interpreter, Tensor, erf, evaluate, nmse, random_run, random_tensor};
 pub use op::{Attention, Conv, Epilogue, Experts, Matmul, Norm, Op, Projection, Recall, Role, Rope, Route};

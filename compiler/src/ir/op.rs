@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fuse_kernels::{Activation, Function, NormKind, RopeScaling, RopeTable, Scoring};
+use fuse_kernels::{Activation, Function, Gating, NormKind, RopeScaling, RopeTable, Scoring};
 
 use super::{State, WeightRef};
 
@@ -158,12 +158,18 @@ pub struct Route {
 }
 
 /// An MLP per expert.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Experts {
     /// Applied to the gate, or to `up` where there is no gate.
     pub activation: Activation,
     /// Has a gate.
     pub gated: bool,
+    /// What is made of the gate and `up`.
+    pub gating: Gating,
+    /// Gate and `up` have biases.
+    pub biased: bool,
+    /// `down` has a bias, which counts by the expert's share.
+    pub down_bias: bool,
 }
 
 /// A short convolution. Weights are `[channels, 1, taps]`.
@@ -250,6 +256,12 @@ pub enum Role {
     Up,
     /// Down projections of all experts.
     Down,
+    /// Biases of the gates.
+    GateBias,
+    /// Biases of the up projections.
+    UpBias,
+    /// Biases of the down projections.
+    DownBias,
     /// The last inputs of each sequence, of a convolution.
     Inputs,
     /// The logarithm of what a memory keeps, `f32[T, heads of v]` or `f32[T, heads of v, size of a key]`.
@@ -286,6 +298,9 @@ impl Op {
                 let mut roles = vec![Role::X, Role::Chosen, Role::Shares];
                 roles.extend(experts.gated.then_some(Role::Gate));
                 roles.extend([Role::Up, Role::Down]);
+                roles.extend((experts.biased && experts.gated).then_some(Role::GateBias));
+                roles.extend(experts.biased.then_some(Role::UpBias));
+                roles.extend(experts.down_bias.then_some(Role::DownBias));
                 roles
             }
             Op::Recall(recall) => {
@@ -378,6 +393,13 @@ impl Op {
             Op::Recall(_) => "recall".into(),
             Op::Sample => "sample".into(),
         }
+    }
+}
+
+impl Experts {
+    /// `f(gate x) · up x` or `f(up x)`, without biases.
+    pub fn plain(activation: Activation, gated: bool) -> Experts {
+        Experts { activation, gated, gating: Gating::default(), biased: false, down_bias: false }
     }
 }
 

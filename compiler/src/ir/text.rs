@@ -123,6 +123,17 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
         Op::Experts(experts) => {
             list.add("activation", experts.activation.name().into());
             list.flag("gated", experts.gated);
+            if let Some(limit) = experts.gating.limit {
+                list.add("limit", number(&limit));
+            }
+            if experts.gating.slope != 1.0 {
+                list.add("slope", number(&experts.gating.slope));
+            }
+            if experts.gating.offset.to_bits() != 0 {
+                list.add("offset", number(&experts.gating.offset));
+            }
+            list.flag("biased", experts.biased);
+            list.flag("down_bias", experts.down_bias);
         }
         Op::Matmul(matmul) => {
             list.call("norm", matmul.norm.as_ref(), norm_call);

@@ -8,13 +8,16 @@ use serde::{Deserialize, Serialize};
 /// What a weight is read from.
 ///
 /// In text, `name` is a tensor. `name[16..24 of 48]` is rows 16 to 23 of every 48, `name[:, 16..24 of 48]` columns, and so on inwards. `name[3]` is
-/// one matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one after the other, as one with a leading axis more. A
-/// bracket, brace or backslash of a tensor's own name has a backslash before it.
+/// one matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one after the other, as one with a leading axis more.
+/// `name^T` has the last two axes of each tensor exchanged, before anything is taken of it. A bracket, brace, circumflex or backslash of a tensor's own
+/// name has a backslash before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
 pub struct WeightRef {
     /// The tensor or tensors.
     pub tensor: TensorName,
+    /// The last two axes of each are exchanged; matrix and part are of what that makes.
+    pub turned: bool,
     /// The matrix that is taken of a tensor of several.
     pub matrix: Option<usize>,
     /// The part that is taken of each tensor.
@@ -53,7 +56,7 @@ pub struct Part {
 impl WeightRef {
     /// The tensor of that name, whole.
     pub fn whole(name: &str) -> WeightRef {
-        WeightRef { tensor: TensorName::One(name.into()), matrix: None, part: None }
+        WeightRef { tensor: TensorName::One(name.into()), turned: false, matrix: None, part: None }
     }
 
     /// The tensor of that name, or the part of it. `{expert}` in it stands for the indices of `experts` tensors.
@@ -62,7 +65,7 @@ impl WeightRef {
             (Some((head, tail)), Some(count)) => TensorName::Stack { head: head.into(), count, tail: tail.into() },
             _ => TensorName::One(name.into()),
         };
-        WeightRef { tensor, matrix: None, part }
+        WeightRef { tensor, turned: false, matrix: None, part }
     }
 
     /// The tensors, in order.
@@ -100,11 +103,23 @@ impl WeightRef {
             }
             *size = *size / part.size * part.step;
         }
-        if self.matrix.is_some() { None } else { Some(shape) }
+        if self.matrix.is_some() { None } else { self.exchanged(shape) }
+    }
+
+    /// With the last two axes exchanged where the weight is turned; `None` where there are none.
+    fn exchanged(&self, mut shape: Vec<usize>) -> Option<Vec<usize>> {
+        if self.turned {
+            let last = shape.len().checked_sub(2)?;
+            shape.swap(last, last + 1);
+        }
+        Some(shape)
     }
 
     /// Whether rows of the weight, whose shape that is, are whole blocks of the tensors' rows.
     pub fn has_whole_blocks(&self, shape: &[usize], format: Format) -> bool {
+        if self.turned {
+            return false;
+        }
         let whole = |values: usize| format.bytes(values).is_some();
         let stacked = usize::from(matches!(self.tensor, TensorName::Stack { .. }));
         let axes = shape.len() - stacked + usize::from(self.matrix.is_some());
@@ -115,7 +130,7 @@ impl WeightRef {
 
     /// The weight's shape where each tensor has `shape`; `None` where that has no such part or matrix.
     pub fn shape(&self, shape: &[usize]) -> Option<Vec<usize>> {
-        let mut shape = shape.to_vec();
+        let mut shape = self.exchanged(shape.to_vec())?;
         if let Some(part) = self.part {
             let size = shape.get_mut(part.axis)?;
             if !size.is_multiple_of(part.step) {
@@ -153,6 +168,10 @@ impl From<&str> for WeightRef {
             },
             _ => (text, (None, None)),
         };
+        let (name, turned) = match name.strip_suffix("^T") {
+            Some(name) if !ends_in_escape(name) => (name, true),
+            _ => (name, false),
+        };
         let stack = name.split_once("{0..").filter(|(head, _)| !ends_in_escape(head)).and_then(|(head, rest)| {
             let (count, tail) = rest.split_once('}')?;
             Some((head, count.parse::<usize>().ok()?, tail))
@@ -161,7 +180,7 @@ impl From<&str> for WeightRef {
             Some((head, count, tail)) => TensorName::Stack { head: plain(head), count, tail: plain(tail) },
             None => TensorName::One(plain(name)),
         };
-        WeightRef { tensor, matrix, part }
+        WeightRef { tensor, turned, matrix, part }
     }
 }
 
@@ -187,6 +206,9 @@ impl fmt::Display for WeightRef {
                 escaped(f, tail)?;
             }
         }
+        if self.turned {
+            f.write_str("^T")?;
+        }
         let Some(Part { axis, first, size, step }) = self.part else {
             return self.matrix.map_or(Ok(()), |index| write!(f, "[{index}]"));
         };
@@ -204,7 +226,7 @@ impl fmt::Display for WeightRef {
 /// A tensor's own name, with a backslash before what would read as something else.
 fn escaped(f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Result {
     for c in name.chars() {
-        if matches!(c, '[' | '{' | '\\') {
+        if matches!(c, '[' | '{' | '^' | '\\') {
             f.write_char('\\')?;
         }
         f.write_char(c)?;
@@ -265,11 +287,16 @@ mod tests {
             "a.{0..4}.b[2..4 of 4]",
             "w[3]",
             "w[3, 0..2 of 4]",
+            "w^T",
+            "w\\^T",
+            "w^T[3, 0..2 of 4]",
+            "a.{0..4}.b^T[:, 0..2 of 4]",
         ] {
             assert_eq!(weight(text).to_string(), text);
         }
         assert_eq!(weight("w\\[3]"), WeightRef::whole("w[3]"));
         assert_eq!(weight("w"), WeightRef::whole("w"));
+        assert_eq!(weight("w\\^T"), WeightRef::whole("w^T"));
         for odd in ["w[]", "w[8..4 of 9]", "w[0..8 of 4]", "w[:]", "w[0..1 of 2, 3]", "w[x]"] {
             assert_eq!(weight(odd), WeightRef::whole(odd));
             assert_eq!(weight(&weight(odd).to_string()), WeightRef::whole(odd));
@@ -282,6 +309,9 @@ mod tests {
             ("w[8..16 of 24]", vec![16, 5], vec![48, 5]),
             ("w[:, 8..16 of 24]", vec![5, 8], vec![5, 24]),
             ("a.{0..4}.b[:, 0..2 of 4]", vec![4, 5, 6], vec![5, 12]),
+            ("w^T", vec![3, 4, 5], vec![3, 5, 4]),
+            ("w^T[:, 1..2 of 2]", vec![3, 4, 5], vec![3, 5, 8]),
+            ("a.{0..4}.b^T[0..2 of 4]", vec![4, 6, 5], vec![5, 12]),
         ] {
             let name = weight(text);
             assert_eq!(name.tensor_shape(&sizes), Some(tensor.clone()), "{text}");
@@ -290,6 +320,8 @@ mod tests {
         assert_eq!(weight("w[1, 0..2 of 4]").shape(&[3, 8, 5]), Some(vec![4, 5]));
         assert_eq!(weight("w[1, :, 0..2 of 5]").shape(&[3, 8, 5]), Some(vec![8, 2]));
         assert_eq!(weight("w[1, 0..2 of 4]").matrix, Some(1));
+        assert_eq!(weight("w^T[1, 0..2 of 4]").shape(&[3, 5, 8]), Some(vec![4, 5]));
+        assert_eq!(weight("w^T").shape(&[3]), None);
         assert_eq!(weight("w[3]").shape(&[3, 8]), None);
         assert_eq!(weight("w[0..8 of 24]").shape(&[25, 5]), None);
     }
@@ -308,6 +340,7 @@ mod tests {
             ("w[3, :, 16..48 of 64]", vec![4, 32], Format::Q8_0, false),
             ("a.{0..2}.b[:, 16..48 of 64]", vec![2, 4, 32], Format::Q8_0, false),
             ("a.{0..2}.b[1..2 of 4]", vec![2, 1, 32], Format::Q8_0, true),
+            ("w^T", vec![32, 32], Format::Q8_0, false),
         ] {
             assert_eq!(weight(text).has_whole_blocks(&shape, format), whole, "{text} of {}", format.name());
         }

@@ -1,9 +1,9 @@
 //! Routed experts.
 
-use super::attributes::{count, mismatch, part, positive};
+use super::attributes::{count, mismatch, number, part, positive};
 use super::{Lowered, Lowering};
 use crate::description::Call;
-use crate::ir::{Dim, Experts, Format, Op, Results, Route, Scoring, Type, WeightRef};
+use crate::ir::{Dim, Experts, Format, Gating, Op, Results, Route, Scoring, Type, WeightRef};
 
 impl Lowering<'_> {
     pub(super) fn experts(&mut self, call: &Call) -> Lowered {
@@ -31,11 +31,35 @@ impl Lowering<'_> {
         for (role, rows, columns) in roles.into_iter().skip(usize::from(!gated)) {
             let stacked = call.weights[role].contains("{expert}");
             let part = part(call, &format!("{role}_part"), usize::from(!stacked), rows)?;
-            let name = WeightRef::of(&call.weights[role], Some(experts), part);
+            let turned = call.flag("transposed");
+            let name = WeightRef { turned, ..WeightRef::of(&call.weights[role], Some(experts), part) };
             operands.push(self.named_weight(call, &name, &[experts, rows, columns])?);
         }
         let activation = call.activation("kind").expect("the signature requires it");
-        let op = Op::Experts(Experts { activation, gated });
+        let has = |role: &str| call.weights.contains_key(role);
+        if gated && has("gate_bias") != has("up_bias") || !gated && has("gate_bias") {
+            let message = "`gate_bias` and `up_bias` are given together, or neither is";
+            let lacks = "`gate_bias` is given, and there is no `gate`";
+            return Err(mismatch(call, if gated { message } else { lacks }));
+        }
+        for (role, rows) in [("gate", features), ("up", features), ("down", outputs)] {
+            let bias = format!("{role}_bias");
+            let Some(tensor) = call.weights.get(bias.as_str()) else { continue };
+            let stacked = tensor.contains("{expert}");
+            let part = part(call, &format!("{role}_part"), usize::from(!stacked), rows)?;
+            let name = WeightRef::of(tensor, Some(experts), part);
+            operands.push(self.named_weight(call, &name, &[experts, rows])?);
+        }
+        let limit = match call.float("limit") {
+            Some(_) => Some(positive(call, "limit")?),
+            None => None,
+        };
+        let gating = Gating { limit, slope: positive(call, "slope")?, offset: number(call, "up_offset") };
+        if !gated && !gating.is_plain() {
+            return Err(mismatch(call, "`limit`, `slope` and `up_offset` are of experts with a `gate`"));
+        }
+        let op =
+            Op::Experts(Experts { activation, gated, gating, biased: has("up_bias"), down_bias: has("down_bias") });
         Ok(self.node(call, op, &operands, Type::activation(&[outputs])))
     }
 }

@@ -83,6 +83,9 @@ pub enum Recipe {
         parts: Vec<(Option<WeightRef>, usize)>,
         /// As in the tiles.
         gated: bool,
+        /// Biases of that many experts, `[experts, rows]` each, one expert after the other.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        experts: Option<usize>,
     },
     /// fp32 values, `offset` added.
     Vector {
@@ -125,9 +128,9 @@ impl Recipe {
                 packed.bytes_of(row_tiles(&rows, *gated), *k)
             }
             Recipe::Experts { count, .. } => self.expert(0).map_or(0, |expert| count * expert.bytes()),
-            Recipe::Biases { parts, gated } => {
+            Recipe::Biases { parts, gated, experts } => {
                 let rows: Vec<usize> = parts.iter().map(|(_, rows)| *rows).collect();
-                row_tiles(&rows, *gated) * 16 * 4
+                experts.unwrap_or(1) * row_tiles(&rows, *gated) * 16 * 4
             }
             Recipe::Vector { size, .. } => size * 4,
         }
@@ -186,16 +189,21 @@ impl Recipe {
 
     /// The recipe of one expert's part of the buffer; `None` for what is not of experts.
     pub fn expert(&self, index: usize) -> Option<Recipe> {
+        if let Recipe::Biases { parts, gated, experts: Some(_) } = self {
+            let of = |(bias, rows): &(Option<WeightRef>, usize)| (bias.as_ref().map(|bias| bias.matrix(index)), *rows);
+            return Some(Recipe::Biases { parts: parts.iter().map(of).collect(), gated: *gated, experts: None });
+        }
         let &Recipe::Experts { ref parts, k, gated, format, .. } = self else { return None };
         let part = |part: &Part| Part { tensor: part.tensor.matrix(index), ..part.clone() };
         Some(Recipe::Tiles { parts: parts.iter().map(part).collect(), k, gated, transposed: false, format })
     }
 
-    /// For each row of the packed order, the part and the row of it that stands there; `None` for padding. Empty for a vector and for experts.
+    /// For each row of the packed order, of one expert, the part and the row of it that stands there; `None` for padding. Empty for a vector and for weights of
+    /// experts.
     pub fn packed_rows(&self) -> Vec<Option<(usize, usize)>> {
         let (rows, gated): (Vec<usize>, bool) = match self {
             Recipe::Tiles { parts, gated, .. } => (parts.iter().map(|part| part.rows).collect(), *gated),
-            Recipe::Biases { parts, gated } => (parts.iter().map(|(_, rows)| *rows).collect(), *gated),
+            Recipe::Biases { parts, gated, .. } => (parts.iter().map(|(_, rows)| *rows).collect(), *gated),
             Recipe::Experts { .. } | Recipe::Vector { .. } => return Vec::new(),
         };
         let mut packed = Vec::with_capacity(row_tiles(&rows, gated) * 16);

@@ -98,10 +98,11 @@ fn buffers(plan: &Plan) -> String {
                 let rows: Vec<usize> = parts.iter().map(|part| part.rows).collect();
                 format!("experts {count} k {k} rows {rows:?} gated {gated}{}", unless_bf16(*format))
             }
-            Recipe::Biases { parts, gated } => {
+            Recipe::Biases { parts, gated, experts } => {
                 let parts: Vec<(Option<String>, usize)> =
                     parts.iter().map(|(bias, rows)| (bias.as_ref().map(ToString::to_string), *rows)).collect();
-                format!("biases {parts:?} gated {gated}")
+                let of = experts.map_or(String::new(), |count| format!(" of {count} experts"));
+                format!("biases {parts:?} gated {gated}{of}")
             }
             Recipe::Vector { size, offset_bits, .. } => format!("vector {size} plus {}", f32::from_bits(*offset_bits)),
         };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fusec::ir::{Route, Scoring};
+use fusec::ir::{Gating, Route, Scoring};
 
 use super::blocks::{COLUMNS, UNIT_ROWS};
 use super::execute::Execution;
@@ -45,15 +45,35 @@ impl Execution<'_> {
         let features = self.size(step.out) / step.top_k;
         for item in items {
             let (row, slot, unit) = (item / units / step.top_k, item / units % step.top_k, item % units);
-            let matrix = step.matrices[self.row(step.routed, row)[slot] as usize];
+            let expert = self.row(step.routed, row)[slot] as usize;
+            let matrix = step.matrices[expert];
             let x = self.factor(step.x, step.coded, row);
             let first = unit * unit_rows;
             let length = unit_rows.min(features - first);
             let out = self.write(step.out, row, slot * features + first, length);
-            out.copy_from_slice(&self.one_unit(matrix, 0, unit, x)[..length]);
+            let biased = |part: usize| {
+                let mut values = self.one_unit(matrix, part, unit, x);
+                if let Some(bias) = step.biases.get(part) {
+                    let bias = &bias[expert * features + first..][..length];
+                    values.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+                }
+                values
+            };
+            let (mut gate, mut up) = (biased(0), [0.0; UNIT_ROWS]);
+            let is_gated = self.weights.recipe(matrix).paired;
+            if is_gated {
+                up = biased(1);
+            }
+            if !step.gating.is_plain() {
+                let Gating { limit, slope, offset } = step.gating;
+                let limit = limit.unwrap_or(f32::INFINITY);
+                gate.iter_mut().for_each(|gate| *gate = slope * gate.clamp(f32::NEG_INFINITY, limit));
+                up.iter_mut().for_each(|up| *up = (up.clamp(-limit, limit) + offset) / slope);
+            }
+            out.copy_from_slice(&gate[..length]);
             math::activate(self.isa, step.activation, out);
-            if self.weights.recipe(matrix).paired {
-                math::multiply(self.isa, out, &self.one_unit(matrix, 1, unit, x)[..length]);
+            if is_gated {
+                math::multiply(self.isa, out, &up[..length]);
             }
         }
     }
@@ -75,7 +95,10 @@ impl Execution<'_> {
                 if step.coded.is_some() {
                     own.coded = hidden.coded.part(slot * features / COLUMNS..(slot + 1) * features / COLUMNS);
                 }
-                let values = self.one_unit(step.matrices[expert as usize], 0, unit, own);
+                let mut values = self.one_unit(step.matrices[expert as usize], 0, unit, own);
+                if let Some(bias) = step.bias.get(expert as usize * outputs + first..) {
+                    values[..out.len()].iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+                }
                 out.iter_mut().zip(values).for_each(|(out, value)| *out += share * value);
             }
         }

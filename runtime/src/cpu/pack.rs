@@ -232,7 +232,10 @@ struct Read {
 fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, threads: usize) -> Result<()> {
     let (name, format, unit_rows) = (&recipe.names[i], recipe.formats[i], recipe.unit_rows());
     let (rows, columns) = (recipe.rows[i], recipe.columns);
-    let whole = if recipe.transposed { source.read_f32(name)? } else { Vec::new() };
+    // A matrix of several, and one that is turned, are read as a whole.
+    let at_once = format.block().0 == 1 && (recipe.transposed || name.turned || name.matrix.is_some());
+    let whole = if at_once { source.read_f32(name)? } else { Vec::new() };
+    ensure!(!at_once || whole.len() == rows * columns, "it gave {} values", whole.len());
     let mut own = Vec::with_capacity(recipe.units(i));
     let (mut rest, mut skipped) = (arena, 0);
     for unit in 0..recipe.units(i) {
@@ -261,7 +264,7 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
             }
             return Ok(());
         }
-        if !recipe.transposed {
+        if !at_once {
             values.clear();
             source.read_rows_f32(name, first..last, values)?;
             ensure!(values.len() == (last - first) * columns, "rows {first} to {last} gave {} values", values.len());
@@ -272,7 +275,8 @@ fn fill(arena: &mut [u8], recipe: &Recipe, i: usize, source: &dyn WeightSource, 
             if recipe.transposed {
                 fill_row(bytes, row % PANEL_ROWS, format, (0..columns).map(|column| whole[column * rows + row]));
             } else {
-                let row_values = &values[(row - first) * columns..][..columns];
+                let from = if at_once { &whole[row * columns..] } else { &values[(row - first) * columns..] };
+                let row_values = &from[..columns];
                 fill_row(bytes, row % PANEL_ROWS, format, row_values.iter().copied());
             }
         }

@@ -1,6 +1,6 @@
 //! The steps of a plan: what each does, with what, and what it touches.
 
-use fusec::ir::{Activation, Epilogue, Function, NormKind, Route};
+use fusec::ir::{Activation, Epilogue, Function, Gating, NormKind, Route};
 
 /// The number of a buffer: an activation, one row per token.
 pub(crate) type Buffer = usize;
@@ -133,6 +133,10 @@ pub(crate) struct HiddenStep {
     /// One an expert: its gate and up in turns, or its up.
     pub matrices: Vec<usize>,
     pub activation: Activation,
+    /// What is made of the gate and `up`.
+    pub gating: Gating,
+    /// Of the gates, where there are, and of `up`: one expert's after the other's. Empty where there are none.
+    pub biases: Vec<Box<[f32]>>,
     /// `top_k` times the values of one expert.
     pub out: Buffer,
 }
@@ -146,6 +150,8 @@ pub(crate) struct SumStep {
     pub top_k: usize,
     /// One an expert.
     pub matrices: Vec<usize>,
+    /// One expert's after the other's; empty where there are none.
+    pub bias: Box<[f32]>,
     pub out: Buffer,
 }
 

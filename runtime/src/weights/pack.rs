@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Format, WeightRef};
-use fusec::plan::Recipe;
+use fusec::plan::{Part, Recipe};
 use fusec::threads;
 
 use super::Checkpoint;
 use super::row_tiles::{ROWS, pack_row, pack_whole, set_scales, whole_bits};
+use super::select;
 
 /// Makes the buffer of a recipe.
 ///
@@ -39,7 +40,7 @@ pub fn pack_in_pieces(
 ) -> Result<()> {
     match recipe {
         Recipe::Tiles { .. } => tiles(recipe, checkpoint, most, put),
-        Recipe::Experts { count, .. } => (0..*count).try_for_each(|index| {
+        Recipe::Experts { count, .. } | Recipe::Biases { experts: Some(count), .. } => (0..*count).try_for_each(|index| {
             let expert = recipe.expert(index).context("a recipe of experts has none")?;
             pack_in_pieces(&expert, checkpoint, most, put)
         }),
@@ -96,21 +97,25 @@ fn tiles(
         let shape = checkpoint.shape(&part.tensor)?;
         ensure!(shape == expected, "tensor {} has shape {shape:?}, not {expected:?}", part.tensor);
     }
-    // Rows of a transposed weight are its columns: it is turned once, whole.
-    let turned: Vec<Vec<f32>> = match transposed {
-        false => Vec::new(),
-        true => {
-            parts.iter().map(|part| turn(&checkpoint.read_f32(&part.tensor)?, k, part.rows)).collect::<Result<_>>()?
+    // Rows of a transposed weight are its columns, and a matrix of several is read as a whole: that happens once.
+    let at_once = |part: &Part| {
+        let weight = &part.tensor;
+        let values = || checkpoint.read_f32(weight);
+        match transposed {
+            true => Ok(Some(turn(&values()?, k, part.rows)?)),
+            false if format.is_whole() && (weight.turned || weight.matrix.is_some()) => Ok(Some(values()?)),
+            false => Ok(None),
         }
     };
+    let whole: Vec<Option<Vec<f32>>> = parts.iter().map(at_once).collect::<Result<_>>()?;
     let packed = format.packed().with_context(|| format!("no kernel reads {} weights", format.name()))?;
     let packed_rows = recipe.packed_rows();
     let steps = packed.steps(k);
     let (tile_bytes, tiles) = (steps * packed.bytes, packed_rows.len() / ROWS);
     ensure!(recipe.bytes() == tiles * tile_bytes, "the recipe's size is not its rows' size");
     // Numbers that stay as they are.
-    let copied = parts.iter().map(|part| {
-        let kept = format == Format::BF16 && !transposed;
+    let copied = parts.iter().zip(&whole).map(|(part, whole)| {
+        let kept = format == Format::BF16 && whole.is_none();
         Ok(kept && checkpoint.raw_format(&part.tensor)? == Some(format))
     });
     let copied: Vec<bool> = copied.collect::<Result<_>>()?;
@@ -142,11 +147,12 @@ fn tiles(
                 }
                 continue;
             }
-            let values: &[f32] = if transposed {
-                &turned[part][rows.start * k..rows.end * k]
-            } else {
-                checkpoint.read_rows_f32(name, rows.clone(), &mut scratch.values).with_context(read)?;
-                &scratch.values
+            let values: &[f32] = match &whole[part] {
+                Some(values) => &values[rows.start * k..rows.end * k],
+                None => {
+                    checkpoint.read_rows_f32(name, rows.clone(), &mut scratch.values).with_context(read)?;
+                    &scratch.values
+                }
             };
             scratch.whole.resize(ROWS * columns, 0);
             for (row, values) in values.chunks_exact(k).enumerate() {
@@ -209,7 +215,7 @@ fn vector(tensor: &WeightRef, size: usize, checkpoint: &Checkpoint) -> Result<Ve
 /// `[k][rows]` into `[rows][k]`.
 fn turn(values: &[f32], k: usize, rows: usize) -> Result<Vec<f32>> {
     ensure!(values.len() == k * rows, "{} values are not {k} x {rows}", values.len());
-    Ok((0..rows).flat_map(|row| (0..k).map(move |column| values[column * rows + row])).collect())
+    Ok(select::turn(values, k, rows))
 }
 
 /// Random weights of standard deviation near 0.02 as kernels read them, for `--dummy-weights`: a pattern of whole steps, to be repeated.
@@ -246,7 +252,6 @@ pub fn dummy_pattern(format: Format) -> Result<Vec<u8>> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use fusec::plan::Part;
     use half::bf16;
 
     use super::*;

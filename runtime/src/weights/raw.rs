@@ -11,7 +11,7 @@ use super::stored::{Stored, Tensor};
 
 impl Checkpoint {
     /// The format in which [`Checkpoint::raw_rows`] gives rows of a weight. `None` where there are none: it is stored as its transpose or with other
-    /// values, has one dimension, is cut within blocks, is of a type that is not read, or has no bytes.
+    /// values, has one dimension, is cut within blocks or turned, is of a type that is not read, or has no bytes.
     ///
     /// # Errors
     /// As [`Checkpoint::shape`].

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fusec::ir::{Part, TensorName, WeightRef};
 
 use super::Checkpoint;
@@ -38,6 +38,9 @@ impl Checkpoint {
         }
         let name = &weight.tensors()[0];
         let tensor = self.tensor(name)?;
+        if weight.turned {
+            return self.append_turned(name, tensor, weight, rows, out);
+        }
         match (weight.matrix, weight.part) {
             (None, None) => self.append_rows(name, tensor, rows, out),
             (None, Some(part)) => self.append_part(name, tensor, part, rows, out),
@@ -53,6 +56,38 @@ impl Checkpoint {
                 Ok(())
             }
         }
+    }
+
+    /// Rows of what has the last two axes of a tensor exchanged: each matrix is read whole.
+    fn append_turned(
+        &self,
+        name: &str,
+        tensor: &Tensor,
+        weight: &WeightRef,
+        rows: Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let &[.., across, down] = &tensor.shape[..] else {
+            bail!("{}: {name} is {:?}, which has no two axes to exchange", self.origin, tensor.shape)
+        };
+        if weight.matrix.is_none() && tensor.shape.len() > 2 {
+            for row in rows {
+                let matrix = weight.matrix(row);
+                let inner = self.shape(&matrix)?.first().copied().unwrap_or(1);
+                self.append_selected(&matrix, 0..inner, out)?;
+            }
+            return Ok(());
+        }
+        let mut whole = Vec::new();
+        self.append_rows(name, tensor, weight.matrix.map_or(0..across, |index| index..index + 1), &mut whole)?;
+        let mut turned = turn(&whole, across, down);
+        if let Some(part) = weight.part {
+            let axis = part.axis - usize::from(weight.matrix.is_some());
+            turned = cut(&turned, &[down, across], Part { axis, ..part });
+        }
+        let columns = self.shape(weight)?.last().copied().unwrap_or(1);
+        out.extend_from_slice(&turned[rows.start * columns..rows.end * columns]);
+        Ok(())
     }
 
     fn append_part(
@@ -81,6 +116,11 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+/// `[rows][columns]` into `[columns][rows]`.
+pub(super) fn turn(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }
 
 /// The part of a tensor of `shape`.
@@ -116,7 +156,15 @@ mod tests {
         assert_eq!(read("all[1]"), (vec![4, 2], (308..316).map(|value| value as f32).collect()));
         assert_eq!(read("all[1, 1..2 of 4]"), (vec![1, 2], vec![310.0, 311.0]));
         assert_eq!(read("all[:, 1..2 of 4]"), (vec![2, 1, 2], vec![302.0, 303.0, 310.0, 311.0]));
+        // Its first matrix is 300 301, 302 303, 304 305, 306 307.
+        assert_eq!(read("all^T[1]"), (vec![2, 4], vec![308.0, 310.0, 312.0, 314.0, 309.0, 311.0, 313.0, 315.0]));
+        assert_eq!(read("all^T[0, 1..2 of 2]"), (vec![1, 4], vec![301.0, 303.0, 305.0, 307.0]));
+        assert_eq!(read("all^T[:, :, 1..2 of 2]").1, [302.0, 306.0, 303.0, 307.0, 310.0, 314.0, 311.0, 315.0]);
+        assert_eq!(read("e.{0..2}.w^T[2..3 of 3]"), (vec![2, 1, 2], vec![102.0, 105.0, 202.0, 205.0]));
+        assert_eq!(read("fused^T").1, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0]);
         let mut rows = Vec::new();
+        checkpoint.read_rows_f32(&"fused^T[:, 1..2 of 3]".into(), 1..2, &mut rows).unwrap();
+        assert_eq!(rows, [3.0, 9.0]);
         checkpoint.read_rows_f32(&"fused[1..3 of 3]".into(), 1..3, &mut rows).unwrap();
         assert_eq!(rows, [4.0, 5.0, 8.0, 9.0]);
         // A checkpoint that lacks the first component of every name.
@@ -132,7 +180,7 @@ mod tests {
     #[test]
     fn made_up_checkpoints_have_the_tensors_of_real_ones() {
         let required =
-            [("e.{0..2}.w", vec![2, 3, 4]), ("qkv[0..2 of 6]", vec![2, 4]), ("all[:, 0..2 of 4]", vec![3, 2, 5])];
+            [("e.{0..2}.w", vec![2, 3, 4]), ("qkv[0..2 of 6]", vec![2, 4]), ("all^T[:, 0..2 of 4]", vec![3, 2, 5])];
         let required = required.map(|(name, shape)| (WeightRef::from(name), shape));
         let checkpoint = Checkpoint::dummy(serde_json::Value::Null, &required, 1);
         assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["all", "e.0.w", "e.1.w", "qkv"]);

@@ -231,6 +231,13 @@ fn llama_tied_tuned() -> Result<()> {
     check(&Case { tuning, change, variant: " tuned", ..Case::new("llama-tied") })
 }
 
+/// Experts with biases and bounds, in bf16 and in blocks.
+#[test]
+fn gpt_oss() -> Result<()> {
+    check(&Case { routed: true, prompt: 13, ..Case::new("gpt_oss") })?;
+    check(&Case { routed: true, ..Case::new("gpt_oss-mxfp4") })
+}
+
 /// Attention and projection in one kernel, each row with clusters of its own.
 #[test]
 fn llama_tied_with_clusters_for_each_row() -> Result<()> {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 use fuse_kernels::{
-    Activation, ExpertsHidden, ExpertsSum, Format, Gather, Matmul, ROUTER_COPIES, Route, RouteRows, Scoring, Storage,
-    Tiles,
+    Activation, ExpertsHidden, ExpertsSum, Format, Gather, Gating, Matmul, ROUTER_COPIES, Route, RouteRows, Scoring,
+    Storage, Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 
@@ -58,6 +58,8 @@ pub fn hidden(experts: usize, top_k: usize, batch: usize) -> ExpertsHidden {
         norm: Some(EPS),
         alike: false,
         activation: Activation::Silu,
+        gating: Gating::default(),
+        biased: false,
     }
 }
 
@@ -73,6 +75,7 @@ pub fn sum(experts: usize, top_k: usize, batch: usize) -> ExpertsSum {
         staged: true,
         blocks: 3,
         late: false,
+        biased: false,
     }
 }
 
@@ -108,7 +111,7 @@ impl Rows {
     }
 
     fn gathering(route: Route, product: Matmul, rows: usize) -> Rows {
-        let gather = Some(Gather { experts: route.experts, top_k: route.top_k, by_pair: false });
+        let gather = Some(Gather { experts: route.experts, top_k: route.top_k, by_pair: false, biased: false });
         Rows { route: RouteRows { route }, product: Matmul { gather, ..product }, rows }
     }
 }
@@ -187,6 +190,20 @@ fn choose(route: &Route, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
     order[..route.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(route.scale))).collect()
 }
 
+/// What is made of a gate and the other product: as they are, or bounded.
+pub const BOUNDED: Gating = Gating { limit: Some(0.9), slope: 1.7, offset: 1.0 };
+
+/// Biases of each expert, for the gate and up or for one product; zeros where there are none.
+fn biases_of(random: &mut Random, experts: usize, tiles: &Tiles, biased: bool) -> Vec<Vec<Vec<f32>>> {
+    let parts = if tiles.gated { 2 } else { 1 };
+    let own = |random: &mut Random| if biased { random.floats(tiles.rows[0]) } else { vec![0.0; tiles.rows[0]] };
+    (0..experts).map(|_| (0..parts).map(|_| own(random)).collect()).collect()
+}
+
+fn packed_biases(biases: &[Vec<Vec<f32>>], tiles: &Tiles) -> HostBuffer {
+    HostBuffer::input(&biases.iter().flat_map(|parts| pack_bias(parts, tiles.gated)).collect::<Vec<f32>>())
+}
+
 /// A weight of each expert: of the gate and of up, or of one.
 fn weights_of(random: &mut Random, experts: usize, tiles: &Tiles) -> Vec<Vec<Matrix>> {
     let parts = if tiles.gated { 2 } else { 1 };
@@ -199,20 +216,33 @@ fn packed(weights: &[Vec<Matrix>], tiles: &Tiles) -> HostBuffer {
     HostBuffer::input(&weights.iter().flat_map(|parts| pack(parts, tiles.gated)).collect::<Vec<u16>>())
 }
 
-/// `W x`, or `f(gate x) up x`.
-fn product(parts: &[Matrix], activation: Option<Activation>, x: &[f64]) -> Vec<f64> {
-    let dot = |part: &Matrix, row| -> f64 { part.row(row).iter().zip(x).map(|(&w, &x)| f64::from(w) * x).sum() };
-    let gate = |row| activate(activation, dot(&parts[0], row));
-    (0..parts[0].rows).map(|row| gate(row) * parts.get(1).map_or(1.0, |up| dot(up, row))).collect()
+/// `W x`, or `f(gate x) up x` and what other gating there is; with biases.
+fn product(
+    parts: &[Matrix],
+    biases: &[Vec<f32>],
+    activation: Option<Activation>,
+    gating: &Gating,
+    x: &[f64],
+) -> Vec<f64> {
+    let dot = |part: usize, row: usize| -> f64 {
+        let products = parts[part].row(row).iter().zip(x).map(|(&w, &x)| f64::from(w) * x);
+        products.sum::<f64>() + f64::from(biases[part][row])
+    };
+    let limit = gating.limit.map_or(f64::INFINITY, f64::from);
+    let (slope, offset) = (f64::from(gating.slope), f64::from(gating.offset));
+    let gate = |row| activate(activation, slope * dot(0, row).min(limit)) / slope;
+    let up = |row| if parts.len() > 1 { dot(1, row).clamp(-limit, limit) + offset } else { 1.0 };
+    (0..parts[0].rows).map(|row| gate(row) * up(row)).collect()
 }
 
 impl Hidden {
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         let kernel = build(&self.kernel, mutation)?;
-        let ExpertsHidden { tiles, route, batch, summed, norm, activation, .. } = &self.kernel;
+        let ExpertsHidden { tiles, route, batch, summed, norm, activation, gating, biased, .. } = &self.kernel;
         let chosen = Chosen::new(route, *batch);
         let mut random = Random(tiles.k as u64);
         let weights = weights_of(&mut random, route.experts, tiles);
+        let biases = biases_of(&mut Random(5), route.experts, tiles, *biased);
         // What half precision has no room for as it is.
         let size = if self.kernel.alike { 4e6 } else { 1.0 };
         let x: Vec<f32> = random.floats(batch * tiles.k).iter().map(|value| size * (3.0 * value + 0.5)).collect();
@@ -229,10 +259,12 @@ impl Hidden {
         for &expert in &chosen.listed() {
             for (x, experts) in rows.iter().zip(&chosen.rows) {
                 let share = experts.iter().find(|(of, _)| *of == expert).map_or(0.0, |&(_, share)| share);
-                expected.extend(product(&weights[expert], Some(*activation), x).iter().map(|y| share * y));
+                let products = product(&weights[expert], &biases[expert], Some(*activation), gating, x);
+                expected.extend(products.iter().map(|y| share * y));
             }
         }
 
+        let biases = packed_biases(&biases, tiles);
         let (weights, logits) = (packed(&weights, tiles), chosen.given_logits(*summed, &x));
         let before = HostBuffer::input(&crate::matvec::rms_before(&x, *batch));
         let (x, norm_weight) = (HostBuffer::input(&x), HostBuffer::input(&norm_weight));
@@ -249,6 +281,7 @@ impl Hidden {
         ];
         arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
         arguments.extend(self.kernel.alike.then(|| ("rms_before", before.address())));
+        arguments.extend(biased.then(|| ("biases", biases.address())));
         kernel.launch(*batch, &arguments)?;
         if self.zeros > 0 {
             ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
@@ -262,10 +295,11 @@ impl Hidden {
 impl Sum {
     pub fn check(&self, mutation: Option<Mutation>) -> Result<()> {
         let kernel = build(&self.kernel, mutation)?;
-        let ExpertsSum { tiles, route, batch, summed, split, .. } = &self.kernel;
+        let ExpertsSum { tiles, route, batch, summed, split, biased, .. } = &self.kernel;
         let (batch, k, size) = (*batch, tiles.k, tiles.rows[0]);
         let (chosen, mut random) = (Chosen::new(route, batch), Random(9));
         let weights = weights_of(&mut random, route.experts, tiles);
+        let biases = biases_of(&mut Random(5), route.experts, tiles, *biased);
         let listed = chosen.listed();
         let inside = random.rounded(listed.len() * batch * k);
         let residual = random.floats(batch * size);
@@ -275,9 +309,14 @@ impl Sum {
         }
         for (at, x) in inside.chunks(k).enumerate() {
             let x: Vec<f64> = x.iter().map(|&value| value.into()).collect();
-            let added = product(&weights[listed[at / batch]], None, &x);
-            expected[at % batch * size..][..size].iter_mut().zip(added).for_each(|(sum, y)| *sum += y);
+            let (expert, row) = (listed[at / batch], at % batch);
+            let none = vec![vec![0.0; size]];
+            let added = product(&weights[expert], &none, None, &Gating::default(), &x);
+            let share = chosen.rows[row].iter().find(|(of, _)| *of == expert).map_or(0.0, |&(_, share)| share);
+            let biased = added.iter().zip(&biases[expert][0]).map(|(y, &bias)| y + share * f64::from(bias));
+            expected[row * size..][..size].iter_mut().zip(biased).for_each(|(sum, y)| *sum += y);
         }
+        let biases = packed_biases(&biases, tiles);
 
         let (weights, hidden) = (packed(&weights, tiles), HostBuffer::input(&to_operands(tiles.weights, &inside)));
         // The rows that sums are of are whatever they are: one factor of all logits leaves their order alone.
@@ -295,6 +334,7 @@ impl Sum {
             ("out", out.address()),
         ];
         arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
+        arguments.extend(biased.then(|| ("biases", biases.address())));
         kernel.launch(batch, &arguments)?;
         compare("sum", &expected, &out.written::<f32>()?, Bound::Exact)
     }
@@ -334,11 +374,12 @@ impl Rows {
         }
         ensure!(takers.written::<u32>()? == bits, "route: the rows of experts differ");
 
-        let Matmul { tiles, activation, gather: Some(gather), .. } = kernel else {
+        let Matmul { tiles, activation, gating, gather: Some(gather), .. } = kernel else {
             panic!("the product gathers");
         };
         let (top_k, k, mut random) = (gather.top_k, tiles.k, Random(11));
         let weights = weights_of(&mut random, experts, tiles);
+        let biases = biases_of(&mut Random(5), experts, tiles, gather.biased);
         let x = random.floats(if gather.by_pair { rows * top_k } else { rows } * k);
         let left_of = |value: f32| value - round(value);
         let split = |value: &f32| f64::from(round(*value)) + f64::from(round(left_of(*value)));
@@ -350,15 +391,21 @@ impl Rows {
                     true => x.iter().map(split).collect(),
                     false => x.iter().map(|&value| round_operand(tiles.weights, value.into())).collect(),
                 };
-                let share = if gather.by_pair { 1.0 } else { share };
-                expected.extend(product(&weights[expert], *activation, &x).iter().map(|y| share * y));
+                // By pair x has its share already.
+                let (of_product, of_bias) = if gather.by_pair { (1.0, share as f32) } else { (share, 1.0) };
+                let biases: Vec<Vec<f32>> =
+                    biases[expert].iter().map(|part| part.iter().map(|bias| bias * of_bias).collect()).collect();
+                let products = product(&weights[expert], &biases, *activation, gating, &x);
+                expected.extend(products.iter().map(|y| of_product * y));
             }
         }
         let halves = |row: &[f32]| [row.to_vec(), row.iter().copied().map(left_of).collect()].concat();
         let x: Vec<f32> = if kernel.paired { x.chunks(k).flat_map(halves).collect() } else { x };
         let (weights, x) = (packed(&weights, tiles), HostBuffer::input(&to_operands(tiles.weights, &x)));
         let out = room(expected.len(), tiles.out);
+        let biases = packed_biases(&biases, tiles);
         let arguments = [
+            ("bias", given(gather.biased, &biases)),
             ("weights", weights.address()),
             ("x", x.address()),
             ("out0", out.address()),
@@ -387,6 +434,7 @@ fn insides_of_few_rows() -> Result<()> {
         activation: Activation::GeluTanh,
         ..hidden(7, 2, 2)
     };
+    let bounded = |kernel| ExpertsHidden { gating: BOUNDED, biased: true, ..kernel };
     let whole = ExpertsHidden { tiles: inside(256, 16), ..hidden(128, 16, 1) };
     check_each(
         &[
@@ -397,7 +445,7 @@ fn insides_of_few_rows() -> Result<()> {
             // More than a word of experts, sixteen to a row; whole rings; more blocks than row tiles.
             Hidden { zeros: 77, ..Hidden::of(whole) },
             Hidden::of(ExpertsHidden { tiles: inside(600, 9), depth: 3, blocks: 40, ..hidden(3, 1, 2) }),
-            Hidden::of(ungated),
+            Hidden::of(ungated.clone()),
             Hidden { norm_weight: false, ..Hidden::of(sigmoid(hidden(65, 4, 2))) },
             Hidden::of(unnormalised(hidden(33, 4, 4))),
             Hidden::of(sigmoid(unnormalised(ExpertsHidden { tiles: inside(33, SIZES[1]), ..hidden(5, 5, 1) }))),
@@ -407,6 +455,10 @@ fn insides_of_few_rows() -> Result<()> {
             Hidden::of(summed(hidden(128, 8, 1))),
             Hidden::of(summed(unnormalised(hidden(40, 3, 4)))),
             Hidden::of(summed(sigmoid(hidden(9, 2, 2)))),
+            // Biases and bounds, of one row and of several, and of single products.
+            Hidden::of(bounded(hidden(6, 2, 1))),
+            Hidden::of(bounded(hidden(40, 3, 4))),
+            Hidden::of(ExpertsHidden { biased: true, ..ungated.clone() }),
             // A bias for the choice: of a softmax and of sigmoids.
             Hidden::of(biased(sigmoid(hidden(66, 6, 2)))),
             Hidden::of(biased(unnormalised(ExpertsHidden { norm: None, ..hidden(12, 3, 1) }))),
@@ -423,6 +475,7 @@ fn sums_of_few_rows() -> Result<()> {
     let biased = |kernel: ExpertsSum| ExpertsSum { route: Route { biased: true, ..kernel.route }, ..kernel };
     let sigmoid =
         |kernel: ExpertsSum| ExpertsSum { route: Route { scoring: Scoring::Sigmoid, ..kernel.route }, ..kernel };
+    let with_biases = |kernel| ExpertsSum { biased: true, ..kernel };
     let unstaged = ExpertsSum { warps: 8, staged: false, ..sum(8, 8, 8) };
     check_each(
         &[
@@ -439,6 +492,9 @@ fn sums_of_few_rows() -> Result<()> {
             Sum::of(biased(sum(12, 3, 1))),
             Sum::of(split(ExpertsSum { summed: true, ..sum(40, 3, 4) })),
             Sum::of(sum(70, 40, 1)),
+            Sum::of(with_biases(sum(6, 2, 1))),
+            Sum::of(with_biases(split(sum(40, 3, 4)))),
+            Sum { residual: false, ..Sum::of(with_biases(split(of(300, 70, sum(66, 40, 1))))) },
         ],
         |case| &case.kernel,
         |case| case.check(None),
@@ -455,6 +511,11 @@ fn many_rows() -> Result<()> {
     };
     let results =
         |route: &Route, rows, columns| Rows::by_pair(route.clone(), tiles(features, &[outputs]), rows, columns);
+    let with_biases = |mut case: Rows, gating| {
+        case.product.gating = gating;
+        case.product.gather.iter_mut().for_each(|gather| gather.biased = true);
+        case
+    };
     let plain = route(6, 2);
     let wide = route(40, 3);
     let sigmoid = Route { scoring: Scoring::Sigmoid, normalise: false, ..route(4, 1) };
@@ -466,6 +527,8 @@ fn many_rows() -> Result<()> {
         results(&plain, 16, 1),
         gated(&wide, 70),
         results(&wide, 70, 1),
+        with_biases(gated(&wide, 70), BOUNDED),
+        with_biases(results(&wide, 70, 1), Gating::default()),
         ungated(&sigmoid, k, features, 40, 2),
         results(&sigmoid, 40, 2),
         gated(&biased, 70),

@@ -1,7 +1,7 @@
 //! `matmul.cu` against sums in f64. Where it gathers the rows of experts: see `experts.rs`.
 
 use anyhow::Result;
-use fuse_kernels::{Activation, Matmul, Matvec, Storage, Tiles};
+use fuse_kernels::{Activation, Gating, Matmul, Matvec, Storage, Tiles};
 use fuse_tests::host_build::HostBuffer;
 
 use crate::matvec::{self, Problem};
@@ -19,7 +19,8 @@ pub struct Case {
 
 /// A product with nothing fused, by warps of this many row tiles and groups of eight rows of x; how many share x, and how many a row tile.
 pub fn plain(tiles: Tiles, [row_tiles, columns, row_warps, split]: [usize; 4]) -> Matmul {
-    Matmul { tiles, row_tiles, columns, row_warps, split, paired: false, activation: None, gather: None }
+    let gating = Gating::default();
+    Matmul { tiles, row_tiles, columns, row_warps, split, paired: false, activation: None, gating, gather: None }
 }
 
 /// A product with a gate and with another weight.

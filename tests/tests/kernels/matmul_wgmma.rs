@@ -219,6 +219,7 @@ fn rows_for_products() -> Result<()> {
         split: 1,
         paired: false,
         activation: None,
+        gating: fuse_kernels::Gating::default(),
         gather: None,
     };
     let packed = HostBuffer::input(&pack(std::slice::from_ref(&matrix), false));

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use super::matmul::dot;
 use super::operands::Operands;
 use super::{Tensor, maths};
-use crate::ir::{Experts, Role, Route, Scoring};
+use crate::ir::{Experts, Gating, Role, Route, Scoring};
 
 /// The chosen experts of each row of logits, best first, and their shares.
 pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>) -> Vec<Tensor> {
@@ -45,20 +45,36 @@ pub(super) fn experts(fused: &Experts, operands: &Operands<'_>) -> Result<Tensor
         let mut sum = vec![0.0f64; outputs];
         for (&expert, &share) in chosen.row(token).iter().zip(shares.row(token)) {
             ensure!((expert as usize) < up.shape[0], "expert {expert} is chosen, and there are {}", up.shape[0]);
-            let up = product(up, expert as usize, x.row(token));
+            let expert = expert as usize;
+            let biased = |stack: &Tensor, x: &[f32], role: Role| -> Vec<f32> {
+                let mut result = product(stack, expert, x);
+                if let Some(bias) = operands.find(role) {
+                    result.iter_mut().zip(bias.row(expert)).for_each(|(value, bias)| *value += bias);
+                }
+                result
+            };
+            let up = biased(up, x.row(token), Role::UpBias);
             let hidden: Vec<f32> = match fused.gated {
                 true => {
-                    let gate = product(operands.get(Role::Gate), expert as usize, x.row(token));
-                    gate.iter().zip(&up).map(|(&gate, up)| maths::activate(fused.activation, gate) * up).collect()
+                    let gate = biased(operands.get(Role::Gate), x.row(token), Role::GateBias);
+                    gate.iter().zip(&up).map(|(&gate, &up)| gated(fused, gate, up)).collect()
                 }
                 false => up.iter().map(|&up| maths::activate(fused.activation, up)).collect(),
             };
-            let result = product(down, expert as usize, &hidden);
+            let result = biased(down, &hidden, Role::DownBias);
             sum.iter_mut().zip(result).for_each(|(sum, value)| *sum += f64::from(share) * f64::from(value));
         }
         out.extend(sum.into_iter().map(|value| value as f32));
     }
     Ok(Tensor::new([x.shape[0], outputs], out))
+}
+
+/// What is made of a gate and the other product.
+fn gated(fused: &Experts, gate: f32, up: f32) -> f32 {
+    let Gating { limit, slope, offset } = fused.gating;
+    let limit = limit.unwrap_or(f32::INFINITY);
+    maths::activate(fused.activation, slope * gate.clamp(f32::NEG_INFINITY, limit)) / slope
+        * (up.clamp(-limit, limit) + offset)
 }
 
 /// `a · sigmoid(b)`.

@@ -134,12 +134,21 @@ fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
     let up: (&[usize], &[f32]) = (&[2, 1, 2], &[1.0, 0.0, 0.0, 1.0]);
     let gate: (&[usize], &[f32]) = (&[2, 1, 2], &[0.0, 1.0, -1.0, 0.0]);
     let down: (&[usize], &[f32]) = (&[2, 2, 1], &[1.0, 2.0, 10.0, 20.0]);
-    let experts = |gated| Op::Experts(Experts { activation: Activation::Relu, gated });
+    let experts = |gated| Op::Experts(Experts::plain(Activation::Relu, gated));
     let found = results(experts(false), &[x, chosen, shares, up, down], &[&[1, 2]]);
     near(&found[0], &[0.5 * 10.0 * 5.0 + 2.0 * 3.0, 0.5 * 20.0 * 5.0 + 2.0 * 2.0 * 3.0]);
     // Expert 1's gate is relu(-3) = 0; expert 0's is relu(5).
     let found = results(experts(true), &[x, chosen, shares, gate, up, down], &[&[1, 2]]);
     near(&found[0], &[2.0 * 15.0, 2.0 * 30.0]);
+    // With their biases gates are 0.25 and 1, of which 0.5 is left; the others -3, of which -0.5 is left, and 0.25.
+    let gating = Gating { limit: Some(0.5), slope: 2.0, offset: 1.0 };
+    let biased = Experts { gating, biased: true, down_bias: true, ..Experts::plain(Activation::Relu2, true) };
+    let biases: [(&[usize], &[f32]); 3] =
+        [(&[2, 1], &[-4.75, 4.0]), (&[2, 1], &[-6.0, -4.75]), (&[2, 2], &[0.0, 1.0, 2.0, 0.0])];
+    let operands = [[x, chosen, shares, gate].as_slice(), &[up, down], &biases].concat();
+    let found = results(Op::Experts(biased), &operands, &[&[1, 2]]);
+    // relu²(2 · 0.5) / 2 · (0.25 + 1) = 0.625, and relu²(2 · 0.25) / 2 · (-0.5 + 1) = 0.0625.
+    near(&found[0], &[0.5 * (6.25 + 2.0) + 2.0 * 0.0625, 0.5 * 12.5 + 2.0 * (0.125 + 1.0)]);
     let absent = [x, (&[1, 2], &[2.0, 0.0]), shares, up, down];
     let tensors: Vec<Tensor> = absent.iter().map(|&(shape, data)| Tensor::new(shape, data)).collect();
     let error = evaluate(&experts(false), &tensors.iter().collect::<Vec<_>>(), &[vec![1, 2]]).expect_err("of two");

@@ -6,7 +6,8 @@ use super::error::ParseError;
 use super::scan::{Attribute, AttributeValue, Form, Scan};
 use crate::ir::text::weights_implied;
 use crate::ir::{
-    Activation, Attention, Conv, Epilogue, Experts, Function, Matmul, Norm, NormKind, Op, Projection, Rope, RopeScaling,
+    Activation, Attention, Conv, Epilogue, Experts, Function, Gating, Matmul, Norm, NormKind, Op, Projection, Rope,
+    RopeScaling,
 };
 use crate::ir::{Recall, Replay, Route, Scoring, Start, State};
 
@@ -48,7 +49,17 @@ pub(super) fn build(
         }),
         "experts" => {
             let activation = activation(&mut attributes)?.ok_or_else(|| attributes.missing("activation"))?;
-            Op::Experts(Experts { activation, gated: attributes.flag("gated", false)? })
+            Op::Experts(Experts {
+                activation,
+                gated: attributes.flag("gated", false)?,
+                gating: Gating {
+                    limit: attributes.optional_number("limit")?,
+                    slope: attributes.optional_number("slope")?.unwrap_or(1.0),
+                    offset: attributes.optional_number("offset")?.unwrap_or(0.0),
+                },
+                biased: attributes.flag("biased", false)?,
+                down_bias: attributes.flag("down_bias", false)?,
+            })
         }
         "scale" => Op::Scale(attributes.number("factor")?),
         "softcap" => Op::Softcap(attributes.number("cap")?),

@@ -23,8 +23,13 @@ fn every_op() -> Vec<Op> {
         Op::Glu,
         Op::Route(Route { top_k: 2, scoring: Scoring::Softmax, bias: false, normalise: true, scale: 1.0 }),
         Op::Route(Route { top_k: 8, scoring: Scoring::Sigmoid, bias: true, normalise: false, scale: 2.5 }),
-        Op::Experts(Experts { activation: Activation::Silu, gated: true }),
-        Op::Experts(Experts { activation: Activation::Relu2, gated: false }),
+        Op::Experts(Experts::plain(Activation::Silu, true)),
+        Op::Experts(Experts { biased: true, ..Experts::plain(Activation::Relu2, false) }),
+        Op::Experts(Experts {
+            gating: Gating { limit: Some(7.0), slope: 1.702, offset: 1.0 },
+            down_bias: true,
+            ..Experts::plain(Activation::Silu, true)
+        }),
         Op::Scale(0.1),
         Op::Scale(-0.0),
         Op::Scale(f32::MIN_POSITIVE),

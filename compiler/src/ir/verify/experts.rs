@@ -1,6 +1,6 @@
 //! The rules of routed experts.
 
-use super::terms::{Check, Checked, activation, logits, must, positive, result_count, same};
+use super::terms::{Check, Checked, activation, is_plain, logits, must, positive, result_count, role_words, same};
 use crate::ir::{Dim, Experts, Format, Role, Route, Type};
 
 pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
@@ -40,6 +40,23 @@ pub(super) fn experts(fused: &Experts, node: &Checked<'_>) -> Check {
         return Err(format!(
             "up is {up}, but down is {down}: {count} experts of {features} values need [{count}, …, {features}]"
         ));
+    }
+    for (role, size) in [(Role::GateBias, features), (Role::UpBias, features), (Role::DownBias, outputs)] {
+        if let Some(bias) = node.find(role)
+            && !(is_plain(bias) && bias.shape == [Dim::Fixed(count), Dim::Fixed(size)])
+        {
+            let name = role_words(role);
+            return Err(format!("the {name} is {bias}, but must have the shape [{count}, {size}]"));
+        }
+    }
+    let gating = &fused.gating;
+    if !fused.gated && !gating.is_plain() {
+        return Err("limit, slope and offset are of experts with a gate".into());
+    }
+    gating.limit.map_or(Ok(()), |limit| positive("limit", limit))?;
+    positive("slope", gating.slope)?;
+    if !gating.offset.is_finite() {
+        return Err(format!("offset is {}; it must be finite", gating.offset));
     }
     must(&node.results[0], &Type::activation(&[outputs]), || format!("down {down}"))
 }

@@ -264,9 +264,11 @@ impl Builder<'_, '_> {
         let bias = match proj.bias {
             true => {
                 let (name, _) = self.weight(node, Role::ProjBias)?;
-                Source::Ready(Arg::Weight(
-                    self.planner.weight(Recipe::Biases { parts: vec![(Some(name), rows)], gated: false }),
-                ))
+                Source::Ready(Arg::Weight(self.planner.weight(Recipe::Biases {
+                    parts: vec![(Some(name), rows)],
+                    gated: false,
+                    experts: None,
+                })))
             }
             false => NULL,
         };

@@ -41,6 +41,9 @@ struct Chosen {
     features: usize,
     outputs: usize,
     gated: bool,
+    /// Of the products inside the experts, and of their results; null where there are none.
+    inner_biases: Source,
+    biases: Source,
 }
 
 impl Chosen {
@@ -75,7 +78,8 @@ impl Builder<'_, '_> {
             let from_same_norm = |&user: &NodeId| {
                 let x = graph.operand(user, Role::X)?.node;
                 match graph.op(x) {
-                    Op::Norm(norm) if matches!(graph.op(user), Op::Experts(_)) => {
+                    // Shares of biases are of whole logits.
+                    Op::Norm(norm) if matches!(graph.op(user), Op::Experts(experts) if !experts.down_bias) => {
                         Some(self.is_of_experts(x, norm) && norm.eps == eps && graph.operand(x, Role::X) == Some(value))
                     }
                     _ => None,
@@ -157,7 +161,24 @@ impl Builder<'_, '_> {
         };
         let (logits, summed) = (self.pointer(router, Role::X)?, self.summed.contains(&self.operand(router, Role::X)?));
         let bias = self.vector(router, Role::ChoiceBias, 0.0)?;
-        let chosen = Chosen { node, route, logits, summed, bias, inner, down, inputs, features, outputs, gated };
+        let roles: &[Role] = if gated { &[Role::GateBias, Role::UpBias] } else { &[Role::UpBias] };
+        let inner_biases = if experts.biased { self.biases(node, roles, count, features)? } else { NULL };
+        let biases = if experts.down_bias { self.biases(node, &[Role::DownBias], count, outputs)? } else { NULL };
+        let chosen = Chosen {
+            node,
+            route,
+            logits,
+            summed,
+            bias,
+            inner,
+            down,
+            inputs,
+            features,
+            outputs,
+            gated,
+            inner_biases,
+            biases,
+        };
         if self.few() { self.experts_of_few(&chosen, experts) } else { self.experts_of_many(&chosen, experts) }
     }
 
@@ -197,12 +218,15 @@ impl Builder<'_, '_> {
             norm,
             alike: rms_before != NULL,
             activation: experts.activation,
+            gating: experts.gating,
+            biased: experts.biased,
         };
         shape_experts_hidden(&mut spec, self.planner.tuning);
         let mut operands = vec![("weights", inner.packed), ("x", x), ("norm_weight", norm_weight), ("logits", logits)];
         operands.push(("hidden", hidden));
         operands.extend(chosen.bias());
         operands.extend(spec.alike.then_some(("rms_before", rms_before)));
+        operands.extend(spec.biased.then_some(("biases", chosen.inner_biases)));
         self.launch(KernelSpec::ExpertsHidden(spec), batch, &operands)?;
 
         let (value, residual) = self.with_residual(node.result(0));
@@ -217,6 +241,7 @@ impl Builder<'_, '_> {
             staged: false,
             blocks: 0,
             late: false,
+            biased: experts.down_bias,
         };
         shape_experts_sum(&mut sum, self.can_sum(value), self.planner.tuning);
         let out = match sum.split {
@@ -231,6 +256,7 @@ impl Builder<'_, '_> {
             vec![("weights", down.packed), ("hidden", hidden), ("logits", logits), ("residual", residual)];
         operands.push(("out", out));
         operands.extend(chosen.bias());
+        operands.extend(sum.biased.then_some(("biases", chosen.biases)));
         self.launch(KernelSpec::ExpertsSum(sum), batch, &operands)
     }
 
@@ -260,19 +286,22 @@ impl Builder<'_, '_> {
         self.launch(KernelSpec::Route(RouteRows { route: chosen.route.clone() }), rows, &operands)?;
 
         let gathered = [("rows", self.count()), ("shares", shares), ("slots", slots), ("bits", takers)];
-        let gather = Gather { experts: count, top_k, by_pair: false };
+        let gather = Gather { experts: count, top_k, by_pair: false, biased: experts.biased };
         let out = down.format.activations();
         let tiles = Tiles { weights: inner.format, k: inputs, rows: vec![features], gated, out };
         let mut spec = gathered_shape(tiles, paired, rows, gather);
         spec.activation = Some(experts.activation);
+        spec.gating = experts.gating;
         let hidden = Source::Buffer(self.buffer(rows * top_k * features * 2), 0);
-        let operands = [&[("weights", inner.packed), ("x", x), ("out0", hidden)][..], &gathered].concat();
+        let own = [("weights", inner.packed), ("x", x), ("bias", chosen.inner_biases), ("out0", hidden)];
+        let operands = [&own[..], &gathered].concat();
         self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
         let tiles = Tiles { weights: down.format, k: features, rows: vec![outputs], gated: false, out: Storage::F32 };
-        let spec = gathered_shape(tiles, false, rows, Gather { by_pair: true, ..gather });
+        let spec = gathered_shape(tiles, false, rows, Gather { by_pair: true, biased: experts.down_bias, ..gather });
         let products = Source::Buffer(self.buffer(rows * top_k * outputs * 4), 0);
-        let operands = [&[("weights", down.packed), ("x", hidden), ("out0", products)][..], &gathered].concat();
+        let own = [("weights", down.packed), ("x", hidden), ("bias", chosen.biases), ("out0", products)];
+        let operands = [&own[..], &gathered].concat();
         self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
         let (value, residual) = self.with_residual(node.result(0));
@@ -299,6 +328,14 @@ impl Builder<'_, '_> {
         let recipe = Recipe::Experts { parts, k, gated, count, format };
         let packed = Source::Ready(Arg::Weight(self.planner.weight(recipe)));
         Ok((Stack { packed, format }, [count, rows, k]))
+    }
+
+    /// The packed biases of all experts, `[experts, rows]` each.
+    fn biases(&mut self, node: NodeId, roles: &[Role], count: usize, rows: usize) -> Result<Source> {
+        let name = |&role: &Role| Ok((Some(self.weight(node, role)?.0), rows));
+        let parts = roles.iter().map(name).collect::<Result<_>>()?;
+        let recipe = Recipe::Biases { parts, gated: roles.len() == 2, experts: Some(count) };
+        Ok(Source::Ready(Arg::Weight(self.planner.weight(recipe))))
     }
 
     /// The sum that is the only reader of `value`, and what it adds, where that is computed already: its launch is then left out. Else `value`.

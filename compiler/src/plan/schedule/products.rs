@@ -88,7 +88,7 @@ impl Builder<'_, '_> {
                 })
                 .collect::<Result<_>>()?;
             let bias = if biases.iter().any(|(name, _)| name.is_some()) {
-                Source::Ready(Arg::Weight(self.planner.weight(Recipe::Biases { parts: biases, gated })))
+                Source::Ready(Arg::Weight(self.planner.weight(Recipe::Biases { parts: biases, gated, experts: None })))
             } else {
                 NULL
             };

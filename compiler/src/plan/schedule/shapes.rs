@@ -1,7 +1,7 @@
 //! The launch shapes of products: warps, what they hold, blocks.
 
 use super::MULTIPROCESSORS;
-use crate::ir::{Activation, Format};
+use crate::ir::{Activation, Format, Gating};
 use crate::plan::kernels::{
     AttentionProjection, ExpertsHidden, ExpertsSum, Family, Gather, Heads, Matmul, Matvec, Storage, Tiles,
 };
@@ -213,7 +213,7 @@ pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activa
     // Codes that become fragments leave registers for one row tile.
     let many = if tiles.weights.is_whole() { 2 } else { 1 };
     let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (many, 8, 2, 2) };
-    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation, gather: None }
+    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation, gating: Gating::default(), gather: None }
 }
 
 /// Products of experts with `rows` rows, each to `top_k` of them: as many rows side by side as an expert has on the average.
@@ -221,7 +221,8 @@ pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Ga
     let columns = (rows * gather.top_k).div_ceil(8 * gather.experts).next_power_of_two().min(8);
     let gather = Some(gather);
     let row_tiles = if tiles.weights.is_whole() { 2 } else { 1 };
-    Matmul { tiles, row_tiles, columns, row_warps: 2, split: 2, paired, activation: None, gather }
+    let (row_warps, split, gating) = (2, 2, Gating::default());
+    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation: None, gating, gather }
 }
 
 /// The shape of the experts' hidden values: the row tiles of all that a step may need in turn over the blocks.

@@ -42,13 +42,24 @@ impl Lowering<'_> {
         };
         let matrices = each(self, &inner, features, columns)?;
         let hidden = self.new_buffer(top_k * features);
-        let activation = experts.activation;
+        let (activation, gating) = (experts.activation, experts.gating);
         let coded = self.coded(x, &matrices);
-        self.push(Step::ExpertHidden(HiddenStep { x, coded, routed, top_k, matrices, activation, out: hidden }));
+        let mut biases = Vec::new();
+        for role in [Role::GateBias, Role::UpBias] {
+            if let Some(bias) = self.graph.operand(node, role) {
+                biases.push(self.constant(bias, count * features)?);
+            }
+        }
+        let step = HiddenStep { x, coded, routed, top_k, matrices, activation, gating, biases, out: hidden };
+        self.push(Step::ExpertHidden(step));
         let matrices = each(self, &[down], outputs, features)?;
         let out = self.result(node.result(0));
         let coded = self.coded(hidden, &matrices);
-        self.push(Step::ExpertSum(SumStep { hidden, coded, routed, top_k, matrices, out }));
+        let bias = match self.graph.operand(node, Role::DownBias) {
+            Some(bias) => self.constant(bias, count * outputs)?,
+            None => Box::default(),
+        };
+        self.push(Step::ExpertSum(SumStep { hidden, coded, routed, top_k, matrices, bias, out }));
         Ok(())
     }
 }

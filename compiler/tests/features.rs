@@ -252,6 +252,7 @@ const WINDOWS: &[(&str, &str, usize)] = &[
     ("exaone4", "{}", 4096),
     ("gemma2", "{}", 4096),
     ("gemma3", "{}", 4096),
+    ("gemma4", "{}", 512),
     ("gpt_oss", "{}", 128),
     ("llama", r#"{"model_type": "mistral"}"#, 4096),
     ("mixtral", "{}", 0),

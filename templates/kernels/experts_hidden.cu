@@ -157,6 +157,9 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
 #pragma unroll
     for (int e = 0; SUMMED && e < WORDS; e++) logit[e] *= rms;
     shares_of(share, logit, chosen, SUMMED ? top * rms : top, lane);
+    {%- if route.scaled %}
+    scale_shares(share, expert_scale, lane);
+    {%- endif %}
 #pragma unroll
     for (int e = 0; e < WORDS; e++)
       if (32 * e + lane < EXPERTS) shares[warp][32 * e + lane] = share[e];

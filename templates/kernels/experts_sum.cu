@@ -68,6 +68,9 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     // Of the row that this warp finishes; it reads them after a barrier.
     float share[WORDS];
     shares_of(share, logit, chosen, top, lane);
+    {%- if route.scaled %}
+    scale_shares(share, expert_scale, lane);
+    {%- endif %}
 #pragma unroll
     for (int w = 0; w < WORDS; w++)
       if (warp < BATCH && 32 * w + lane < EXPERTS) shares[warp][32 * w + lane] = share[w];

@@ -24,6 +24,9 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
     load_logits<false>(logit, logits + (u64)row * EXPERTS, lane);
     const u32 chosen = choose(logit, bias, top, lane);
     shares_of(share, logit, chosen, top, lane);
+    {%- if route.scaled %}
+    scale_shares(share, expert_scale, lane);
+    {%- endif %}
     int slot = 0;
 #pragma unroll
     for (int w = 0; w < WORDS; w++) {

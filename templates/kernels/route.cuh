@@ -106,6 +106,14 @@ DEVICE void shares_of(float (&share)[WORDS], const float (&logit)[WORDS], u32 ch
 #pragma unroll
   for (int w = 0; w < WORDS; w++) share[w] = chosen >> w & 1 ? share[w] * scale : 0.0f;
 }
+{%- if route.scaled %}
+// And each times the factor of its expert.
+DEVICE void scale_shares(float (&share)[WORDS], const float* expert_scale, int lane) {
+#pragma unroll
+  for (int w = 0; w < WORDS; w++)
+    if (32 * w + lane < EXPERTS) share[w] *= load_settled(expert_scale + 32 * w + lane);
+}
+{%- endif %}
 
 // The set that lanes hold bits of, a word at a time: the same for the whole warp.
 DEVICE u32 word_of(u32 chosen, int w) { return ballot(chosen >> w & 1); }

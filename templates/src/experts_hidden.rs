@@ -75,6 +75,7 @@ impl Family for ExpertsHidden {
             params.push(Param::read("rms_before", "const float*"));
         }
         params.extend(self.route.bias());
+        params.extend(self.route.scales());
         if self.biased {
             params.push(Param::weight("biases", "const float*"));
         }

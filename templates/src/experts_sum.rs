@@ -69,6 +69,7 @@ impl Family for ExpertsSum {
         ];
         params.extend(self.route.bias());
         if self.biased {
+            params.extend(self.route.scales());
             params.push(Param::weight("biases", "const float*"));
         }
         params

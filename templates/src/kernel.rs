@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
 use crate::{
-    Append, Attention, AttentionProjection, AttentionRows, Conv, Elementwise, Embedding, ExpertsHidden, ExpertsSum,
-    KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, Recall, RopeRows, RouteRows, Sample,
+    Append, Attention, AttentionProjection, AttentionRows, AttentionWide, Conv, Elementwise, Embedding, ExpertsHidden,
+    ExpertsSum, KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, Recall, RopeRows, RouteRows, Sample,
 };
 
 /// What specialises a kernel, one variant per family.
@@ -18,6 +18,7 @@ pub enum KernelSpec {
     MatmulWgmma(MatmulWgmma),
     Attention(Attention),
     AttentionRows(AttentionRows),
+    AttentionWide(AttentionWide),
     AttentionProjection(AttentionProjection),
     Route(RouteRows),
     ExpertsHidden(ExpertsHidden),
@@ -43,6 +44,7 @@ impl KernelSpec {
             KernelSpec::MatmulWgmma(kernel) => kernel,
             KernelSpec::Attention(kernel) => kernel,
             KernelSpec::AttentionRows(kernel) => kernel,
+            KernelSpec::AttentionWide(kernel) => kernel,
             KernelSpec::AttentionProjection(kernel) => kernel,
             KernelSpec::Route(kernel) => kernel,
             KernelSpec::ExpertsHidden(kernel) => kernel,

@@ -3,7 +3,7 @@
 use askama::Template;
 use serde::{Deserialize, Serialize};
 
-use crate::experts::Scoring;
+use crate::experts::{Scoring, is_false};
 use crate::family::{Family, Param, text_of};
 use crate::values::{Float, mark};
 
@@ -34,6 +34,9 @@ pub struct Route {
     pub normalise: bool,
     /// Multiplies the shares.
     pub scale: f32,
+    /// A factor for each expert multiplies its share.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub scaled: bool,
 }
 
 impl Route {
@@ -45,6 +48,11 @@ impl Route {
     /// The parameter of the choice's bias, where there is one.
     pub(crate) fn bias(&self) -> Option<Param> {
         self.biased.then_some(Param::weight("choice_bias", "const float*"))
+    }
+
+    /// The parameter of the factors, where there are some.
+    pub(crate) fn scales(&self) -> Option<Param> {
+        self.scaled.then_some(Param::weight("expert_scale", "const float*"))
     }
 
     pub(crate) fn suffix(&self) -> String {
@@ -79,6 +87,7 @@ impl Family for RouteRows {
             Param::number("rows"),
         ];
         params.extend(self.route.bias());
+        params.extend(self.route.scales());
         params
     }
 

@@ -543,6 +543,13 @@ pub enum RopeScaling {
         /// Round the ends of the passage to whole dimensions.
         truncate: bool,
     },
+    /// `proportional`: of pairs that span the whole of `dim`, only the first turn.
+    Proportional {
+        /// The stretch.
+        factor: f64,
+        /// The part of the pairs that turn.
+        part: f64,
+    },
     /// `longrope`: a divisor per frequency, and a magnitude. The list is the one that holds for the context in use.
     LongRope {
         /// One divisor per pair.

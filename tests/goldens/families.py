@@ -12,8 +12,8 @@ def golden(family, options, *changes):
     return classes, common | options, "bfloat16", None, list(changes)
 
 
-FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Qwen3_5Text": "Qwen3_5ForCausalLM"} | {
-    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Mistral3", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Qwen3_5Moe", "SmolVLM"]
+FAMILY_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM", "Gemma4Text": "Gemma4ForCausalLM", "Qwen3_5Text": "Qwen3_5ForCausalLM"} | {
+    family: f"{family}ForConditionalGeneration" for family in ["Gemma3", "Gemma4", "Mistral3", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5", "Qwen3_5Moe", "SmolVLM"]
 }
 
 
@@ -25,6 +25,9 @@ def with_vision(family, text, more, *changes):
         vision |= dict(depth=1, num_heads=2, out_hidden_size=text["hidden_size"])
     else:
         vision |= dict(num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    if family == "Gemma4":
+        vision |= dict(num_key_value_heads=2, head_dim=8, position_embedding_size=16)
+        more = dict(audio_config=None) | more
     if family in ["Qwen3VL", "Qwen3_5", "Qwen3_5Moe"]:
         vision |= dict(deepstack_visual_indexes=[0])
     changes = [dict(text_config=text | change) for change in changes]
@@ -52,6 +55,10 @@ LONGROPE = dict(
     rope_theta=10000.0,
     short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
     long_factor=[1.0, 1.5, 2.5, 4.0, 7.0, 9.0],
+)
+GEMMA4_ROPE = dict(
+    full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=100000.0),
+    sliding_attention=dict(rope_type="default", rope_theta=5000.0),
 )
 NEOX = dict(hidden_size=72, num_attention_heads=3, intermediate_size=116, vocab_size=223, num_hidden_layers=2)
 FALCON = dict(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=205, rope_parameters=ROPE)
@@ -148,6 +155,26 @@ FAMILIES = {
                 sliding_attention=dict(rope_type="default", rope_theta=100000.0),
             )
         ),
+    ),
+    "gemma4": golden(
+        "Gemma4Text",
+        gemma(
+            40, 2, 2, 24, 60, 231, layers=3, layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=9,
+            global_head_dim=264, num_global_key_value_heads=1, attention_k_eq_v=True, final_logit_softcapping=6.0, rope_parameters=GEMMA4_ROPE,
+            hidden_size_per_layer_input=0,
+        ),
+        dict(sliding_window=10),
+        dict(final_logit_softcapping=None),
+        dict(rope_parameters=GEMMA4_ROPE | dict(full_attention=dict(rope_type="proportional", partial_rotary_factor=0.5, rope_theta=100000.0))),
+    ),
+    "gemma4-moe": golden(
+        "Gemma4Text",
+        gemma(
+            48, 4, 2, 24, 68, 229, layers=2, layer_types=["sliding_attention", "full_attention"], sliding_window=9, global_head_dim=40,
+            rope_parameters=GEMMA4_ROPE, hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=6, top_k_experts=2,
+            moe_intermediate_size=40,
+        ),
+        dict(top_k_experts=1),
     ),
     # 40 tokens are within the trained context of the first and beyond that of the second.
     "phi3": golden(
@@ -435,6 +462,15 @@ FAMILIES = {
             ),
         ),
         dict(mm_tokens_per_image=4),
+        dict(sliding_window=10),
+    ),
+    "gemma4-vision": with_vision(
+        "Gemma4",
+        gemma(
+            40, 2, 1, 24, 68, 211, layers=2, layer_types=["sliding_attention", "full_attention"], sliding_window=9, global_head_dim=32,
+            rope_parameters=GEMMA4_ROPE, hidden_size_per_layer_input=0, max_position_embeddings=256,
+        ),
+        dict(image_token_id=5),
         dict(sliding_window=10),
     ),
     "mistral3": with_vision(

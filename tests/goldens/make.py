@@ -115,8 +115,16 @@ def randomise(model, generator, dtype) -> None:
             value = 0.7 * noise - (1.0 if name.endswith("A_log") else 0.5)
         elif name.endswith((".D", "linear_attn.norm.weight")):
             value = 1.0 + 0.25 * noise
+        elif model.config.model_type.startswith("gemma4") and name.endswith(("q_norm.weight", "k_norm.weight")):
+            # Scores are not divided by the root of the size.
+            value = 0.4 + 0.1 * noise
         elif norm and name.endswith("weight"):
             value = without_norm(model) + 0.25 * noise
+        elif name.endswith(("router.scale", "per_expert_scale")):
+            value = 1.0 + 0.25 * noise
+        elif name.endswith("router.proj.weight"):
+            # Its norm divides by the root of the size.
+            value = 3.0 * noise
         elif name.endswith("sinks"):
             value = 2.0 + noise
         elif name.endswith("gate_up_proj") and model.config.model_type == "gpt_oss":
@@ -146,6 +154,9 @@ def randomise(model, generator, dtype) -> None:
         weight.copy_(value.to(torch.bfloat16).to(torch.float16 if dtype == "float16" else torch.bfloat16))
 
 
+    for name, factor in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            factor.copy_((0.8 + 0.2 * torch.rand(factor.shape, generator=generator)).to(torch.bfloat16))
     # What counts for the choice of experts is no parameter, and stays fp32.
     for bias in choice_biases(model).values():
         bias.copy_(0.4 * torch.randn(bias.shape, generator=generator))
@@ -157,7 +168,7 @@ def choice_biases(model) -> dict:
 
 def without_norm(model) -> float:
     """The weight that a norm has no effect with: Gemma and Nemotron store it less one."""
-    return 0.0 if model.config.model_type.startswith(("gemma", "nemotron", "qwen3_next", "qwen3_5")) and model.config.model_type != "nemotron_h" else 1.0
+    return 0.0 if model.config.model_type.startswith(("gemma", "nemotron", "qwen3_next", "qwen3_5")) and not model.config.model_type.startswith(("nemotron_h", "gemma4")) else 1.0
 
 
 def nmse(found, expected) -> float:
@@ -189,7 +200,7 @@ def smallest_effect(folder, tokens, expected) -> tuple:
         # Without RoPE a key's bias adds the same to all scores of a query.
         idle = model.config.model_type == "opt" and name.endswith("k_proj.bias")
         # Without a picture what sees has none.
-        idle |= any(part in name for part in ["vision_tower", "multi_modal_projector", "visual", "vision_model", "connector"])
+        idle |= any(part in name for part in ["vision_tower", "multi_modal_projector", "visual", "vision_model", "connector", "embed_vision"])
         if (weight.dim() == 1 or name.endswith("_bias")) and not idle:
             kept = weight.clone()
             weight.fill_(0.0 if name.endswith("bias") else -torch.inf if name.endswith("sinks") else without_norm(model))
@@ -204,6 +215,8 @@ def v4_form(config: dict) -> dict:
     old = copy.deepcopy(config)
     if "text_config" in old:
         # Its inner configuration had no data type of its own.
+        if old["model_type"] == "gemma4":
+            return dict(sorted((old | dict(torch_dtype=old.pop("dtype"), transformers_version="4.57.1")).items()))
         text = v4_form(old["text_config"] | dict(dtype=None))
         del text["torch_dtype"], text["transformers_version"]
         old |= dict(text_config=text, transformers_version="4.57.1", torch_dtype=old.pop("dtype"))
@@ -215,6 +228,9 @@ def v4_form(config: dict) -> dict:
     kind = old["model_type"]
     old["torch_dtype"] = old.pop("dtype")
     old["transformers_version"] = "4.57.1"
+    if kind == "gemma4_text":
+        # It has no older form.
+        return dict(sorted(old.items()))
     rope = old.pop("rope_parameters", None)
     if kind == "olmo3":
         rope = rope["full_attention"]

@@ -18,8 +18,9 @@ const DEVICE_BOUND: f64 = 1e-4;
 /// 1e-3 to 8e-3.
 const ROUTED_BOUND: f64 = 2e-3;
 /// Goldens of families with routed experts.
-const ROUTED: [&str; 13] = [
+const ROUTED: [&str; 14] = [
     "dots1",
+    "gemma4-moe",
     "glm4_moe",
     "gpt_oss",
     "gpt_oss-mxfp4",

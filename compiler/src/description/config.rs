@@ -175,10 +175,17 @@ fn unify_rope(values: &mut BTreeMap<String, Value>) {
     }
     values.insert("rope_scaling".to_owned(), scaling_of(main));
     for key in ["rope_theta", "partial_rotary_factor"] {
-        if let Some(value) = main.and_then(|main| main.get(key)) {
+        if let Some(value) =
+            main.and_then(|main| main.get(key)).filter(|_| key == "rope_theta" || !is_proportional(main))
+        {
             values.insert(key.to_owned(), value.clone());
         }
     }
+}
+
+/// Whether the part of a head that turns belongs to the scaling: pairs span the whole head all the same.
+fn is_proportional(table: Option<&BTreeMap<String, Value>>) -> bool {
+    table.and_then(|table| table.get("rope_type")).and_then(Value::text) == Some("proportional")
 }
 
 /// Where the trained context stands beside `rope_scaling`, not in it, a scaling that needs it takes it from there.
@@ -198,7 +205,9 @@ fn scaling_of(table: Option<&BTreeMap<String, Value>>) -> Value {
     let Some(table) = table else { return Value::Null };
     let mut scaling = table.clone();
     scaling.remove("rope_theta");
-    scaling.remove("partial_rotary_factor");
+    if !is_proportional(Some(table)) {
+        scaling.remove("partial_rotary_factor");
+    }
     scaling.retain(|_, value| *value != Value::Null);
     let old = scaling.remove("type");
     let Some(kind) = scaling.remove("rope_type").or(old) else {
@@ -256,6 +265,18 @@ mod tests {
         assert_eq!(
             view(config, &["rope_theta", "rope_local_base_freq", "rope_scaling"]),
             ["1000000.0", "10000.0", "{factor: 8.0, rope_type: \"linear\"}"]
+        );
+    }
+
+    #[test]
+    fn what_turns_of_a_whole_head_belongs_to_the_scaling() {
+        let full = json!({"rope_theta": 1e6, "rope_type": "proportional", "partial_rotary_factor": 0.25});
+        let config = json!({"rope_parameters": {
+            "full_attention": full, "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"},
+        }});
+        assert_eq!(
+            view(config, &["rope_theta", "partial_rotary_factor", "rope_scaling", "rope_local_base_freq"]),
+            ["1000000.0", "absent", "{partial_rotary_factor: 0.25, rope_type: \"proportional\"}", "10000.0"]
         );
     }
 

@@ -65,7 +65,6 @@ const FAMILIES: &[(Lack, &[&str])] = &[
     (Operation("long convolutions (Hyena)"), &["evo2", "hyena", "stripedhyena"]),
     (ALIBI, &["bloom", "gptrefact", "jais", "mpt", "refact"]),
     (PER_LAYER, &["gemma3n", "gemma3ntext"]),
-    (Operation("a learned factor for each layer and RoPE of the type `proportional`"), &["gemma4", "gemma4text"]),
     (LLAMA4, &["llama4", "llama4text"]),
     (Operation("SparseMixer, by which its experts share"), &["phimoe"]),
     (Operation("the activation xIELU"), &["apertus"]),

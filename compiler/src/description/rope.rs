@@ -57,6 +57,10 @@ impl Scaling {
                 high_freq_factor: fields.positive("high_freq_factor")?,
                 original: fields.positive("original_max_position_embeddings")?,
             }),
+            "proportional" => Scaling::Fixed(RopeScaling::Proportional {
+                factor: fields.optional("factor")?.unwrap_or(1.0),
+                part: fields.optional("partial_rotary_factor")?.unwrap_or(1.0),
+            }),
             "yarn" => fields.yarn(context)?,
             "longrope" => fields.longrope(context)?,
             "dynamic" => Scaling::Dynamic {

@@ -14,6 +14,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         ("gemma.toml", include_str!("../../../models/gemma.toml")),
         ("gemma2.toml", include_str!("../../../models/gemma2.toml")),
         ("gemma3.toml", include_str!("../../../models/gemma3.toml")),
+        ("gemma4.toml", include_str!("../../../models/gemma4.toml")),
         ("glm4.toml", include_str!("../../../models/glm4.toml")),
         ("glm4_moe.toml", include_str!("../../../models/glm4_moe.toml")),
         ("gpt2.toml", include_str!("../../../models/gpt2.toml")),

@@ -129,6 +129,7 @@ pub const SIGNATURES: &[Signature] = &[
             optional_weight("up_bias", "likewise; with a gate both have one, or neither"),
             optional_weight("down_bias", "`[out]` of each expert, likewise"),
             optional_weight("choice_bias", "`[experts]`, fp32; counts only for the choice, not for the shares"),
+            optional_weight("expert_scale", "`[experts]`, multiplies the share of each"),
         ],
         attributes: &[
             attribute("top_k", Kind::Count, Default::Required, "experts per token"),

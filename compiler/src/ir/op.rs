@@ -155,6 +155,8 @@ pub struct Route {
     pub normalise: bool,
     /// Multiplies the shares at the end.
     pub scale: f32,
+    /// Has a factor for each expert, too, which multiplies its share.
+    pub expert_scale: bool,
 }
 
 /// An MLP per expert.
@@ -250,6 +252,8 @@ pub enum Role {
     Shares,
     /// Of a route: what is added to each expert's score for the choice, `f32[experts]`.
     ChoiceBias,
+    /// Of a route: what the share of each expert is multiplied by, `f32[experts]` or another float.
+    ExpertScale,
     /// Gates of all experts.
     Gate,
     /// Up projections of all experts.
@@ -292,6 +296,7 @@ impl Op {
             Op::Route(route) => {
                 let mut roles = vec![Role::X];
                 roles.extend(route.bias.then_some(Role::ChoiceBias));
+                roles.extend(route.expert_scale.then_some(Role::ExpertScale));
                 roles
             }
             Op::Experts(experts) => {
@@ -544,6 +549,11 @@ impl Rope {
                     plain(pair) / factor * stretched + plain(pair) * (1.0 - stretched)
                 };
                 ((0..pairs).map(blend).collect(), *attention_factor)
+            }
+            RopeScaling::Proportional { factor, part } => {
+                let turning = (part * self.dim as f64 / 2.0).floor() as usize;
+                let turn = |pair: usize| if pair < turning { plain(pair) / factor } else { 0.0 };
+                ((0..pairs).map(turn).collect(), 1.0)
             }
             RopeScaling::LongRope { factors, attention_factor } => {
                 ((0..pairs).map(|pair| plain(pair) / factors[pair]).collect(), *attention_factor)

@@ -119,6 +119,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
             if route.scale != 1.0 {
                 list.add("scale", number(&route.scale));
             }
+            list.flag("expert_scale", route.expert_scale);
         }
         Op::Experts(experts) => {
             list.add("activation", experts.activation.name().into());
@@ -237,6 +238,11 @@ fn scaling_call(scaling: &RopeScaling) -> Option<String> {
             list.add("attention_factor", number(attention_factor));
             list.flag("truncate", *truncate);
             "yarn"
+        }
+        RopeScaling::Proportional { factor, part } => {
+            list.add("factor", number(factor));
+            list.add("part", number(part));
+            "proportional"
         }
         RopeScaling::LongRope { factors, attention_factor } => {
             let factors: Vec<String> = factors.iter().map(number).collect();

@@ -21,8 +21,12 @@ impl Lowering<'_> {
             // The choice hangs on differences that bf16 does not hold.
             logits.push(self.weight_of_type(call, &name, Type::weight(Format::F32, &[experts]))?);
         }
+        let expert_scale = call.weights.contains_key("expert_scale");
+        if expert_scale {
+            logits.push(self.weight(call, "expert_scale", &[experts])?);
+        }
         let normalise = call.flag("normalise");
-        let route = Route { top_k, scoring, bias, normalise, scale: positive(call, "scale")? };
+        let route = Route { top_k, scoring, bias, normalise, scale: positive(call, "scale")?, expert_scale };
         let chosen = Type { format: Format::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] };
         let routed = self.graph.add(Op::Route(route), &logits, vec![chosen, Type::activation(&[top_k])], call.layer);
         let mut operands = vec![x, routed.result(0), routed.result(1)];

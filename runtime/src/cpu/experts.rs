@@ -34,7 +34,9 @@ impl Execution<'_> {
                 shares[place] = score(expert);
             }
             let whole = if normalise { shares.iter().sum() } else { 1.0 };
-            shares.iter_mut().for_each(|share| *share *= scale / whole);
+            for (share, &expert) in shares.iter_mut().zip(&*chosen) {
+                *share *= scale / whole * step.scales.get(expert as usize).copied().unwrap_or(1.0);
+            }
         }
     }
 

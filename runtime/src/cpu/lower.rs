@@ -141,7 +141,11 @@ impl<'a> Lowering<'a> {
                     true => self.constant(self.operand(node, Role::ChoiceBias)?, self.shapes[x].size)?,
                     false => Box::default(),
                 };
-                self.push(Step::Route(RouteStep { route: route.clone(), bias, x, out }));
+                let scales = match route.expert_scale {
+                    true => self.constant(self.operand(node, Role::ExpertScale)?, self.shapes[x].size)?,
+                    false => Box::default(),
+                };
+                self.push(Step::Route(RouteStep { route: route.clone(), bias, scales, x, out }));
             }
             Op::Experts(experts) => self.experts(node, experts)?,
             Op::Conv(_) => self.conv(node)?,

@@ -118,6 +118,8 @@ pub(crate) struct RouteStep {
     pub route: Route,
     /// What counts for the choice beside the score; empty where nothing does.
     pub bias: Box<[f32]>,
+    /// What the share of each expert is multiplied by; empty where by nothing.
+    pub scales: Box<[f32]>,
     pub x: Buffer,
     /// Experts, then shares: twice `top_k` values.
     pub out: Buffer,

@@ -231,6 +231,13 @@ fn llama_tied_tuned() -> Result<()> {
     check(&Case { tuning, change, variant: " tuned", ..Case::new("llama-tied") })
 }
 
+/// Heads of more values than most kernels hold.
+#[test]
+fn gemma4() -> Result<()> {
+    check(&Case::new("gemma4"))?;
+    check(&Case { routed: true, ..Case::new("gemma4-moe") })
+}
+
 /// Experts with biases and bounds, in bf16 and in blocks.
 #[test]
 fn gpt_oss() -> Result<()> {

@@ -43,7 +43,7 @@ pub struct Rows {
 }
 
 pub fn route(experts: usize, top_k: usize) -> Route {
-    Route { experts, top_k, scoring: Scoring::Softmax, biased: false, normalise: true, scale: 1.25 }
+    Route { experts, top_k, scoring: Scoring::Softmax, biased: false, normalise: true, scale: 1.25, scaled: false }
 }
 
 pub fn hidden(experts: usize, top_k: usize, batch: usize) -> ExpertsHidden {
@@ -169,6 +169,15 @@ impl Chosen {
     }
 }
 
+/// What the share of an expert is multiplied by, where there are such factors.
+fn expert_scale(expert: usize) -> f32 {
+    0.5 + expert as f32 / 8.0
+}
+
+fn expert_scales(route: &Route) -> HostBuffer {
+    HostBuffer::input(&(0..route.experts).map(expert_scale).collect::<Vec<f32>>())
+}
+
 /// The experts of a row in the order of their choice, and their shares.
 fn choose(route: &Route, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..route.experts).collect();
@@ -187,7 +196,8 @@ fn choose(route: &Route, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
     let counted: &[usize] = if route.normalise { &order[..route.top_k] } else { &order };
     let whole: f64 = counted.iter().map(|&expert| score(expert)).sum();
     let whole = if route.normalise || softmax { whole } else { 1.0 };
-    order[..route.top_k].iter().map(|&expert| (expert, score(expert) / whole * f64::from(route.scale))).collect()
+    let scale = |expert: usize| f64::from(route.scale) * if route.scaled { expert_scale(expert).into() } else { 1.0 };
+    order[..route.top_k].iter().map(|&expert| (expert, score(expert) / whole * scale(expert))).collect()
 }
 
 /// What is made of a gate and the other product: as they are, or bounded.
@@ -282,6 +292,8 @@ impl Hidden {
         arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
         arguments.extend(self.kernel.alike.then(|| ("rms_before", before.address())));
         arguments.extend(biased.then(|| ("biases", biases.address())));
+        let scales = expert_scales(route);
+        arguments.extend(route.scaled.then(|| ("expert_scale", scales.address())));
         kernel.launch(*batch, &arguments)?;
         if self.zeros > 0 {
             ensure!(zeros.written::<f32>()?.iter().all(|&value| value == 0.0), "floats that are not zero");
@@ -335,6 +347,8 @@ impl Sum {
         ];
         arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
         arguments.extend(biased.then(|| ("biases", biases.address())));
+        let scales = expert_scales(route);
+        arguments.extend((*biased && route.scaled).then(|| ("expert_scale", scales.address())));
         kernel.launch(batch, &arguments)?;
         compare("sum", &expected, &out.written::<f32>()?, Bound::Exact)
     }
@@ -357,6 +371,8 @@ impl Rows {
             ("rows", rows as u64),
         ];
         arguments.extend(route.biased.then(|| ("choice_bias", bias.address())));
+        let scales = expert_scales(route);
+        arguments.extend(route.scaled.then(|| ("expert_scale", scales.address())));
         build(&self.route, mutations[0])?.launch(rows, &arguments)?;
         let (left, numbers) = (shares.values::<f32>()?, slots.values::<i32>()?);
         let mut bits = vec![0u32; experts * words];
@@ -434,6 +450,7 @@ fn insides_of_few_rows() -> Result<()> {
         activation: Activation::GeluTanh,
         ..hidden(7, 2, 2)
     };
+    let scaled = |kernel: ExpertsHidden| ExpertsHidden { route: Route { scaled: true, ..kernel.route }, ..kernel };
     let bounded = |kernel| ExpertsHidden { gating: BOUNDED, biased: true, ..kernel };
     let whole = ExpertsHidden { tiles: inside(256, 16), ..hidden(128, 16, 1) };
     check_each(
@@ -458,6 +475,8 @@ fn insides_of_few_rows() -> Result<()> {
             // Biases and bounds, of one row and of several, and of single products.
             Hidden::of(bounded(hidden(6, 2, 1))),
             Hidden::of(bounded(hidden(40, 3, 4))),
+            Hidden::of(scaled(hidden(40, 3, 4))),
+            Hidden::of(summed(scaled(hidden(9, 2, 1)))),
             Hidden::of(ExpertsHidden { biased: true, ..ungated.clone() }),
             // A bias for the choice: of a softmax and of sigmoids.
             Hidden::of(biased(sigmoid(hidden(66, 6, 2)))),
@@ -493,6 +512,7 @@ fn sums_of_few_rows() -> Result<()> {
             Sum::of(split(ExpertsSum { summed: true, ..sum(40, 3, 4) })),
             Sum::of(sum(70, 40, 1)),
             Sum::of(with_biases(sum(6, 2, 1))),
+            Sum::of(with_biases(ExpertsSum { route: Route { scaled: true, ..route(6, 2) }, ..sum(6, 2, 2) })),
             Sum::of(with_biases(split(sum(40, 3, 4)))),
             Sum { residual: false, ..Sum::of(with_biases(split(of(300, 70, sum(66, 40, 1))))) },
         ],
@@ -532,6 +552,7 @@ fn many_rows() -> Result<()> {
         ungated(&sigmoid, k, features, 40, 2),
         results(&sigmoid, 40, 2),
         gated(&biased, 70),
+        gated(&Route { scaled: true, ..route(40, 3) }, 40),
         results(&biased, 70, 1),
         ungated(&all, 32, 16, 1040, 8),
         Rows::by_pair(all.clone(), tiles(16, &[16]), 1040, 8),

@@ -4,6 +4,7 @@ mod append;
 mod attention;
 mod attention_projection;
 mod attention_rows;
+mod attention_wide;
 mod caught;
 mod experts;
 mod formats;

@@ -53,7 +53,11 @@ pub(super) fn evaluate(expr: &Expr, environment: &dyn Environment) -> Result<Val
             None => Err(wrong(&expr.span, "`layer` has a value only inside [layer]")),
         },
         Kind::List(items) => Ok(Value::List(items.iter().map(value).collect::<Result<_, _>>()?)),
-        Kind::Index(list, index) => element(list, &value(list)?, index, &value(index)?),
+        Kind::Index(table, key) => match (value(table)?, value(key)?) {
+            (items @ Value::Table(_), Value::Str(name)) => member(table, &items, &name, &expr.span),
+            (items @ Value::Table(_), Value::Int(number)) => member(table, &items, &number.to_string(), &expr.span),
+            (items, at) => element(table, &items, key, &at),
+        },
         Kind::Member(table, key) => member(table, &value(table)?, key, &expr.span),
         Kind::Negate(operand) => match value(operand)? {
             Value::Int(number) => number.checked_neg().map(Value::Int).ok_or_else(|| overflow(&expr.span)),
@@ -106,7 +110,7 @@ fn element(list: &Expr, items: &Value, index: &Expr, at: &Value) -> Result<Value
         _ => {
             return Err(wrong(
                 &list.span,
-                format!("only a list or a text has elements, this is {}: {items}", items.kind()),
+                format!("only a list, a text or a table has elements, this is {}: {items}", items.kind()),
             ));
         }
     };

@@ -33,7 +33,7 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
             vec![pair(operands.get(Role::A), operands.get(Role::B), |a, b| (-f64::from(b).exp() * f64::from(a)) as f32)]
         }
         Op::Glu => vec![glu(operands.get(Role::A), operands.get(Role::B))],
-        Op::Route(of) => route(of, x(), operands.find(Role::ChoiceBias)),
+        Op::Route(of) => route(of, x(), operands.find(Role::ChoiceBias), operands.find(Role::ExpertScale)),
         Op::Experts(of) => vec![experts(of, &operands)?],
         Op::Activation(activation) => vec![map(x(), |x| maths::activate(*activation, x))],
         Op::Function(function) => vec![map(x(), |x| maths::function(*function, x))],

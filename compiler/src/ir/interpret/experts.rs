@@ -8,7 +8,7 @@ use super::{Tensor, maths};
 use crate::ir::{Experts, Gating, Role, Route, Scoring};
 
 /// The chosen experts of each row of logits, best first, and their shares.
-pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>) -> Vec<Tensor> {
+pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>, scales: Option<&Tensor>) -> Vec<Tensor> {
     let (mut chosen, mut shares) = (Vec::new(), Vec::new());
     for token in 0..logits.shape[0] {
         let row = logits.row(token);
@@ -28,7 +28,9 @@ pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>) -> Ve
         order.truncate(route.top_k);
         let own: Vec<f64> = order.iter().map(share).collect();
         let whole = if route.normalise { own.iter().sum() } else { 1.0 };
-        shares.extend(own.iter().map(|share| (share / whole * f64::from(route.scale)) as f32));
+        let scale =
+            |expert: usize| f64::from(route.scale) * scales.map_or(1.0, |scales| f64::from(scales.data[expert]));
+        shares.extend(own.iter().zip(&order).map(|(share, &expert)| (share / whole * scale(expert)) as f32));
         chosen.extend(order.iter().map(|&expert| expert as f32));
     }
     let shape = [logits.shape[0], route.top_k];

@@ -104,7 +104,9 @@ fn sums_products_scales_caps_shapes_and_samples() {
 #[test]
 fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
     let logits: (&[usize], &[f32]) = (&[2, 3], &[0.0, 2f32.ln(), 2f32.ln(), 1.0, 0.0, -1.0]);
-    let route = |scoring, normalise, scale| Op::Route(Route { top_k: 2, scoring, bias: false, normalise, scale });
+    let route = |scoring, normalise, scale| {
+        Op::Route(Route { top_k: 2, scoring, bias: false, normalise, scale, expert_scale: false })
+    };
     let shapes: [&[usize]; 2] = [&[2, 2], &[2, 2]];
     let plain = results(route(Scoring::Softmax, false, 1.0), &[logits], &shapes);
     // The first of equals comes first.
@@ -116,12 +118,18 @@ fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
 
     // A bias makes another choice, best first, and leaves the shares: scores are 1/2, 2/3, 2/3 and 0.731, 1/2, 0.269.
     let bias: (&[usize], &[f32]) = (&[3], &[0.2, -0.1, 0.0]);
-    let biased = |scoring, normalise| Op::Route(Route { top_k: 2, scoring, bias: true, normalise, scale: 3.0 });
+    let plain =
+        |scoring, normalise| Route { top_k: 2, scoring, bias: true, normalise, scale: 3.0, expert_scale: false };
+    let biased = |scoring, normalise| Op::Route(plain(scoring, normalise));
     let found = results(biased(Scoring::Sigmoid, false), &[logits, bias], &shapes);
     near(&found[0], &[0.0, 2.0, 0.0, 1.0]);
     near(&found[1], &[1.5, 2.0, 3.0 * 0.731_058_6, 1.5]);
     let found = results(biased(Scoring::Sigmoid, true), &[logits, bias], &shapes);
     near(&found[1][..2], &[9.0 / 7.0, 12.0 / 7.0]);
+    // Expert 0 counts twice, expert 2 by half.
+    let scaled = Op::Route(Route { expert_scale: true, ..plain(Scoring::Sigmoid, true) });
+    let found = results(scaled, &[logits, bias, (&[3], &[2.0, 1.0, 0.5])], &shapes);
+    near(&found[1][..2], &[2.0 * 9.0 / 7.0, 0.5 * 12.0 / 7.0]);
     // Softmaxes of the first row are 0.2, 0.4 and 0.4.
     let found = results(biased(Scoring::Softmax, false), &[logits, (&[3], &[0.15, -0.1, 0.0])], &shapes);
     near(&found[0][..2], &[2.0, 0.0]);

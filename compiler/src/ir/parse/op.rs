@@ -46,6 +46,7 @@ pub(super) fn build(
             bias: attributes.flag("bias", false)?,
             normalise: attributes.flag("normalise", false)?,
             scale: attributes.optional_number("scale")?.unwrap_or(1.0),
+            expert_scale: attributes.flag("expert_scale", false)?,
         }),
         "experts" => {
             let activation = activation(&mut attributes)?.ok_or_else(|| attributes.missing("activation"))?;
@@ -207,6 +208,9 @@ fn scaling(attributes: &mut Attributes<'_>, name: &str) -> Result<Option<RopeSca
             attention_factor: attributes.number("attention_factor")?,
             truncate: attributes.flag("truncate", false)?,
         },
+        "proportional" => {
+            RopeScaling::Proportional { factor: attributes.number("factor")?, part: attributes.number("part")? }
+        }
         "longrope" => RopeScaling::LongRope {
             factors: match attributes.take("factors") {
                 None => return Err(attributes.missing("factors")),

@@ -21,8 +21,22 @@ fn every_op() -> Vec<Op> {
         Op::Add,
         Op::Mul,
         Op::Glu,
-        Op::Route(Route { top_k: 2, scoring: Scoring::Softmax, bias: false, normalise: true, scale: 1.0 }),
-        Op::Route(Route { top_k: 8, scoring: Scoring::Sigmoid, bias: true, normalise: false, scale: 2.5 }),
+        Op::Route(Route {
+            top_k: 2,
+            scoring: Scoring::Softmax,
+            bias: false,
+            normalise: true,
+            scale: 1.0,
+            expert_scale: true,
+        }),
+        Op::Route(Route {
+            top_k: 8,
+            scoring: Scoring::Sigmoid,
+            bias: true,
+            normalise: false,
+            scale: 2.5,
+            expert_scale: false,
+        }),
         Op::Experts(Experts::plain(Activation::Silu, true)),
         Op::Experts(Experts { biased: true, ..Experts::plain(Activation::Relu2, false) }),
         Op::Experts(Experts {
@@ -72,6 +86,7 @@ fn every_op() -> Vec<Op> {
         },
         RopeScaling::LongRope { factors: vec![1.0, 1.1, 1e20], attention_factor: 1.19 },
         RopeScaling::LongRope { factors: vec![], attention_factor: 1.0 },
+        RopeScaling::Proportional { factor: 1.0, part: 0.25 },
     ];
     let ropes: Vec<Rope> = scalings.into_iter().map(rope).collect();
     ops.extend(ropes.iter().cloned().map(Op::Rope));

@@ -1,6 +1,8 @@
 //! The rules of routed experts.
 
-use super::terms::{Check, Checked, activation, is_plain, logits, must, positive, result_count, role_words, same};
+use super::terms::{
+    Check, Checked, activation, is_plain, logits, must, positive, result_count, role_words, same, vector,
+};
 use crate::ir::{Dim, Experts, Format, Role, Route, Type};
 
 pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
@@ -13,6 +15,9 @@ pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
     }
     if let Some(bias) = node.find(Role::ChoiceBias) {
         same("the bias of the choice", bias, &Type::weight(Format::F32, &[experts]))?;
+    }
+    if let Some(scale) = node.find(Role::ExpertScale) {
+        vector("the scale of experts", scale, experts, || format!("x is {x}"))?;
     }
     positive("scale", route.scale)?;
     must(&node.results[0], &chosen(route.top_k), || format!("top_k {}", route.top_k))?;

@@ -51,6 +51,7 @@ pub(in crate::ir) fn role_words(role: Role) -> String {
         Role::Chosen => "chosen experts".into(),
         Role::Shares => "shares".into(),
         Role::ChoiceBias => "bias of the choice".into(),
+        Role::ExpertScale => "scale of experts".into(),
         Role::Gate => "gate".into(),
         Role::Up => "up".into(),
         Role::Down => "down".into(),
@@ -111,6 +112,13 @@ pub(super) fn rope(rope: &Rope, head_dim: usize) -> Check {
             positive64("beta_slow", *beta_slow)?;
             positive64("original", *original)?;
             positive64("attention_factor", *attention_factor)
+        }
+        RopeScaling::Proportional { factor, part } => {
+            positive64("factor", *factor)?;
+            if !(0.0..=1.0).contains(part) {
+                return Err(format!("part is {part}; it must be from 0 to 1"));
+            }
+            Ok(())
         }
         RopeScaling::LongRope { factors, attention_factor } => {
             if factors.len() != dim / 2 {

@@ -10,11 +10,17 @@ use super::shapes::{
 use super::{Builder, MULTIPROCESSORS};
 use crate::ir::{Attention, Format, NodeId, Norm, NormKind, Op, Results, Role, Rope};
 use crate::plan::kernels::{
-    self, Append, AttentionProjection, AttentionRows, Combine, Heads, KernelSpec, KvAppend, Matvec, RopeRows,
-    RopeTable, Splits, Storage, Tiles, TuningKey,
+    self, Append, AttentionProjection, AttentionRows, AttentionWide, Combine, Heads, KernelSpec, KvAppend, Matvec,
+    RopeRows, RopeTable, Splits, Storage, Tiles, TuningKey,
 };
 use crate::plan::place::{NULL, Source};
 use crate::plan::{Arg, Recipe};
+
+/// Values of a head that the other kernels hold, at most.
+const WIDEST: usize = 256;
+
+/// Keys per block of a wide attention before one more block is used.
+const WIDE_KEYS: usize = 64;
 
 /// The number of positions that a cache holds.
 const CONTEXT: Source = Source::Ready(Arg::Context);
@@ -64,6 +70,7 @@ impl Builder<'_, '_> {
         }
         let mut q = self.pointer(node, Role::Q)?;
         let in_kernel = attention.append
+            && head_dim <= WIDEST
             && self.few()
             && attention.q_norm.is_some() == attention.k_norm.is_some()
             && [&attention.q_norm, &attention.k_norm]
@@ -75,6 +82,9 @@ impl Builder<'_, '_> {
             if !in_kernel {
                 q = self.append(node, attention, [q, k, v], [keys, values], [heads, key_heads, head_dim])?;
             }
+        }
+        if head_dim > WIDEST {
+            return self.attention_wide(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
         if !self.few() {
             return self.attention_rows(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
@@ -204,6 +214,62 @@ impl Builder<'_, '_> {
         self.launch(KernelSpec::AttentionRows(spec), rows, &operands)?;
         if attention.proj.is_some() {
             self.projection(node, attention, out, NULL, heads, head_dim, None)?;
+        }
+        Ok(())
+    }
+
+    /// Attention with heads of more values than the other kernels hold, of few rows or of many; their keys and values are put into the caches before it.
+    fn attention_wide(
+        &mut self,
+        node: NodeId,
+        attention: &Attention,
+        q: Source,
+        [keys, values]: [Source; 2],
+        [heads, key_heads, head_dim]: [usize; 3],
+    ) -> Result<()> {
+        let rows = self.rows.count;
+        let share = heads / key_heads;
+        let group = [4, 2].into_iter().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
+        let combined = self.few() && attention.proj.is_some();
+        // A projection that combines reads partial sums even from a single block.
+        let max = if combined { (2 * MULTIPROCESSORS / (heads / group * rows)).clamp(2, 32) } else { 1 };
+        let splits = Splits { max, keys: WIDE_KEYS, window: attention.window.unwrap_or(0) };
+        let sinks = self.vector(node, Role::Sinks, 0.0)?;
+        let (out, storage, statistics) = match attention.proj {
+            Some(_) if combined => {
+                let out = self.buffer(max * rows * heads * head_dim * 4);
+                let statistics = self.buffer(max * rows * heads * 8);
+                (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
+            }
+            Some(_) => {
+                let format = self.proj_format(node, attention, heads * head_dim)?;
+                let out = self.buffer(rows * heads * head_dim * 2);
+                (Source::Buffer(out, 0), self.x_storage(format, heads * head_dim), NULL)
+            }
+            None => {
+                let (out, storage) = self.result(node.result(0));
+                (out, storage, NULL)
+            }
+        };
+        let spec = AttentionWide {
+            heads,
+            key_heads,
+            head_dim,
+            value_dim: head_dim,
+            latent: false,
+            group,
+            splits,
+            scale: attention.scale,
+            softcap: attention.softcap,
+            sinks: attention.sinks,
+            out: storage,
+        };
+        let mut operands = vec![("q", q), ("key_cache", keys), ("value_cache", values), ("sinks", sinks), ("out", out)];
+        operands.extend([("positions", self.positions()), ("sequences", self.sequences()), ("statistics", statistics)]);
+        operands.extend([("context", CONTEXT), ("rows", self.count())]);
+        self.launch(KernelSpec::AttentionWide(spec), rows, &operands)?;
+        if attention.proj.is_some() {
+            self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ struct Chosen {
     summed: bool,
     /// Of the choice; null where there is none.
     bias: Source,
+    /// Of the shares, likewise.
+    scales: Source,
     /// The packed gates and ups of all experts, and the packed downs.
     inner: Stack,
     down: Stack,
@@ -47,6 +49,11 @@ struct Chosen {
 }
 
 impl Chosen {
+    /// The operand of the experts' factors, where there are some.
+    fn scales(&self) -> Option<(&'static str, Source)> {
+        self.route.scaled.then_some(("expert_scale", self.scales))
+    }
+
     /// The operand of the choice's bias, where there is one.
     fn bias(&self) -> Option<(&'static str, Source)> {
         self.route.biased.then_some(("choice_bias", self.bias))
@@ -158,9 +165,11 @@ impl Builder<'_, '_> {
             biased: route.bias,
             normalise: route.normalise,
             scale: route.scale,
+            scaled: route.expert_scale,
         };
         let (logits, summed) = (self.pointer(router, Role::X)?, self.summed.contains(&self.operand(router, Role::X)?));
         let bias = self.vector(router, Role::ChoiceBias, 0.0)?;
+        let scales = self.vector(router, Role::ExpertScale, 0.0)?;
         let roles: &[Role] = if gated { &[Role::GateBias, Role::UpBias] } else { &[Role::UpBias] };
         let inner_biases = if experts.biased { self.biases(node, roles, count, features)? } else { NULL };
         let biases = if experts.down_bias { self.biases(node, &[Role::DownBias], count, outputs)? } else { NULL };
@@ -170,6 +179,7 @@ impl Builder<'_, '_> {
             logits,
             summed,
             bias,
+            scales,
             inner,
             down,
             inputs,
@@ -225,6 +235,7 @@ impl Builder<'_, '_> {
         let mut operands = vec![("weights", inner.packed), ("x", x), ("norm_weight", norm_weight), ("logits", logits)];
         operands.push(("hidden", hidden));
         operands.extend(chosen.bias());
+        operands.extend(chosen.scales());
         operands.extend(spec.alike.then_some(("rms_before", rms_before)));
         operands.extend(spec.biased.then_some(("biases", chosen.inner_biases)));
         self.launch(KernelSpec::ExpertsHidden(spec), batch, &operands)?;
@@ -256,7 +267,10 @@ impl Builder<'_, '_> {
             vec![("weights", down.packed), ("hidden", hidden), ("logits", logits), ("residual", residual)];
         operands.push(("out", out));
         operands.extend(chosen.bias());
-        operands.extend(sum.biased.then_some(("biases", chosen.biases)));
+        if sum.biased {
+            operands.extend(chosen.scales());
+            operands.push(("biases", chosen.biases));
+        }
         self.launch(KernelSpec::ExpertsSum(sum), batch, &operands)
     }
 
@@ -283,6 +297,7 @@ impl Builder<'_, '_> {
         let mut operands = vec![("logits", logits), ("shares", shares), ("slots", slots), ("takers", takers)];
         operands.push(("rows", self.count()));
         operands.extend(chosen.bias());
+        operands.extend(chosen.scales());
         self.launch(KernelSpec::Route(RouteRows { route: chosen.route.clone() }), rows, &operands)?;
 
         let gathered = [("rows", self.count()), ("shares", shares), ("slots", slots), ("bits", takers)];

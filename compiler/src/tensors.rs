@@ -395,7 +395,7 @@ fn needed(found: &BTreeMap<&str, &[usize]>, required: &[(WeightRef, Vec<usize>)]
         if parts.len() < 2 {
             return None;
         }
-        parts.sort();
+        parts.sort_by_key(|part| part.first);
         let step = parts.first()?.step;
         let mut end = 0;
         for part in parts {

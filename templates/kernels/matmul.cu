@@ -14,7 +14,12 @@ constexpr int ACTIVATION = {{ self.activation_code() }};
 {% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
 {%- endif %}
 constexpr int WARPS = ROW_WARPS * SPLIT;
+{%- if let Some(heads) = heads %}
+constexpr int HEADS = {{ heads }};  // weights one after the other: a block multiplies one by its head of each row
+constexpr int X_STRIDE = HEADS * K;
+{%- else %}
 constexpr int X_STRIDE = PAIRED ? 2 * K : K;
+{%- endif %}
 constexpr int UNITS = 2 * ROW_TILES * COLUMNS;  // pairs of results per lane: a row, and the one eight below
 {%- if let Some(gather) = gather %}
 constexpr int EXPERTS = {{ gather.experts }};   // weights one after the other: a block multiplies one by the rows that go to it
@@ -72,7 +77,7 @@ DEVICE int gather(Taker (&takers)[8 * COLUMNS], const u32* bits, const int* slot
 {%- if gather.is_some() %}
 // shares, slots [rows][EXPERTS] and bits [EXPERTS][rows / 32]: what route.cu writes. A result is a row for each expert of a row.
 {%- endif %}
-// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}.
+// Grid: row tiles / (ROW_TILES ROW_WARPS), rows / (8 COLUMNS), both rounded up{% if gather.is_some() %}, EXPERTS{% endif %}{% if heads.is_some() %}, HEADS{% endif %}.
 KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float partial[SPLIT > 1 ? SPLIT : 1][ROW_WARPS][SPLIT > 1 ? UNITS : 1][2][32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -105,6 +110,10 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
 {%- else %}
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) source[c] = first_row + 8 * c + group < (int)rows ? first_row + 8 * c + group : 0;
+  {%- endif %}
+  {%- if heads.is_some() %}
+  weights += (u64)blockIdx.z * TILES * STEPS * STEP_WORDS;
+  x += (u64)blockIdx.z * K;
   {%- endif %}
   // 2 Products; the next step is loaded while this one is multiplied.
   float sum[ROW_TILES][COLUMNS][4] = {};
@@ -171,7 +180,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
-      const u64 at = (u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %} * ROWS[place.output] + place.row;
+      const u64 at = {% if heads.is_some() %}((u64)row * HEADS + blockIdx.z){% else %}(u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %}{% endif %} * ROWS[place.output] + place.row;
       {%- if gating.is_plain() %}
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
@@ -183,7 +192,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
       {%- endif %}
       if (residual) y += residual[at];
       {%- if tiles.out.is_tiled() %}
-      store(out0 + activation_at(row, place.row, rows), y);
+      store(out0 + activation_at(row, {% if heads.is_some() %}blockIdx.z * ROWS[0] + {% endif %}place.row, rows), y);
       {%- else %}
       store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
       {%- endif %}

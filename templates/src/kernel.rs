@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::family::Family;
 use crate::{
-    Append, Attention, AttentionProjection, AttentionRows, AttentionWide, Conv, Elementwise, Embedding, ExpertsHidden,
-    ExpertsSum, KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, Recall, RopeRows, RouteRows, Sample,
+    Append, Attention, AttentionProjection, AttentionRows, AttentionWide, Concat, Conv, Elementwise, Embedding,
+    ExpertsHidden, ExpertsSum, KvAppend, Matmul, MatmulWgmma, Matvec, Norm, NormRows, Recall, RopeRows, RouteRows,
+    Sample,
 };
 
 /// What specialises a kernel, one variant per family.
@@ -30,6 +31,7 @@ pub enum KernelSpec {
     Append(Append),
     KvAppend(KvAppend),
     Elementwise(Elementwise),
+    Concat(Concat),
     Conv(Conv),
     Recall(Recall),
     Sample(Sample),
@@ -56,6 +58,7 @@ impl KernelSpec {
             KernelSpec::Append(kernel) => kernel,
             KernelSpec::KvAppend(kernel) => kernel,
             KernelSpec::Elementwise(kernel) => kernel,
+            KernelSpec::Concat(kernel) => kernel,
             KernelSpec::Conv(kernel) => kernel,
             KernelSpec::Recall(kernel) => kernel,
             KernelSpec::Sample(kernel) => kernel,

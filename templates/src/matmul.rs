@@ -30,6 +30,9 @@ pub struct Matmul {
     pub gating: Gating,
     /// One weight per expert, for the rows that go to it.
     pub gather: Option<Gather>,
+    /// One weight per head of x, that many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
 }
 
 /// A product of each expert with the rows that go to it.
@@ -84,7 +87,8 @@ impl Family for Matmul {
     fn stem(&self) -> String {
         let [gated, paired] = [mark(self.tiles.gated, "_gated"), mark(self.paired, "_paired")];
         let experts = self.gather.map_or(String::new(), |gather| format!("_e{}", gather.experts));
-        format!("matmul{gated}{paired}_{}{experts}_m{}", self.tiles.suffix(), 8 * self.columns)
+        let heads = self.heads.map_or(String::new(), |heads| format!("_h{heads}"));
+        format!("matmul{gated}{paired}_{}{experts}{heads}_m{}", self.tiles.suffix(), 8 * self.columns)
     }
 
     fn text(&self) -> String {
@@ -101,11 +105,15 @@ impl Family for Matmul {
 
     fn grid(&self, rows: usize) -> [usize; 3] {
         let row_tiles = self.tiles.count().div_ceil(self.row_tiles * self.row_warps);
-        [row_tiles, rows.div_ceil(8 * self.columns), self.gather.map_or(1, |gather| gather.experts)]
+        [
+            row_tiles,
+            rows.div_ceil(8 * self.columns),
+            self.gather.map_or(self.heads.unwrap_or(1), |gather| gather.experts),
+        ]
     }
 
     fn reads(&self, rows: usize) -> Reads {
-        let weights = self.gather.map_or(1, |gather| (rows * gather.top_k).min(gather.experts));
+        let weights = self.gather.map_or(self.heads.unwrap_or(1), |gather| (rows * gather.top_k).min(gather.experts));
         Reads::of_weights(weights * self.tiles.weight_bytes())
     }
 }

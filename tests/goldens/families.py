@@ -56,6 +56,7 @@ LONGROPE = dict(
     short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
     long_factor=[1.0, 1.5, 2.5, 4.0, 7.0, 9.0],
 )
+LATENT = dict(kv_lora_rank=28, qk_nope_head_dim=20, qk_rope_head_dim=12, v_head_dim=24)
 GEMMA4_ROPE = dict(
     full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=100000.0),
     sliding_attention=dict(rope_type="default", rope_theta=5000.0),
@@ -273,6 +274,35 @@ FAMILIES = {
         dict(num_experts_per_tok=1),
         dict(routed_scaling_factor=1.0),
         dict(layer_types=["full_attention"] * 2),
+    ),
+    "deepseek_v2": golden(
+        "DeepseekV2",
+        sizes(
+            56, 4, 4, 92, 203, q_lora_rank=None, first_k_dense_replace=1, topk_method="greedy", n_group=1, topk_group=1, **LATENT, **ROUTED,
+            rope_parameters=dict(
+                rope_type="yarn", rope_theta=10000.0, factor=8.0, original_max_position_embeddings=32, beta_fast=32.0, beta_slow=1.0,
+                mscale=0.707, mscale_all_dim=0.9,
+            ),
+        ),
+        dict(num_experts_per_tok=1),
+        dict(rope_parameters=ROPE),
+    ),
+    "deepseek_v3": golden(
+        "DeepseekV3",
+        sizes(
+            48, 3, 3, 68, 201, q_lora_rank=20, first_k_dense_replace=1, n_group=1, topk_group=1, routed_scaling_factor=1.5, attention_bias=True,
+            **LATENT, **(ROUTED | dict(n_shared_experts=1)),
+        ),
+        dict(norm_topk_prob=False),
+        dict(rope_interleave=False),
+    ),
+    "glm4_moe_lite": golden(
+        "Glm4MoeLite",
+        sizes(
+            56, 4, 4, 92, 203, q_lora_rank=24, mlp_layer_types=["dense", "sparse"], routed_scaling_factor=1.8,
+            **(LATENT | dict(kv_lora_rank=264, v_head_dim=16)), **(ROUTED | dict(n_shared_experts=1)),
+        ),
+        dict(num_experts_per_tok=1),
     ),
     "glm4_moe": golden(
         "Glm4Moe",

@@ -141,6 +141,9 @@ def randomise(model, generator, dtype) -> None:
             value = 0.25 * noise
         elif "lm_head" in name or "embed_out" in name:
             value = 2.5 / inputs**0.5 * noise
+        elif any(part in name for part in ["q_b_proj", "kv_b_proj", "kv_a_proj"]):
+            # What is between is normed, and the scores are to differ.
+            value = 1.4 / inputs**0.5 * noise
         elif any(part in name for part in ["q_proj", "k_proj", "qkv_proj", "c_attn", "query_key_value"]):
             value = 1.0 / inputs**0.5 * noise
         elif "experts" in name:

@@ -18,10 +18,13 @@ const DEVICE_BOUND: f64 = 1e-4;
 /// 1e-3 to 8e-3.
 const ROUTED_BOUND: f64 = 2e-3;
 /// Goldens of families with routed experts.
-const ROUTED: [&str; 14] = [
+const ROUTED: [&str; 17] = [
+    "deepseek_v2",
+    "deepseek_v3",
     "dots1",
     "gemma4-moe",
     "glm4_moe",
+    "glm4_moe_lite",
     "gpt_oss",
     "gpt_oss-mxfp4",
     "granitemoe",

@@ -359,8 +359,7 @@ fn quantised_checkpoints_are_told_by_their_tensors_too() {
 #[test]
 fn architectures_that_no_description_can_serve() {
     for (name, said) in [
-        ("DeepseekV3ForCausalLM", "DeepseekV3ForCausalLM needs latent attention (MLA), which no operation computes: "),
-        ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes: "),
+        ("BloomForCausalLM", "BloomForCausalLM needs ALiBi (scores less the distance), which no operation computes: "),
         ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes: "),
         ("ApertusForCausalLM", "needs the activation xIELU, which no operation computes: "),
         ("T5ForConditionalGeneration", "is an encoder with a decoder, and only decoders are run: "),

@@ -19,7 +19,6 @@ use Lack::{Nature, Operation};
 const ALIBI: Lack = Operation("ALiBi (scores less the distance)");
 const HYPER: Lack = Operation("hyper-connections and a token indexer");
 const INDEXER: Lack = Operation("latent attention with a token indexer");
-const LATENT: Lack = Operation("latent attention (MLA)");
 const LIGHTNING: Lack = Operation("linear attention with a decay (lightning attention)");
 const LLAMA4: Lack = Operation("chunked attention and experts that are scaled at their input");
 const MAMBA1: Lack = Operation("a selective state space (Mamba)");
@@ -38,23 +37,7 @@ const FAMILIES: &[(Lack, &[&str])] = &[
     (MAMBA1, &["falconmamba", "jamba", "mamba"]),
     (Operation("a block that several layers share"), &["zamba", "zamba2"]),
     (Operation("learned tokens before the text"), &["hymba"]),
-    (
-        LATENT,
-        &[
-            "deepseek2",
-            "deepseekv2",
-            "deepseekv3",
-            "glm4moelite",
-            "kimilinear",
-            "kimik2",
-            "kimik25",
-            "longcatflash",
-            "minicpm3",
-            "mistral4",
-            "plm",
-            "youtu",
-        ],
-    ),
+    (Operation("several attentions in a layer"), &["longcatflash"]),
     (INDEXER, &["deepseekv32", "glmdsa", "glmmoedsa"]),
     (HYPER, &["deepseekv4", "qwen4exp"]),
     (LIGHTNING, &["bailinghybrid", "bailingmoelinear", "bailingmoev25", "minimax", "minimaxm1", "minimaxtext01"]),
@@ -243,7 +226,6 @@ const KEYS: &[(&str, Lack)] = &[
     ("attn_temperature_tuning", Operation("a scale of attention scores that grows with the position")),
     ("hidden_size_per_layer_input", PER_LAYER),
     ("is_encoder_decoder", BOTH),
-    ("kv_lora_rank", LATENT),
     ("num_kv_shared_layers", PER_LAYER),
     ("ssm_cfg", MAMBA1),
     ("use_bidirectional_attention", Operation("attention that is not causal")),
@@ -361,8 +343,7 @@ mod tests {
     #[test]
     fn the_name_tells() {
         for (name, said) in [
-            ("KimiLinearForCausalLM", "needs latent attention (MLA), which no operation computes"),
-            ("DeepseekV3ForCausalLM", "needs latent attention (MLA), which no operation computes"),
+            ("LongcatFlashForCausalLM", "needs several attentions in a layer, which no operation computes"),
             ("MambaForCausalLM", "needs a selective state space (Mamba), which no operation computes"),
             ("Zamba2ForCausalLM", "needs a block that several layers share, which no operation computes"),
             ("Rwkv6ForCausalLM", "needs RWKV's time mixing, which no operation computes"),
@@ -383,8 +364,8 @@ mod tests {
         );
         assert_eq!(lacking(&json!({"architectures": ["NewForCausalLM"]})), None);
         assert_eq!(
-            lacking_in_gguf("deepseek2").as_deref(),
-            Some("deepseek2 needs latent attention (MLA), which no operation computes")
+            lacking_in_gguf("bloom").as_deref(),
+            Some("bloom needs ALiBi (scores less the distance), which no operation computes")
         );
     }
 
@@ -392,8 +373,8 @@ mod tests {
     fn else_the_keys_tell() {
         let said = |key: &str, value: Value| lacking(&json!({"architectures": ["NewForCausalLM"], key: value}));
         let sentence = |what: &str| Some(format!("NewForCausalLM needs {what}, which no operation computes"));
-        assert_eq!(said("kv_lora_rank", json!(512)), sentence("latent attention (MLA)"));
-        assert_eq!(said("kv_lora_rank", Value::Null), None);
+        assert_eq!(said("attention_chunk_size", json!(512)), sentence("chunked attention"));
+        assert_eq!(said("attention_chunk_size", Value::Null), None);
         assert_eq!(said("hidden_size_per_layer_input", json!(0)), None);
         assert_eq!(
             said("layer_types", json!(["full_attention", "recurrent"])),
@@ -410,6 +391,6 @@ mod tests {
         assert!(
             alike.iter().any(|name| name == "Qwen3ForCausalLM") && alike.iter().all(|name| name.starts_with("Qwen"))
         );
-        assert_eq!(super::alike(&["DeepseekV3ForCausalLM".to_owned()]), [""; 0]);
+        assert_eq!(super::alike(&["KosmosForCausalLM".to_owned()]), [""; 0]);
     }
 }

@@ -463,7 +463,7 @@ impl Resolver<'_> {
             Refusal::Unsupported(what) => Diagnostic::new(Code::UnsupportedFeature, format!("{what} is not supported"))
                 .at(span.clone(), "")
                 .note(format!("{} asks for it", self.origin))
-                .help("supported types are \"linear\", \"dynamic\", \"llama3\", \"yarn\" and \"longrope\""),
+                .help("supported types are \"linear\", \"dynamic\", \"llama3\", \"yarn\", \"longrope\" and \"proportional\""),
             Refusal::Missing(key) => {
                 let message = format!("{} has no key `{key}`", self.origin);
                 Diagnostic::new(Code::MissingConfigKey, message)

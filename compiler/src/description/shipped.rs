@@ -6,6 +6,7 @@ pub fn shipped() -> &'static [(&'static str, &'static str)] {
         ("arcee.toml", include_str!("../../../models/arcee.toml")),
         ("bamba.toml", include_str!("../../../models/bamba.toml")),
         ("cohere.toml", include_str!("../../../models/cohere.toml")),
+        ("deepseek.toml", include_str!("../../../models/deepseek.toml")),
         ("dots1.toml", include_str!("../../../models/dots1.toml")),
         ("ernie4_5.toml", include_str!("../../../models/ernie4_5.toml")),
         ("exaone4.toml", include_str!("../../../models/exaone4.toml")),

@@ -42,6 +42,32 @@ pub const SIGNATURES: &[Signature] = &[
         one_of: &["features", "heads"],
     },
     Signature {
+        op: OpName::HeadLinear,
+        doc: "Each head of `x` by a matrix of its own.",
+        values: &[value("x", "with heads")],
+        weights: &[weight(
+            "weight",
+            "`[heads of x · out, in]`, the rows of one head after the other's; or `[heads of x · in, out]` where transposed",
+        )],
+        attributes: &[
+            attribute("features", Kind::Count, Default::Required, "size of a head of the result"),
+            attribute("transposed", Kind::Bool, Default::Bool(false), "the matrix of a head is stored `[in, out]`"),
+            attribute(
+                "part",
+                Kind::Part,
+                Default::Absent,
+                "of every `step` rows of a fused weight, `size` from `first` on",
+            ),
+        ],
+        one_of: &[],
+    },
+    Signature {
+        op: OpName::Concat,
+        doc: "The values of each head of `a`, then those of `b`.",
+        values: &[value("a", "with heads"), value("b", "with as many heads")],
+        ..PLAIN
+    },
+    Signature {
         op: OpName::RmsNorm,
         doc: "x / sqrt(mean(x²) + eps) · (w + offset), over the last axis: the whole row, or each head of a value that has heads.",
         values: &[value("x", "input")],
@@ -82,7 +108,11 @@ pub const SIGNATURES: &[Signature] = &[
     Signature {
         op: OpName::Attention,
         doc: "Causal attention over this layer's cache, to which k and v are appended first. Query heads share key heads in consecutive groups.",
-        values: &[value("q", "queries, with heads"), value("k", "keys, with heads"), value("v", "values, with heads")],
+        values: &[
+            value("q", "queries, with heads"),
+            value("k", "keys, with heads"),
+            optional_value("v", "values, with heads"),
+        ],
         weights: &[optional_weight(
             "sinks",
             "`[heads of q]`, a logit that takes part in the softmax and adds no value",
@@ -91,8 +121,14 @@ pub const SIGNATURES: &[Signature] = &[
             attribute("scale", Kind::Float, Default::Required, "multiplies q · k"),
             attribute("window", Kind::Count, Default::Absent, "each token sees itself and the window - 1 before it"),
             attribute("softcap", Kind::Float, Default::Absent, "cap · tanh(score / cap)"),
+            attribute(
+                "values",
+                Kind::Count,
+                Default::Absent,
+                "in the place of v: values are that many of their key, the first, and only keys are kept",
+            ),
         ],
-        one_of: &[],
+        one_of: &["v", "values"],
     },
     Signature {
         op: OpName::Reshape,
@@ -320,6 +356,10 @@ ops! {
     Embedding = "embedding";
     /// A matrix product.
     Linear = "linear";
+    /// A product of each head.
+    HeadLinear = "head_linear";
+    /// Heads side by side.
+    Concat = "concat";
     /// RMSNorm.
     RmsNorm = "rms_norm";
     /// LayerNorm.

@@ -233,7 +233,7 @@ const BEYOND: &[(&str, &str)] = &[
     ("experts.gate_up_proj_bias", "`gate_bias` and `up_bias` of `experts` read it, each its part"),
     ("experts.down_proj_bias", "`down_bias` of `experts` reads it"),
     ("act_fn.", "no operation has an activation with weights"),
-    ("kv_a_proj", "no operation is latent attention"),
+    ("kv_a_proj", "latent attention is written by hand, as models/deepseek.toml has it"),
     ("per_layer", "no operation is an embedding for each layer"),
 ];
 

@@ -19,6 +19,10 @@ pub enum Op {
     Embedding,
     /// `norm? → W x + b → activation or gate? → + residual? → sample?`
     Matmul(Matmul),
+    /// A product of each head by a matrix of its own: weights are `[heads, out, in]`, `f32[T, heads, in]` becomes `f32[T, heads, out]`.
+    HeadProduct,
+    /// The values of each head of `a`, then those of `b`.
+    Concat,
     /// Normalisation over the last axis.
     Norm(Norm),
     /// Rotary position embedding over the last axis of `f32[T, heads, head_dim]`.
@@ -129,6 +133,8 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// A learned logit per head that takes part in the softmax and adds no value.
     pub sinks: bool,
+    /// Values are the first of their keys, that many, and have no cache.
+    pub latent: Option<usize>,
     /// Takes `k` and `v` of the step, puts them into the caches, and returns those too.
     pub append: bool,
     /// Applied to each head of `q`, before RoPE. Only with `append`.
@@ -292,7 +298,8 @@ impl Op {
             Op::Rope(_) => vec![Role::X, Role::Positions],
             Op::KvAppend => vec![Role::Cache, Role::X, Role::Positions],
             Op::Attention(attention) => attention.roles(),
-            Op::Add | Op::Mul | Op::Glu | Op::Decay => vec![Role::A, Role::B],
+            Op::Add | Op::Mul | Op::Glu | Op::Decay | Op::Concat => vec![Role::A, Role::B],
+            Op::HeadProduct => vec![Role::X, Role::Weight(0)],
             Op::Route(route) => {
                 let mut roles = vec![Role::X];
                 roles.extend(route.bias.then_some(Role::ChoiceBias));
@@ -341,6 +348,8 @@ impl Op {
             | Op::State(_)
             | Op::Embedding
             | Op::Matmul(_)
+            | Op::HeadProduct
+            | Op::Concat
             | Op::Norm(_)
             | Op::Rope(_)
             | Op::Attention(_)
@@ -378,6 +387,8 @@ impl Op {
             Op::State(_) => "state".into(),
             Op::Embedding => "embedding".into(),
             Op::Matmul(matmul) => matmul.name(),
+            Op::HeadProduct => "head_product".into(),
+            Op::Concat => "concat".into(),
             Op::Norm(norm) => norm.kind.name().into(),
             Op::Rope(_) => "rope".into(),
             Op::KvAppend => "kv_append".into(),
@@ -465,6 +476,7 @@ impl Attention {
             window: None,
             softcap: None,
             sinks: false,
+            latent: None,
             append: false,
             q_norm: None,
             k_norm: None,
@@ -478,7 +490,9 @@ impl Attention {
         if self.append {
             roles.extend([Role::K, Role::V]);
         }
-        roles.extend([Role::KeyCache, Role::ValueCache, Role::Positions]);
+        roles.push(Role::KeyCache);
+        roles.extend(self.latent.is_none().then_some(Role::ValueCache));
+        roles.push(Role::Positions);
         roles.extend(self.q_norm.as_ref().and_then(|norm| norm.weight.then_some(Role::QNormWeight)));
         roles.extend(self.k_norm.as_ref().and_then(|norm| norm.weight.then_some(Role::KNormWeight)));
         roles.extend(self.sinks.then_some(Role::Sinks));

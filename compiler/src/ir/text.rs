@@ -156,6 +156,9 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
                 list.add("softcap", number(&cap));
             }
             list.flag("sinks", attention.sinks);
+            if let Some(values) = attention.latent {
+                list.add("latent", values.to_string());
+            }
             list.call("q_norm", attention.q_norm.as_ref(), norm_call);
             list.call("k_norm", attention.k_norm.as_ref(), norm_call);
             list.call("rope", attention.rope.as_ref(), rope_call);
@@ -174,7 +177,7 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
                 list.add("replay", state.replay.name().into());
             }
         }
-        Op::Input(_) | Op::Weight(_) | Op::Embedding | Op::KvAppend => {}
+        Op::Input(_) | Op::Weight(_) | Op::Embedding | Op::KvAppend | Op::HeadProduct | Op::Concat => {}
         Op::Add | Op::Mul | Op::Glu | Op::Decay | Op::Activation(_) | Op::Function(_) | Op::Reshape | Op::Sample => {}
     }
     list.text

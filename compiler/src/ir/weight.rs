@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 ///
 /// In text, `name` is a tensor. `name[16..24 of 48]` is rows 16 to 23 of every 48, `name[:, 16..24 of 48]` columns, and so on inwards. `name[3]` is
 /// one matrix of a tensor of several, and `a.{0..8}.b` the tensors `a.0.b` to `a.7.b`, one after the other, as one with a leading axis more.
-/// `name^T` has the last two axes of each tensor exchanged, before anything is taken of it. A bracket, brace, circumflex or backslash of a tensor's own
+/// `name^20` is a matrix whose rows make 20 matrices, one after the other, with a leading axis more; `name^T` has the last two axes of each tensor exchanged, `name^20T` both, before
+/// anything is taken of it. A bracket, brace, circumflex or backslash of a tensor's own
 /// name has a backslash before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", from = "String")]
 pub struct WeightRef {
     /// The tensor or tensors.
     pub tensor: TensorName,
+    /// The rows of each make that many matrices, one after the other.
+    pub split: Option<usize>,
     /// The last two axes of each are exchanged; matrix and part are of what that makes.
     pub turned: bool,
     /// The matrix that is taken of a tensor of several.
@@ -56,7 +59,7 @@ pub struct Part {
 impl WeightRef {
     /// The tensor of that name, whole.
     pub fn whole(name: &str) -> WeightRef {
-        WeightRef { tensor: TensorName::One(name.into()), turned: false, matrix: None, part: None }
+        WeightRef { tensor: TensorName::One(name.into()), split: None, turned: false, matrix: None, part: None }
     }
 
     /// The tensor of that name, or the part of it. `{expert}` in it stands for the indices of `experts` tensors.
@@ -65,7 +68,7 @@ impl WeightRef {
             (Some((head, tail)), Some(count)) => TensorName::Stack { head: head.into(), count, tail: tail.into() },
             _ => TensorName::One(name.into()),
         };
-        WeightRef { tensor, turned: false, matrix: None, part }
+        WeightRef { tensor, split: None, turned: false, matrix: None, part }
     }
 
     /// The tensors, in order.
@@ -103,7 +106,17 @@ impl WeightRef {
             }
             *size = *size / part.size * part.step;
         }
-        if self.matrix.is_some() { None } else { self.exchanged(shape) }
+        if self.matrix.is_some() {
+            return None;
+        }
+        let mut shape = self.exchanged(shape)?;
+        if let Some(count) = self.split {
+            if shape.len() < 2 || shape.remove(0) != count {
+                return None;
+            }
+            shape[0] *= count;
+        }
+        Some(shape)
     }
 
     /// With the last two axes exchanged where the weight is turned; `None` where there are none.
@@ -117,7 +130,7 @@ impl WeightRef {
 
     /// Whether rows of the weight, whose shape that is, are whole blocks of the tensors' rows.
     pub fn has_whole_blocks(&self, shape: &[usize], format: Format) -> bool {
-        if self.turned {
+        if self.turned || self.split.is_some() {
             return false;
         }
         let whole = |values: usize| format.bytes(values).is_some();
@@ -130,7 +143,13 @@ impl WeightRef {
 
     /// The weight's shape where each tensor has `shape`; `None` where that has no such part or matrix.
     pub fn shape(&self, shape: &[usize]) -> Option<Vec<usize>> {
-        let mut shape = self.exchanged(shape.to_vec())?;
+        let mut shape = shape.to_vec();
+        if let Some(count) = self.split {
+            let rows = shape.first_mut().filter(|rows| rows.is_multiple_of(count))?;
+            *rows /= count;
+            shape.insert(0, count);
+        }
+        shape = self.exchanged(shape)?;
         if let Some(part) = self.part {
             let size = shape.get_mut(part.axis)?;
             if !size.is_multiple_of(part.step) {
@@ -168,9 +187,12 @@ impl From<&str> for WeightRef {
             },
             _ => (text, (None, None)),
         };
-        let (name, turned) = match name.strip_suffix("^T") {
-            Some(name) if !ends_in_escape(name) => (name, true),
-            _ => (name, false),
+        let (name, split, turned) = match name.rsplit_once('^') {
+            Some((before, how)) if !ends_in_escape(before) => match exchange(how) {
+                Some((split, turned)) => (before, split, turned),
+                None => (name, None, false),
+            },
+            _ => (name, None, false),
         };
         let stack = name.split_once("{0..").filter(|(head, _)| !ends_in_escape(head)).and_then(|(head, rest)| {
             let (count, tail) = rest.split_once('}')?;
@@ -180,7 +202,7 @@ impl From<&str> for WeightRef {
             Some((head, count, tail)) => TensorName::Stack { head: plain(head), count, tail: plain(tail) },
             None => TensorName::One(plain(name)),
         };
-        WeightRef { tensor, turned, matrix, part }
+        WeightRef { tensor, split, turned, matrix, part }
     }
 }
 
@@ -206,8 +228,9 @@ impl fmt::Display for WeightRef {
                 escaped(f, tail)?;
             }
         }
-        if self.turned {
-            f.write_str("^T")?;
+        if self.turned || self.split.is_some() {
+            let turned = if self.turned { "T" } else { "" };
+            write!(f, "^{}{turned}", self.split.map_or(String::new(), |count| count.to_string()))?;
         }
         let Some(Part { axis, first, size, step }) = self.part else {
             return self.matrix.map_or(Ok(()), |index| write!(f, "[{index}]"));
@@ -247,6 +270,15 @@ fn plain(text: &str) -> String {
         name.push(if c == '\\' { chars.next().unwrap_or(c) } else { c });
     }
     name
+}
+
+/// `T`, `20`, `20T`: how many matrices the rows make, and whether axes are exchanged.
+fn exchange(text: &str) -> Option<(Option<usize>, bool)> {
+    let (count, turned) = text.strip_suffix('T').map_or((text, false), |count| (count, true));
+    match count {
+        "" => turned.then_some((None, true)),
+        count => count.parse().ok().filter(|count| *count > 0).map(|count| (Some(count), turned)),
+    }
 }
 
 /// `3`, `:, 0..8 of 24`, `3, :, 0..8 of 24`: an index and a part, at least one of them.
@@ -289,6 +321,9 @@ mod tests {
             "w[3, 0..2 of 4]",
             "w^T",
             "w\\^T",
+            "w^20",
+            "w^20T[:, :, 0..2 of 4]",
+            "w^20[3]",
             "w^T[3, 0..2 of 4]",
             "a.{0..4}.b^T[:, 0..2 of 4]",
         ] {
@@ -310,6 +345,8 @@ mod tests {
             ("w[:, 8..16 of 24]", vec![5, 8], vec![5, 24]),
             ("a.{0..4}.b[:, 0..2 of 4]", vec![4, 5, 6], vec![5, 12]),
             ("w^T", vec![3, 4, 5], vec![3, 5, 4]),
+            ("w^3[:, 2..4 of 5]", vec![3, 4, 7], vec![30, 7]),
+            ("w^3T[:, :, 0..2 of 5]", vec![3, 7, 4], vec![30, 7]),
             ("w^T[:, 1..2 of 2]", vec![3, 4, 5], vec![3, 5, 8]),
             ("a.{0..4}.b^T[0..2 of 4]", vec![4, 6, 5], vec![5, 12]),
         ] {
@@ -322,6 +359,8 @@ mod tests {
         assert_eq!(weight("w[1, 0..2 of 4]").matrix, Some(1));
         assert_eq!(weight("w^T[1, 0..2 of 4]").shape(&[3, 5, 8]), Some(vec![4, 5]));
         assert_eq!(weight("w^T").shape(&[3]), None);
+        assert_eq!(weight("w^3[1, 2..4 of 5]").shape(&[30, 7]), Some(vec![4, 7]));
+        assert_eq!(weight("w^3").shape(&[31, 7]), None);
         assert_eq!(weight("w[3]").shape(&[3, 8]), None);
         assert_eq!(weight("w[0..8 of 24]").shape(&[25, 5]), None);
     }

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod experts;
+mod heads;
 mod pairs;
 mod recurrent;
 mod rope;
@@ -86,8 +87,8 @@ struct Lowering<'f> {
     /// The node that each name stands for at this point.
     values: BTreeMap<String, Value>,
     weights: BTreeMap<WeightRef, Value>,
-    /// Keys and values of each layer after the step.
-    caches: BTreeMap<usize, [Value; 2]>,
+    /// Keys and values, or keys only, of each layer after the step.
+    caches: BTreeMap<usize, Vec<Value>>,
     /// Name and value of each other state after the step.
     states: Vec<(String, Value)>,
 }
@@ -99,6 +100,8 @@ impl Lowering<'_> {
         let value = match call.op {
             OpName::Embedding => self.embedding(call),
             OpName::Linear => self.linear(call),
+            OpName::HeadLinear => self.head_linear(call),
+            OpName::Concat => self.concat(call),
             OpName::RmsNorm => self.norm(call, NormKind::Rms),
             OpName::LayerNorm => self.norm(call, NormKind::Layer),
             OpName::Rope => self.rope(call),
@@ -230,7 +233,9 @@ impl Lowering<'_> {
 
     /// Caches of the layer, appended to, and attention over them.
     fn attention(&mut self, call: &Call) -> Lowered {
-        let [q, k, v] = [self.heads(call, "q")?, self.heads(call, "k")?, self.heads(call, "v")?];
+        let (q, k) = (self.heads(call, "q")?, self.heads(call, "k")?);
+        let latent = call.count("values");
+        let v = if latent.is_some() { self.heads(call, "k")? } else { self.heads(call, "v")? };
         let differ = |message: String| Err(mismatch(call, message));
         if k != v {
             return differ(format!("`k` has {k}, `v` has {v}: they must be alike"));
@@ -249,23 +254,33 @@ impl Lowering<'_> {
         }
         let positions = self.values["positions"];
         let cache = Type::cache(Format::BF16, k.count, k.size);
-        let caches = [("keys", "k"), ("values", "v")].map(|(state, role)| {
+        if let Some(values) = latent.filter(|values| *values > k.size) {
+            return differ(format!("`values` is {values}, and `k` has {k}"));
+        }
+        let kept = [("keys", "k"), ("values", "v")].into_iter().take(if latent.is_some() { 1 } else { 2 });
+        let append = |(state, role): (&str, &str)| {
             let before = self.node(call, Op::State(State::cache(format!("{state}.{layer}"))), &[], cache.clone());
             let step = self.operand(call, role);
             self.node(call, Op::KvAppend, &[before, step, positions], cache.clone())
-        });
-        self.caches.insert(layer, caches);
+        };
+        let caches: Vec<Value> = kept.map(append).collect();
         let softcap = match call.float("softcap") {
             Some(_) => Some(positive(call, "softcap")?),
             None => None,
         };
         let sinks = call.weights.contains_key("sinks");
         let plain = Attention::plain(number(call, "scale"));
-        let attention = Attention { window: call.count("window"), softcap, sinks, ..plain };
+        let attention = Attention { window: call.count("window"), softcap, sinks, latent, ..plain };
         let heads = q.count;
         let q = self.operand(call, "q");
-        let result = self.graph.type_of(q).clone();
-        let mut operands = vec![q, caches[0], caches[1], positions];
+        let result = match latent {
+            Some(values) => Type::activation(&[heads, values]),
+            None => self.graph.type_of(q).clone(),
+        };
+        let mut operands = vec![q];
+        operands.extend(&caches);
+        operands.push(positions);
+        self.caches.insert(layer, caches);
         if sinks {
             operands.push(self.weight(call, "sinks", &[heads])?);
         }

@@ -26,6 +26,7 @@ pub(crate) struct Rows {
 }
 
 /// What a thread keeps between steps.
+#[derive(Default)]
 pub(crate) struct Scratch {
     /// The second product of a gate: [`GROUP_ROWS`] values for each row of a chunk.
     pub gated: Vec<f32>,
@@ -33,6 +34,8 @@ pub(crate) struct Scratch {
     pub row: RowScratch,
     /// One a position.
     pub scores: Vec<f32>,
+    /// A sum of whole keys.
+    pub values: Vec<f32>,
 }
 
 /// Parts that each thread should find in a large step, so that the last to end is not late.
@@ -105,12 +108,15 @@ impl Execution<'_> {
             Step::ExpertHidden(step) => count * step.top_k * self.weights.recipe(step.matrices[0]).units(0),
             Step::ExpertSum(step) => count * self.weights.recipe(step.matrices[0]).units(0),
             Step::Heads(step) => count * step.heads,
+            Step::HeadProduct(step) => count * step.matrices.len() * self.weights.recipe(step.matrices[0]).units(0),
             Step::Attention(step) => count * step.heads,
             Step::Matmul(step) => {
                 let recipe = self.weights.recipe(step.matrix);
                 (0..step.outs.len()).map(|out| recipe.units(out)).sum()
             }
-            Step::Combine { out, .. } | Step::Glu { out, .. } | Step::Map { out, .. } => count * self.size(*out),
+            Step::Combine { out, .. } | Step::Glu { out, .. } | Step::Map { out, .. } | Step::Concat { out, .. } => {
+                count * self.size(*out)
+            }
             Step::Code { x, .. } => count * (self.size(*x) / COLUMNS),
             // Rows go one after the other.
             Step::Conv(step) => self.size(step.out),
@@ -124,6 +130,7 @@ impl Execution<'_> {
             Step::Matmul(step) => step.matrix,
             Step::ExpertHidden(step) => step.matrices[0],
             Step::ExpertSum(step) => step.matrices[0],
+            Step::HeadProduct(step) => step.matrices[0],
             _ => return 1,
         };
         self.weights.recipe(matrix).unit_rows()
@@ -133,12 +140,14 @@ impl Execution<'_> {
     fn chunks(&self, step: &Step, count: usize, threads: usize) -> usize {
         let items = self.items(step, count);
         let least_items = match step {
-            Step::Matmul(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) => UNIT_ROWS / self.unit_rows(step),
+            Step::Matmul(_) | Step::ExpertHidden(_) | Step::ExpertSum(_) | Step::HeadProduct(_) => {
+                UNIT_ROWS / self.unit_rows(step)
+            }
             Step::Code { .. } => 32,
             Step::Attention(_) | Step::Recall(_) => 1,
             Step::Heads(step) => 256usize.div_ceil(step.dim),
             Step::Angles { .. } | Step::Embed { .. } | Step::Gather { .. } | Step::Route(_) => 1,
-            Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } => 512,
+            Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Concat { .. } => 512,
             Step::Conv(_) => 128,
         };
         let is_large =
@@ -161,6 +170,10 @@ impl Execution<'_> {
                 self.by_row(*out, part, |row, part| self.combine(*multiply, a, b, *out, row, part));
             }
             Step::Glu { a, b, out } => self.by_row(*out, part, |row, part| self.glu(*a, *b, *out, row, part)),
+            Step::HeadProduct(step) => self.head_product(step, part),
+            Step::Concat { parts, sizes, out } => {
+                self.by_row(*out, part, |row, part| self.concat(*parts, *sizes, *out, row, part));
+            }
             Step::Conv(step) => self.conv(step, count, part),
             Step::Recall(step) => self.recall(step, count, part),
             Step::Route(step) => self.route(step, part),
@@ -388,6 +401,12 @@ impl Execution<'_> {
             }
             let sum = math::exponentials(self.isa, weights, step.sinks.get(head).copied());
             let out = self.write(step.out, row, head * step.value_dim, step.value_dim);
+            if step.latent {
+                scratch.values.resize(step.dim, 0.0);
+                weighted_sum(self.isa, weights, cached(step.values, step.dim), 1.0 / sum, &mut scratch.values);
+                out.copy_from_slice(&scratch.values[..step.value_dim]);
+                continue;
+            }
             weighted_sum(self.isa, weights, cached(step.values, step.value_dim), 1.0 / sum, out);
         }
     }

@@ -118,7 +118,7 @@ impl Execution<'_> {
     }
 
     /// Unit `unit` of tensor `part` of a matrix, times one vector.
-    fn one_unit(&self, matrix: usize, part: usize, unit: usize, x: Operand<'_>) -> [f32; UNIT_ROWS] {
+    pub(super) fn one_unit(&self, matrix: usize, part: usize, unit: usize, x: Operand<'_>) -> [f32; UNIT_ROWS] {
         let mut sums: Sums = Default::default();
         let bytes = self.weights.unit(matrix, part, unit);
         tile::multiply_unit(self.isa, self.weights.recipe(matrix).formats[part], bytes, &[x], &mut sums);

@@ -1,6 +1,7 @@
 //! Takes a graph's ops apart into steps. A fused op becomes several: on a CPU a barrier is cheap and a round trip stays in cache.
 
 mod experts;
+mod heads;
 mod pairs;
 mod recurrent;
 
@@ -148,6 +149,8 @@ impl<'a> Lowering<'a> {
                 self.push(Step::Route(RouteStep { route: route.clone(), bias, scales, x, out }));
             }
             Op::Experts(experts) => self.experts(node, experts)?,
+            Op::HeadProduct => self.head_product(node)?,
+            Op::Concat => self.concat(node)?,
             Op::Conv(_) => self.conv(node)?,
             Op::Recall(_) => self.recall(node)?,
             Op::Activation(activation) => self.map(node, Map::Activation(*activation))?,
@@ -255,8 +258,11 @@ impl<'a> Lowering<'a> {
         let mut q = self.operand(node, Role::Q)?;
         let [heads, dim] = self.sizes(q)?;
         let keys = self.cache(self.operand(node, Role::KeyCache)?)?;
-        let values = self.cache(self.operand(node, Role::ValueCache)?)?;
-        let (kv_heads, value_dim) = (self.caches[keys].heads, self.caches[values].dim);
+        let values = match attention.latent {
+            Some(_) => keys,
+            None => self.cache(self.operand(node, Role::ValueCache)?)?,
+        };
+        let (kv_heads, value_dim) = (self.caches[keys].heads, attention.latent.unwrap_or(self.caches[values].dim));
         ensure!(
             kv_heads > 0
                 && heads % kv_heads == 0
@@ -313,6 +319,7 @@ impl<'a> Lowering<'a> {
             window: attention.window,
             softcap: attention.softcap,
             sinks,
+            latent: attention.latent.is_some(),
             out,
         }));
         let Some(proj) = attention.proj else { return Ok(()) };

@@ -8,6 +8,7 @@ mod bandwidth;
 mod blocks;
 mod execute;
 mod experts;
+mod heads;
 mod lower;
 mod math;
 mod memory;
@@ -34,7 +35,7 @@ use fusec::ir::{Format, Graph, WeightRef};
 use execute::{Execution, GROUP_ROWS, Rows, Scratch};
 use math::Isa;
 use memory::SharedFloats;
-use pack::{RowScratch, Weights};
+use pack::Weights;
 use plan::Plan;
 use pool::Pool;
 use step::{CacheShape, Step};
@@ -127,7 +128,7 @@ impl CpuModel {
         let weights = Weights::pack(plan.recipes.clone(), weights, threads)?;
         let scratch = || {
             let gated = vec![0.0; CHUNK * GROUP_ROWS];
-            Mutex::new(Scratch { gated, scores: vec![0.0; context], row: RowScratch::default() })
+            Mutex::new(Scratch { gated, scores: vec![0.0; context], ..Scratch::default() })
         };
         Ok(CpuModel {
             memory: SharedFloats::new(plan.floats),
@@ -221,7 +222,8 @@ impl CpuModel {
                 None
             }
             Step::Combine { .. } | Step::Glu { .. } | Step::Map { .. } | Step::Route(_) | Step::Code { .. } => None,
-            Step::Conv(_) | Step::Recall(_) => None,
+            Step::HeadProduct(step) => Some((step.matrices.len(), step.matrices[0])),
+            Step::Conv(_) | Step::Recall(_) | Step::Concat { .. } => None,
         });
         products.map(|(times, matrix)| times * self.weights.recipe(matrix).value_bytes()).sum()
     }

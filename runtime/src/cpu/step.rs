@@ -35,6 +35,10 @@ pub(crate) enum Step {
     Recall(RecallStep),
     /// The selected rows of a buffer.
     Gather { x: Buffer, out: Buffer },
+    /// Each head by a matrix of its own.
+    HeadProduct(HeadProductStep),
+    /// The values of each head of two buffers: of `sizes` values each.
+    Concat { parts: [Buffer; 2], sizes: [usize; 2], out: Buffer },
     /// The same values in 16 bits, as products with quantised blocks read them.
     Code { x: Buffer, out: Buffer },
 }
@@ -110,6 +114,8 @@ pub(crate) struct AttentionStep {
     pub window: Option<usize>,
     pub softcap: Option<f32>,
     pub sinks: Box<[f32]>,
+    /// Values are the first of their keys, and `values` is the cache of those.
+    pub latent: bool,
     pub out: Buffer,
 }
 
@@ -154,6 +160,14 @@ pub(crate) struct SumStep {
     pub matrices: Vec<usize>,
     /// One expert's after the other's; empty where there are none.
     pub bias: Box<[f32]>,
+    pub out: Buffer,
+}
+
+/// See [`Step::HeadProduct`].
+pub(crate) struct HeadProductStep {
+    pub x: Buffer,
+    /// One per head.
+    pub matrices: Vec<usize>,
     pub out: Buffer,
 }
 
@@ -246,6 +260,14 @@ impl Step {
                         touch(Access::Read(*buffer));
                     }
                 }
+                touch(Access::Write(*out));
+            }
+            Step::HeadProduct(HeadProductStep { x, out, .. }) => {
+                touch(Access::Read(*x));
+                touch(Access::Write(*out));
+            }
+            Step::Concat { parts, out, .. } => {
+                parts.iter().for_each(|&buffer| touch(Access::Read(buffer)));
                 touch(Access::Write(*out));
             }
             Step::Glu { a, b, out } => {

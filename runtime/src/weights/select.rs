@@ -38,7 +38,7 @@ impl Checkpoint {
         }
         let name = &weight.tensors()[0];
         let tensor = self.tensor(name)?;
-        if weight.turned {
+        if weight.turned || weight.split.is_some() {
             return self.append_turned(name, tensor, weight, rows, out);
         }
         match (weight.matrix, weight.part) {
@@ -58,7 +58,7 @@ impl Checkpoint {
         }
     }
 
-    /// Rows of what has the last two axes of a tensor exchanged: each matrix is read whole.
+    /// Rows of what has the last two axes of a tensor exchanged, or whose rows make several matrices: each matrix is read whole.
     fn append_turned(
         &self,
         name: &str,
@@ -70,7 +70,7 @@ impl Checkpoint {
         let &[.., across, down] = &tensor.shape[..] else {
             bail!("{}: {name} is {:?}, which has no two axes to exchange", self.origin, tensor.shape)
         };
-        if weight.matrix.is_none() && tensor.shape.len() > 2 {
+        if weight.matrix.is_none() && tensor.shape.len() + usize::from(weight.split.is_some()) > 2 {
             for row in rows {
                 let matrix = weight.matrix(row);
                 let inner = self.shape(&matrix)?.first().copied().unwrap_or(1);
@@ -79,14 +79,22 @@ impl Checkpoint {
             return Ok(());
         }
         let mut whole = Vec::new();
-        self.append_rows(name, tensor, weight.matrix.map_or(0..across, |index| index..index + 1), &mut whole)?;
-        let mut turned = turn(&whole, across, down);
+        // A matrix of several tensors is a row; one of several runs of rows has as many as the others.
+        let across = weight.split.map_or(across, |count| across / count);
+        let each = if weight.split.is_some() { across } else { 1 };
+        let from = weight.matrix.map_or(0..across, |index| index * each..(index + 1) * each);
+        self.append_rows(name, tensor, from, &mut whole)?;
+        let mut shape = [across, down];
+        if weight.turned {
+            whole = turn(&whole, across, down);
+            shape.reverse();
+        }
         if let Some(part) = weight.part {
             let axis = part.axis - usize::from(weight.matrix.is_some());
-            turned = cut(&turned, &[down, across], Part { axis, ..part });
+            whole = cut(&whole, &shape, Part { axis, ..part });
         }
         let columns = self.shape(weight)?.last().copied().unwrap_or(1);
-        out.extend_from_slice(&turned[rows.start * columns..rows.end * columns]);
+        out.extend_from_slice(&whole[rows.start * columns..rows.end * columns]);
         Ok(())
     }
 
@@ -162,6 +170,10 @@ mod tests {
         assert_eq!(read("all^T[:, :, 1..2 of 2]").1, [302.0, 306.0, 303.0, 307.0, 310.0, 314.0, 311.0, 315.0]);
         assert_eq!(read("e.{0..2}.w^T[2..3 of 3]"), (vec![2, 1, 2], vec![102.0, 105.0, 202.0, 205.0]));
         assert_eq!(read("fused^T").1, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0]);
+        // Three matrices of two rows: 0 1, 2 3; 4 5, 6 7; 8 9, 10 11.
+        assert_eq!(read("fused^3[2]"), (vec![2, 2], vec![8.0, 9.0, 10.0, 11.0]));
+        assert_eq!(read("fused^3T[:, :, 1..2 of 2]"), (vec![3, 2, 1], vec![2.0, 3.0, 6.0, 7.0, 10.0, 11.0]));
+        assert_eq!(read("fused^3[:, 0..1 of 2]"), (vec![3, 1, 2], vec![0.0, 1.0, 4.0, 5.0, 8.0, 9.0]));
         let mut rows = Vec::new();
         checkpoint.read_rows_f32(&"fused^T[:, 1..2 of 3]".into(), 1..2, &mut rows).unwrap();
         assert_eq!(rows, [3.0, 9.0]);

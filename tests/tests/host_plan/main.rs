@@ -231,6 +231,14 @@ fn llama_tied_tuned() -> Result<()> {
     check(&Case { tuning, change, variant: " tuned", ..Case::new("llama-tied") })
 }
 
+/// Latent attention: keys of few values and of more than most kernels hold.
+#[test]
+fn latent_attention() -> Result<()> {
+    check(&Case { routed: true, prompt: 13, ..Case::new("deepseek_v2") })?;
+    check(&Case { routed: true, ..Case::new("deepseek_v3") })?;
+    check(&Case { routed: true, ..Case::new("glm4_moe_lite") })
+}
+
 /// Heads of more values than most kernels hold.
 #[test]
 fn gemma4() -> Result<()> {

@@ -4,6 +4,7 @@ use anyhow::Result;
 use fuse_kernels::{Activation, Gating, Matmul, Matvec, Storage, Tiles};
 use fuse_tests::host_build::HostBuffer;
 
+use crate::matmul_wgmma::untiled;
 use crate::matvec::{self, Problem};
 use crate::support::*;
 
@@ -20,7 +21,18 @@ pub struct Case {
 /// A product with nothing fused, by warps of this many row tiles and groups of eight rows of x; how many share x, and how many a row tile.
 pub fn plain(tiles: Tiles, [row_tiles, columns, row_warps, split]: [usize; 4]) -> Matmul {
     let gating = Gating::default();
-    Matmul { tiles, row_tiles, columns, row_warps, split, paired: false, activation: None, gating, gather: None }
+    Matmul {
+        tiles,
+        row_tiles,
+        columns,
+        row_warps,
+        split,
+        paired: false,
+        activation: None,
+        gating,
+        gather: None,
+        heads: None,
+    }
 }
 
 /// A product with a gate and with another weight.
@@ -63,6 +75,41 @@ impl Case {
         }
         Ok(())
     }
+}
+
+/// Each head of a row by a matrix of its own.
+#[test]
+fn heads() -> Result<()> {
+    let (bf16, tiled) = (Storage::BF16, Storage::Tiled);
+    for (heads, k, size, rows, out, shape) in [
+        (3, 50, 37, 11, Storage::F32, [2, 2, 2, 1]),
+        (2, 96, 20, 3, bf16, [1, 4, 1, 8]),
+        (5, 33, 16, 1, Storage::F32, [1, 4, 1, 8]),
+        (4, 64, 32, 40, tiled, [2, 8, 2, 2]),
+    ] {
+        let family = Matmul { heads: Some(heads), ..plain(Tiles { out, ..tiles(k, &[size]) }, shape) };
+        let kernel = build(&family, None)?;
+        let mut random = Random((heads * k) as u64);
+        let matrices: Vec<Matrix> = (0..heads).map(|_| Matrix::random(&mut random, size, k)).collect();
+        let x = random.rounded(rows * heads * k);
+        let dot =
+            |row: &[f32], x: &[f32]| -> f64 { row.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum() };
+        let head =
+            |(at, x): (usize, &[f32])| (0..size).map(|row| dot(matrices[at % heads].row(row), x)).collect::<Vec<_>>();
+        let expected: Vec<f64> = x.chunks(k).enumerate().flat_map(head).collect();
+        let packed: Vec<u16> = matrices.iter().flat_map(|matrix| pack(std::slice::from_ref(matrix), false)).collect();
+        let (weights, x) = (HostBuffer::input(&packed), HostBuffer::input(&to_operands(family.tiles.weights, &x)));
+        let result = room(expected.len(), out);
+        let arguments =
+            [("weights", weights.address()), ("x", x.address()), ("out0", result.address()), ("rows", rows as u64)];
+        kernel.launch(rows, &arguments)?;
+        match out {
+            Storage::Tiled => compare("heads", &expected, &untiled(&result.written()?, rows), Bound::Rounded)?,
+            Storage::F32 => compare("heads", &expected, &written(&result, out)?, Bound::Exact)?,
+            Storage::BF16 | Storage::F16 => compare("heads", &expected, &written(&result, out)?, Bound::Rounded)?,
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -220,6 +220,7 @@ fn rows_for_products() -> Result<()> {
         paired: false,
         activation: None,
         gating: fuse_kernels::Gating::default(),
+        heads: None,
         gather: None,
     };
     let packed = HostBuffer::input(&pack(std::slice::from_ref(&matrix), false));

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use fuse_kernels::{
-    Activation, Elementwise, Embedding, Expression, KvAppend, Norm, NormKind, RopeRows, Storage, Tiles,
+    Activation, Concat, Elementwise, Embedding, Expression, KvAppend, Norm, NormKind, RopeRows, Storage, Tiles,
 };
 use fuse_tests::host_build::HostBuffer;
 
@@ -98,6 +98,22 @@ fn rope() -> Result<()> {
         let arguments = [("x", x.address()), ("positions", at.address()), ("out", out.address())];
         kernel.launch(positions.len(), &arguments)?;
         compare("rope", &expected, &out.written::<f32>()?, Bound::Exact)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn concat() -> Result<()> {
+    for (heads, first, second) in [(3, 44, 12), (1, 512, 64), (20, 5, 9)] {
+        let family = Concat { heads, first, second };
+        let kernel = build(&family, None)?;
+        let (rows, mut random) = (3, Random(first as u64));
+        let (a, b) = (random.floats(rows * heads * first), random.floats(rows * heads * second));
+        let both = a.chunks(first).zip(b.chunks(second)).flat_map(|(a, b)| [wide(a), wide(b)].concat());
+        let expected: Vec<f64> = both.collect();
+        let (a, b, out) = (HostBuffer::input(&a), HostBuffer::input(&b), room(expected.len(), Storage::F32));
+        kernel.launch(rows, &[("a", a.address()), ("b", b.address()), ("out", out.address())])?;
+        compare("concat", &expected, &out.written::<f32>()?, Bound::Exact)?;
     }
     Ok(())
 }

@@ -242,6 +242,17 @@ fn call(function: Function, arguments: &[Expr], environment: &dyn Environment, s
             }
             Ok(Value::Float(number.sqrt()))
         }
+        Function::Log => {
+            let number = needs_number(&first, &arguments[0].span)?;
+            if number <= 0.0 {
+                return Err(wrong(&arguments[0].span, format!("{first} has no logarithm")));
+            }
+            Ok(Value::Float(number.ln()))
+        }
+        Function::Exp => {
+            let number = needs_number(&first, &arguments[0].span)?.exp();
+            if number.is_finite() { Ok(Value::Float(number)) } else { Err(overflow(span)) }
+        }
         Function::Int => match &first {
             Value::Int(_) => Ok(first),
             _ => {

@@ -310,12 +310,16 @@ impl<'a> Parser<'a, '_> {
             "min" => (Some(Function::Min), 1, usize::MAX),
             "max" => (Some(Function::Max), 1, usize::MAX),
             "sqrt" => (Some(Function::Sqrt), 1, 1),
+            "log" => (Some(Function::Log), 1, 1),
+            "exp" => (Some(Function::Exp), 1, 1),
             "len" => (Some(Function::Len), 1, 1),
             "int" => (Some(Function::Int), 1, 1),
             "default" | "given" => (None, 2, 2),
             other => {
                 let error = self.error(name.span.clone(), format!("there is no function `{other}`"));
-                return Err(error.suggest(other, ["min", "max", "sqrt", "len", "int", "default", "given"]));
+                return Err(
+                    error.suggest(other, ["min", "max", "sqrt", "log", "exp", "len", "int", "default", "given"])
+                );
             }
         };
         if arguments.len() < least || arguments.len() > most {

@@ -59,6 +59,8 @@ pub(super) enum Function {
     Min,
     Max,
     Sqrt,
+    Log,
+    Exp,
     Len,
     Int,
 }

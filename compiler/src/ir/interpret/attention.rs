@@ -21,7 +21,8 @@ pub(super) fn attention(
         unreachable!("the verifier lets a cache have three axes")
     };
     let heads = q.shape[1];
-    let mut out = Tensor::zeros(q.shape.clone());
+    let value_dim = attention.latent.unwrap_or(head_dim);
+    let mut out = Tensor::zeros(vec![q.shape[0], heads, value_dim]);
     for (token, &position) in positions.data.iter().enumerate() {
         ensure!(
             position >= 0.0 && (position as usize) < context,
@@ -45,13 +46,13 @@ pub(super) fn attention(
             scores.extend(sinks.map(|sinks| sinks.data[head]));
             let weights = softmax(&scores);
             // The sink's weight, where there is one, is last and has no value.
-            let mut sum = vec![0.0f64; head_dim];
+            let mut sum = vec![0.0f64; value_dim];
             for (position, weight) in (first..=last).zip(weights) {
                 for (sum, &value) in sum.iter_mut().zip(&values.data[of_head(values, position)]) {
                     *sum += weight * f64::from(value);
                 }
             }
-            let start = (token * heads + head) * head_dim;
+            let start = (token * heads + head) * value_dim;
             for (out, sum) in out.data[start..].iter_mut().zip(sum) {
                 *out = sum as f32;
             }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::attention::attention;
 use super::experts::{experts, glu, route};
-use super::matmul::{Product, matmul};
+use super::matmul::{Product, dot, matmul};
 use super::operands::Operands;
 use super::recurrent::{conv, recall};
 use super::{Tensor, maths};
@@ -23,6 +23,8 @@ pub fn evaluate(op: &Op, operands: &[&Tensor], shapes: &[Vec<usize>]) -> Result<
         Op::Input(_) | Op::Weight(_) | Op::State(_) => anyhow::bail!("{op} is given, not computed"),
         Op::Embedding => vec![embedding(operands.get(Role::Ids), operands.get(Role::Table))?],
         Op::Matmul(fused) => fused_matmul(fused, &operands, shapes),
+        Op::HeadProduct => vec![head_product(x(), operands.get(Role::Weight(0)))],
+        Op::Concat => vec![concat(operands.get(Role::A), operands.get(Role::B))],
         Op::Norm(norm) => vec![normalise(norm, x(), operands.find(Role::NormWeight), operands.find(Role::NormBias))],
         Op::Rope(rope) => vec![rotate(rope, x(), operands.get(Role::Positions))],
         Op::KvAppend => vec![append(operands.get(Role::Cache), x(), operands.get(Role::Positions))?],
@@ -91,7 +93,8 @@ fn fused_attention(
         fused.rope.as_ref().map_or_else(|| normed.clone(), |rope| rotate(rope, &normed, positions))
     };
     let q = prepare(operands.get(Role::Q), &fused.q_norm, operands.find(Role::QNormWeight));
-    let mut caches = vec![operands.get(Role::KeyCache).clone(), operands.get(Role::ValueCache).clone()];
+    let keys = operands.get(Role::KeyCache);
+    let mut caches = vec![keys.clone(), operands.find(Role::ValueCache).unwrap_or(keys).clone()];
     if fused.append {
         let k = prepare(operands.get(Role::K), &fused.k_norm, operands.find(Role::KNormWeight));
         caches[0] = append(&caches[0], &k, positions)?;
@@ -193,6 +196,24 @@ fn first_largest(x: &Tensor) -> Tensor {
     let first_largest = |row: &[f32]| (1..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
     let tokens: Vec<f32> = (0..x.shape[0]).map(|row| first_largest(x.row(row)) as f32).collect();
     Tensor::new([tokens.len()], tokens)
+}
+
+/// Each head of `[tokens, heads, in]` by its own matrix of `[heads, out, in]`.
+fn head_product(x: &Tensor, weight: &Tensor) -> Tensor {
+    let [heads, rows, columns] = [weight.shape[0], weight.shape[1], weight.shape[2]];
+    let mut out = Vec::with_capacity(x.data.len() / columns * rows);
+    for (at, head) in x.data.chunks_exact(columns).enumerate() {
+        out.extend(weight.row(at % heads).chunks_exact(columns).map(|row| dot(row, head)));
+    }
+    Tensor::new([x.shape[0], heads, rows], out)
+}
+
+/// The values of each head of both.
+fn concat(a: &Tensor, b: &Tensor) -> Tensor {
+    let (first, second) = (a.shape[2], b.shape[2]);
+    let heads = a.data.chunks_exact(first).zip(b.data.chunks_exact(second));
+    let data: Vec<f32> = heads.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
+    Tensor::new([a.shape[0], a.shape[1], first + second], data)
 }
 
 fn add(a: &Tensor, b: &Tensor) -> Tensor {

@@ -274,6 +274,28 @@ fn attention_heads_dot_and_sum_all_their_values() {
 }
 
 #[test]
+fn heads_have_products_and_stand_side_by_side() {
+    // Two tokens of two heads of two values: the first head's matrix sums and doubles, the second's has one row of the other.
+    let x: (&[usize], &[f32]) = (&[2, 2, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
+    let weight: (&[usize], &[f32]) = (&[2, 1, 2], &[1.0, 1.0, 0.0, -2.0]);
+    let found = results(Op::HeadProduct, &[x, weight], &[&[2, 2, 1]]);
+    near(&found[0], &[3.0, -8.0, 11.0, -16.0]);
+    let other: (&[usize], &[f32]) = (&[2, 2, 1], &[0.1, 0.2, 0.3, 0.4]);
+    let found = results(Op::Concat, &[x, other], &[&[2, 2, 3]]);
+    near(&found[0], &[1.0, 2.0, 0.1, 3.0, 4.0, 0.2, 5.0, 6.0, 0.3, 7.0, 8.0, 0.4]);
+}
+
+#[test]
+fn latent_values_are_the_first_of_their_keys() {
+    let q: (&[usize], &[f32]) = (&[1, 2, 3], &[0.0, 0.0, 1.0, 0.0, 0.0, 0.0]);
+    // The third value of a key scores, and is no value.
+    let keys: (&[usize], &[f32]) = (&[2, 1, 3], &[1.0, 10.0, 0.0, 3.0, 30.0, 3f32.ln()]);
+    let attention = Attention { latent: Some(2), ..Attention::plain(1.0) };
+    let found = results(Op::Attention(attention), &[q, keys, (&[1], &[1.0])], &[&[1, 2, 2]]);
+    near(&found[0], &[2.5, 25.0, 2.0, 20.0]);
+}
+
+#[test]
 fn caches_persist_from_run_to_run() {
     let text = r#"
 %p = input "positions" : i32[T]

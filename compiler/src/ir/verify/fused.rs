@@ -66,7 +66,8 @@ pub(super) fn attention(fused: &Attention, node: &Checked<'_>) -> Check {
     result_count(node, if fused.append { 3 } else { 1 })?;
     let q = node.get(Role::Q);
     let [q_heads, head_dim] = heads("q", q)?;
-    let (keys, values) = (node.get(Role::KeyCache), node.get(Role::ValueCache));
+    let keys = node.get(Role::KeyCache);
+    let values = node.find(Role::ValueCache).unwrap_or(keys);
     cache("key cache", keys)?;
     if keys != values {
         return Err(format!("key cache is {keys}, but value cache is {values}; they must be equal"));
@@ -80,6 +81,14 @@ pub(super) fn attention(fused: &Attention, node: &Checked<'_>) -> Check {
         return Err(format!("q is {q}, but the caches are {keys}: {q_heads} heads cannot share {kv_heads} evenly"));
     }
     same("positions", node.get(Role::Positions), &Type::tokens())?;
+    if let Some(latent) = fused.latent {
+        if fused.append {
+            return Err("what has no cache of values is not appended here".into());
+        }
+        if latent == 0 || latent > head_dim {
+            return Err(format!("latent is {latent}, but a key has {head_dim} values"));
+        }
+    }
     if fused.append {
         appended("k", node.get(Role::K), keys)?;
         appended("v", node.get(Role::V), values)?;
@@ -96,11 +105,13 @@ pub(super) fn attention(fused: &Attention, node: &Checked<'_>) -> Check {
     }
     numbers(fused)?;
     let result = &node.results[0];
+    let attended = fused.latent.map_or_else(|| q.clone(), |values| Type::activation(&[q_heads, values]));
     let Some(proj) = fused.proj else {
-        return must(result, q, || "q".into());
+        return must(result, &attended, || "q".into());
     };
     let part = Part { weight: Role::ProjWeight, bias: Role::ProjBias, transposed: proj.transposed };
-    product(node, &part, ("q", q), ("the result", result))?;
+    let name = if fused.latent.is_some() { "what q attends to" } else { "q" };
+    product(node, &part, (name, &attended), ("the result", result))?;
     if proj.residual { residual(node) } else { Ok(()) }
 }
 

@@ -5,7 +5,7 @@ use super::terms::{
     Check, Checked, activation, appended, cache, heads, is_activation, is_float, is_plain, logits, matrix, must,
     norm_over, positive, result_count, rope, same,
 };
-use crate::ir::{Op, Replay, Role, Start, State, Type};
+use crate::ir::{Dim, Op, Replay, Role, Start, State, Type};
 
 /// Types and attributes of a node whose operands are complete.
 pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
@@ -41,6 +41,27 @@ pub(super) fn check(op: &Op, node: &Checked<'_>) -> Check {
             let table = node.get(Role::Table);
             let [_, columns] = matrix("table", table)?;
             must(result, &Type::activation(&[columns]), || format!("a lookup in {table}"))
+        }
+        Op::HeadProduct => {
+            let x = node.get(Role::X);
+            let [count, inputs] = heads("x", x)?;
+            let weight = node.get(Role::Weight(0));
+            match weight.shape[..] {
+                [Dim::Fixed(matrices), Dim::Fixed(rows), Dim::Fixed(columns)]
+                    if is_float(weight) && (matrices, columns) == (count, inputs) =>
+                {
+                    must(result, &Type::activation(&[count, rows]), || format!("weight {weight}"))
+                }
+                _ => Err(format!("x is {x}, but the weight is {weight}: it must be [{count}, out, {inputs}]")),
+            }
+        }
+        Op::Concat => {
+            let (a, b) = (node.get(Role::A), node.get(Role::B));
+            let ([count, first], [other, second]) = (heads("a", a)?, heads("b", b)?);
+            if count != other {
+                return Err(format!("a is {a}, but b is {b}: they must have as many heads"));
+            }
+            must(result, &Type::activation(&[count, first + second]), || "the two".into())
         }
         Op::Norm(norm) => {
             let x = node.get(Role::X);

@@ -63,7 +63,7 @@ impl Builder<'_, '_> {
         };
         let cache_type: Vec<usize> = graph.type_of(self.operand(node, Role::KeyCache)?).fixed_sizes().collect();
         let key_heads = cache_type[0];
-        let (keys, values) = (self.pointer(node, Role::KeyCache)?, self.pointer(node, Role::ValueCache)?);
+        let (keys, values) = (self.pointer(node, Role::KeyCache)?, self.optional(node, Role::ValueCache)?);
         if attention.append {
             self.set(node.result(1), keys, Storage::BF16);
             self.set(node.result(2), values, Storage::BF16);
@@ -83,7 +83,7 @@ impl Builder<'_, '_> {
                 q = self.append(node, attention, [q, k, v], [keys, values], [heads, key_heads, head_dim])?;
             }
         }
-        if head_dim > WIDEST {
+        if head_dim > WIDEST || attention.latent.is_some() {
             return self.attention_wide(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
         if !self.few() {
@@ -228,6 +228,7 @@ impl Builder<'_, '_> {
         [heads, key_heads, head_dim]: [usize; 3],
     ) -> Result<()> {
         let rows = self.rows.count;
+        let value_dim = attention.latent.unwrap_or(head_dim);
         let share = heads / key_heads;
         let group = [4, 2].into_iter().find(|group| share.is_multiple_of(*group)).unwrap_or(1);
         let combined = self.few() && attention.proj.is_some();
@@ -237,14 +238,14 @@ impl Builder<'_, '_> {
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
         let (out, storage, statistics) = match attention.proj {
             Some(_) if combined => {
-                let out = self.buffer(max * rows * heads * head_dim * 4);
+                let out = self.buffer(max * rows * heads * value_dim * 4);
                 let statistics = self.buffer(max * rows * heads * 8);
                 (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
             }
             Some(_) => {
-                let format = self.proj_format(node, attention, heads * head_dim)?;
-                let out = self.buffer(rows * heads * head_dim * 2);
-                (Source::Buffer(out, 0), self.x_storage(format, heads * head_dim), NULL)
+                let format = self.proj_format(node, attention, heads * value_dim)?;
+                let out = self.buffer(rows * heads * value_dim * 2);
+                (Source::Buffer(out, 0), self.x_storage(format, heads * value_dim), NULL)
             }
             None => {
                 let (out, storage) = self.result(node.result(0));
@@ -255,8 +256,8 @@ impl Builder<'_, '_> {
             heads,
             key_heads,
             head_dim,
-            value_dim: head_dim,
-            latent: false,
+            value_dim,
+            latent: attention.latent.is_some(),
             group,
             splits,
             scale: attention.scale,
@@ -264,12 +265,13 @@ impl Builder<'_, '_> {
             sinks: attention.sinks,
             out: storage,
         };
-        let mut operands = vec![("q", q), ("key_cache", keys), ("value_cache", values), ("sinks", sinks), ("out", out)];
+        let mut operands = vec![("q", q), ("key_cache", keys), ("sinks", sinks), ("out", out)];
+        operands.extend(attention.latent.is_none().then_some(("value_cache", values)));
         operands.extend([("positions", self.positions()), ("sequences", self.sequences()), ("statistics", statistics)]);
         operands.extend([("context", CONTEXT), ("rows", self.count())]);
         self.launch(KernelSpec::AttentionWide(spec), rows, &operands)?;
         if attention.proj.is_some() {
-            self.projection(node, attention, out, statistics, heads, head_dim, combined.then_some(splits))?;
+            self.projection(node, attention, out, statistics, heads, value_dim, combined.then_some(splits))?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod attention;
 mod elements;
 mod experts;
+mod heads;
 mod products;
 mod recurrent;
 mod shapes;
@@ -309,6 +310,8 @@ impl<'p, 'g> Builder<'p, 'g> {
                 }
                 Op::Embedding => self.embedding(node)?,
                 Op::Matmul(matmul) => self.matmul(node, matmul, sample)?,
+                Op::HeadProduct => self.head_product(node)?,
+                Op::Concat => self.concat(node)?,
                 Op::Norm(norm) if self.is_of_experts(node, norm) => {}
                 Op::Norm(norm) => self.norm(node, norm)?,
                 Op::Rope(_) | Op::KvAppend => self.positional(node, &op)?,

@@ -213,7 +213,18 @@ pub(super) fn matmul_shape(tiles: Tiles, paired: bool, activation: Option<Activa
     // Codes that become fragments leave registers for one row tile.
     let many = if tiles.weights.is_whole() { 2 } else { 1 };
     let (row_tiles, columns, row_warps, split) = if rows <= 32 { (1, 4, 1, 8) } else { (many, 8, 2, 2) };
-    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation, gating: Gating::default(), gather: None }
+    Matmul {
+        tiles,
+        row_tiles,
+        columns,
+        row_warps,
+        split,
+        paired,
+        activation,
+        gating: Gating::default(),
+        gather: None,
+        heads: None,
+    }
 }
 
 /// Products of experts with `rows` rows, each to `top_k` of them: as many rows side by side as an expert has on the average.
@@ -222,7 +233,7 @@ pub(super) fn gathered_shape(tiles: Tiles, paired: bool, rows: usize, gather: Ga
     let gather = Some(gather);
     let row_tiles = if tiles.weights.is_whole() { 2 } else { 1 };
     let (row_warps, split, gating) = (2, 2, Gating::default());
-    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation: None, gating, gather }
+    Matmul { tiles, row_tiles, columns, row_warps, split, paired, activation: None, gating, gather, heads: None }
 }
 
 /// The shape of the experts' hidden values: the row tiles of all that a step may need in turn over the blocks.

@@ -52,7 +52,7 @@ impl Lowering<'_> {
             let stacked = tensor.contains("{expert}");
             let part = part(call, &format!("{role}_part"), usize::from(!stacked), rows)?;
             let name = WeightRef::of(tensor, Some(experts), part);
-            operands.push(self.named_weight(call, &name, &[experts, rows])?);
+            operands.push(self.named(call, &name, &[experts, rows], false)?);
         }
         let limit = match call.float("limit") {
             Some(_) => Some(positive(call, "limit")?),

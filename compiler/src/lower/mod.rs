@@ -348,13 +348,18 @@ impl Lowering<'_> {
     }
 
     fn named_weight(&mut self, call: &Call, name: &WeightRef, shape: &[usize]) -> Lowered {
+        self.named(call, name, shape, shape.len() > 1)
+    }
+
+    /// A weight, of blocks only where it `may` be.
+    fn named(&mut self, call: &Call, name: &WeightRef, shape: &[usize], may: bool) -> Lowered {
         let formats: Vec<Format> = name.tensors().iter().map(|tensor| (self.formats)(tensor)).collect();
         if let Some((tensor, other)) = name.tensors().iter().zip(&formats).find(|(_, format)| **format != formats[0]) {
             let message = format!("`{name}` is {} and {tensor} {}", formats[0].name(), other.name());
             return Err(mismatch(call, message).help("the experts of a layer are one weight, which has one format"));
         }
         // What cuts blocks has no rows of them: its values are widened, exactly.
-        let blocks = shape.len() > 1 && name.has_whole_blocks(shape, formats[0]);
+        let blocks = may && name.has_whole_blocks(shape, formats[0]);
         let format = if blocks || formats[0].block().0 == 1 { formats[0] } else { Format::F32 };
         self.weight_of_type(call, name, Type::weight(format, shape))
     }

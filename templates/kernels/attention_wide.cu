@@ -12,15 +12,15 @@ constexpr int WARPS = {{ self.warps() }};          // they take keys in turn
 constexpr float SCALE = {{ self.score_scale() }};  // multiplies q · k
 constexpr float SOFTCAP = {{ self.score_cap() }};  // cap · tanh(score / cap); 0: none
 constexpr bool SINKS = {{ sinks }};                // a logit per head that takes part in the softmax and adds no value
-typedef {{ out }} Out;                             // SPLITS > 1: fp32 sums to be combined; else the result
+typedef {{ out }} Out;                             // SPLITS > 1: in half precision, to be combined
 {% if out.is_tiled() %}{% include "activations.cuh" %}
 {%- endif %}
 constexpr int THREADS = 32 * WARPS;
-constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;                                 // a row of the key cache: HEAD_DIM values, zeros up to 16 bytes
-constexpr int VALUE_PADDED = (VALUE_DIM + 7) / 8 * 8;                          // and of the value cache
-constexpr int CHUNKS = (PADDED / 8 + 31) / 32;                                 // of 16 bytes of a key per lane
-constexpr int VALUE_CHUNKS = (VALUE_PADDED / 8 + 31) / 32;                     // and of a value
-constexpr int AT_ONCE = 2;                                                     // keys that a warp has in flight
+constexpr int PADDED = (HEAD_DIM + 7) / 8 * 8;              // a row of the key cache: HEAD_DIM values, zeros up to 16 bytes
+constexpr int VALUE_PADDED = (VALUE_DIM + 7) / 8 * 8;       // and of the value cache
+constexpr int CHUNKS = (PADDED / 8 + 31) / 32;              // of 16 bytes of a key per lane
+constexpr int VALUE_CHUNKS = (VALUE_PADDED / 8 + 31) / 32;  // and of a value
+constexpr int AT_ONCE = 2;                                  // keys that a warp has in flight
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
 static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
@@ -39,8 +39,8 @@ DEVICE float value_at(const Vec4& v, int i) {
 }
 
 // q fp32 [rows][HEADS][HEAD_DIM]. Caches: bfloat16 [sequence][KEY_HEADS][context][PADDED or VALUE_PADDED], which hold the rows' own keys and values. positions,
-// sequences [rows]; what a row at position -1 attends to is zeros. out: [SPLITS][rows][HEADS][VALUE_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score
-// (in powers of two) and the sum of the weights; or, with one split, the result [rows][HEADS][VALUE_DIM]. Grid: HEADS / GROUP, SPLITS, rows.
+// sequences [rows]; what a row at position -1 attends to is zeros. out: [SPLITS][rows][HEADS][VALUE_DIM] and, with more than one split, statistics
+// [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum of the weights. Grid: HEADS / GROUP, SPLITS, rows.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   SHARED Vec4 sums[WARPS][GROUP][VALUE_PADDED / 4];
   SHARED float peaks[WARPS][GROUP], totals[WARPS][GROUP];
@@ -136,7 +136,7 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
       if (chunk >= VALUE_PADDED / 8) continue;
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const float(&v)[8] = sum[h][c];
+        const float (&v)[8] = sum[h][c];
         sums[warp][h][2 * chunk + i] = {bits_of(v[4 * i]), bits_of(v[4 * i + 1]), bits_of(v[4 * i + 2]), bits_of(v[4 * i + 3])};
       }
     }
@@ -154,7 +154,7 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
       value += weight * ((const float*)sums[w][h])[d];
     }
     // Without a key the sum of weights is not positive, or that of the sink alone.
-    const float result = SPLITS > 1 ? value : whole > 0.0f ? value / whole : whole == whole ? 0.0f : whole;
+    const float result = whole > 0.0f ? value / whole : whole == whole ? 0.0f : whole;
     {%- if out.is_tiled() %}
     store(out + activation_at(row, (first_head + h) * VALUE_DIM + d, rows), result);
     {%- else %}

@@ -159,7 +159,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     shares_of(share, logit, chosen, SUMMED ? top * rms : top, lane);
     {%- if route.scaled %}
     scale_shares(share, expert_scale, lane);
-    {%- endif %}
+{%- endif %}
 #pragma unroll
     for (int e = 0; e < WORDS; e++)
       if (32 * e + lane < EXPERTS) shares[warp][32 * e + lane] = share[e];

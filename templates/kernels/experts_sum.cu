@@ -70,7 +70,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     shares_of(share, logit, chosen, top, lane);
     {%- if route.scaled %}
     scale_shares(share, expert_scale, lane);
-    {%- endif %}
+{%- endif %}
 #pragma unroll
     for (int w = 0; w < WORDS; w++)
       if (warp < BATCH && 32 * w + lane < EXPERTS) shares[warp][32 * w + lane] = share[w];
@@ -127,7 +127,7 @@ KERNEL void __launch_bounds__(THREADS, 16 / WARPS) {{ self.name() }}({{ self.sig
     if (writes && residual && rank == 0) add = residual[warp * ROWS[0] + row];
     {%- if biased %}
     for (int i = 0; writes && rank == 0 && i < count; i++) add += shares[warp][lists[warp][i]] * biases[((u64)lists[warp][i] * TILES + tile) * 16 + lane];
-    {%- endif %}
+{%- endif %}
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks; chunk++) {
       // Each step makes room for the one a ring later: of the next chunk, or the next row tile.

@@ -101,7 +101,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
   weights += (u64)blockIdx.z * TILES * STEPS * STEP_WORDS;
   {%- if self.expert_biases() %}
   bias += (u64)blockIdx.z * TILES * 16;
-  {%- endif %}
+{%- endif %}
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++) {
     const Taker& taker = takers[first_row + 8 * c + group < taken ? 8 * c + group : 0];
@@ -175,12 +175,15 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
     {%- else %}
     low = low * FACTOR + (bias ? bias[tile * 16 + group] : 0.0f);
     high = high * FACTOR + (bias ? bias[tile * 16 + group + 8] : 0.0f);
-    {%- endif %}
+{%- endif %}
 #pragma unroll
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
-      const u64 at = {% if heads.is_some() %}((u64)row * HEADS + blockIdx.z){% else %}(u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %}{% endif %} * ROWS[place.output] + place.row;
+      const u64 at =
+          {% if heads.is_some() %}((u64)row * HEADS + blockIdx.z){% else %}(u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %}{% endif %} *
+              ROWS[place.output] +
+          place.row;
       {%- if gating.is_plain() %}
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
@@ -192,7 +195,7 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
       {%- endif %}
       if (residual) y += residual[at];
       {%- if tiles.out.is_tiled() %}
-      store(out0 + activation_at(row, {% if heads.is_some() %}blockIdx.z * ROWS[0] + {% endif %}place.row, rows), y);
+      store(out0 + activation_at(row, {% if heads.is_some() %}blockIdx.z * ROWS[0] +{% endif %} place.row, rows), y);
       {%- else %}
       store((place.output == 0 ? out0 : place.output == 1 ? out1 : out2) + at, y);
       {%- endif %}

@@ -33,7 +33,7 @@ pub struct AttentionWide {
     pub softcap: Option<f32>,
     /// A logit per head takes part in the softmax and adds no value.
     pub sinks: bool,
-    /// Storage of the result; fp32 where splits are to be combined.
+    /// Storage of the result; half precision where splits are to be combined.
     pub out: Storage,
 }
 

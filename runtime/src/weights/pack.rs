@@ -332,7 +332,7 @@ mod tests {
         };
         let experts =
             Recipe::Experts { parts: vec![part("e.{0..2}", 40)], k: 64, gated: false, count: 2, format: Format::BF16 };
-        let biases = Recipe::Biases { parts: vec![(Some("v[0]".into()), 90), (None, 7)], gated: false };
+        let biases = Recipe::Biases { parts: vec![(Some("v[0]".into()), 90), (None, 7)], gated: false, experts: None };
         for recipe in [tiles(Format::BF16, false, 70), tiles(Format::F16, false, 70), experts, biases] {
             let whole = pack(&recipe, &checkpoint).expect("packs");
             assert_eq!(whole.len(), recipe.bytes());

@@ -24,7 +24,7 @@ fn plain(heads: usize, key_heads: usize, head_dim: usize) -> AttentionWide {
         value_dim: head_dim,
         latent: false,
         group: 1,
-        splits: Splits { max: 1, keys: 16, window: 0 },
+        splits: Splits { max: 1, keys: 16, window: 0, merged: 1 },
         scale: 2.0 / (head_dim as f32).sqrt(),
         softcap: None,
         sinks: false,
@@ -113,7 +113,7 @@ impl Case {
 
     /// What the splits of each row come to, by their largest scores in powers of two.
     fn combined(&self, out: &HostBuffer, statistics: &HostBuffer) -> Result<Vec<f32>> {
-        let AttentionWide { heads, value_dim, splits: Splits { max, keys, window }, .. } = self.kernel;
+        let AttentionWide { heads, value_dim, splits: Splits { max, keys, window, .. }, .. } = self.kernel;
         let (sums, statistics) = (out.values::<f32>()?, statistics.values::<f32>()?);
         let rows = self.positions.len();
         let mut combined = Vec::new();
@@ -124,8 +124,10 @@ impl Case {
             for head in 0..heads {
                 let at = |split: usize| (split * rows + row) * heads + head;
                 let peak = (0..used).map(|split| statistics[2 * at(split)]).fold(f32::NEG_INFINITY, f32::max);
-                let weight = |split: usize| f64::from(statistics[2 * at(split)] - peak).exp2();
-                let total: f64 = (0..used).map(|split| weight(split) * f64::from(statistics[2 * at(split) + 1])).sum();
+                let weight = |split: usize| {
+                    f64::from(statistics[2 * at(split)] - peak).exp2() * f64::from(statistics[2 * at(split) + 1])
+                };
+                let total: f64 = (0..used).map(weight).sum();
                 for d in 0..value_dim {
                     let sum: f64 =
                         (0..used).map(|split| weight(split) * f64::from(sums[at(split) * value_dim + d])).sum();
@@ -190,7 +192,7 @@ fn wide_heads_and_latent_values() -> Result<()> {
 #[test]
 fn in_a_wide_attention() {
     let kernel =
-        AttentionWide { group: 2, splits: Splits { max: 2, keys: 20, window: 59 }, sinks: true, ..latent(4, 300, 264) };
+        AttentionWide { group: 2, splits: Splits { max: 2, keys: 20, window: 59, merged: 1 }, sinks: true, ..latent(4, 300, 264) };
     let case = Case::of(kernel, &[70, 11]);
     caught(
         "in_a_wide_attention",

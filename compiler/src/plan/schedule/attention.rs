@@ -234,13 +234,13 @@ impl Builder<'_, '_> {
         let combined = self.few() && attention.proj.is_some();
         // A projection that combines reads partial sums even from a single block.
         let max = if combined { (2 * MULTIPROCESSORS / (heads / group * rows)).clamp(2, 32) } else { 1 };
-        let splits = Splits { max, keys: WIDE_KEYS, window: attention.window.unwrap_or(0) };
+        let splits = Splits { max, keys: WIDE_KEYS, window: attention.window.unwrap_or(0), merged: 1 };
         let sinks = self.vector(node, Role::Sinks, 0.0)?;
         let (out, storage, statistics) = match attention.proj {
             Some(_) if combined => {
-                let out = self.buffer(max * rows * heads * value_dim * 4);
+                let out = self.buffer(max * rows * heads * value_dim * 2);
                 let statistics = self.buffer(max * rows * heads * 8);
-                (Source::Buffer(out, 0), Storage::F32, Source::Buffer(statistics, 0))
+                (Source::Buffer(out, 0), Storage::F16, Source::Buffer(statistics, 0))
             }
             Some(_) => {
                 let format = self.proj_format(node, attention, heads * value_dim)?;

@@ -132,6 +132,20 @@ fn what_is_there_stays_unless_it_is_to_be_replaced() {
     assert_eq!(config["quantization_config"]["format"], "pack-quantized");
     let twice = quantise(&out, "fp8", &folder.path().join("twice"), &[]);
     assert!(twice.stderr.contains("its weights are quantised already (int8"), "{}", twice.stderr);
+    // Neither the checkpoint itself nor what is none is lost.
+    let own = in_two_files("none", 0.0);
+    let itself = quantise(own.path(), "fp8", own.path(), &["--force"]);
+    assert!(
+        itself.code == 1 && itself.stderr.contains(" is the checkpoint itself: write another"),
+        "{}",
+        itself.stderr
+    );
+    assert!(own.path().join("model-1-of-2.safetensors").exists());
+    let other = TempFolder::new();
+    other.write("letter.txt", "dear");
+    let refused = quantise(&golden(), "fp8", other.path(), &["--force"]);
+    assert!(refused.stderr.contains(" is a folder, and no checkpoint: it is not replaced"), "{}", refused.stderr);
+    assert!(other.path().join("letter.txt").exists());
     let left: Vec<String> =
         fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(left, ["small"], "nothing else is left");

@@ -42,7 +42,7 @@ Examples:
   fuserun quantize -m Qwen3-0.6B --to int4 -o Qwen3-0.6B-W4A16 --json
   fuserun quantize -m Qwen3-0.6B --to q4_k -o Qwen3-0.6B-Q4_K.gguf
 
-A folder has compressed-tensors' form, which transformers, vLLM and SGLang read too: fp8 and int8 have a scale per row, int4 one per 128 columns; embedding and head stay as they are. A \
+A folder has the form of compressed-tensors, which transformers reads too: fp8 and int8 have a scale per row, int4 one per 128 columns; embedding and head stay as they are. A \
 GGUF file has the other formats, as llama.cpp reads them; embedding and head have Q6_K, or Q8_0. Routers and small tensors stay. Tokenizer and templates go along.")]
 pub struct QuantizeArgs {
     /// The model: a Hugging Face folder with weights of 16 or 32 bits, or OWNER/NAME of one in the hub's cache.

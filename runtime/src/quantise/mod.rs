@@ -7,7 +7,7 @@ mod partial;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 pub use job::{Cost, Job, Written};
 
@@ -16,6 +16,10 @@ pub use job::{Cost, Job, Written};
 /// # Errors
 /// A checkpoint that cannot be written so, something that is there already, no room on the disk, weights that are not finite.
 pub fn write(job: &Job<'_>) -> Result<Written> {
+    let (from, into) = (job.checkpoint.path().map(Path::canonicalize), job.out.canonicalize());
+    if let (Some(Ok(from)), Ok(into)) = (from, into) {
+        ensure!(from != into, "{} is the checkpoint itself: write another", job.out.display());
+    }
     if is_gguf(job.out) { gguf::write(job) } else { compressed::write(job) }
 }
 

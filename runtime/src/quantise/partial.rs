@@ -18,12 +18,17 @@ impl Partial {
     /// Begins what is to be `into`.
     ///
     /// # Errors
-    /// Where something is there already, and is not to be replaced; a path that has no name.
+    /// Where something is there already, and is not to be replaced, or is a folder of something else than a checkpoint; a path that has no name.
     pub fn new(into: &Path, replace: bool) -> Result<Partial> {
         let name = into.file_name().with_context(|| format!("{} is no name for what is written", into.display()))?;
         ensure!(
             replace || fs::symlink_metadata(into).is_err(),
             "{} is there already: name another, or give --force to replace it",
+            into.display()
+        );
+        ensure!(
+            !into.is_dir() || into.join("config.json").exists(),
+            "{} is a folder, and no checkpoint: it is not replaced",
             into.display()
         );
         let mut beside = name.to_owned();

@@ -50,6 +50,46 @@ DEVICE void rank(float (&ranks)[WORDS], const float (&logit)[WORDS], const float
 #pragma unroll
   for (int w = 0; w < WORDS; w++) ranks[w] = plain_sum(SCORING == SOFTMAX ? expf(logit[w] - top) / whole : 1.0f / plain_sum(1.0f, expf(-logit[w])), bias[w]);
 }
+{%- if route.groups.is_some() %}
+
+constexpr int GROUPS = {{ route.group_count() }};  // of consecutive experts
+constexpr int KEPT = {{ route.kept_groups() }};    // groups that are chosen from
+constexpr int GROUP_SIZE = EXPERTS / GROUPS;
+constexpr int BEST = BIASED ? 2 : 1;  // experts of a group whose sum tells how good it is
+static_assert(GROUPS <= 32 && GROUPS * GROUP_SIZE == EXPERTS && GROUP_SIZE >= BEST, "a lane has a group");
+
+// Bit g: group g is one of the KEPT, the first of equal ones first.
+DEVICE u32 best_groups(const float (&value)[WORDS], int lane) {
+  float own = 0.0f;
+#pragma unroll 1
+  for (int g = 0; g < GROUPS; g++) {
+    float score = 0.0f;
+    int taken = EXPERTS;
+#pragma unroll
+    for (int b = 0; b < BEST; b++) {
+      int largest = LEAST, first = EXPERTS;
+      const auto counts = [&](int e) { return e < EXPERTS && e / GROUP_SIZE == g && e != taken; };
+#pragma unroll
+      for (int w = 0; w < WORDS; w++)
+        if (counts(32 * w + lane) && order_of(value[w]) > largest) largest = order_of(value[w]), first = 32 * w + lane;
+      const int best = warp_max(largest);
+      taken = warp_min(largest == best ? first : EXPERTS);
+      score = plain_sum(score, logit_of(best));
+    }
+    if (lane == g) own = score;
+  }
+  int order = lane < GROUPS ? order_of(own) : LEAST;
+  u32 kept = 0;
+#pragma unroll 1
+  for (int k = 0; k < KEPT; k++) {
+    const int best = warp_max(order);
+    const int first = warp_min(order == best && lane < GROUPS && !(kept >> lane & 1) ? lane : 31);
+    kept |= 1u << first;
+    if (lane == first) order = LEAST;
+  }
+  return kept;
+}
+{%- endif %}
 
 // Bit w: expert 32 w + lane is one of the TOP_K with the largest logits, or ranks where a bias counts, the first of equal ones first. `top` is
 // the largest logit. found(slot, expert): called for each in that order by the whole warp, as soon as it is known.
@@ -58,9 +98,15 @@ DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float
   int order[WORDS], which[WORDS];  // the lane's, in falling order, and their bits
   float ranks[WORDS];
   if (BIASED) rank(ranks, logit, bias, top, lane);
+  {%- if route.groups.is_some() %}
+  const u32 groups = best_groups(BIASED ? ranks : logit, lane);
+  {%- endif %}
 #pragma unroll
   for (int w = 0; w < WORDS; w++) {
     order[w] = 32 * w + lane < EXPERTS ? order_of(BIASED ? ranks[w] : logit[w]) : LEAST;
+    {%- if route.groups.is_some() %}
+    if (!(groups >> ((32 * w + lane) / GROUP_SIZE % 32) & 1)) order[w] = LEAST;
+    {%- endif %}
     which[w] = w;
 #pragma unroll
     for (int i = w; i > 0; i--)

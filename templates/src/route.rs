@@ -37,6 +37,9 @@ pub struct Route {
     /// A factor for each expert multiplies its share.
     #[serde(default, skip_serializing_if = "is_false")]
     pub scaled: bool,
+    /// Consecutive groups of experts, and how many of them are chosen from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<[usize; 2]>,
 }
 
 impl Route {
@@ -56,7 +59,17 @@ impl Route {
     }
 
     pub(crate) fn suffix(&self) -> String {
-        format!("e{}_top{}{}", self.experts, self.top_k, mark(self.biased, "_biased"))
+        let groups = self.groups.map_or(String::new(), |[count, kept]| format!("_g{kept}of{count}"));
+        format!("e{}_top{}{groups}{}", self.experts, self.top_k, mark(self.biased, "_biased"))
+    }
+
+    /// Groups, or none.
+    pub(crate) fn group_count(&self) -> usize {
+        self.groups.map_or(0, |[count, _]| count)
+    }
+
+    pub(crate) fn kept_groups(&self) -> usize {
+        self.groups.map_or(0, |[_, kept]| kept)
     }
 
     pub(crate) fn scoring_code(&self) -> usize {

@@ -290,8 +290,8 @@ FAMILIES = {
     "deepseek_v3": golden(
         "DeepseekV3",
         sizes(
-            48, 3, 3, 68, 201, q_lora_rank=20, first_k_dense_replace=1, n_group=1, topk_group=1, routed_scaling_factor=1.5, attention_bias=True,
-            **LATENT, **(ROUTED | dict(n_shared_experts=1)),
+            48, 3, 3, 68, 207, q_lora_rank=20, first_k_dense_replace=1, n_group=4, topk_group=2, routed_scaling_factor=1.5, attention_bias=True,
+            **LATENT, **(ROUTED | dict(n_shared_experts=1, n_routed_experts=8)),
         ),
         dict(norm_topk_prob=False),
         dict(rope_interleave=False),

@@ -173,10 +173,12 @@ impl Resolver<'_> {
         for (key, value) in self.config.iter() {
             let idle = (no_windows && ["sliding_window", "max_window_layers"].contains(&key))
                 || (key == "sliding_window_pattern" && self.config.is_null("sliding_window"));
-            if idle || self.is_mentioned(key) {
+            // How weights are stored is read here, whatever a description reads of it.
+            let of_storage = quantised::KEYS.contains(&key);
+            if idle || (self.is_mentioned(key) && !of_storage) {
                 continue;
             }
-            if quantised::KEYS.contains(&key) {
+            if of_storage {
                 // One of them says it.
                 if !quantised {
                     let (refusal, told) = quantised::refusal(key, value, &self.origin);

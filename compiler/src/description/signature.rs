@@ -184,6 +184,13 @@ pub const SIGNATURES: &[Signature] = &[
             attribute("slope", Kind::Float, Default::Float(1.0), "of the activation function of the gate"),
             attribute("up_offset", Kind::Float, Default::Float(0.0), "added to the product that is not the gate"),
             attribute("normalise", Kind::Bool, Default::Bool(false), "divide the shares by their sum"),
+            attribute(
+                "groups",
+                Kind::Count,
+                Default::Absent,
+                "consecutive groups of experts, the best of which are chosen from: by their best expert, with a `choice_bias` by their two best",
+            ),
+            attribute("kept_groups", Kind::Count, Default::Absent, "how many of the groups are chosen from"),
             attribute("sigmoid", Kind::Bool, Default::Bool(false), "shares are the sigmoid of each logit"),
             attribute("scale", Kind::Float, Default::Float(1.0), "multiplies the shares"),
         ],

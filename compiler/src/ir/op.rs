@@ -163,6 +163,9 @@ pub struct Route {
     pub scale: f32,
     /// Has a factor for each expert, too, which multiplies its share.
     pub expert_scale: bool,
+    /// Experts fall into consecutive groups, the first number of them; only those of the best groups, the second number, may be chosen. A group is as good as the
+    /// largest of what is compared in it; with a bias, as the sum of the two largest.
+    pub groups: Option<[usize; 2]>,
 }
 
 /// An MLP per expert.

@@ -120,6 +120,10 @@ pub(super) fn attributes(op: &Op, results: usize) -> String {
                 list.add("scale", number(&route.scale));
             }
             list.flag("expert_scale", route.expert_scale);
+            if let Some([count, kept]) = route.groups {
+                list.add("groups", count.to_string());
+                list.add("kept", kept.to_string());
+            }
         }
         Op::Experts(experts) => {
             list.add("activation", experts.activation.name().into());

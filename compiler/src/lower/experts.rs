@@ -21,12 +21,25 @@ impl Lowering<'_> {
             // The choice hangs on differences that bf16 does not hold.
             logits.push(self.weight_of_type(call, &name, Type::weight(Format::F32, &[experts]))?);
         }
+        let groups = match (call.count("groups"), call.count("kept_groups")) {
+            (Some(count), Some(kept)) => Some([count, kept]),
+            (None, None) => None,
+            _ => return Err(mismatch(call, "`groups` and `kept_groups` are given together, or neither is")),
+        };
+        if let Some([count, kept]) = groups {
+            let size = experts / count.max(1);
+            let fits = experts.is_multiple_of(count) && count <= 32 && kept <= count && top_k <= kept * size;
+            if !fits || (bias && size < 2) {
+                let message = format!("{top_k} of {experts} experts cannot be chosen from {kept} of {count} groups");
+                return Err(mismatch(call, message).help("groups are even, at most 32, of two experts or more"));
+            }
+        }
         let expert_scale = call.weights.contains_key("expert_scale");
         if expert_scale {
             logits.push(self.weight(call, "expert_scale", &[experts])?);
         }
         let normalise = call.flag("normalise");
-        let route = Route { top_k, scoring, bias, normalise, scale: positive(call, "scale")?, expert_scale };
+        let route = Route { top_k, scoring, bias, normalise, scale: positive(call, "scale")?, expert_scale, groups };
         let chosen = Type { format: Format::I32, shape: vec![Dim::Tokens, Dim::Fixed(top_k)] };
         let routed = self.graph.add(Op::Route(route), &logits, vec![chosen, Type::activation(&[top_k])], call.layer);
         let mut operands = vec![x, routed.result(0), routed.result(1)];

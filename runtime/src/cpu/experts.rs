@@ -26,8 +26,14 @@ impl Execution<'_> {
                 Some(bias) => score(expert) + bias,
                 None => logits[expert],
             };
+            let kept = step.route.groups.map(|[count, kept]| {
+                let size = logits.len() / count;
+                (size, best_groups(size, count, kept, if step.route.bias { 2 } else { 1 }, rank))
+            });
+            let may = |expert: usize| kept.as_ref().is_none_or(|(size, groups)| groups.contains(&(expert / size)));
             for place in 0..top_k {
-                let free = (0..logits.len()).filter(|&expert| !chosen[..place].contains(&(expert as f32)));
+                let free =
+                    (0..logits.len()).filter(|&expert| may(expert) && !chosen[..place].contains(&(expert as f32)));
                 let better = |best: usize, expert: usize| if rank(expert) > rank(best) { expert } else { best };
                 let expert = free.reduce(better).expect("there are at least top_k experts");
                 chosen[place] = expert as f32;
@@ -124,6 +130,18 @@ impl Execution<'_> {
         tile::multiply_unit(self.isa, self.weights.recipe(matrix).formats[part], bytes, &[x], &mut sums);
         sums[0]
     }
+}
+
+/// The best `kept` of `count` groups of `size` experts: by the sum of the `best` largest ranks of each, the first of equal ones first.
+fn best_groups(size: usize, count: usize, kept: usize, best: usize, rank: impl Fn(usize) -> f32) -> Vec<usize> {
+    let score = |group: usize| {
+        let mut ranks: Vec<f32> = (group * size..(group + 1) * size).map(&rank).collect();
+        ranks.sort_by(|a, b| b.total_cmp(a));
+        ranks.iter().take(best).sum::<f32>()
+    };
+    let mut groups: Vec<(usize, f32)> = (0..count).map(|group| (group, score(group))).collect();
+    groups.sort_by(|a, b| b.1.total_cmp(&a.1));
+    groups.into_iter().take(kept).map(|(group, _)| group).collect()
 }
 
 fn sigmoid(x: f32) -> f32 {

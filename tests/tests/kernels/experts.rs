@@ -43,7 +43,16 @@ pub struct Rows {
 }
 
 pub fn route(experts: usize, top_k: usize) -> Route {
-    Route { experts, top_k, scoring: Scoring::Softmax, biased: false, normalise: true, scale: 1.25, scaled: false }
+    Route {
+        experts,
+        top_k,
+        scoring: Scoring::Softmax,
+        biased: false,
+        normalise: true,
+        scale: 1.25,
+        scaled: false,
+        groups: None,
+    }
 }
 
 pub fn hidden(experts: usize, top_k: usize, batch: usize) -> ExpertsHidden {
@@ -188,12 +197,24 @@ fn choose(route: &Route, logits: &[f32], bias: &[f32]) -> Vec<(usize, f64)> {
         (true, Scoring::Softmax) => f64::from(logits[expert]).exp() / whole + f64::from(bias[expert]),
         (true, Scoring::Sigmoid) => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()) + f64::from(bias[expert]),
     };
+    if let Some([count, kept]) = route.groups {
+        let size = route.experts / count;
+        let score = |group: usize| {
+            let mut ranks: Vec<f64> = (group * size..(group + 1) * size).map(rank).collect();
+            ranks.sort_by(|a, b| b.total_cmp(a));
+            ranks[..if route.biased { 2 } else { 1 }].iter().sum::<f64>()
+        };
+        let mut groups: Vec<usize> = (0..count).collect();
+        groups.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
+        order.retain(|expert| groups[..kept].contains(&(expert / size)));
+    }
     order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)).then(a.cmp(&b)));
     let score = |expert: usize| match route.scoring {
         Scoring::Softmax => f64::from(logits[expert]).exp(),
         Scoring::Sigmoid => 1.0 / (1.0 + (-f64::from(logits[expert])).exp()),
     };
-    let counted: &[usize] = if route.normalise { &order[..route.top_k] } else { &order };
+    let every: Vec<usize> = (0..route.experts).collect();
+    let counted: &[usize] = if route.normalise { &order[..route.top_k] } else { &every };
     let whole: f64 = counted.iter().map(|&expert| score(expert)).sum();
     let whole = if route.normalise || softmax { whole } else { 1.0 };
     let scale = |expert: usize| f64::from(route.scale) * if route.scaled { expert_scale(expert).into() } else { 1.0 };
@@ -450,6 +471,10 @@ fn insides_of_few_rows() -> Result<()> {
         activation: Activation::GeluTanh,
         ..hidden(7, 2, 2)
     };
+    let grouped = |count, kept, kernel: ExpertsHidden| {
+        let groups = Some([count, kept]);
+        ExpertsHidden { route: Route { groups, ..kernel.route }, ..kernel }
+    };
     let scaled = |kernel: ExpertsHidden| ExpertsHidden { route: Route { scaled: true, ..kernel.route }, ..kernel };
     let bounded = |kernel| ExpertsHidden { gating: BOUNDED, biased: true, ..kernel };
     let whole = ExpertsHidden { tiles: inside(256, 16), ..hidden(128, 16, 1) };
@@ -480,6 +505,9 @@ fn insides_of_few_rows() -> Result<()> {
             Hidden::of(ExpertsHidden { biased: true, ..ungated.clone() }),
             // A bias for the choice: of a softmax and of sigmoids.
             Hidden::of(biased(sigmoid(hidden(66, 6, 2)))),
+            // The best of groups, with a bias and without.
+            Hidden::of(grouped(4, 2, biased(sigmoid(hidden(80, 6, 2))))),
+            Hidden::of(grouped(8, 3, unnormalised(hidden(64, 5, 1)))),
             Hidden::of(biased(unnormalised(ExpertsHidden { norm: None, ..hidden(12, 3, 1) }))),
         ],
         |case| &case.kernel,

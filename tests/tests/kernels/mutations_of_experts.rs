@@ -1,6 +1,6 @@
 //! Planted mistakes in what only experts with biases and bounds have.
 
-use fuse_kernels::{Activation, ExpertsHidden, ExpertsSum, Gather, Matmul};
+use fuse_kernels::{Activation, ExpertsHidden, ExpertsSum, Gather, Matmul, Route, Scoring};
 
 use crate::caught::caught;
 use crate::experts::{BOUNDED, Hidden, Rows, Sum, hidden, inside, route, sum};
@@ -64,6 +64,23 @@ fn in_biases_of_many_rows() {
         &[
             ("share * bias[tile * 16 + group];", "bias[tile * 16 + group];", "product"),
             ("share * bias[tile * 16 + group + 8]", "share * bias[tile * 16 + group]", "product"),
+        ],
+    );
+}
+
+#[test]
+fn in_groups_of_experts() {
+    let route = Route { groups: Some([8, 3]), biased: true, scoring: Scoring::Sigmoid, ..route(120, 10) };
+    let case = Hidden::of(ExpertsHidden { route, ..hidden(120, 10, 4) });
+    caught(
+        "in_groups_of_experts",
+        |mutation| case.check(mutation),
+        &[
+            ("e / GROUP_SIZE == g && ", "", "not written"),
+            (" && e != taken", "", "buffer of"),
+            ("if (lane == g) own = score", "own = score", "not written"),
+            ("if (lane == first) order = LEAST", "", "buffer of"),
+            ("& 1)) order[w] = LEAST", "& 1)) order[w] = order[w]", "not written"),
         ],
     );
 }

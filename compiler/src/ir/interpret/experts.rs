@@ -23,7 +23,10 @@ pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>, scale
             Some(bias) => share(&expert) + f64::from(bias.data[expert]),
             None => f64::from(row[expert]),
         };
-        let mut order: Vec<usize> = (0..row.len()).collect();
+        let mut order: Vec<usize> = match route.groups {
+            Some([count, kept]) => best_groups(row.len(), count, kept, if route.bias { 2 } else { 1 }, &rank),
+            None => (0..row.len()).collect(),
+        };
         order.sort_by(|&a, &b| rank(b).total_cmp(&rank(a)));
         order.truncate(route.top_k);
         let own: Vec<f64> = order.iter().map(share).collect();
@@ -35,6 +38,21 @@ pub(super) fn route(route: &Route, logits: &Tensor, bias: Option<&Tensor>, scale
     }
     let shape = [logits.shape[0], route.top_k];
     vec![Tensor::new(shape, chosen), Tensor::new(shape, shares)]
+}
+
+/// The experts of the best `kept` of `count` consecutive groups: by the sum of the `best` largest ranks of each.
+fn best_groups(experts: usize, count: usize, kept: usize, best: usize, rank: &impl Fn(usize) -> f64) -> Vec<usize> {
+    let size = experts / count;
+    let score = |group: usize| {
+        let mut ranks: Vec<f64> = (group * size..(group + 1) * size).map(rank).collect();
+        ranks.sort_by(|a, b| b.total_cmp(a));
+        ranks.iter().take(best).sum::<f64>()
+    };
+    let mut groups: Vec<usize> = (0..count).collect();
+    groups.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+    groups.truncate(kept);
+    groups.sort_unstable();
+    groups.into_iter().flat_map(|group| group * size..(group + 1) * size).collect()
 }
 
 /// One token and expert after the other.

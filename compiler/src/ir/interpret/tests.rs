@@ -105,7 +105,7 @@ fn sums_products_scales_caps_shapes_and_samples() {
 fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
     let logits: (&[usize], &[f32]) = (&[2, 3], &[0.0, 2f32.ln(), 2f32.ln(), 1.0, 0.0, -1.0]);
     let route = |scoring, normalise, scale| {
-        Op::Route(Route { top_k: 2, scoring, bias: false, normalise, scale, expert_scale: false })
+        Op::Route(Route { top_k: 2, scoring, bias: false, normalise, scale, groups: None, expert_scale: false })
     };
     let shapes: [&[usize]; 2] = [&[2, 2], &[2, 2]];
     let plain = results(route(Scoring::Softmax, false, 1.0), &[logits], &shapes);
@@ -118,14 +118,27 @@ fn routes_choose_the_largest_and_experts_add_up_by_their_shares() {
 
     // A bias makes another choice, best first, and leaves the shares: scores are 1/2, 2/3, 2/3 and 0.731, 1/2, 0.269.
     let bias: (&[usize], &[f32]) = (&[3], &[0.2, -0.1, 0.0]);
-    let plain =
-        |scoring, normalise| Route { top_k: 2, scoring, bias: true, normalise, scale: 3.0, expert_scale: false };
+    let plain = |scoring, normalise| Route {
+        top_k: 2,
+        scoring,
+        bias: true,
+        normalise,
+        scale: 3.0,
+        groups: None,
+        expert_scale: false,
+    };
     let biased = |scoring, normalise| Op::Route(plain(scoring, normalise));
     let found = results(biased(Scoring::Sigmoid, false), &[logits, bias], &shapes);
     near(&found[0], &[0.0, 2.0, 0.0, 1.0]);
     near(&found[1], &[1.5, 2.0, 3.0 * 0.731_058_6, 1.5]);
     let found = results(biased(Scoring::Sigmoid, true), &[logits, bias], &shapes);
     near(&found[1][..2], &[9.0 / 7.0, 12.0 / 7.0]);
+    // Two groups of two: with a bias the second is better by its sum, though the first has the best.
+    let four: (&[usize], &[f32]) = (&[1, 4], &[2.0, -9.0, 1.0, 1.0]);
+    let groups = |bias| Op::Route(Route { groups: Some([2, 1]), bias, scale: 1.0, ..plain(Scoring::Sigmoid, false) });
+    let shapes_of_four: [&[usize]; 2] = [&[1, 2], &[1, 2]];
+    near(&results(groups(true), &[four, (&[4], &[0.0; 4])], &shapes_of_four)[0], &[2.0, 3.0]);
+    near(&results(groups(false), &[four], &shapes_of_four)[0], &[0.0, 1.0]);
     // Expert 0 counts twice, expert 2 by half.
     let scaled = Op::Route(Route { expert_scale: true, ..plain(Scoring::Sigmoid, true) });
     let found = results(scaled, &[logits, bias, (&[3], &[2.0, 1.0, 0.5])], &shapes);

@@ -49,6 +49,10 @@ pub(super) fn build(
             normalise: attributes.flag("normalise", false)?,
             scale: attributes.optional_number("scale")?.unwrap_or(1.0),
             expert_scale: attributes.flag("expert_scale", false)?,
+            groups: match attributes.optional_number("groups")? {
+                Some(count) => Some([count, attributes.number("kept")?]),
+                None => None,
+            },
         }),
         "experts" => {
             let activation = activation(&mut attributes)?.ok_or_else(|| attributes.missing("activation"))?;

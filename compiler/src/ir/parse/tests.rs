@@ -30,6 +30,7 @@ fn every_op() -> Vec<Op> {
             bias: false,
             normalise: true,
             scale: 1.0,
+            groups: None,
             expert_scale: true,
         }),
         Op::Route(Route {
@@ -38,6 +39,7 @@ fn every_op() -> Vec<Op> {
             bias: true,
             normalise: false,
             scale: 2.5,
+            groups: Some([8, 4]),
             expert_scale: false,
         }),
         Op::Experts(Experts::plain(Activation::Silu, true)),

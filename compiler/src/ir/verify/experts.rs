@@ -16,6 +16,18 @@ pub(super) fn route(route: &Route, node: &Checked<'_>) -> Check {
     if let Some(bias) = node.find(Role::ChoiceBias) {
         same("the bias of the choice", bias, &Type::weight(Format::F32, &[experts]))?;
     }
+    if let Some([count, kept]) = route.groups {
+        if count == 0 || !experts.is_multiple_of(count) || kept == 0 || kept > count {
+            return Err(format!("x is {x}: {experts} experts in {count} groups, of which {kept} are kept"));
+        }
+        let size = experts / count;
+        if route.top_k > kept * size || (route.bias && size < 2) || count > 32 {
+            return Err(format!(
+                "top_k is {}, of {kept} groups of {size} experts; at most 32 groups, of two or more",
+                route.top_k
+            ));
+        }
+    }
     if let Some(scale) = node.find(Role::ExpertScale) {
         vector("the scale of experts", scale, experts, || format!("x is {x}"))?;
     }

@@ -166,6 +166,7 @@ impl Builder<'_, '_> {
             normalise: route.normalise,
             scale: route.scale,
             scaled: route.expert_scale,
+            groups: route.groups,
         };
         let (logits, summed) = (self.pointer(router, Role::X)?, self.summed.contains(&self.operand(router, Role::X)?));
         let bias = self.vector(router, Role::ChoiceBias, 0.0)?;

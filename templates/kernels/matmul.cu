@@ -181,9 +181,8 @@ KERNEL void __launch_bounds__(32 * WARPS) {{ self.name() }}({{ self.signature() 
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
       const u64 at =
-          {% if heads.is_some() %}((u64)row * HEADS + blockIdx.z){% else %}(u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %}{% endif %} *
-              ROWS[place.output] +
-          place.row;
+          {%- if heads.is_some() %}((u64)row * HEADS + blockIdx.z){% else %}(u64){% if gather.is_some() %}takers[row - first_row].pair{% else %}row{% endif %}{% endif %}
+          *ROWS[place.output] + place.row;
       {%- if gating.is_plain() %}
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;

@@ -99,8 +99,11 @@ DEVICE u32 choose(const float (&logit)[WORDS], const float (&bias)[WORDS], float
   float ranks[WORDS];
   if (BIASED) rank(ranks, logit, bias, top, lane);
   {%- if route.groups.is_some() %}
-  const u32 groups = best_groups(BIASED ? ranks : logit, lane);
-  {%- endif %}
+  float scores[WORDS];
+#pragma unroll
+  for (int w = 0; w < WORDS; w++) scores[w] = BIASED ? ranks[w] : logit[w];
+  const u32 groups = best_groups(scores, lane);
+{%- endif %}
 #pragma unroll
   for (int w = 0; w < WORDS; w++) {
     order[w] = 32 * w + lane < EXPERTS ? order_of(BIASED ? ranks[w] : logit[w]) : LEAST;

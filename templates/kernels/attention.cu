@@ -4,7 +4,7 @@
 {% include "attention.cuh" %}
 typedef {{ out }} Out;                                                                        // LEFT > 1: in half precision, to be combined
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                             // blocks that share a key head
-constexpr int REGISTERS = 42 + PADDED * 3 / 8 + PADDED / 2 * HELD;                            // per thread, nearly
+constexpr int REGISTERS = 42 + 24 * CHUNKS + 32 * CHUNKS * HELD;                              // per thread, nearly
 constexpr int BLOCKS = 2 * THREADS * REGISTERS <= 67000 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
 constexpr int SHARE = (GROUP * HEAD_DIM + MERGED - 1) / MERGED;                               // of the results that a block of a cluster finishes
 

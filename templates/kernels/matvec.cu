@@ -226,7 +226,7 @@ DEVICE void stage_plain(u16* staged, const u16* x, int base) {
 constexpr int RUN = HEAD_DIM % 4 == 0 ? 4 : 1;
 constexpr int RUNS = BATCH * STAGED_K / RUN;
 constexpr int RUNS_AT_ONCE = RUNS > THREADS ? 2 : 1;
-constexpr int TOGETHER = 8 / RUNS_AT_ONCE;
+constexpr int TOGETHER = 4 / RUNS_AT_ONCE;
 
 DEVICE void stage_combined(u16* staged, const f16* partial, const float* statistics, const int (&position_of)[BATCH], int base) {
 #pragma unroll 1

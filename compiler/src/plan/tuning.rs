@@ -259,7 +259,7 @@ impl AttentionTuning {
         ensure!(self.held.is_none_or(|held| (1..=8).contains(&held)), "a warp with other than 1 to 8 tiles in flight");
         let whole = self.merged.zip(self.splits).is_none_or(|(merged, splits)| splits.is_multiple_of(merged));
         ensure!(whole, "clusters do not divide the splits");
-        ensure!(self.merged.is_none_or(|merged| (1..=16).contains(&merged)), "a cluster of other than 1 to 16 blocks");
+        ensure!(self.merged.is_none_or(|merged| (1..=8).contains(&merged)), "a cluster of other than 1 to 8 blocks");
         Ok(())
     }
 }

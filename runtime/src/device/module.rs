@@ -108,9 +108,6 @@ impl Module {
         let kernel =
             Kernel { module: self.loaded.clone(), function, name: name.into(), parameters, dynamic_shared_bytes };
 
-        if kernel.attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH)? > 8 {
-            kernel.allow_large_clusters()?;
-        }
         // The limit belongs to the function, which other handles may share: it only ever grows.
         let limit = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         if dynamic_shared_bytes > kernel.attribute(limit)? {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::build::{Arch, ResourceReport};
 
 /// The version of the file's layout. A reader accepts only its own.
-pub const FORMAT_VERSION: u32 = 13;
+pub const FORMAT_VERSION: u32 = 14;
 
 /// A compiled model without its weights.
 #[derive(Clone, Debug, Default, PartialEq)]

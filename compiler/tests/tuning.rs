@@ -2,7 +2,7 @@
 
 use fusec::compile::{CompileOptions, Model, artifact, compile};
 use fusec::description::{Description, find_for};
-use fusec::plan::kernels::{Combine, KernelSpec};
+use fusec::plan::kernels::{Combine, Heads, KernelSpec};
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
 use fusec::plan::{Launch, Plan, PlanOptions, StepKind, Tuning};
 
@@ -87,17 +87,19 @@ fn an_entry_shapes_the_products_of_its_key_and_no_others() {
 
 #[test]
 fn an_entry_shapes_an_attention_and_what_combines_its_splits() {
-    let tuned = model(record(None, Some(attention())));
+    let two_clusters = AttentionTuning { splits: Some(8), merged: Some(4), held: Some(2), ..attention() };
+    let tuned = model(record(None, Some(two_clusters)));
     let mut seen = (0, 0);
     for (_, spec, _) in launches(&tuned.plan, 1) {
         match spec {
             KernelSpec::Attention(spec) => {
-                assert_eq!((spec.attention.warps, spec.attention.splits.keys), (4, 96));
+                let Heads { warps, splits, held, .. } = spec.attention;
+                assert_eq!((warps, splits.keys, splits.max, splits.merged, held), (4, 96, 8, 4, 2));
                 seen.0 += 1;
             }
             KernelSpec::Matvec(spec) => {
                 if let Some(Combine { splits, .. }) = spec.combine {
-                    assert_eq!(splits.keys, 96);
+                    assert_eq!((splits.keys, splits.left()), (96, 2));
                     seen.1 += 1;
                 }
             }
@@ -116,8 +118,8 @@ fn an_entry_shapes_an_attention_and_what_combines_its_splits() {
 fn an_entry_says_whether_attention_and_projection_are_one_kernel_near_the_beginning() {
     let slices = |tuning: Tuning, batch: usize| -> Vec<(usize, usize)> {
         let plan = model(tuning).plan;
-        let near = plan.decode_at(batch, 127);
-        assert_eq!(plan.decode_at(batch, 128), StepKind::Decode { batch }, "far from the beginning keys are split");
+        let near = plan.decode_at(batch, 255);
+        assert_eq!(plan.decode_at(batch, 256), StepKind::Decode { batch }, "far from the beginning keys are split");
         let step = plan.step(near).expect("a decode step");
         let spec = |kernel: usize| match &plan.kernels[kernel].spec {
             KernelSpec::AttentionProjection(spec) => Some((spec.cluster, spec.slice)),
@@ -242,8 +244,8 @@ fn the_record_reaches_the_sources_and_the_artifact() {
     assert_eq!((&unfit.plan, &unfit.sources), (&rules.plan, &rules.sources), "no product has this key");
     let tuned = model(record(Some(gate_up()), Some(attention())));
     let differ = tuned.sources.iter().filter(|(name, source)| rules.sources.get(*name) != Some(*source)).count();
-    // Kernels are kept by their source: the gated product, the attention and its projection are made again, the others are not.
-    assert_eq!(differ, 3);
+    // Kernels are kept by their source: the gated product and the attention are made again, the others are not.
+    assert_eq!(differ, 2);
     let (bytes, with) = written(&tuned);
     assert_eq!(with.manifest.extra["tuning"]["sm_90a"]["sha256"], tuned.tuning.digest());
     assert_eq!(with.manifest.extra["tuning"]["sm_90a"]["gpu"], "a GPU");

@@ -419,7 +419,7 @@ fn bad_rows_and_weights_are_refused() {
     assert_eq!(error.root_cause().to_string(), "weight 0.n1 is [3, 72] in the checkpoint, [72] in the graph");
     let huge = CpuOptions { context: 1 << 40, ..options };
     let error = CpuModel::load(&graph, &Random(&graph), huge).err().expect("refused").to_string();
-    assert!(error.contains("ask for a smaller context or batch"), "{error}");
+    assert!(error.contains("would fit, or a smaller batch"), "{error}");
 }
 
 #[test]

@@ -40,10 +40,12 @@ pub fn pack_in_pieces(
 ) -> Result<()> {
     match recipe {
         Recipe::Tiles { .. } => tiles(recipe, checkpoint, most, put),
-        Recipe::Experts { count, .. } | Recipe::Biases { experts: Some(count), .. } => (0..*count).try_for_each(|index| {
-            let expert = recipe.expert(index).context("a recipe of experts has none")?;
-            pack_in_pieces(&expert, checkpoint, most, put)
-        }),
+        Recipe::Experts { count, .. } | Recipe::Biases { experts: Some(count), .. } => {
+            (0..*count).try_for_each(|index| {
+                let expert = recipe.expert(index).context("a recipe of experts has none")?;
+                pack_in_pieces(&expert, checkpoint, most, put)
+            })
+        }
         Recipe::Biases { .. } | Recipe::Vector { .. } => {
             let values = floats(recipe, checkpoint)?;
             let bytes: &[u8] = bytemuck::cast_slice(&values);

@@ -107,6 +107,8 @@ const ALWAYS: [&str; 17] = [
     "qwen3_next",
     "nemotron_h",
     "bamba",
+    "gemma4",
+    "deepseek_v2",
 ];
 
 /// Runs a case, unless it is recorded with the same plan, sources, weights and golden.
@@ -161,8 +163,10 @@ fn llama_tied_in_splits() -> Result<()> {
     for batch in [1, 2] {
         let (heads, key_heads, head_dim) = (4, 2, 32);
         let (warps, keys) = (8, 2);
-        let entry = AttentionTuning { heads, key_heads, head_dim, batch, warps, keys, ..AttentionTuning::default() };
-        tuning.set_attention(entry);
+        // Two clusters of two, whose results the projection combines.
+        let (splits, merged, held) = (Some(4), Some(2), Some(2));
+        let entry = AttentionTuning { splits, merged, held, ..AttentionTuning::default() };
+        tuning.set_attention(AttentionTuning { heads, key_heads, head_dim, batch, warps, keys, ..entry });
     }
     let change = |plan: &mut Plan| {
         let splits = plan.kernels.iter().filter_map(|kernel| match &kernel.spec {
@@ -211,6 +215,8 @@ fn llama_tied_tuned() -> Result<()> {
             batch,
             warps,
             keys,
+            splits: Some(4),
+            merged: Some(2),
             near_warps: Some(4),
             near_group: Some(1),
             chains: Some(1),

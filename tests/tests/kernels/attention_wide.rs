@@ -191,8 +191,12 @@ fn wide_heads_and_latent_values() -> Result<()> {
 
 #[test]
 fn in_a_wide_attention() {
-    let kernel =
-        AttentionWide { group: 2, splits: Splits { max: 2, keys: 20, window: 59, merged: 1 }, sinks: true, ..latent(4, 300, 264) };
+    let kernel = AttentionWide {
+        group: 2,
+        splits: Splits { max: 2, keys: 20, window: 59, merged: 1 },
+        sinks: true,
+        ..latent(4, 300, 264)
+    };
     let case = Case::of(kernel, &[70, 11]);
     caught(
         "in_a_wide_attention",

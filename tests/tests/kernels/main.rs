@@ -13,6 +13,7 @@ mod matmul;
 mod matmul_wgmma;
 mod matvec;
 mod mutations;
+mod mutations_of_attention;
 mod mutations_of_experts;
 mod mutations_of_formats;
 mod mutations_of_prompts;

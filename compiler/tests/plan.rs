@@ -118,7 +118,7 @@ fn emitted_sources_are_the_committed_ones() {
     let model = model(file, text, Selection::all());
     let kernels = [
         "norm_matvec_f32_f16_k2048_n2048_512_512_b1",
-        "rope_append_attention_bf16_h32_kv8_d64_s16",
+        "rope_append_attention_bf16_h32_kv8_d64_s8",
         "matmul_gated_f16_f16_k2048_n8192_m64",
     ];
     let mut wrong = Vec::new();

@@ -233,7 +233,8 @@ KERNEL void __launch_bounds__(32 * WARPS) matmul_gated_f16_f16_k2048_n8192_m64(c
     for (int h = 0; h < (GATED ? 1 : 2); h++) {
       const Place place = place_of(tile, group + 8 * h);
       if (place.row >= ROWS[place.output]) continue;
-      const u64 at = (u64)row * ROWS[place.output] + place.row;
+      const u64 at =(u64)row
+          *ROWS[place.output] + place.row;
       float y = activate<ACTIVATION>(h == 0 ? low : high);
       if (GATED) y *= high;
       if (residual) y += residual[at];

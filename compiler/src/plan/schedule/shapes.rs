@@ -143,7 +143,8 @@ pub(super) fn split_shape(heads: usize, head_dim: usize) -> SplitShape {
         128 => 2,
         _ => 1,
     };
-    SplitShape { splits, warps: if alone { 8 } else { warps }, held }
+    // Sums of more warps with wider heads do not fit into a block's shared memory.
+    SplitShape { splits, warps: if alone && head_dim <= 128 { 8 } else { warps }, held }
 }
 
 /// Sums that a product with keys is made in: two are ready sooner, where a warp has registers for them.

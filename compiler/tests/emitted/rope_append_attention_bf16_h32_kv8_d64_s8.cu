@@ -1,16 +1,20 @@
 // After templates/kernels/device.cuh:
-// rope_append_attention_bf16_h32_kv8_d64_s16: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks.
+// rope_append_attention_bf16_h32_kv8_d64_s8: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks
+// of which clusters merge what they have.
 // Attention of query heads that share a key head over its keys, on tensor cores: 16 keys per warp at a time. Included by the kernels that attend.
 // How many blocks share the keys of one head, from the live length. The attention kernel and the projection that combines agree on it.
-constexpr int SPLITS = 16;       // blocks per key head at most
-constexpr int SPLIT_KEYS = 256;  // keys per block before one more block is used
+constexpr int SPLITS = 8;       // blocks per key head at most
+constexpr int SPLIT_KEYS = 128;  // keys per block before one more block is used
 constexpr int WINDOW = 0;    // keys that a row sees; 0: all
+constexpr int MERGED = 8;    // blocks of a cluster, which merge what they have
+constexpr int LEFT = SPLITS / MERGED;          // results per key head that are left to be combined, at most
 
 DEVICE int first_key(int position) { return WINDOW > 0 && position + 1 > WINDOW ? position + 1 - WINDOW : 0; }
 DEVICE int active_splits(int position) {
   int splits = (position + 1 - first_key(position) + SPLIT_KEYS - 1) / SPLIT_KEYS;
   return splits < SPLITS ? splits : SPLITS;
 }
+DEVICE int results_left(int position) { return (active_splits(position) + MERGED - 1) / MERGED; }
 // Rotary position embedding of one head. Needs ROPE_DIM, ROPE_INTERLEAVED, ROPE_MAGNITUDE, and ROPE_FREQUENCIES.
 CONSTANT float ROPE_FREQUENCIES[] = { 1.0f, 0.6636012f, 0.4403666f, 0.29222783f, 0.19392274f, 0.12868737f, 0.0853971f, 0.056669623f, 0.03760603f, 0.024955409f, 0.01656044f, 0.010989528f, 0.0072926646f, 0.0048394212f, 0.003211446f, 0.0012905479f, 0.0004295568f, 9.708288e-5f, 1.9461639e-5f, 1.29147675e-5f, 8.570256e-6f, 5.6872323e-6f, 3.7740542e-6f, 2.5044671e-6f, 1.6619674e-6f, 1.1028836e-6f, 7.31875e-7f, 4.856731e-7f, 3.222933e-7f, 2.1387423e-7f, 1.419272e-7f, 9.4183065e-8f };
 constexpr int ROPE_DIM = 64;                   // values of a head that rotate; 0: none
@@ -64,9 +68,11 @@ constexpr int QUERY_STRIDE = 32 * PIECES + 8;   // bfloat16 from the hi part of 
 constexpr int SUM_STRIDE = 64 * CHUNKS + 4;     // floats from a head's sums to the next head's
 constexpr bool WIDE = PADDED > 128;             // a lane has registers for its share of keys or of values, not of both
 constexpr int CHAINS = 2;  // sums that a product with keys is computed in
+constexpr int HELD = 4;      // tiles of 16 keys that a warp has in flight
 constexpr bool HALVES = GROUP <= 4;             // four columns are the hi parts of weights, four the lo parts
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float QUERY_SCALE = SOFTCAP > 0.0f ? SCALE : SCALE * LOG2E;
+static_assert(HELD == 1 || !WIDE, "a lane has registers for one tile");
 static_assert(PADDED <= 256 && GROUP <= 8, "a warp holds 16 keys of 256 values, and sums of 8 heads");
 static_assert(HEADS % KEY_HEADS == 0 && HEADS / KEY_HEADS % GROUP == 0, "groups are whole");
 
@@ -176,10 +182,13 @@ DEVICE void load_values(Tile& tile, const Span& span, int base) {
       tile.value[r][c] = load_cached(span.values + (u64)smaller(value_of(base, r), last) * PADDED + smaller(64 * c + threadIdx.x % 32 / 4 * 8, PADDED - 8));
 }
 
-// What a warp has in flight before it attends.
-DEVICE void load_first(Tile& tile, const Span& span, int base) {
-  load_keys(tile, span, base);
-  if (!WIDE) load_values(tile, span, base);
+// What a warp has in flight before it attends to the keys base, + stride, ...
+DEVICE void load_first(Tile (&tiles)[HELD], const Span& span, int base, int stride) {
+#pragma unroll
+  for (int i = 0; i < HELD; i++) {
+    load_keys(tiles[i], span, base + i * stride);
+    if (!WIDE) load_values(tiles[i], span, base + i * stride);
+  }
 }
 
 // The partial result of one warp over its keys: softmax-weighted sums of values relative to the maximum `peak`.
@@ -191,13 +200,12 @@ struct alignas(16) Part {
 // The head of a column of a product, of which there are eight.
 DEVICE int head_of(int column) { return (HALVES ? column % 4 : column) % GROUP; }
 
-// Runs over the keys first + begin, + stride, ... 16 at a time; `tile` holds those from first + begin on.
-DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries, int begin, int stride) {
+// Runs over the keys first + begin, + stride, ... 16 at a time; `tiles` hold the first of them.
+DEVICE void attend(Part& part, Tile (&tiles)[HELD], const Span& span, const u16* queries, int begin, int stride) {
   const int lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const u16* query = queries + head_of(group) * 2 * QUERY_STRIDE + 8 * quad;
   float sum[CHUNKS][4][4] = {}, largest = NEGATIVE_INFINITY, total = 0.0f;
-#pragma unroll 1
-  for (int base = span.first + begin; base < span.end; base += stride) {
+  const auto attend_to = [&](Tile& tile, int base) {
     const bool newest = APPEND && span.position < span.end && span.position < base + 16;
     const auto take_value = [&]() {
 #pragma unroll
@@ -226,7 +234,7 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
         mma_bf16(product[CHAINS - 1][t], {kept.z, left.z, kept.w, left.w}, tile.key[t][p].z, tile.key[t][p].w);
       }
     }
-    if (!WIDE) load_keys(tile, span, base + stride);
+    if (!WIDE) load_keys(tile, span, base + HELD * stride);
     else load_values(tile, span, base);
     if (WIDE && newest) take_value();
 
@@ -269,8 +277,14 @@ DEVICE void attend(Part& part, Tile& tile, const Span& span, const u16* queries,
         mma_bf16(sum[c][j], a, kept[0], kept[1]);
         if (!HALVES) mma_bf16(sum[c][j], a, left[0], left[1]);
       }
-    if (WIDE) load_keys(tile, span, base + stride);
-    else load_values(tile, span, base + stride);
+    if (WIDE) load_keys(tile, span, base + HELD * stride);
+    else load_values(tile, span, base + HELD * stride);
+  };
+#pragma unroll 1
+  for (int base = span.first + begin; base < span.end; base += HELD * stride) {
+#pragma unroll
+    for (int i = 0; i < HELD; i++)
+      if (i == 0 || base + i * stride < span.end) attend_to(tiles[i], base + i * stride);
   }
 
   total += shuffle_xor(total, 1);
@@ -308,30 +322,32 @@ DEVICE float merge(const Part* parts, int count, int head, int d, const float* s
   }
   return value;
 }
-typedef float Out;                                                                   // SPLITS > 1: fp32 sums to be combined; else the result
-constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                        // blocks that share a key head
-constexpr int BLOCKS = PADDED <= 128 && WARPS <= 8 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
+typedef f16 Out;                                                                        // LEFT > 1: in half precision, to be combined
+constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                             // blocks that share a key head
+constexpr int REGISTERS = 42 + 24 * CHUNKS + 32 * CHUNKS * HELD;                              // per thread, nearly
+constexpr int BLOCKS = 2 * THREADS * REGISTERS <= 67000 && !(APPEND && SPLITS == 1) ? 2 : 1;  // per multiprocessor
+constexpr int SHARE = (GROUP * HEAD_DIM + MERGED - 1) / MERGED;                               // of the results that a block of a cluster finishes
 
 // q [rows][HEADS][HEAD_DIM], k and v [rows][KEY_HEADS][HEAD_DIM] (null unless APPEND), fp32. Caches: bfloat16
 // [sequence][KEY_HEADS][context][PADDED]. positions, sequences [rows]; a row at position -1 is skipped.
-// out: [SPLITS][rows][HEADS][HEAD_DIM] and statistics [SPLITS][rows][HEADS][2], the largest score (in powers of two) and the sum
-// of the weights; or, with one split, the result [rows][HEADS][HEAD_DIM]. zeros: `zero_count` floats that are set to zero.
-// Grid: KEY_HEADS * GROUPS, SPLITS, rows.
-KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv8_d64_s16(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out, float* statistics, u64 context, float* zeros, u64 zero_count) {
+// out: [LEFT][rows][HEADS][HEAD_DIM] and, where more than one is left, statistics [LEFT][rows][HEADS][2], the largest score (in powers of two) and the sum
+// of the weights. zeros: `zero_count` floats that are set to zero.
+// Grid: SPLITS, KEY_HEADS * GROUPS, rows.
+KERNEL void CLUSTER_OF(MERGED) __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv8_d64_s8(const float* q, const float* k, const float* v, u16* key_cache, u16* value_cache, const int* positions, const int* sequences, const float* q_weight, const float* k_weight, const float* sinks, Out* out, float* statistics, u64 context, float* zeros, u64 zero_count) {
   SHARED Vec4 queries[GROUP][2 * QUERY_STRIDE / 8];
   SHARED Vec4 fresh[2][PADDED / 8];  // this step's key and value, as the cache has them
   SHARED Part parts[WARPS];          // before that, scratch of the warps that prepare heads
   SHARED Prepared prepared;
   const int warp = threadIdx.x / 32;
-  const int key_head = blockIdx.x / GROUPS, first_head = blockIdx.x * GROUP;
-  const int split = blockIdx.y, row = blockIdx.z, rows = gridDim.z;
+  const int split = blockIdx.x, result = split / MERGED, rank = split % MERGED;
+  const int key_head = blockIdx.y / GROUPS, first_head = blockIdx.y * GROUP, row = blockIdx.z, rows = gridDim.z;
 
   // 1 Keys and values in flight. Positions and, under APPEND, all keys but the newest are from earlier steps: they are loaded before the wait.
   if (!LATE) launch_dependents();
   const int position = load_early(positions + row);
   const int splits = active_splits(position);
-  // Splits that are not needed end at once. The first always waits, so that this kernel ends after all before it.
-  if (split > 0 && split >= splits) {
+  // Clusters that are not needed end at once. The first always waits, so that this kernel ends after all before it.
+  if (result > 0 && result * MERGED >= splits) {
     if (LATE) launch_dependents();
     return;
   }
@@ -343,9 +359,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   u16* keys_at = key_cache + cache_row;
   u16* values_at = value_cache + cache_row;
   const Span span = {keys_at, values_at, begin, end, position, fresh};
-  Tile tile = {};
+  Tile in_flight[HELD] = {};
   if (APPEND) {
-    load_first(tile, span, begin + 16 * warp);
+    load_first(in_flight, span, begin + 16 * warp, 16 * WARPS);
     prepare_turns(prepared, position);
     prepare_weights(prepared, q_weight, k_weight);
     block_barrier();
@@ -353,11 +369,10 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   wait_for_dependencies();
   if (LATE) launch_dependents();
   if (split == 0)
-    for (u64 i = (u64)(blockIdx.x + gridDim.x * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.x * rows * THREADS) zeros[i] = 0.0f;
+    for (u64 i = (u64)(blockIdx.y + gridDim.y * row) * THREADS + threadIdx.x; i < zero_count; i += (u64)gridDim.y * rows * THREADS) zeros[i] = 0.0f;
   if (splits == 0) return;
-  if (!APPEND) {
-    load_first(tile, span, begin + 16 * warp);
-  }
+  cluster_begin();
+  if (!APPEND) load_first(in_flight, span, begin + 16 * warp, 16 * WARPS);
 
   // 2 Queries, and the newest key and value. The split that holds the newest key stores it. Blocks of one key head store the same bytes. A split may be left
   // without keys: it still has to write that, as it will be combined.
@@ -376,16 +391,36 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) rope_append_attention_bf16_h32_kv
   }
   // 3 Scores and weighted sums, per warp.
   block_barrier();
-  attend(parts[warp], tile, span, (const u16*)queries, 16 * warp, 16 * WARPS);
+  attend(parts[warp], in_flight, span, (const u16*)queries, 16 * warp, 16 * WARPS);
   block_barrier();
 
-  // 4 The warps merged.
+  // 4 The warps merged, each element's weight beside it, then the blocks: each finishes a share of the elements.
+  const auto leave = [&](int i, float value, float peak, float total) {
+    const u64 at = ((u64)result * rows + row) * HEADS + first_head + i / HEAD_DIM;
+    store(out + at * HEAD_DIM + i % HEAD_DIM, total == 0.0f ? 0.0f : value / total);
+    if (LEFT > 1 && i % HEAD_DIM == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = total;
+  };
+  SHARED float values[MERGED][SHARE], peaks[MERGED][SHARE], totals[MERGED][SHARE];
+  cluster_join();
   for (int i = threadIdx.x; i < GROUP * HEAD_DIM; i += THREADS) {
-    const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-    const u64 at = ((u64)split * rows + row) * HEADS + first_head + h;
+    const int h = i / HEAD_DIM;
     float peak, total;
-    const float value = merge(parts, WARPS, h, d, SINKS && split == 0 ? sinks + first_head + h : nullptr, peak, total);
-    store(out + at * HEAD_DIM + d, SPLITS > 1 ? value : value / total);
-    if (SPLITS > 1 && d == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = total;
+    const float value = merge(parts, WARPS, h, i % HEAD_DIM, SINKS && split == 0 ? sinks + first_head + h : nullptr, peak, total);
+    store_peer(&values[rank][i % SHARE], value, i / SHARE);
+    store_peer(&peaks[rank][i % SHARE], peak, i / SHARE);
+    store_peer(&totals[rank][i % SHARE], total, i / SHARE);
+  }
+  cluster_arrive();
+  cluster_wait();
+  for (int i = threadIdx.x; i < SHARE && rank * SHARE + i < GROUP * HEAD_DIM; i += THREADS) {
+    float value = 0.0f, peak = NEGATIVE_INFINITY, total = 0.0f;
+#pragma unroll
+    for (int r = 0; r < MERGED; r++) peak = fmaxf(peak, peaks[r][i]);
+#pragma unroll
+    for (int r = 0; r < MERGED; r++) {
+      const float weight = peaks[r][i] == NEGATIVE_INFINITY ? 0.0f : power_of_two(peaks[r][i] - peak);
+      value += weight * values[r][i], total += weight * totals[r][i];
+    }
+    leave(rank * SHARE + i, value, peak, total);
   }
 }

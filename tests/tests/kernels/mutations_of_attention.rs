@@ -132,7 +132,7 @@ fn in_a_split_without_keys() {
 
 #[test]
 fn in_an_attention_with_its_projection() {
-    // Two slices of two row tiles and one of one; two warps share a job, two a row tile.
+    // Two slices of two row tiles and one of one; two warps share a job, and two share a row tile.
     let case =
         attention_projection::Case { bias: true, ..attention_projection::Case::new([6, 2, 64], 2, 70, 2).at(&[70, 3]) };
     caught(

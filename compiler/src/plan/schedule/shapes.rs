@@ -129,10 +129,11 @@ pub(super) struct SplitShape {
 
 /// The shape for so many `heads`, which take their keys in blocks of their own, each of `head_dim` values: as many blocks as run at once in clusters, and 8 MB of keys and values in flight.
 ///
-/// On an H200, us per step at depths 512, 2048 and 16384, against splits whose results the projection combines. Llama-3.2-1B at batch 1: 694, 715, 891 against 723, 771, 896, with two
-/// tiles in flight 734 at 2048; in 32 splits by clusters of 2 720, 780, 858; in 16 by clusters of 8 728, 773, 936; clusters of 16 blocks 749, 768, 943. At batch 4 in 6 splits 706, 757, 1209 against
-/// 782, 847, 1277, in 5 708, 760, 1220, in 8, whose clusters do not all run at once, 788, 839, 1454. Qwen3-0.6B at 512, 1024 and 4090: 517, 549, 683 against 505, 547, 730, in 28 splits by clusters of 4 530, 543,
-/// 646; at batch 4 597, 658, 1003 against 726, 797, 1190. Keys and values that `cp.async` brings to shared memory were slower at each depth and in each shape: 2 to 30 per cent.
+/// On an H200, us per step at depths 512, 2048 and 16384, against splits whose results the projection combines. Llama-3.2-1B at batch 1: 694, 715, 891 against 723, 771, 896, by 16 warps
+/// with two tiles in flight 711, 734, 944; in 32 splits by clusters of 2 720, 780, 858; in 16 by clusters of 8 728, 773, 936; clusters of 16 blocks 749, 768, 943. At batch 4 in 6 splits 706, 757, 1209 against
+/// 782, 847, 1277, in 5 711, 776, 1281, in 8, whose clusters do not all run at once, 788, 839, 1454. Qwen3-0.6B at 512, 1024 and 4090: 517, 549, 683 against 505, 547, 730, in 28 splits by clusters of 4 530, 543,
+/// 646; at batch 4 597, 658, 1003 against 726, 797, 1190. Llama's keys and values that `cp.async`
+/// brings to shared memory, in the same splits and clusters: 7 to 27 per cent slower at 16384.
 pub(super) fn split_shape(heads: usize, head_dim: usize) -> SplitShape {
     let splits = (192 / heads).clamp(1, 8);
     // With a multiprocessor to itself a block has room for more.

@@ -1,6 +1,6 @@
 //! The kernels of every shipped description compile with no GPU, where on sm_90a none may spill and those of decode steps use no stack. Sources that differ in numbers only
-//! are one form; of each form the longest source, which has the largest sizes, stands for the rest. By default a form is compiled for sm_90a; a form for each
-//! other architecture, and all sources that differ in small numbers (batches, warps, depths) for sm_90a, where what is recorded of them does not hold any more.
+//! are one form; of each form the longest source, which has the largest sizes, stands for the rest. A form for each architecture, and for sm_90a all sources that
+//! differ in small numbers (batches, warps, depths), is compiled where what is recorded of them does not hold any more.
 //! `tests/run all` compiles every source for every architecture that it is planned for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,17 +38,17 @@ const MOST_SPILLS: u32 = 64;
 
 #[test]
 fn each_form_of_a_kernel_compiles() -> Result<()> {
-    let target = target_of("sm_90a");
+    let target = target_of(MEASURED);
     let sources = [Selection::all(), Selection::none()].map(|passes| sources(&target, &passes));
     let forms = forms(sources.iter().flatten(), |_| true);
     assert!(forms.len() >= 100, "{} forms", forms.len());
-    compile_for(target.archs[0], &forms)
+    compile_unless_known("fused and unfused", &target.archs, &forms)
 }
 
 /// Batches, warps and depths decide the registers that each kernel needs.
 #[test]
 fn each_shape_of_a_kernel_compiles() -> Result<()> {
-    let target = target_of("sm_90a");
+    let target = target_of(MEASURED);
     let sources = [Selection::all(), Selection::none()].map(|passes| sources(&target, &passes));
     let shapes = forms(sources.iter().flatten(), |number| number.len() >= 3);
     compile_unless_known("shapes", &target.archs, &shapes)

@@ -13,7 +13,7 @@ use fuse_tests::host_build::{HARNESS, HostBuffer};
 use fuse_tests::root;
 
 use crate::attention_projection;
-use crate::caught::{caught, tests_of_kernels};
+use crate::caught::{caught, tests_of};
 use crate::experts::{self, Hidden, Sum};
 use crate::matmul;
 use crate::matmul_wgmma;
@@ -41,7 +41,7 @@ fn product(format: Format, kernel: Matvec) -> Matvec {
 
 /// Runs a check for each format, unless it passed before with the same kernels, the same part of them that reads the format, the same packing and the same tests.
 fn in_each(test: &str, check: impl Fn(Format) -> Result<()>) -> Result<()> {
-    let (kernels, tests) = (kernels()?, tests_of_kernels());
+    let (kernels, tests) = (kernels()?, tests_of(file!()));
     for format in formats() {
         let reads = Embedding { tiles: with(format, tiles(columns(format, 1), &[16])) }.source()?;
         let parts = HARNESS.into_iter().chain(kernels.iter().chain(&tests).map(String::as_str)).chain([reads.as_str()]);

@@ -59,12 +59,13 @@ class LLM:
         served_model_name: str | None = None,
         pull: bool = False,
         _most_model_len: int | None = None,
+        _most_slots: int | None = None,
     ) -> None:
         """Loads the model.
 
         - `device`: auto, cpu, gpu or cuda:N
         - `max_model_len`: positions of a sequence; None: the model's own, up to 4096
-        - `max_num_seqs`: slots; None: 8 on a GPU, fewer where they do not fit, and 4 on the CPU. A GPU has 1, 2, 4 or 8
+        - `max_num_seqs`: slots; None: 8 on a GPU, fewer where they do not fit, and 4 on the CPU. A GPU has 1, 2, 4, 8, 16 or 32
         - `threads`: CPU threads; None: every core
         - `checkpoint`: the weights of a .fuse or .toml file
         - `description`: a description to use instead of the one that serves the checkpoint
@@ -77,6 +78,7 @@ class LLM:
             "model": _path(model), "device": device, "max_model_len": max_model_len, "max_num_seqs": max_num_seqs, "threads": threads,
             "checkpoint": _path(checkpoint), "description": _path(description), "weights": weights, "tuning": tuning,
             "served_model_name": served_model_name, "pull": pull, "most_model_len": _most_model_len,
+            "most_slots": _most_slots,
         }
         self._native = Engine(json.dumps(options))
         self._process = os.getpid()

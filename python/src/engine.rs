@@ -86,6 +86,7 @@ fn given(json: &str) -> PyResult<Given> {
         context: count("max_model_len")?,
         most_context: count("most_model_len")?.unwrap_or(default.most_context),
         slots: count("max_num_seqs")?,
+        most_slots: count("most_slots")?.unwrap_or(default.most_slots),
         threads: count("threads")?,
     };
     Ok(Given { name, options, pull: given.get("pull") == Some(&Value::Bool(true)) })

@@ -14,8 +14,11 @@ use crate::slots::Slots;
 /// Slots where nobody names a number.
 pub const SLOTS: usize = 4;
 
+/// Slots on a GPU where nobody names a number.
+pub const SLOTS_ON_A_GPU: usize = 8;
+
 /// Rows of the largest decode step.
-pub const MOST_ON_A_GPU: usize = 8;
+pub const MOST_ON_A_GPU: usize = 32;
 
 /// How a model is to be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,13 +33,23 @@ pub struct LlmOptions {
     pub most_context: usize,
     /// Sequences side by side; none: what suits the device.
     pub slots: Option<usize>,
+    /// Sequences side by side on a GPU, where `slots` is none and its memory has room for as many.
+    pub most_slots: usize,
     /// CPU threads; none: as many as there are cores.
     pub threads: Option<usize>,
 }
 
 impl Default for LlmOptions {
     fn default() -> LlmOptions {
-        LlmOptions { name: None, device: Device::Auto, context: None, most_context: 4096, slots: None, threads: None }
+        LlmOptions {
+            name: None,
+            device: Device::Auto,
+            context: None,
+            most_context: 4096,
+            slots: None,
+            most_slots: SLOTS_ON_A_GPU,
+            threads: None,
+        }
     }
 }
 
@@ -86,7 +99,7 @@ pub fn start(model: OpenModel, options: &LlmOptions, tell: &mut dyn FnMut(String
         Local::start(subject, load(model.clone(), device.clone(), load_options.clone(), || ()))
     };
     let Device::Cuda(_) = device else { return on(&device, options.slots.unwrap_or(SLOTS), tell) };
-    let mut slots = options.slots.unwrap_or(MOST_ON_A_GPU);
+    let mut slots = options.slots.unwrap_or(options.most_slots);
     loop {
         let error = match on(&device, slots, tell) {
             Ok(local) => return Ok(local),
@@ -181,8 +194,8 @@ mod tests {
     #[test]
     fn a_gpu_has_as_many_slots_as_a_step_has_rows() {
         let on = |device, asked| slots_on(&device, asked).map_err(|error| error.to_string());
-        assert_eq!([1, 2, 3, 5, 8].map(|asked| on(Device::Cuda(0), asked)), [1, 2, 4, 8, 8].map(Ok));
-        assert_eq!(on(Device::Cuda(0), 9), Err("9 slots are asked for: a GPU has 8 at most".into()));
+        assert_eq!([1, 2, 3, 5, 8, 17].map(|asked| on(Device::Cuda(0), asked)), [1, 2, 4, 8, 8, 32].map(Ok));
+        assert_eq!(on(Device::Cuda(0), 33), Err("33 slots are asked for: a GPU has 32 at most".into()));
         assert_eq!(on(Device::Cpu, 9), Ok(9));
     }
 }

@@ -2,6 +2,8 @@
 // {{ self.name() }}: causal attention of a few query heads that share a key head, for one row. The keys of a row are split over blocks
 // of which clusters merge what they have.
 {% include "attention.cuh" %}
+{% if out.is_tiled() %}{% include "activations.cuh" %}
+{%- endif -%}
 typedef {{ out }} Out;                                                                        // LEFT > 1: in half precision, to be combined
 constexpr int GROUPS = HEADS / KEY_HEADS / GROUP;                                             // blocks that share a key head
 constexpr int REGISTERS = 42 + 24 * CHUNKS + 32 * CHUNKS * HELD;                              // per thread, nearly
@@ -79,7 +81,11 @@ KERNEL void {% if attention.splits.merged > 1 %}CLUSTER_OF(MERGED){% endif %} __
   // 4 The warps merged{% if attention.splits.merged > 1 %}, each element's weight beside it, then the blocks: each finishes a share of the elements{% endif %}.
   const auto leave = [&](int i, float value, float peak, float total) {
     const u64 at = ((u64)result * rows + row) * HEADS + first_head + i / HEAD_DIM;
+    {%- if out.is_tiled() %}
+    store(out + activation_at(row, first_head * HEAD_DIM + i, rows), total == 0.0f ? 0.0f : value / total);
+    {%- else %}
     store(out + at * HEAD_DIM + i % HEAD_DIM, total == 0.0f ? 0.0f : value / total);
+    {%- endif %}
     if (LEFT > 1 && i % HEAD_DIM == 0) statistics[at * 2] = peak, statistics[at * 2 + 1] = total;
   };
   {%- if attention.splits.merged > 1 %}

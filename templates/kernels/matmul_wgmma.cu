@@ -29,11 +29,6 @@ static_assert(SPLIT == 1 || COLUMNS / 8 % RUN == 0, "a run is of one row tile");
 static_assert(SPLIT == 1 || UNITS * 512 <= STAGES * STAGE_BYTES, "sums of a block fit where its stages were");
 static_assert(!TILED || (OUTPUTS == 1 && ROWS[0] % 64 == 0), "results in the order of activations are 64 columns and 64 columns");
 
-// Products are in half precision, which bfloat16 becomes on the way: exactly from 2^-17 up, and to 2^-25 below.
-constexpr float SUM_FACTOR = IS_F16 ? FACTOR : F16_UNIT;  // what sums of products are multiplied by
-DEVICE u32 half_of(u32 pair) { return pack_f16(bf16_low(pair), bf16_high(pair)); }
-DEVICE Vec4 halves_of(const Vec4& v) { return IS_F16 ? v : Vec4{half_of(v.x), half_of(v.y), half_of(v.z), half_of(v.w)}; }
-
 DEVICE int least(int a, int b) { return a < b ? a : b; }
 
 // Where two rows of a row tile go: bias, rows of x that there are, the distance to the next one's, the first one's place.
@@ -191,8 +186,9 @@ KERNEL void {% if split > 1 %}CLUSTER_OF(SPLIT){% endif %} __launch_bounds__(WOR
         float y[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          y[i] = TILED ? activate_rounded<ACTIVATION>(v[2 * h + i] * SUM_FACTOR + r.bias[h]) : activate<ACTIVATION>(v[2 * h + i] * SUM_FACTOR + r.bias[h]);
-          if (GATED) y[i] *= v[2 + i] * SUM_FACTOR + r.bias[1];
+          y[i] =
+              TILED ? activate_rounded<ACTIVATION>(v[2 * h + i] * HALVES_FACTOR + r.bias[h]) : activate<ACTIVATION>(v[2 * h + i] * HALVES_FACTOR + r.bias[h]);
+          if (GATED) y[i] *= v[2 + i] * HALVES_FACTOR + r.bias[1];
           y[i] += more[2 * h + i];
           if (!TILED && column + 2 * quad + i < r.count[h]) store(r.out[h] + (u64)(column + i) * r.stride[h], y[i]);
         }

@@ -1,6 +1,8 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: y = W f(x) for {{ batch }} rows of x, the warps of a block sharing the columns of a row tile. Reads W once.
 {% include "tiles.cuh" %}
+{% if tiles.out.is_tiled() %}{% include "activations.cuh" %}
+{%- endif -%}
 {% if let Some(combine) = combine %}{% let splits = combine.splits %}{% include "splits.cuh" %}
 {%- endif %}
 constexpr int BATCH = {{ batch }};            // rows of x
@@ -25,12 +27,14 @@ constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;  // and a warp
 constexpr int TURNS = DEPTH / UNIT;                       // steps of a row tile in a ring
 constexpr int CHUNKS = (SHARE + TURNS - 1) / TURNS;       // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
-constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for one row of x
+constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for a row of x each
+constexpr int EIGHT = BATCH < 8 ? BATCH : 8;              // rows of x that are the columns of one product
+constexpr int GROUPS = BATCH / EIGHT;                     // of them
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
 constexpr bool RMS_LAST = NORM == 1 && (PAIRED || ALIKE);  // the root mean square is applied to the products, which are linear in it
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
-constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
+constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : EIGHT;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;         // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;          // 64 bytes more than a row: rows fall into other banks
 constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;  // warps that load a row in one pass
@@ -38,8 +42,9 @@ constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 :
 constexpr int SIDE_THREADS = THREADS / SIDES;
 constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                          // groups of eight values of a row per thread
 constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * TURNS == SHARE && TILES % UNIT == 0;  // nothing is padded
-static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
-static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
+static_assert(BATCH >= 1 && BATCH <= 32 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
+static_assert(WARPS % 2 == 0 && WARPS % EIGHT == 0, "half of a warp adds up half of the partial sums");
+static_assert(GROUPS == 1 || (NORM == 0 && !COMBINE && !ARGMAX), "what is fused with x is for few rows");
 static_assert(DEPTH % UNIT == 0, "a ring holds as many steps of each row tile of a unit");
 static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way passes through shared memory");
 static_assert(!ALIKE || (NORM == 1 && !PAIRED), "only half precision has to be kept in range");
@@ -291,7 +296,7 @@ DEVICE bool beats(float value, float best) { return value > best || value != val
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. rms_before, rms: [BATCH] inverse root mean squares of rows, as powers of two. zeros: `zero_count` floats that are set to zero.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signature() }}) {
-  SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
+  SHARED float partial[GROUPS == 1 ? 2 : 1][GROUPS][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -349,7 +354,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
     step_sums[32 * step] = sums_of_step([&](int pair) { return load_staged(staged + group % COLUMNS * STAGE_STRIDE, STEP * step + 32 * pair, quad); });
   {%- endif %}
   // What the results are multiplied by: the RMS of the row of x that this warp finishes, too, where it is not in the operands.
-  float scale = FACTOR;
+  float scale = {% if self.is_halved() %}HALVES_FACTOR{% else %}FACTOR{% endif %};
   if (NORM == 1 && (RMS_LAST || IS_F16)) {
     float square = 0.0f;
 #pragma unroll
@@ -366,7 +371,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
 #pragma unroll 1
   for (int unit = first_unit; unit < UNITS; unit += teams) {
     // 3 Products.
-    float sum[UNIT][2][4] = {};
+    float sum[GROUPS][UNIT][2][4] = {};
     Addends add[JOBS];
 #pragma unroll
     for (int j = 0; j < JOBS; j++)
@@ -385,8 +390,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
           const StepSums totals = step_sums[32 * step];
 {%- endif %}
 #pragma unroll
-          for (int round = 0; round < ROUNDS; round++) {
-            const int row = group % COLUMNS + round * BATCH;
+          for (int round = 0; round < ROUNDS * GROUPS; round++) {
+            const int row = group % COLUMNS + round * EIGHT, of = GROUPS == 1 ? 0 : round;
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
               // The row tiles of a turn share them.
@@ -397,7 +402,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
 {%- endif %}
 #pragma unroll
               for (int tile = 0; tile < UNIT; tile++)
-                if (is_step(unit, chunk, turn + tile, rank, warp)) multiply(sum[tile], held[turn + tile], pair, v, totals);
+                if (is_step(unit, chunk, turn + tile, rank, warp))
+                  {%- if self.is_halved() %}multiply_halves{% else %}multiply{% endif %}
+                  (sum[of][tile], held[turn + tile], pair, v, totals);
             }
           }
         }
@@ -408,7 +415,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
 
     // 4 Sums and epilogue.
 #pragma unroll
-    for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
+    for (int of = 0; of < GROUPS; of++)
+#pragma unroll
+      for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][of][tile], sum[of][tile], warp, lane);
     {%- if router.is_some() %}
     await_copies();
     {%- endif %}
@@ -420,13 +429,17 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       if (job >= UNIT * BATCH) break;
       const Result result = result_of(unit, job, lane);
       if (!AHEAD && rank == 0) add[j] = addends_of(result, bias, residual);
-      float y = total_of(partial[parity][job / BATCH], warp % BATCH, lane);
+      float y = total_of(partial[parity][job % BATCH / EIGHT][job / BATCH], job % EIGHT, lane);
       const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
       y = activate<ACTIVATION>(y * scale + add[j].bias);
       if (GATED) y *= other * scale + add[j].other_bias;
       y += add[j].residual;
       if (result.exists && SPLIT == 2) accumulate((float*)out0 + result.at, y);
+      {%- if tiles.out.is_tiled() %}
+      if (result.exists) store(out0 + activation_at(job % BATCH, result.row, BATCH), y);
+      {%- else %}
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
+      {%- endif %}
       if (ARGMAX && result.exists && beats(y, best)) best = y, best_row = result.row;
       {%- if router.is_some() %}
       const int at = job / BATCH * 16 + lane;
@@ -441,7 +454,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) {{ self.name() }}({{ self.signatu
       copy_router(slice, norm, router, router_norm, unit + teams);
     }
     {%- endif %}
-    parity ^= 1;
+    if (GROUPS == 1) parity ^= 1;
+    else block_barrier();
   }
 
   // 5 The largest result of the block.

@@ -1,13 +1,14 @@
 {% include "device.cuh" %}
 // {{ self.name() }}: {% if self.0.layer() %}layer_norm{% else %}rms_norm{% endif %} of each row for products of many rows, one block per row, whose values it reads once.
-{% include "activations.cuh" %}
+{% if self.0.out.is_tiled() %}{% include "activations.cuh" %}
+{%- endif -%}
 constexpr int SIZE = {{ self.0.size }};       // values per row
 constexpr bool LAYER = {{ self.0.layer() }};  // subtract the mean
 constexpr float EPS = {{ self.0.epsilon() }};
 constexpr int WARPS = {{ self.0.warps() }};
 typedef {{ self.0.out }} Out;
 constexpr int THREADS = 32 * WARPS, FOURS = SIZE / 4, TURNS = (FOURS + THREADS - 1) / THREADS;
-static_assert(SIZE % 64 == 0, "results are 64 columns and 64 columns");
+static_assert(SIZE % 64 == 0, "results in the order of activations are 64 columns and 64 columns");
 
 DEVICE float block_sum(float value, float (&scratch)[WARPS]) {
   value = warp_sum(value);
@@ -25,7 +26,7 @@ DEVICE void load_four(float (&v)[4], const float* from) {
   v[0] = float_of(four.x), v[1] = float_of(four.y), v[2] = float_of(four.z), v[3] = float_of(four.w);
 }
 
-// x fp32 [rows][SIZE], out in the order of activations.cuh; weight, bias [SIZE], null where absent. Grid: rows.
+// x fp32 [rows][SIZE], out [rows][SIZE] or in the order of activations.cuh; weight, bias [SIZE], null where absent. Grid: rows.
 KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }}) {
   SHARED float scratch[WARPS];
   launch_dependents();
@@ -61,8 +62,8 @@ KERNEL void __launch_bounds__(THREADS) {{ self.name() }}({{ self.signature() }})
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
       const float a = (held[t][i] - mean) * scale * factor[i] + more[i], b = (held[t][i + 1] - mean) * scale * factor[i + 1] + more[i + 1];
-      Out* const to = out + activation_at(blockIdx.x, column + i, gridDim.x);
-      *(u32*)to = pack_two(Out(), a, b);
+      *(u32*)(out + {% if self.0.out.is_tiled() %}activation_at(blockIdx.x, column + i, gridDim.x){% else %}(u64)blockIdx.x * SIZE + column + i{% endif %}) =
+          pack_two(Out(), a, b);
     }
   }
 }

@@ -1,4 +1,4 @@
-// The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which BATCH columns are one row of x each. The strides from column
+// The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which as many as there are rows of x, up to eight, are one of them each. The strides from column
 // to column and from warp to warp keep lanes that write or read together in different banks.
 constexpr int COLUMN_STRIDE = 20;
 constexpr int WARP_STRIDE = (COLUMNS * COLUMN_STRIDE + 32 / WARPS - 1) / (64 / WARPS) * (64 / WARPS) + 32 / WARPS;
@@ -22,6 +22,6 @@ DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lan
 #pragma unroll
   for (int i = 0; i < WARPS / 2; i++)
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c += BATCH) y += partial[lane / 16 * (WARPS / 2) + i][(b + c) * COLUMN_STRIDE + lane % 16];
+    for (int c = 0; c < COLUMNS; c += BATCH < 8 ? BATCH : 8) y += partial[lane / 16 * (WARPS / 2) + i][(b + c) * COLUMN_STRIDE + lane % 16];
   return y + shuffle_xor(y, 16);
 }

@@ -1,4 +1,4 @@
-//! `matvec.cu`: products of up to eight rows, with what stands around them.
+//! `matvec.cu`: products of few rows, with what stands around them; of 16 and 32 rows by themselves.
 
 use askama::Template;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::values::{
 /// Copies of the sums that a [`Matvec::router`] adds to: blocks that add to one word wait for each other.
 pub const ROUTER_COPIES: usize = 4;
 
-/// `y = W f(x)` for up to eight rows of x. Reads W once.
+/// `y = W f(x)` for up to 32 rows of x, with nothing fused into x beyond eight. Reads W once.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Template)]
 #[template(path = "matvec.cu")]
 pub struct Matvec {
@@ -106,7 +106,8 @@ impl Matvec {
 
     /// Whether the rows of x have to pass through shared memory, or are few enough to.
     pub fn can_stage(&self) -> bool {
-        self.norm.is_some() || self.paired || self.combine.is_some() || self.stage_bytes() <= MOST_STAGED
+        let has_to = self.norm.is_some() || self.paired || self.combine.is_some() || self.batch > 8;
+        has_to || self.stage_bytes() <= MOST_STAGED
     }
 
     /// Whether sums of x per step are made once, for all row tiles of a block: where there are enough of them. On an H200, us per step, so and wherever x is staged: int4_128 of
@@ -127,6 +128,11 @@ impl Matvec {
 
     fn stage_bytes(&self) -> usize {
         self.batch * (self.tiles.steps().div_ceil(self.split) * self.tiles.packed().columns + 32) * 2
+    }
+
+    /// Whether x is in half precision while the weights are not: of more rows than a fused norm takes.
+    fn is_halved(&self) -> bool {
+        self.batch > 8 && self.tiles.weights == Format::BF16
     }
 
     /// How the router's weight is packed: for operands of the same type.

@@ -1,4 +1,4 @@
-//! `norm_rows.cu`: RMSNorm or LayerNorm of each row, for products of many rows by wgmma.
+//! `norm_rows.cu`: RMSNorm or LayerNorm of each row, for products of many rows in half precision.
 
 use askama::Template;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::family::{Family, Param, text_of};
 use crate::norm::Norm;
 
-/// A norm over rows whose results are in the order of `activations.cuh` ([`Storage::is_tiled`](crate::Storage::is_tiled)), one block per row.
+/// A norm over rows whose results are in half precision, as they are or in the order of `activations.cuh` ([`Storage::is_tiled`](crate::Storage::is_tiled)), one
+/// block per row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, Template)]
 #[template(path = "norm_rows.cu")]
 pub struct NormRows(pub Norm);

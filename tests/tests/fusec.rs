@@ -214,7 +214,7 @@ fn a_configuration_may_lie_elsewhere() {
 fn bad_usage_is_told_with_what_was_meant() {
     assert!(refused(&["compile", "llama", "--arch", "sm_90b"], 2).contains("did you mean `sm_90`?"));
     assert!(refused(&["print", "llama", "--passes", "-fuse-mpl"], 2).contains("did you mean `fuse-mlp`?"));
-    assert!(refused(&["compile", "llama", "--batch", "3"], 2).contains("[possible values: 1, 2, 4, 8]"));
+    assert!(refused(&["compile", "llama", "--batch", "3"], 2).contains("[possible values: 1, 2, 4, 8, 16, 32]"));
     assert!(refused(&["compile", "llama", "--max-context", "0"], 2).contains("--max-context"));
     assert!(refused(&["graph", "llama", "--format", "svg"], 2).contains("[possible values: text, dot]"));
     assert!(refused(&["print", "llama", "-O1"], 2).contains("[possible values: 0]"));

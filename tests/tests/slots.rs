@@ -93,7 +93,7 @@ fn tokens_depend_on_the_request_only() {
 fn tokens_depend_on_the_request_only_on_the_gpu() {
     let Some(device) = gpu() else { return };
     let requests = requests(12);
-    for slots in [1, 2, 4, 8] {
+    for slots in [1, 2, 4, 8, 16, 32] {
         let mut backend = load_on(&device, slots, 1);
         let alone: Vec<Vec<u32>> =
             requests.iter().flat_map(|request| run(&mut backend, std::slice::from_ref(request), false)).collect();

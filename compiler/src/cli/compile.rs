@@ -27,9 +27,9 @@ Examples:
 pub(super) struct CompileArgs {
     #[command(flatten)]
     target: TargetArgs,
-    /// Sequences that decode together: 1, 2, 4, 8.
+    /// Sequences that decode together.
     #[arg(long, env = "FUSE_BATCH", value_delimiter = ',', value_name = "N,…", default_value = "1,2,4",
-          value_parser = PossibleValuesParser::new(["1", "2", "4", "8"]))]
+          value_parser = PossibleValuesParser::new(["1", "2", "4", "8", "16", "32"]))]
     batch: Vec<String>,
     /// Positions a sequence may have where `fuserun` is given no other number: kept in the file's manifest.
     #[arg(long, env = "FUSE_MAX_CONTEXT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::kernels::{Packed, TuningKey};
+use super::schedule::check_batch;
 use crate::ir::Format;
 
 /// A step of weights without scales.
@@ -262,11 +263,6 @@ impl AttentionTuning {
         ensure!(self.merged.is_none_or(|merged| (1..=8).contains(&merged)), "a cluster of other than 1 to 8 blocks");
         Ok(())
     }
-}
-
-fn check_batch(batch: usize) -> Result<()> {
-    ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
-    Ok(())
 }
 
 fn check_warps(warps: usize) -> Result<()> {

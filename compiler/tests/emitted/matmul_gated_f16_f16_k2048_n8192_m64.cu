@@ -50,6 +50,16 @@ DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x, cons
   (mma)(sum, held.tile[1], x.z, x.w);
 }
 
+// In half precision, whatever the weights are: bfloat16 becomes that on the way, exactly from 2^-17 up, and to 2^-25 below.
+constexpr float HALVES_FACTOR = IS_F16 ? FACTOR : F16_UNIT;  // what sums of such products are multiplied by
+DEVICE u32 half_of(u32 pair) { return pack_f16(bf16_low(pair), bf16_high(pair)); }
+DEVICE Vec4 halves_of(const Vec4& v) { return IS_F16 ? v : Vec4{half_of(v.x), half_of(v.y), half_of(v.z), half_of(v.w)}; }
+
+DEVICE void multiply_halves(float (&sum)[2][4], const Held& held, int, const Vec4& x, const Totals&) {
+  mma_f16(sum[0], (halves_of)(held.tile[0]), x.x, x.y);
+  mma_f16(sum[1], (halves_of)(held.tile[1]), x.z, x.w);
+}
+
 DEVICE float low_weight(u32 pair) { return low_operand(pair) / W_UNIT; }
 DEVICE float high_weight(u32 pair) { return high_operand(pair) / W_UNIT; }
 

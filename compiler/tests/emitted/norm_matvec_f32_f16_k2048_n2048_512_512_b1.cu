@@ -49,6 +49,16 @@ DEVICE void multiply(float (&sum)[4], const Held& held, int, const Vec4& x, cons
   (mma)(sum, held.tile[1], x.z, x.w);
 }
 
+// In half precision, whatever the weights are: bfloat16 becomes that on the way, exactly from 2^-17 up, and to 2^-25 below.
+constexpr float HALVES_FACTOR = IS_F16 ? FACTOR : F16_UNIT;  // what sums of such products are multiplied by
+DEVICE u32 half_of(u32 pair) { return pack_f16(bf16_low(pair), bf16_high(pair)); }
+DEVICE Vec4 halves_of(const Vec4& v) { return IS_F16 ? v : Vec4{half_of(v.x), half_of(v.y), half_of(v.z), half_of(v.w)}; }
+
+DEVICE void multiply_halves(float (&sum)[2][4], const Held& held, int, const Vec4& x, const Totals&) {
+  mma_f16(sum[0], (halves_of)(held.tile[0]), x.x, x.y);
+  mma_f16(sum[1], (halves_of)(held.tile[1]), x.z, x.w);
+}
+
 DEVICE float low_weight(u32 pair) { return low_operand(pair) / W_UNIT; }
 DEVICE float high_weight(u32 pair) { return high_operand(pair) / W_UNIT; }
 
@@ -157,12 +167,14 @@ constexpr int SHARE = (BLOCK_STEPS + WARPS - 1) / WARPS;  // and a warp
 constexpr int TURNS = DEPTH / UNIT;                       // steps of a row tile in a ring
 constexpr int CHUNKS = (SHARE + TURNS - 1) / TURNS;       // rings of steps per unit
 constexpr int UNITS = (TILES + UNIT - 1) / UNIT;
-constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for one row of x
+constexpr int JOBS = (UNIT * BATCH + WARPS - 1) / WARPS;  // row tiles of a unit that a warp finishes, for a row of x each
+constexpr int EIGHT = BATCH < 8 ? BATCH : 8;              // rows of x that are the columns of one product
+constexpr int GROUPS = BATCH / EIGHT;                     // of them
 // A hi/lo split of x is two columns of the product where eight have room for them, else two rounds.
 constexpr bool PAIRED = NORM != 0 && X_PARTS == 2;
 constexpr bool RMS_LAST = NORM == 1 && (PAIRED || ALIKE);  // the root mean square is applied to the products, which are linear in it
 constexpr int ROUNDS = PAIRED && 2 * BATCH > 8 ? 2 : 1;
-constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : BATCH;
+constexpr int COLUMNS = PAIRED && ROUNDS == 1 ? 2 * BATCH : EIGHT;
 constexpr int STAGED_K = BLOCK_STEPS * STEP;         // columns of x that a block brings to shared memory
 constexpr int STAGE_STRIDE = STAGED_K + 32;          // 64 bytes more than a row: rows fall into other banks
 constexpr int ROW_WARPS = (STAGED_K / 8 + 31) / 32;  // warps that load a row in one pass
@@ -170,8 +182,9 @@ constexpr int SIDES = NORM != 1 ? 1 : BATCH >= 4 && 4 * ROW_WARPS <= WARPS ? 4 :
 constexpr int SIDE_THREADS = THREADS / SIDES;
 constexpr int PASSES = (STAGED_K + 8 * SIDE_THREADS - 1) / (8 * SIDE_THREADS);                          // groups of eight values of a row per thread
 constexpr bool WHOLE = STEPS == SPLIT * WARPS * SHARE && CHUNKS * TURNS == SHARE && TILES % UNIT == 0;  // nothing is padded
-static_assert(BATCH >= 1 && BATCH <= 8 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
-static_assert(WARPS % 2 == 0 && WARPS % BATCH == 0, "a warp finishes results of one row of x, half of it half of the partial sums");
+static_assert(BATCH >= 1 && BATCH <= 32 && (BATCH & (BATCH - 1)) == 0, "a column of the product is a row of x, repeated to fill eight");
+static_assert(WARPS % 2 == 0 && WARPS % EIGHT == 0, "half of a warp adds up half of the partial sums");
+static_assert(GROUPS == 1 || (NORM == 0 && !COMBINE && !ARGMAX), "what is fused with x is for few rows");
 static_assert(DEPTH % UNIT == 0, "a ring holds as many steps of each row tile of a unit");
 static_assert(STAGED || (NORM == 0 && !COMBINE), "what is computed on the way passes through shared memory");
 static_assert(!ALIKE || (NORM == 1 && !PAIRED), "only half precision has to be kept in range");
@@ -255,7 +268,7 @@ DEVICE void store_operands(u16* at, const float (&v)[8]) {
 // The power of two at or below a normal number, and the inverse of a power of two.
 DEVICE float power_below(float value) { return float_of(bits_of(value) & 0x7f800000u); }
 DEVICE float inverse_power(float power) { return float_of(0x7f000000u - bits_of(power)); }
-// The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which BATCH columns are one row of x each. The strides from column
+// The partial sums of the WARPS of a block: 16 rows of a row tile times COLUMNS columns, of which as many as there are rows of x, up to eight, are one of them each. The strides from column
 // to column and from warp to warp keep lanes that write or read together in different banks.
 constexpr int COLUMN_STRIDE = 20;
 constexpr int WARP_STRIDE = (COLUMNS * COLUMN_STRIDE + 32 / WARPS - 1) / (64 / WARPS) * (64 / WARPS) + 32 / WARPS;
@@ -279,7 +292,7 @@ DEVICE float total_of(const float (&partial)[WARPS][WARP_STRIDE], int b, int lan
 #pragma unroll
   for (int i = 0; i < WARPS / 2; i++)
 #pragma unroll
-    for (int c = 0; c < COLUMNS; c += BATCH) y += partial[lane / 16 * (WARPS / 2) + i][(b + c) * COLUMN_STRIDE + lane % 16];
+    for (int c = 0; c < COLUMNS; c += BATCH < 8 ? BATCH : 8) y += partial[lane / 16 * (WARPS / 2) + i][(b + c) * COLUMN_STRIDE + lane % 16];
   return y + shuffle_xor(y, 16);
 }
 
@@ -416,7 +429,7 @@ DEVICE bool beats(float value, float best) { return value > best || value != val
 // With SPLIT out0 holds zeros, to which both blocks add. maxima: [BATCH][gridDim.x] value, row. router: packed tiles; router_norm [rows of the output] or null;
 // logits: [COPIES][BATCH][ROUTED] zeros, to which all blocks add. rms_before, rms: [BATCH] inverse root mean squares of rows, as powers of two. zeros: `zero_count` floats that are set to zero.
 KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_512_512_b1(const Vec4* weights, const void* x, const float* norm_weight, const float* norm_bias, const float* bias, const float* residual, Out* out0, Out* out1, Out* out2, const float* statistics, const int* positions, u32* maxima, float* rms, float* zeros, u64 zero_count) {
-  SHARED float partial[2][UNIT][WARPS][WARP_STRIDE];
+  SHARED float partial[GROUPS == 1 ? 2 : 1][GROUPS][UNIT][WARPS][WARP_STRIDE];
   SHARED float sums[WARPS][BATCH];
   u16* staged = (u16*)shared_memory();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
@@ -466,7 +479,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
 #pragma unroll 1
   for (int unit = first_unit; unit < UNITS; unit += teams) {
     // 3 Products.
-    float sum[UNIT][2][4] = {};
+    float sum[GROUPS][UNIT][2][4] = {};
     Addends add[JOBS];
 #pragma unroll
     for (int j = 0; j < JOBS; j++)
@@ -482,8 +495,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
         if (is_step(unit, chunk, turn, rank, warp)) {
           const int step = step_of(chunk, turn, warp), k = STEP * step;
 #pragma unroll
-          for (int round = 0; round < ROUNDS; round++) {
-            const int row = group % COLUMNS + round * BATCH;
+          for (int round = 0; round < ROUNDS * GROUPS; round++) {
+            const int row = group % COLUMNS + round * EIGHT, of = GROUPS == 1 ? 0 : round;
 #pragma unroll
             for (int pair = 0; pair < PAIRS; pair++) {
               // The row tiles of a turn share them.
@@ -492,7 +505,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
               const Totals totals = totals_of(v);
 #pragma unroll
               for (int tile = 0; tile < UNIT; tile++)
-                if (is_step(unit, chunk, turn + tile, rank, warp)) multiply(sum[tile], held[turn + tile], pair, v, totals);
+                if (is_step(unit, chunk, turn + tile, rank, warp))
+                  multiply(sum[of][tile], held[turn + tile], pair, v, totals);
             }
           }
         }
@@ -503,7 +517,9 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
 
     // 4 Sums and epilogue.
 #pragma unroll
-    for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][tile], sum[tile], warp, lane);
+    for (int of = 0; of < GROUPS; of++)
+#pragma unroll
+      for (int tile = 0; tile < UNIT; tile++) leave_partial(partial[parity][of][tile], sum[of][tile], warp, lane);
     block_barrier();
     // A warp takes a row tile for one row of x: lane i adds up row i % 16 over half of the warps.
 #pragma unroll
@@ -512,7 +528,7 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
       if (job >= UNIT * BATCH) break;
       const Result result = result_of(unit, job, lane);
       if (!AHEAD && rank == 0) add[j] = addends_of(result, bias, residual);
-      float y = total_of(partial[parity][job / BATCH], warp % BATCH, lane);
+      float y = total_of(partial[parity][job % BATCH / EIGHT][job / BATCH], job % EIGHT, lane);
       const float other = GATED ? shuffle_xor(y, 8) : 0.0f;
       y = activate<ACTIVATION>(y * scale + add[j].bias);
       if (GATED) y *= other * scale + add[j].other_bias;
@@ -521,7 +537,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
       if (result.exists && SPLIT == 1) store((result.output == 0 ? out0 : result.output == 1 ? out1 : out2) + result.at, y);
       if (ARGMAX && result.exists && beats(y, best)) best = y, best_row = result.row;
     }
-    parity ^= 1;
+    if (GROUPS == 1) parity ^= 1;
+    else block_barrier();
   }
 
   // 5 The largest result of the block.

@@ -17,8 +17,8 @@ _WITHOUT_EFFECT = ("max_num_batched_tokens", "gpu_memory_utilization", "enforce_
 _KNOWN = ("max_num_seqs", "max_model_len", "tensor_parallel_size", "eos", *_WITHOUT_EFFECT)
 # What fuserun takes beside.
 _FUSERUN = ("device", "threads", "checkpoint", "description", "weights", "tuning", "served_model_name", "pull")
-# The most slots that a device has by itself.
-_MOST_SLOTS = 8
+# The most slots that a GPU has: many prompts are taken side by side, as there.
+_MOST_SLOTS = 32
 
 
 class LLM(fuserun.LLM):
@@ -44,7 +44,7 @@ class LLM(fuserun.LLM):
         if slots is not None and slots >= _MOST_SLOTS:
             slots = None
         own = {name: kwargs[name] for name in _FUSERUN if name in kwargs}
-        super().__init__(model, max_num_seqs=slots, _most_model_len=kwargs.get("max_model_len"), **own)
+        super().__init__(model, max_num_seqs=slots, _most_model_len=kwargs.get("max_model_len"), _most_slots=_MOST_SLOTS, **own)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, use_tqdm: bool = True) -> list[RequestOutput]:
         """Goes on with texts. Each result is a dict with `text`, special tokens in it, and `token_ids`."""

@@ -12,7 +12,7 @@ use fuserun::weights::pack;
 use crate::{BOUND, Case};
 
 const CONTEXT: usize = 24;
-const SEQUENCES: usize = 2;
+const SEQUENCES: usize = 16;
 /// Rows of the one prompt step.
 const ROWS: usize = 16;
 const EMPTY: u64 = 0;
@@ -35,11 +35,11 @@ impl Prepared {
         let open = OpenModel::open(&name)?;
         let tuning = case.tuning.clone();
         let options = PlanOptions {
-            batches: vec![1, 2],
+            batches: if case.many { vec![SEQUENCES] } else { vec![1, 2] },
             prompts: vec![ROWS],
             tuning,
-            clusters: true,
-            wgmma: true,
+            clusters: case.hopper,
+            wgmma: case.hopper,
             ..PlanOptions::default()
         };
         let mut plan = open.compile_for(options, Some(case.golden.tokens.len()))?.plan;
@@ -163,15 +163,21 @@ impl HostEngine {
     }
 
     pub fn decode_as(&mut self, kind: StepKind, rows: &[(u32, usize)]) -> Result<Vec<f32>> {
+        let rows: Vec<_> = rows.iter().enumerate().map(|(row, &(token, position))| (row, token, position)).collect();
+        self.decode_rows(kind, &rows)
+    }
+
+    /// One decode step of some rows, each with its token and position; the others are idle.
+    pub fn decode_rows(&mut self, kind: StepKind, rows: &[(usize, u32, usize)]) -> Result<Vec<f32>> {
         let mut words = [[-1i32; SEQUENCES]; 2];
-        for (row, &(token, position)) in rows.iter().enumerate() {
+        for &(row, token, position) in rows {
             (words[0][row], words[1][row]) = (token as i32, position as i32);
         }
         self.tokens.set(0, &words[0]);
         self.positions.set(0, &words[1]);
         let logits = self.step(kind)?;
-        for (row, (&(_, position), logits)) in rows.iter().zip(logits.chunks(self.plan.vocabulary)).enumerate() {
-            self.sampled(row, position + 1, logits)?;
+        for &(row, _, position) in rows {
+            self.sampled(row, position + 1, &logits[row * self.plan.vocabulary..][..self.plan.vocabulary])?;
         }
         Ok(logits)
     }

@@ -10,7 +10,7 @@ use fuse_tests::host_build::HARNESS;
 use fuse_tests::{Golden, goldens, nmse, without_layout};
 use fusec::passes::Selection;
 use fusec::plan::tuning::{AttentionTuning, MatvecTuning};
-use fusec::plan::{KernelSpec, Launch, Plan, StepKind, Tuning};
+use fusec::plan::{KernelSpec, Launch, Plan, Replay, StepKind, Tuning};
 
 use engine::{HostEngine, Prepared};
 
@@ -28,6 +28,10 @@ struct Case {
     change: fn(&mut Plan),
     /// Its logits are held to the bound of routed experts.
     routed: bool,
+    /// Decodes 16 rows at once, most of them idle.
+    many: bool,
+    /// Planned for sm_90a: clusters, and products by warpgroups.
+    hopper: bool,
     /// What tells it from the other cases of its golden.
     variant: &'static str,
     /// In every source.
@@ -38,7 +42,8 @@ impl Case {
     fn new(name: &str) -> Case {
         let golden = goldens().into_iter().find(|golden| golden.name == name).expect("the golden is committed");
         let (passes, tuning) = (Selection::all(), Tuning::default());
-        Case { golden, prompt: 6, passes, tuning, change: |_| {}, routed: false, variant: "", mutation: None }
+        let (routed, many, hopper) = (false, false, true);
+        Case { golden, prompt: 6, passes, tuning, change: |_| {}, routed, many, hopper, variant: "", mutation: None }
     }
 }
 
@@ -86,6 +91,38 @@ fn run(case: &Case, prepared: Prepared) -> Result<()> {
     Ok(())
 }
 
+/// Decode steps of many rows: two sequences of one text, one of them ahead, together and apart.
+fn run_many(case: &Case, prepared: Prepared) -> Result<()> {
+    let (golden, vocabulary) = (&case.golden, case.golden.vocabulary());
+    let mut engine = HostEngine::load(prepared)?;
+    let kind = StepKind::Decode { batch: 16 };
+    let places = [(3, case.prompt), (11, case.prompt - 2)];
+    for (row, prompt) in places {
+        engine.prompt(row, &golden.tokens[..prompt])?;
+    }
+    let bound = if case.routed { ROUTED_BOUND } else { BOUND };
+    for step in 0..3 {
+        let rows = places.map(|(row, prompt)| (row, golden.tokens[prompt + step], prompt + step));
+        let together = engine.decode_rows(kind, &rows)?;
+        for (row, _, position) in rows {
+            let error = nmse(
+                &together[row * vocabulary..][..vocabulary],
+                &golden.logits[position * vocabulary..][..vocabulary],
+            );
+            ensure!(error <= bound, "row {row} at position {position}: NMSE {error:.2e}");
+        }
+        if engine.plan.states.iter().any(|state| state.replay == Replay::Once) {
+            continue;
+        }
+        for row in rows {
+            let at = row.0 * vocabulary;
+            let alone = engine.decode_rows(kind, &[row])?;
+            ensure!(alone[at..][..vocabulary] == together[at..][..vocabulary], "row {} has other logits alone", row.0);
+        }
+    }
+    Ok(())
+}
+
 /// The goldens whose plans run each time: one dense, one with experts.
 const ALWAYS: [&str; 2] = ["llama-tied", "qwen3_moe"];
 
@@ -104,6 +141,7 @@ fn check(case: &Case) -> Result<()> {
     parts.extend(weights.iter().map(|bytes| bytes.as_slice()));
     parts.extend([bytemuck::cast_slice(&golden.tokens), bytemuck::cast_slice(&golden.logits)]);
     let name = format!("{}{}", golden.name, case.variant);
+    let run = if case.many { run_many } else { run };
     Checked::of("host_plan").run(&name, &parts, || run(case, prepared)).map(|_| ())
 }
 
@@ -115,6 +153,22 @@ fn llama_tied() -> Result<()> {
 #[test]
 fn llama_tied_unfused() -> Result<()> {
     check(&Case { passes: Selection::none(), variant: " unfused", ..Case::new("llama-tied") })
+}
+
+/// With clusters and without, products with whole weights and with blocks, experts, states that are no caches, heads of each width.
+#[test]
+fn many_rows() -> Result<()> {
+    let many = |name| Case { many: true, variant: " in 16 rows", ..Case::new(name) };
+    check(&many("llama-tied"))?;
+    check(&Case { hopper: false, variant: " in 16 rows without clusters", ..many("llama-tied") })?;
+    check(&Case { passes: Selection::none(), variant: " in 16 rows unfused", ..many("llama-tied") })?;
+    for name in ["gpt_oss-mxfp4", "qwen3_moe"] {
+        check(&Case { routed: true, ..many(name) }).context(name)?;
+    }
+    for name in ["gemma4", "qwen3", "qwen3_next", "lfm2", "gpt2"] {
+        check(&many(name)).context(name)?;
+    }
+    check(&Case { routed: true, prompt: 13, ..many("deepseek_v2") })
 }
 
 /// Attention over several blocks per key head, which such short sequences do not get otherwise.

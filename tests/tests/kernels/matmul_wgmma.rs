@@ -306,7 +306,7 @@ fn mistakes_in_a_product_for_a_product_are_caught() {
             ("shuffle_xor(group % 2 == 0 ? y[1] : y[0], 4)", "shuffle_xor(group % 2 == 0 ? y[0] : y[1], 4)", "output"),
             ("group / 2 * 2;", "group;", "not aligned"),
             ("(chunk ^ row % 8) * 8", "chunk * 8", "output"),
-            ("v[2 + i] * SUM_FACTOR + r.bias[1]", "v[2 + i] * SUM_FACTOR + r.bias[0]", "output"),
+            ("v[2 + i] * HALVES_FACTOR + r.bias[1]", "v[2 + i] * HALVES_FACTOR + r.bias[0]", "output"),
         ],
     );
 }

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use fuse_kernels::{Activation, Combine, Format, Matvec, NormKind, Splits, Storage, Tiles};
 use fuse_tests::host_build::HostBuffer;
 
+use crate::matmul_wgmma::untiled;
 use crate::router::Router;
 use crate::support::*;
 
@@ -61,6 +62,11 @@ fn inverse_rms(row: &[f32], eps: f32) -> f64 {
     1.0 / (square + f64::from(eps)).sqrt()
 }
 
+/// What x is in, where it is not computed: half precision beyond eight rows.
+fn operands(kernel: &Matvec) -> Format {
+    if kernel.batch > 8 { Format::F16 } else { kernel.tiles.weights }
+}
+
 /// The same of an fp32 x as it is.
 fn paired(kernel: Matvec) -> Matvec {
     Matvec { paired: true, staged: true, ..kernel }
@@ -98,7 +104,7 @@ impl Case {
         } else if combine.is_some() {
             HostBuffer::input(&to_f16(&problem.given))
         } else {
-            HostBuffer::input(&to_operands(tiles.weights, &problem.given))
+            HostBuffer::input(&to_operands(operands(&self.kernel), &problem.given))
         };
         let weights = HostBuffer::input(&problem.packed);
         let norm_weight = HostBuffer::input(&problem.norm_weight);
@@ -152,7 +158,10 @@ impl Case {
             if computed || combine.is_some() || storage != Storage::F32 { Bound::Rounded } else { Bound::Exact };
         let mut first = Vec::new();
         for (index, buffer) in outs.iter().enumerate() {
-            let mut got = written(buffer, storage)?;
+            let mut got = match storage {
+                Storage::Tiled => untiled(&buffer.written::<u16>()?, batch),
+                _ => written(buffer, storage)?,
+            };
             if let Some(row) = self.broken {
                 ensure!(got[row].is_nan(), "row {row} is {}, not NaN", got[row]);
                 (problem.expected[index][row], got[row]) = (0.0, 0.0);
@@ -336,6 +345,27 @@ fn batches_and_odd_shapes() -> Result<()> {
         Case::of(Matvec { depth: 3, blocks: 5, ..plain(296, &[70], 8) }),
         Case::of(Matvec { warps: 2, depth: 4, ..plain(72, &[20], 1) }),
         Case::of(stored(plain(64, &[19], 2))),
+    ])
+}
+
+/// Groups of eight rows share the weights, in half precision whatever these are.
+#[test]
+fn many_rows() -> Result<()> {
+    let of = |weights, warps, kernel: Matvec| {
+        let tiles = Tiles { weights, ..kernel.tiles };
+        Case { bias: true, ..Case::of(Matvec { warps, staged: true, tiles, ..kernel }) }
+    };
+    let tiled = |case: Case| {
+        let tiles = Tiles { out: Storage::Tiled, ..case.kernel.tiles };
+        Case { kernel: Matvec { tiles, ..case.kernel }, ..case }
+    };
+    check_all(&[
+        of(Format::BF16, 8, plain(64, &[37, 5, 20], 16)),
+        of(Format::BF16, 16, Matvec { residual: true, ..plain(192, &[40], 32) }),
+        of(Format::F16, 8, Matvec { depth: 3, blocks: 3, ..plain(320, &[100], 32) }),
+        of(Format::F16, 16, stored(plain(64, &[19], 16))),
+        tiled(of(Format::BF16, 8, gated(Activation::Silu, plain(64, &[64], 16)))),
+        tiled(of(Format::F16, 8, gated(Activation::GeluTanh, plain(128, &[128], 32)))),
     ])
 }
 

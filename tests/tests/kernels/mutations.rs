@@ -22,7 +22,7 @@ fn in_a_matvec() {
                 "shared memory",
             ),
             // What rounding leaves: dropped, or put where it was not asked for.
-            ("group % COLUMNS + round * BATCH", "group % BATCH + round * BATCH", "output"),
+            ("group % COLUMNS + round * EIGHT", "group % BATCH + round * EIGHT", "output"),
             ("at + BATCH * STAGE_STRIDE, left", "at + STAGE_STRIDE, left", "shared memory"),
             ("(row + r) * STAGE_STRIDE", "(row + r) * STEPS * 32", "shared memory"),
             ("row + k + 8 * quad)", "row + k + 4 * quad)", "line"),
@@ -82,6 +82,22 @@ fn in_the_rows_side_by_side_of_a_matvec() {
 }
 
 #[test]
+fn in_the_groups_of_a_matvec() {
+    let case = matvec::Case::of(Matvec { staged: true, ..plain(64, &[70], 16) });
+    caught(
+        "in_the_groups_of_a_matvec",
+        |mutation| case.check(mutation),
+        &[
+            ("round * EIGHT, of", "0 * EIGHT, of", "output"),
+            ("GROUPS == 1 ? 0 : round", "0", "output"),
+            ("job % BATCH / EIGHT]", "0]", "output"),
+            ("else block_barrier();", "", "race"),
+            ("job % EIGHT, lane", "0, lane", "output"),
+        ],
+    );
+}
+
+#[test]
 fn in_the_ring_of_a_matvec() {
     // Ten pairs over four warps: three each, two of which have two, in rings of two. Five row tiles over two blocks.
     let case = matvec::Case::of(Matvec { staged: true, ..plain(300, &[70], 2) });
@@ -100,7 +116,7 @@ fn in_the_ring_of_a_matvec() {
             ("load_step(held[turn + tile], from", "load_step(held[(turn + tile + 1) % DEPTH], from", "output"),
             // The row tile's end.
             ("parity ^= 1", "parity ^= 0", "race"),
-            ("partial[parity][job / BATCH]", "partial[parity ^ 1][job / BATCH]", "shared memory"),
+            ("total_of(partial[parity]", "total_of(partial[parity ^ 1]", "shared memory"),
             ("unit < UNITS; unit += teams", "unit < UNITS; unit += teams + 1", "not written"),
         ],
     );
@@ -111,7 +127,7 @@ fn in_the_ring_of_a_matvec() {
         &[
             ("unit >= UNITS ||", "", "buffer of"),
             ("i % UNIT * STEPS", "i % UNIT", "output"),
-            ("multiply(sum[tile]", "multiply(sum[0]", "output"),
+            ("multiply(sum[of][tile]", "multiply(sum[of][0]", "output"),
             ("tile = unit * UNIT + job / BATCH", "tile = unit * UNIT", "not written"),
             ("job >= UNIT * BATCH) break", "job >= BATCH) break", "not written"),
         ],

@@ -71,7 +71,7 @@ impl Builder<'_, '_> {
         let mut q = self.pointer(node, Role::Q)?;
         let in_kernel = attention.append
             && head_dim <= WIDEST
-            && self.few()
+            && !self.rows.prompt
             && attention.q_norm.is_some() == attention.k_norm.is_some()
             && [&attention.q_norm, &attention.k_norm]
                 .iter()
@@ -86,7 +86,7 @@ impl Builder<'_, '_> {
         if head_dim > WIDEST || attention.latent.is_some() {
             return self.attention_wide(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
-        if !self.few() {
+        if self.rows.prompt {
             return self.attention_rows(node, attention, q, [keys, values], [heads, key_heads, head_dim]);
         }
         let share = heads / key_heads;
@@ -135,10 +135,10 @@ impl Builder<'_, '_> {
             }
             spec.warps = warps;
         }
-        // A near step has so few keys that one block takes all of a head's: there is nothing to combine.
-        let whole = self.rows.near && attention.proj.is_some();
+        // A near step has so few keys that one block takes all of a head's, and many rows have blocks enough: there is nothing to combine.
+        let whole = attention.proj.is_some() && (self.rows.near || !self.few() && !self.planner.clusters);
         if whole {
-            self.has_near_form = true;
+            self.has_near_form |= self.rows.near;
             (spec.warps, spec.splits.keys) = (near_warps, 1);
             let tuned = tuned.and_then(|entry| entry.near_group).filter(|group| share.is_multiple_of(*group));
             spec.group = tuned.unwrap_or_else(|| near_group(heads, share, self.rows.count)).min(group);
@@ -163,7 +163,7 @@ impl Builder<'_, '_> {
         } else if attention.proj.is_some() {
             let out = self.buffer(self.rows.count * heads * head_dim * 2);
             let format = self.proj_format(node, attention, heads * head_dim)?;
-            (Source::Buffer(out, 0), format.activations(), NULL)
+            (Source::Buffer(out, 0), self.x_storage(format, heads * head_dim), NULL)
         } else {
             let (out, storage) = self.result(node.result(0));
             (out, storage, NULL)

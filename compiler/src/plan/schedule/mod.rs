@@ -29,10 +29,26 @@ pub(crate) const MULTIPROCESSORS: usize = 132;
 /// Qwen3-0.6B at batch 1 468, 479, 513 against 514, 517, 521, at batch 4 516, 529, 572 against 544, 546, 551. At 500 the two are alike.
 const NEAR: usize = 256;
 
+/// Rows up to which products stream their weights once and everything is fused: eight are a column each of one instruction. More rows are multiplied as a prompt's
+/// are, though each is of a sequence of its own.
+const FEW: usize = 8;
+
+/// Rows that a decode step may have.
+const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// Whether a decode step can have so many rows.
+///
+/// # Errors
+/// It cannot.
+pub(crate) fn check_batch(batch: usize) -> Result<()> {
+    ensure!(BATCHES.contains(&batch), "batch {batch} is not one of 1, 2, 4, 8, 16 and 32");
+    Ok(())
+}
+
 /// What to plan for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanOptions {
-    /// Batches to decode: powers of two up to 8.
+    /// Batches to decode: see [`check_batch`].
     pub batches: Vec<usize>,
     /// Chunk lengths of prompts: multiples of 8 above 8.
     pub prompts: Vec<usize>,
@@ -74,8 +90,11 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
     let mut planner = Planner::new(graph, options)?;
     let (body, head) = (planner.body.clone(), planner.head.clone());
     for &batch in &options.batches {
-        ensure!(matches!(batch, 1 | 2 | 4 | 8), "batch {batch} is not one of 1, 2, 4 and 8");
+        check_batch(batch)?;
         for near in [true, false] {
+            if near && batch > FEW {
+                continue;
+            }
             let mut builder = Builder::new(&mut planner, Rows { count: batch, prompt: false, near });
             builder.nodes(&body, true)?;
             builder.nodes(&head, true)?;
@@ -87,7 +106,7 @@ pub fn plan(graph: &Graph, options: &PlanOptions) -> Result<Plan> {
         }
     }
     for &rows in &options.prompts {
-        ensure!(rows > 8 && rows.is_multiple_of(8), "a prompt chunk of {rows} rows is not a multiple of 8 above 8");
+        ensure!(rows > FEW && rows.is_multiple_of(8), "a prompt chunk of {rows} rows is not a multiple of 8 above 8");
         let mut builder = Builder::new(&mut planner, Rows { count: rows, prompt: true, near: false });
         builder.nodes(&body, true)?;
         builder.end(StepKind::Prompt { rows });
@@ -285,7 +304,7 @@ impl<'p, 'g> Builder<'p, 'g> {
 
     /// Few rows: weights are streamed once and the fused kernels apply.
     fn few(&self) -> bool {
-        self.rows.count <= 8
+        self.rows.count <= FEW
     }
 
     fn nodes(&mut self, nodes: &[NodeId], sample: bool) -> Result<()> {
@@ -331,7 +350,10 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Experts(experts) => self.experts(node, experts)?,
                 Op::Conv(_) => self.conv(node)?,
                 Op::Recall(recall) => self.recall(node, *recall)?,
-                Op::Sample if sample => self.sample(node, None)?,
+                Op::Sample if sample => {
+                    let logits = self.pointer(node, Role::X)?;
+                    self.sample(logits, None)?;
+                }
                 Op::Sample => {}
             }
             let layer = self.graph().node(node).layer;
@@ -550,6 +572,7 @@ impl<'p, 'g> Builder<'p, 'g> {
         let bias = self.vector(node, Role::NormBias, 0.0)?;
         let spec = match spec.out {
             Storage::Tiled => KernelSpec::NormRows(NormRows(spec)),
+            Storage::F16 if spec.size.is_multiple_of(64) && !spec.paired => KernelSpec::NormRows(NormRows(spec)),
             Storage::F32 | Storage::BF16 | Storage::F16 => KernelSpec::Norm(spec),
         };
         self.launch(spec, rows, &[("x", x), ("weight", weight), ("bias", bias), ("out", out)])

@@ -102,7 +102,7 @@ impl Builder<'_, '_> {
             if self.few() {
                 self.matvec(&product, x, x_size, rows, &outputs, sample)?;
             } else {
-                self.many_rows(&product, x, x_size, rows, &outputs)?;
+                self.many_rows(&product, x, x_size, rows, &outputs, sample)?;
             }
         }
         Ok(())
@@ -161,7 +161,7 @@ impl Builder<'_, '_> {
         let logits = operands.outs[0];
         self.launch(KernelSpec::Matvec(spec), self.rows.count, &operands.named())?;
         if let Some(maxima) = maxima {
-            self.sample(node, Some((logits, maxima, blocks)))?;
+            self.sample(logits, Some((maxima, blocks)))?;
         }
         self.note_logits(node);
         Ok(())
@@ -212,6 +212,7 @@ impl Builder<'_, '_> {
         k: usize,
         rows: Vec<usize>,
         outputs: &[usize],
+        sample: bool,
     ) -> Result<()> {
         let &Product { node, matmul, format, packed, bias, residual } = product;
         let two = self.x_storage(format, k) == Storage::BF16;
@@ -236,6 +237,9 @@ impl Builder<'_, '_> {
         let mut operands = vec![("weights", packed), ("x", x.arg), ("bias", bias), ("residual", residual)];
         operands.extend([("out0", out0), ("out1", out1), ("out2", out2)]);
         self.product_of_rows(tiles, paired, activation_of(matmul.epilogue), x.storage, operands)?;
+        if matmul.sample && sample {
+            self.sample(out0, None)?;
+        }
         self.note_logits(node);
         Ok(())
     }
@@ -255,6 +259,11 @@ impl Builder<'_, '_> {
             let shape = wgmma_shape(&tiles, activation, rows);
             let spec = shape.with_context(|| format!("no tile serves a product of {rows} rows with {tiles:?}"))?;
             KernelSpec::MatmulWgmma(spec)
+        } else if self.streams(tiles.weights, tiles.k) {
+            let residual = operands.iter().any(|&(name, from)| name == "residual" && from != NULL);
+            let mut spec = Matvec { activation, residual, ..Matvec::plain(tiles, rows) };
+            shape_matvec(&mut spec, false, self.planner.tuning);
+            KernelSpec::Matvec(spec)
         } else {
             operands.push(("rows", self.count()));
             KernelSpec::Matmul(matmul_shape(tiles, paired, activation, rows))
@@ -310,11 +319,8 @@ impl Builder<'_, '_> {
     }
 
     /// `fused`: the logits, and the block maxima that the head left.
-    pub(super) fn sample(&mut self, node: NodeId, fused: Option<(Source, usize, usize)>) -> Result<()> {
-        let (logits, maxima, blocks) = match fused {
-            Some((logits, maxima, blocks)) => (logits, Source::Buffer(maxima, 0), blocks),
-            None => (self.pointer(node, Role::X)?, NULL, 0),
-        };
+    pub(super) fn sample(&mut self, logits: Source, maxima: Option<(usize, usize)>) -> Result<()> {
+        let (maxima, blocks) = maxima.map_or((NULL, 0), |(buffer, blocks)| (Source::Buffer(buffer, 0), blocks));
         let vocabulary = self.graph().outputs.first().map_or(0, |&logits| self.graph().type_of(logits).row_size());
         let io = |io| Source::Ready(Arg::Io(io, 0));
         let cluster = if self.planner.clusters { SAMPLE_CLUSTER } else { 1 };

@@ -1,6 +1,6 @@
 //! The launch shapes of products: warps, what they hold, blocks.
 
-use super::MULTIPROCESSORS;
+use super::{FEW, MULTIPROCESSORS};
 use crate::ir::{Activation, Format, Gating};
 use crate::plan::kernels::{
     AttentionProjection, ExpertsHidden, ExpertsSum, Family, Gather, Heads, Matmul, Matvec, Storage, Tiles,
@@ -23,6 +23,8 @@ pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     let turns = (tiles * split).div_ceil(slots);
     let unit = match tuned.and_then(|entry| entry.unit) {
         Some(unit) => unit.min(most),
+        // Beyond eight rows, sums of a second row tile have no registers.
+        None if spec.batch > FEW => 1,
         None if !quantised => (most / share).clamp(1, turns.min(4)),
         None if spec.sums_bytes() > 0 => {
             unit_of_blocks(tiles, slots / split, (most / share).clamp(1, 8 / spec.batch), 4)
@@ -46,6 +48,14 @@ pub(super) fn shape_matvec(spec: &mut Matvec, summed: bool, tuning: &Tuning) {
     spec.ahead = tuned
         .and_then(|entry| entry.ahead)
         .unwrap_or(spec.batch == 1 && (spec.norm.is_none() || in_row(spec) && tiles <= MANY));
+}
+
+/// Whether a product of more than a few rows is made as those are, its x in shared memory, and not by tiles of results: of 16 rows with few columns.
+///
+/// On an H200, us per step at depth 32, so and by tiles: Qwen3-0.6B (1024 columns) in 16 rows 855 and 1003, in 32 1078 and 1040; Llama-3.2-1B (2048) 972 and 912, 1273 and 950;
+/// Llama-3.1-8B (4096) in 16 rows 4885, and 4518 in 32 rows by tiles.
+pub(super) fn streams(format: Format, k: usize, rows: usize) -> bool {
+    rows == 2 * FEW && k <= 1024 && format.is_whole()
 }
 
 /// Whether all warps of a multiprocessor share one x: with quantised weights its bytes count, where blocks have one row tile or two each, or x has many rows.
@@ -137,10 +147,16 @@ pub(super) struct SplitShape {
 pub(super) fn split_shape(heads: usize, head_dim: usize) -> SplitShape {
     let splits = (192 / heads).clamp(1, 8);
     // With a multiprocessor to itself a block has room for more.
-    let alone = 2 * heads * splits <= MULTIPROCESSORS;
+    let alone = 2 * heads * splits <= MULTIPROCESSORS || (splits == 1 && heads <= MULTIPROCESSORS);
     let (warps, _) = attention_shape(head_dim);
     let held = match head_dim.next_multiple_of(64) {
-        64 if alone => 4,
+        64 if alone => {
+            if splits > 1 {
+                4
+            } else {
+                2
+            }
+        }
         128 => 2,
         _ => 1,
     };

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail};
 
 use super::Builder;
+use super::shapes::streams;
 use crate::ir::{Epilogue, Format, NodeId, Op, Role, Value};
 use crate::plan::kernels::Storage;
 
@@ -34,7 +35,16 @@ impl Builder<'_, '_> {
     /// How products with weights of this format read rows of `k` values that are rounded for them.
     pub(super) fn x_storage(&self, format: Format, k: usize) -> Storage {
         let tiles = self.planner.wgmma && !self.few() && k.is_multiple_of(64) && format.is_whole();
-        if tiles { Storage::Tiled } else { format.activations() }
+        match tiles {
+            true if self.streams(format, k) => Storage::F16,
+            true => Storage::Tiled,
+            false => format.activations(),
+        }
+    }
+
+    /// Whether products of the rows at hand are made as those of few rows are.
+    pub(super) fn streams(&self, format: Format, k: usize) -> bool {
+        self.planner.wgmma && k.is_multiple_of(64) && streams(format, k, self.rows.count)
     }
 
     /// How weights are packed that a checkpoint has in these formats and one kernel reads side by side, `k` columns each: as they are where kernels read that. What

@@ -1,6 +1,7 @@
 //! The plan: which kernels run in which order, where every value lives, and how weights are packed. The runtime knows nothing else.
 
 mod arena;
+mod batches;
 mod place;
 mod schedule;
 pub mod tuning;

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use super::batches::check_batch;
 use super::kernels::{Packed, TuningKey};
-use super::schedule::check_batch;
 use crate::ir::Format;
 
 /// A step of weights without scales.

@@ -505,8 +505,8 @@ KERNEL void __launch_bounds__(THREADS, BLOCKS) norm_matvec_f32_f16_k2048_n2048_5
               const Totals totals = totals_of(v);
 #pragma unroll
               for (int tile = 0; tile < UNIT; tile++)
-                if (is_step(unit, chunk, turn + tile, rank, warp))
-                  multiply(sum[of][tile], held[turn + tile], pair, v, totals);
+                if (is_step(unit, chunk, turn + tile, rank, warp))multiply
+                  (sum[of][tile], held[turn + tile], pair, v, totals);
             }
           }
         }

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::batches::{FEW, check_batch};
 use super::kernels::{self, Expression, KernelSpec, Kind, NormRows, Storage};
 use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
@@ -29,26 +30,10 @@ pub(crate) const MULTIPROCESSORS: usize = 132;
 /// Qwen3-0.6B at batch 1 468, 479, 513 against 514, 517, 521, at batch 4 516, 529, 572 against 544, 546, 551. At 500 the two are alike.
 const NEAR: usize = 256;
 
-/// Rows up to which products stream their weights once and everything is fused: eight are a column each of one instruction. More rows are multiplied as a prompt's
-/// are, though each is of a sequence of its own.
-const FEW: usize = 8;
-
-/// Rows that a decode step may have.
-const BATCHES: [usize; 6] = [1, 2, 4, 8, 16, 32];
-
-/// Whether a decode step can have so many rows.
-///
-/// # Errors
-/// It cannot.
-pub(crate) fn check_batch(batch: usize) -> Result<()> {
-    ensure!(BATCHES.contains(&batch), "batch {batch} is not one of 1, 2, 4, 8, 16 and 32");
-    Ok(())
-}
-
 /// What to plan for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanOptions {
-    /// Batches to decode: see [`check_batch`].
+    /// Batches to decode: powers of two up to 32.
     pub batches: Vec<usize>,
     /// Chunk lengths of prompts: multiples of 8 above 8.
     pub prompts: Vec<usize>,

@@ -1,7 +1,8 @@
 //! The launch shapes of products: warps, what they hold, blocks.
 
-use super::{FEW, MULTIPROCESSORS};
+use super::MULTIPROCESSORS;
 use crate::ir::{Activation, Format, Gating};
+use crate::plan::batches::FEW;
 use crate::plan::kernels::{
     AttentionProjection, ExpertsHidden, ExpertsSum, Family, Gather, Heads, Matmul, Matvec, Storage, Tiles,
 };
@@ -143,20 +144,15 @@ pub(super) struct SplitShape {
 /// with two tiles in flight 711, 734, 944; in 32 splits by clusters of 2 720, 780, 858; in 16 by clusters of 8 728, 773, 936; clusters of 16 blocks 749, 768, 943. At batch 4 in 6 splits 706, 757, 1209 against
 /// 782, 847, 1277, in 5 711, 776, 1281, in 8, whose clusters do not all run at once, 788, 839, 1454. Qwen3-0.6B at 512, 1024 and 4090: 517, 549, 683 against 505, 547, 730, in 28 splits by clusters of 4 530, 543,
 /// 646; at batch 4 597, 658, 1003 against 726, 797, 1190. Llama's keys and values that `cp.async`
-/// brings to shared memory, in the same splits and clusters: 7 to 27 per cent slower at 16384.
+/// brings to shared memory, in the same splits and clusters: 7 to 27 per cent slower at 16384. Qwen3-0.6B in 16 rows, a block per key head, at 512, 1024 and 2048: 1227, 1439, 1853
+/// by 8 warps, 1275, 1544, 2089 by 4.
 pub(super) fn split_shape(heads: usize, head_dim: usize) -> SplitShape {
     let splits = (192 / heads).clamp(1, 8);
     // With a multiprocessor to itself a block has room for more.
-    let alone = 2 * heads * splits <= MULTIPROCESSORS || (splits == 1 && heads <= MULTIPROCESSORS);
+    let alone = 2 * heads * splits <= MULTIPROCESSORS || (head_dim > 64 && splits == 1 && heads <= MULTIPROCESSORS);
     let (warps, _) = attention_shape(head_dim);
     let held = match head_dim.next_multiple_of(64) {
-        64 if alone => {
-            if splits > 1 {
-                4
-            } else {
-                2
-            }
-        }
+        64 if alone => 4,
         128 => 2,
         _ => 1,
     };

@@ -39,6 +39,16 @@ def test_the_calls_of_its_benchmark(nano, capfd):
     assert "Generating: 100%" in capfd.readouterr().err, "the first one has a bar"
 
 
+def test_the_times_to_first_tokens_are_those_of_the_last_call(nano):
+    outputs = nano.generate([[5] * 3] * 6, SamplingParams(ignore_eos=True, max_tokens=4), use_tqdm=False)
+    times = [output.metrics.prompt_ms / 1000 for output in outputs]
+    stats = nano.last_ttft_stats
+    assert set(stats) == {"avg", "min", "max"}
+    assert (stats["min"], stats["max"]) == (min(times), max(times)) and stats["avg"] == pytest.approx(sum(times) / 6)
+    assert 0 < stats["min"] < stats["max"], "six prompts and four slots: two wait"
+    assert nano.generate([], SamplingParams(), use_tqdm=False) == [] and nano.last_ttft_stats is None
+
+
 def test_its_engine_goes_step_by_step(nano):
     greedy = SamplingParams(temperature=0, max_tokens=4)
     expected = nano.generate(["Call me"], greedy, use_tqdm=False)[0]["token_ids"]

@@ -45,6 +45,8 @@ class LLM(fuserun.LLM):
             slots = None
         own = {name: kwargs[name] for name in _FUSERUN if name in kwargs}
         super().__init__(model, max_num_seqs=slots, _most_model_len=kwargs.get("max_model_len"), _most_slots=_MOST_SLOTS, **own)
+        self.last_ttft_stats: dict[str, float] | None = None
+        """Seconds until the prompts of the last `generate` were read and their first tokens chosen: `avg`, `min` and `max`, waiting included."""
 
     def generate(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, use_tqdm: bool = True) -> list[RequestOutput]:
         """Goes on with texts. Each result is a dict with `text`, special tokens in it, and `token_ids`."""
@@ -54,4 +56,6 @@ class LLM(fuserun.LLM):
             for answer in output.outputs:
                 answer.text = self.decode(answer.token_ids)
             output["text"] = output.outputs[0].text
+        seconds = [output.metrics.prompt_ms / 1000 for output in outputs]
+        self.last_ttft_stats = {"avg": sum(seconds) / len(seconds), "min": min(seconds), "max": max(seconds)} if seconds else None
         return outputs

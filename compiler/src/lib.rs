@@ -1,6 +1,6 @@
 //! `fusec`: a declarative model description becomes CUDA made for that model.
 //!
-//! One direction only: description → lower → ir ← passes → plan → build → artifact.
+//! One direction only: description → lower → ir ← passes → select → plan → build → artifact.
 
 pub mod artifact;
 pub mod build;
@@ -19,6 +19,8 @@ pub mod output;
 pub mod passes;
 pub mod plan;
 pub mod quantised;
+pub mod select;
+mod switches;
 pub mod tensors;
 pub mod text;
 pub mod threads;

@@ -9,6 +9,7 @@ use fuse_tests::{Finished, TempFolder, command, finish, nvrtc, root};
 use fusec::artifact::Artifact;
 use fusec::ir::Graph;
 use fusec::passes::PIPELINE;
+use fusec::select::RULES;
 use serde_json::Value;
 
 fn fusec() -> Command {
@@ -143,6 +144,11 @@ fn explain_plans_as_compile_does() {
         assert!(!explained.contains(": add: "), "{explained}");
         assert!(printed(&["explain", family, "--passes", "-fuse-residual"]).contains("fuse-residual"), "{family}");
     }
+    let without = printed(&["explain", "qwen3_moe", "--rules", "-absorb-residual"]);
+    assert!(
+        without.contains("\nabsorb-residual       off\n") && without.contains("\nabsorb-norm           48 nodes\n")
+    );
+    assert!(without.contains("absorb-residual: layers 0-47: add: the rule is switched off\n"), "{without}");
     let stray = printed(&["explain", "dots1"]);
     assert!(
         stray.contains("fuse-residual: layers 1-61: add: "),
@@ -276,7 +282,8 @@ fn passes_are_chosen_by_flag_and_by_variable() {
     assert!(printed(&["explain", "llama"]).contains("Everything that could fuse did."));
     let listed = printed(&["passes"]);
     let names: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert_eq!(names, PIPELINE.iter().map(|pass| pass.name).collect::<Vec<_>>());
+    let rules = RULES.iter().map(|rule| rule.name);
+    assert_eq!(names, PIPELINE.iter().map(|pass| pass.name).chain(rules).collect::<Vec<_>>());
 }
 
 #[test]

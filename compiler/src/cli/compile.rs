@@ -16,6 +16,7 @@ use crate::description::Beyond;
 use crate::output;
 use crate::passes;
 use crate::plan::{PlanOptions, TuningSource, WeightFormat};
+use crate::select::Rules;
 
 /// What to compile for, and where to put it.
 #[derive(Args, Clone, Debug)]
@@ -56,15 +57,32 @@ pub(super) struct TargetArgs {
     /// Launch shapes: auto (the shipped record of the architecture, where there is one), none (heuristics only), or a record of fusec tune.
     #[arg(long, env = "FUSE_TUNING", value_name = "FILE", default_value = "auto")]
     tuning: TuningSource,
+    /// Rules to leave out (-name,…), or the only ones by which kernels compute more than their own nodes (name,…); all or none.
+    #[arg(
+        long,
+        env = "FUSE_RULES",
+        allow_hyphen_values = true,
+        value_name = "-NAME,…",
+        default_value = "all",
+        hide_default_value = true
+    )]
+    rules: Rules,
 }
 
 impl TargetArgs {
+    /// Which rules decide.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
     /// The model planned for each of the architectures, oldest first.
     pub fn models(&self, opened: &Opened, options: &CompileOptions) -> Result<Vec<(Arch, Model)>> {
         let mut archs = self.arch.clone();
         archs.sort();
         archs.dedup();
         let records = self.tuning.records(&archs.iter().map(Arch::to_string).collect::<Vec<_>>())?;
+        let plan = PlanOptions { rules: self.rules.clone(), ..options.plan.clone() };
+        let options = CompileOptions { plan, ..options.clone() };
         let model = |(arch, record)| Ok((arch, opened.compile(&options.clone().on(arch, record))?));
         archs.into_iter().zip(records).map(model).collect()
     }

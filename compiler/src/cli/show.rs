@@ -13,6 +13,7 @@ use crate::description::{Facts, json_schema};
 use crate::ir::Graph;
 use crate::passes::{self, Missed, PIPELINE};
 use crate::plan::{Plan, PlanOptions};
+use crate::select::{self, RULES, Rule};
 use crate::tensors::{self, Accounting};
 
 /// What to check.
@@ -154,7 +155,21 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
         writeln!(text, "{:<NAME_WIDTH$}  {did}", rewrite.name)?;
     }
     let plans: Vec<&Plan> = models.iter().map(|(_, model)| &model.plan).collect();
-    let missed: Vec<Missed> = passes::explain_beside(&model.graph, &|node| plans.iter().all(|plan| plan.fuses(node)));
+    let mut missed: Vec<Missed> =
+        passes::explain_beside(&model.graph, &|node| plans.iter().all(|plan| plan.fuses(node)));
+    let (counts, left) =
+        select::explain(&model.graph, args.target.rules(), &|node| plans.iter().all(|plan| plan.shares(node)));
+    missed.extend(left);
+    text += "\nWhat kernels take in, of up to 8 rows:\n";
+    for (rule, count) in counts {
+        let did = match (args.target.rules().has(rule.name), count) {
+            (false, _) => "off".to_owned(),
+            (true, 0) => "nothing".to_owned(),
+            (true, 1) => "one node".to_owned(),
+            (true, count) => format!("{count} nodes"),
+        };
+        writeln!(text, "{:<NAME_WIDTH$}  {did}", rule.name)?;
+    }
     text += if missed.is_empty() { "\nEverything that could fuse did.\n" } else { "\nWhat did not fuse, and why:\n" };
     for miss in missed {
         writeln!(text, "{miss}")?;
@@ -162,10 +177,11 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<()> {
     show(text)
 }
 
-/// The table of the passes, in the order in which they run.
+/// The table of the passes, in the order in which they run, and that of the rules.
 pub(super) fn passes() -> Result<()> {
     let line = |rewrite: &passes::Rewrite| format!("{:<NAME_WIDTH$}  {}\n", rewrite.name, rewrite.doc);
-    show(PIPELINE.iter().map(line).collect::<String>())
+    let rule = |rule: &Rule| format!("{:<NAME_WIDTH$}  {}\n", rule.name, rule.doc);
+    show(PIPELINE.iter().map(line).chain(RULES.iter().map(rule)).collect::<String>())
 }
 
 /// Room for the longest name of a pass.

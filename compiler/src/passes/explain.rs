@@ -1,12 +1,12 @@
 //! Why things did not fuse, for `fusec explain`.
 
 use super::PIPELINE;
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId};
 
-/// Candidates of one rewrite that did not fuse, for one reason.
+/// Candidates of one rewrite, or of one rule, that did not fuse, for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missed {
-    /// The rewrite's name.
+    /// The name of the rewrite or the rule.
     pub rewrite: &'static str,
     /// What the candidates compute: `matmul`, `add`.
     pub op: String,
@@ -14,6 +14,24 @@ pub struct Missed {
     pub reason: String,
     /// The layer of each candidate, in graph order; `None` for what is outside the layers.
     pub layers: Vec<Option<usize>>,
+}
+
+impl Missed {
+    /// Adds a candidate to the group of its op and reason from `first` on, or as a group of its own.
+    pub(crate) fn add(
+        missed: &mut Vec<Missed>,
+        first: usize,
+        rewrite: &'static str,
+        graph: &Graph,
+        node: NodeId,
+        reason: String,
+    ) {
+        let (op, layer) = (graph.op(node).name(), graph.node(node).layer);
+        match missed[first..].iter_mut().find(|group| group.op == op && group.reason == reason) {
+            Some(group) => group.layers.push(layer),
+            None => missed.push(Missed { rewrite, op, reason, layers: vec![layer] }),
+        }
+    }
 }
 
 /// What each rewrite would have liked to fuse in a graph that has been through the pipeline, in the order of
@@ -35,11 +53,7 @@ pub fn explain_beside(graph: &Graph, fused: &dyn Fn(usize) -> bool) -> Vec<Misse
                 Err(super::Miss::Because(reason)) => reason,
                 Err(super::Miss::NotThis) => continue,
             };
-            let (op, layer) = (graph.op(node).name(), graph.node(node).layer);
-            match missed[first..].iter_mut().find(|group| group.op == op && group.reason == reason) {
-                Some(group) => group.layers.push(layer),
-                None => missed.push(Missed { rewrite: rewrite.name, op, reason, layers: vec![layer] }),
-            }
+            Missed::add(&mut missed, first, rewrite.name, graph, node, reason);
         }
     }
     missed

@@ -4,17 +4,17 @@ use super::Miss;
 use crate::ir::{Graph, NodeId, Op, Patch, PatchValue, Role, Value};
 
 /// Goes on where `holds`; else the rewrite misses for this reason.
-pub(super) fn guard(holds: bool, reason: &str) -> Result<(), Miss> {
+pub(crate) fn guard(holds: bool, reason: &str) -> Result<(), Miss> {
     if holds { Ok(()) } else { Err(Miss::Because(reason.into())) }
 }
 
 /// The operand that plays `role`.
-pub(super) fn operand(graph: &Graph, node: NodeId, role: Role) -> Result<Value, Miss> {
+pub(crate) fn operand(graph: &Graph, node: NodeId, role: Role) -> Result<Value, Miss> {
     graph.operand(node, role).ok_or(Miss::NotThis)
 }
 
 /// Misses unless `value` is used exactly once, by a node: what is fused into its user is computed nowhere else.
-pub(super) fn used_once(graph: &Graph, value: Value) -> Result<(), Miss> {
+pub(crate) fn used_once(graph: &Graph, value: Value) -> Result<(), Miss> {
     if graph.outputs.contains(&value) {
         return Err(Miss::Because(format!("the graph returns the result of {}", graph.op(value.node))));
     }
@@ -22,7 +22,7 @@ pub(super) fn used_once(graph: &Graph, value: Value) -> Result<(), Miss> {
 }
 
 /// Misses unless one node uses `value`, once. The graph may return it.
-pub(super) fn read_once(graph: &Graph, value: Value) -> Result<(), Miss> {
+pub(crate) fn read_once(graph: &Graph, value: Value) -> Result<(), Miss> {
     let users = graph.users(value);
     if users.len() == 1 {
         return Ok(());
@@ -52,7 +52,7 @@ pub(super) fn fuse(graph: &Graph, fused: Op, operands: Vec<Value>, replaced: &[V
 }
 
 /// The names of these nodes' ops, sorted, so that a message depends on no numbering.
-pub(super) fn op_names(graph: &Graph, nodes: &[NodeId]) -> String {
+pub(crate) fn op_names(graph: &Graph, nodes: &[NodeId]) -> String {
     let mut names: Vec<String> = nodes.iter().map(|&node| graph.op(node).name()).collect();
     names.sort();
     names.join(", ")

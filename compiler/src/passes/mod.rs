@@ -13,7 +13,7 @@ mod fuse_qk_norm;
 mod fuse_residual;
 mod fuse_rope;
 mod fuse_sample;
-mod matching;
+pub(crate) mod matching;
 mod pack_projections;
 mod pipeline;
 mod rewrite;

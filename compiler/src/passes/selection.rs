@@ -3,28 +3,27 @@
 use std::fmt;
 use std::str::FromStr;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use super::PIPELINE;
-use crate::text::closest;
+use crate::switches::Switches;
 
 /// Which rewrites of [`PIPELINE`] run, and how many patches they may make.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Selection {
-    /// One flag a rewrite, in the order of `PIPELINE`.
-    on: Vec<bool>,
+    on: Switches,
     patch_limit: usize,
 }
 
 impl Selection {
     /// Every pass.
     pub fn all() -> Selection {
-        Selection { on: vec![true; PIPELINE.len()], patch_limit: usize::MAX }
+        Selection { on: switches(true), patch_limit: usize::MAX }
     }
 
     /// No pass: the unfused graph, `-O0`.
     pub fn none() -> Selection {
-        Selection { on: vec![false; PIPELINE.len()], patch_limit: usize::MAX }
+        Selection { on: switches(false), patch_limit: usize::MAX }
     }
 
     /// Reads a comma-separated list, from left to right: `all`, `none`, `-name` (leave out), `name` or `+name` (take in).
@@ -33,30 +32,15 @@ impl Selection {
     /// # Errors
     /// A name that no pass has, with the nearest one that there is.
     pub fn parse(list: &str) -> Result<Selection> {
-        let items: Vec<&str> = list.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
-        let begins_with_name = items.first().is_some_and(|item| !item.starts_with('-'));
-        let mut selection = if begins_with_name { Selection::none() } else { Selection::all() };
-        for item in items {
-            match item {
-                "all" => selection.on.fill(true),
-                "none" => selection.on.fill(false),
-                _ => {
-                    let name = item.trim_start_matches(['-', '+']);
-                    selection.on[index_of(name)?] = !item.starts_with('-');
-                }
-            }
-        }
-        Ok(selection)
+        Ok(Selection { on: switches(true).read(list)?, patch_limit: usize::MAX })
     }
 
     /// Leaves out every pass after `name`.
     ///
     /// # Errors
     /// A name that no pass has, with the nearest one that there is.
-    pub fn stop_after(mut self, name: &str) -> Result<Selection> {
-        let last = index_of(name)?;
-        self.on[last + 1..].fill(false);
-        Ok(self)
+    pub fn stop_after(self, name: &str) -> Result<Selection> {
+        Ok(Selection { on: self.on.stop_after(name)?, ..self })
     }
 
     /// Lets the passes make `patches` patches in all and then no more: to find the one that breaks a model.
@@ -67,13 +51,17 @@ impl Selection {
 
     /// Whether the pass of this name runs.
     pub fn has(&self, name: &str) -> bool {
-        PIPELINE.iter().zip(&self.on).any(|(rewrite, on)| *on && rewrite.name == name)
+        self.on.has(name)
     }
 
     /// How many patches the passes may make in all.
     pub fn patch_limit(&self) -> usize {
         self.patch_limit
     }
+}
+
+fn switches(on: bool) -> Switches {
+    Switches::new(["pass", "passes"], PIPELINE.iter().map(|rewrite| rewrite.name), on)
 }
 
 impl Default for Selection {
@@ -93,28 +81,8 @@ impl FromStr for Selection {
 /// The shortest list that reads back as this selection; the patch limit is not part of it.
 impl fmt::Display for Selection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on = self.on.iter().filter(|on| **on).count();
-        let listed = |sign: &str, which: bool| {
-            let names = PIPELINE.iter().zip(&self.on).filter(|(_, on)| **on == which);
-            names.map(|(rewrite, _)| format!("{sign}{}", rewrite.name)).collect::<Vec<_>>().join(",")
-        };
-        match (on, PIPELINE.len() - on) {
-            (_, 0) => f.write_str("all"),
-            (0, _) => f.write_str("none"),
-            (on, off) if on < off => f.write_str(&listed("", true)),
-            _ => f.write_str(&listed("-", false)),
-        }
+        self.on.fmt(f)
     }
-}
-
-fn index_of(name: &str) -> Result<usize> {
-    PIPELINE.iter().position(|rewrite| rewrite.name == name).ok_or_else(|| {
-        let names = || PIPELINE.iter().map(|rewrite| rewrite.name);
-        match closest(name, names()) {
-            Some(near) => anyhow!("there is no pass `{name}`; did you mean `{near}`?"),
-            None => anyhow!("there is no pass `{name}`; the passes are {}", names().collect::<Vec<_>>().join(", ")),
-        }
-    })
 }
 
 #[cfg(test)]

@@ -255,6 +255,12 @@ impl Plan {
         covering.peek().is_some() && covering.all(|launch| launch.covers.len() > 1)
     }
 
+    /// Whether a launch computes this node, given by its number in the graph's text form, together with another.
+    pub fn shares(&self, node: usize) -> bool {
+        let mut launches = self.steps.iter().flat_map(|step| &step.launches);
+        launches.any(|launch| launch.covers.len() > 1 && launch.covers.contains(&node))
+    }
+
     /// Checks a plan that was read from a file: every index and offset lies inside what it points into.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 //! fuse. `BLESS=1` writes what comes out into the files. The interpreter runs both graphs on random data.
 
 mod model;
+mod rules;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Builder;
 use super::products::{MOST_ALIKE, Operands};
 use super::shapes::{gathered_shape, shape_experts_hidden, shape_experts_sum};
-use crate::ir::{Epilogue, Experts, Format, Matmul, NodeId, Norm, NormKind, Op, Results, Role, Value};
+use crate::ir::{Experts, Format, NodeId, Op, Results, Role, Value};
 use crate::plan::kernels::{
     self, Elementwise, ExpertsHidden, ExpertsSum, Expression, Gather, KernelSpec, Matvec, ROUTER_COPIES, Route,
     RouteRows, Storage, Tiles,
@@ -27,6 +27,7 @@ struct Stack {
 /// What the kernels of one node of experts share.
 struct Chosen {
     node: NodeId,
+    router: NodeId,
     route: Route,
     logits: Source,
     /// They are sums in fixed point.
@@ -61,55 +62,12 @@ impl Chosen {
 }
 
 impl Builder<'_, '_> {
-    /// Whether nothing reads a norm but experts, whose kernel computes it for itself.
-    pub(super) fn is_of_experts(&self, node: NodeId, norm: &Norm) -> bool {
-        let graph = self.graph();
-        let normed = node.result(0);
-        let users = graph.users(normed);
-        let takes_it_in =
-            |&user: &NodeId| matches!(graph.op(user), Op::Experts(_)) && graph.operand(user, Role::X) == Some(normed);
-        let ty = graph.type_of(normed);
-        norm.kind == NormKind::Rms
-            && !norm.bias
-            && ty.last_size() == Some(ty.row_size())
-            && !users.is_empty()
-            && users.iter().all(takes_it_in)
-            && !graph.outputs.contains(&normed)
-    }
-
-    /// The router whose logits the product that makes `value` can add up, `unit` row tiles at a time: nothing but experts that have the same norm of `value` reads
-    /// them, and no bias asks for what they are once divided by the root mean square.
+    /// The router whose logits the product that makes `value` adds up, `unit` row tiles at a time: one that a block's shared memory holds.
     pub(super) fn router_of(&self, value: Value, unit: usize) -> Option<NodeId> {
         let graph = self.graph();
-        let routes = |&user: &NodeId, eps: f32| {
-            let from_same_norm = |&user: &NodeId| {
-                let x = graph.operand(user, Role::X)?.node;
-                match graph.op(x) {
-                    // Shares of biases are of whole logits.
-                    Op::Norm(norm) if matches!(graph.op(user), Op::Experts(experts) if !experts.down_bias) => {
-                        Some(self.is_of_experts(x, norm) && norm.eps == eps && graph.operand(x, Role::X) == Some(value))
-                    }
-                    _ => None,
-                }
-            };
-            let users = |result| graph.users(user.result(result));
-            matches!(graph.op(user), Op::Route(route) if !route.bias)
-                && (0..2).all(|result| users(result).iter().all(|user| from_same_norm(user) == Some(true)))
-        };
         graph.users(value).iter().copied().find(|&user| {
-            let Op::Matmul(Matmul { norm: Some(norm), biases, epilogue: Epilogue::None, residual: false, .. }) =
-                graph.op(user)
-            else {
-                return false;
-            };
-            let logits = user.result(0);
-            let (rows, columns) = (graph.type_of(logits).row_size(), graph.type_of(value).row_size());
-            let plain = norm.kind == NormKind::Rms && !norm.bias && biases[..] == [false];
-            plain
-                && columns.is_multiple_of(16)
-                && unit * rows.div_ceil(16) <= MOST_PAIRS
-                && !graph.outputs.contains(&logits)
-                && graph.users(logits).iter().all(|user| routes(user, norm.eps))
+            let rows = || graph.type_of(user.result(0)).row_size();
+            self.decisions().is_router_of_product(user) && unit * rows().div_ceil(16) <= MOST_PAIRS
         })
     }
 
@@ -176,6 +134,7 @@ impl Builder<'_, '_> {
         let biases = if experts.down_bias { self.biases(node, &[Role::DownBias], count, outputs)? } else { NULL };
         let chosen = Chosen {
             node,
+            router,
             route,
             logits,
             summed,
@@ -198,7 +157,7 @@ impl Builder<'_, '_> {
         let graph = self.graph();
         let given = self.operand(node, Role::X)?.node;
         let (x, norm, norm_weight) = match graph.op(given) {
-            Op::Norm(norm) if self.is_of_experts(given, norm) => {
+            Op::Norm(norm) if self.decisions().is_norm_of_experts(given) => {
                 (self.pointer(given, Role::X)?, Some(norm.eps), self.vector(given, Role::NormWeight, norm.offset)?)
             }
             _ => (self.pointer(node, Role::X)?, None, NULL),
@@ -209,6 +168,10 @@ impl Builder<'_, '_> {
             }
             _ => NULL,
         };
+        if norm.is_some() {
+            self.covered.push(given);
+        }
+        self.covered.push(chosen.router);
         let batch = self.rows.count;
         let route = &chosen.route;
         let hidden = Source::Buffer(self.buffer(route.most(batch) * batch * features * 2), 0);
@@ -241,7 +204,7 @@ impl Builder<'_, '_> {
         operands.extend(spec.biased.then_some(("biases", chosen.inner_biases)));
         self.launch(KernelSpec::ExpertsHidden(spec), batch, &operands)?;
 
-        let (value, residual) = self.with_residual(node.result(0));
+        let (value, residual) = self.with_residual(node)?;
         let mut sum = ExpertsSum {
             tiles: Tiles { weights: down.format, k: features, rows: vec![outputs], gated: false, out: Storage::F32 },
             route: route.clone(),
@@ -282,13 +245,14 @@ impl Builder<'_, '_> {
         let graph = self.graph();
         let given = self.operand(node, Role::X)?.node;
         let (x, paired) = match graph.op(given) {
-            Op::Norm(norm) if self.is_of_experts(given, norm) => {
+            Op::Norm(norm) if self.decisions().is_norm_of_experts(given) => {
                 let (norm, from) = (norm.clone(), self.pointer(given, Role::X)?);
                 let paired = inner.format == Format::BF16;
                 let out = Source::Buffer(self.buffer(rows * inputs * if paired { 4 } else { 2 }), 0);
                 let storage = inner.format.activations();
                 let spec = kernels::Norm { kind: norm.kind, size: inputs, eps: norm.eps, paired, out: storage };
                 self.norm_rows(given, norm.offset, spec, from, out, rows)?;
+                self.last_covers(given);
                 (out, paired)
             }
             _ => (self.rounded(self.place(node, Role::X)?, inputs, inner.format.activations())?.arg, false),
@@ -300,6 +264,7 @@ impl Builder<'_, '_> {
         operands.extend(chosen.bias());
         operands.extend(chosen.scales());
         self.launch(KernelSpec::Route(RouteRows { route: chosen.route.clone() }), rows, &operands)?;
+        self.last_covers(chosen.router);
 
         let gathered = [("rows", self.count()), ("shares", shares), ("slots", slots), ("bits", takers)];
         let gather = Gather { experts: count, top_k, by_pair: false, biased: experts.biased };
@@ -320,7 +285,7 @@ impl Builder<'_, '_> {
         let operands = [&own[..], &gathered].concat();
         self.launch(KernelSpec::Matmul(spec), rows, &operands)?;
 
-        let (value, residual) = self.with_residual(node.result(0));
+        let (value, residual) = self.with_residual(node)?;
         let (out, storage) = self.result(value);
         let spec = Elementwise { kind: Expression::Sum(top_k), size: outputs, out: storage };
         self.launch(KernelSpec::Elementwise(spec), rows, &[("a", products), ("b", residual), ("out", out)])
@@ -354,26 +319,13 @@ impl Builder<'_, '_> {
         Ok(Source::Ready(Arg::Weight(self.planner.weight(recipe))))
     }
 
-    /// The sum that is the only reader of `value`, and what it adds, where that is computed already: its launch is then left out. Else `value`.
-    fn with_residual(&mut self, value: Value) -> (Value, Source) {
-        let alone = (value, NULL);
-        let graph = self.graph();
-        let [user] = graph.users(value)[..] else { return alone };
-        if *graph.op(user) != Op::Add || graph.outputs.contains(&value) {
-            return alone;
-        }
-        let [a, b] = [Role::A, Role::B].map(|role| graph.operand(user, role));
-        let Some(other) = [a, b].into_iter().flatten().find(|&operand| operand != value) else { return alone };
-        if graph.type_of(other) != graph.type_of(value) {
-            return alone;
-        }
-        match self.places.get(&other) {
-            Some(place) if place.storage == Storage::F32 => {
-                let residual = place.arg;
-                self.absorb(user);
-                (user.result(0), residual)
-            }
-            _ => alone,
-        }
+    /// The sum that these experts end with, and what they add; else their own result.
+    fn with_residual(&mut self, experts: NodeId) -> Result<(Value, Source)> {
+        let Some((sum, other)) = self.decisions().residual_of(experts) else { return Ok((experts.result(0), NULL)) };
+        let place = self.places.get(&other).copied();
+        let place = place.filter(|place| place.storage == Storage::F32);
+        let place = place.context("what experts add to their sum is not computed before them in fp32")?;
+        self.absorb(sum);
+        Ok((sum.result(0), place.arg))
     }
 }

@@ -20,6 +20,7 @@ use super::place::{Buffer, Draft, NULL, Source, place};
 use super::tuning::Tuning;
 use super::{Arg, Io, Kernel, Part, Plan, Recipe, StateBuffer, StateLayout, Step, StepKind, WeightBuffer};
 use crate::ir::{Dim, Format, Graph, NodeId, Norm, Op, Results, Role, State, Type, Value, WeightRef};
+use crate::select::{Decisions, Goal, Rules};
 
 /// Blocks a kernel is spread over: the multiprocessors of the largest part in reach. Fewer of them take turns.
 pub(crate) const MULTIPROCESSORS: usize = 132;
@@ -45,6 +46,8 @@ pub struct PlanOptions {
     pub wgmma: bool,
     /// How weights without scales are packed; none: as f16, or as bf16 where that is faster.
     pub whole: Option<Format>,
+    /// Which rules decide what kernels compute beside their own nodes.
+    pub rules: Rules,
 }
 
 impl Default for PlanOptions {
@@ -56,6 +59,7 @@ impl Default for PlanOptions {
             clusters: false,
             wgmma: false,
             whole: None,
+            rules: Rules::default(),
         }
     }
 }
@@ -112,6 +116,9 @@ struct Planner<'g> {
     clusters: bool,
     wgmma: bool,
     whole: Option<Format>,
+    /// What the rules decided for few rows, and for many.
+    few: Decisions,
+    many: Decisions,
     /// Of the nodes, in the graph's text form.
     numbers: HashMap<NodeId, usize>,
     /// Nodes up to the last layer, in order.
@@ -140,6 +147,8 @@ impl<'g> Planner<'g> {
             clusters: options.clusters,
             wgmma: options.wgmma,
             whole: options.whole,
+            few: Decisions::of(graph, &Goal { few: true, rules: &options.rules }),
+            many: Decisions::of(graph, &Goal { few: false, rules: &options.rules }),
             numbers: graph.numbers(),
             body: body.to_vec(),
             head: head.to_vec(),
@@ -274,6 +283,11 @@ impl<'p, 'g> Builder<'p, 'g> {
         self.planner.graph
     }
 
+    /// What the rules decided for steps of so many rows.
+    fn decisions(&self) -> &Decisions {
+        if self.few() { &self.planner.few } else { &self.planner.many }
+    }
+
     /// From here on the step has one row: the last.
     fn last_row_only(&mut self) {
         self.first_row = self.rows.count - 1;
@@ -316,7 +330,7 @@ impl<'p, 'g> Builder<'p, 'g> {
                 Op::Matmul(matmul) => self.matmul(node, matmul, sample)?,
                 Op::HeadProduct => self.head_product(node)?,
                 Op::Concat => self.concat(node)?,
-                Op::Norm(norm) if self.is_of_experts(node, norm) => {}
+                Op::Norm(_) if self.decisions().is_norm_of_experts(node) => {}
                 Op::Norm(norm) => self.norm(node, norm)?,
                 Op::Rope(_) | Op::KvAppend => self.positional(node, &op)?,
                 Op::Attention(attention) => self.attention(node, attention)?,
@@ -346,7 +360,9 @@ impl<'p, 'g> Builder<'p, 'g> {
             for launch in &mut self.launches[before..] {
                 launch.node = op.name();
                 launch.layer = layer;
-                launch.covers = covers.clone();
+                if launch.covers.is_empty() {
+                    launch.covers = covers.clone();
+                }
             }
         }
         Ok(())
@@ -379,6 +395,14 @@ impl<'p, 'g> Builder<'p, 'g> {
     fn absorb(&mut self, node: NodeId) {
         self.done.insert(node);
         self.covered.push(node);
+    }
+
+    /// Says that the last launch computes this node alone.
+    fn last_covers(&mut self, node: NodeId) {
+        let number = self.planner.numbers[&node];
+        if let Some(last) = self.launches.last_mut() {
+            last.covers = vec![number];
+        }
     }
 
     fn set(&mut self, value: Value, arg: Source, storage: Storage) {

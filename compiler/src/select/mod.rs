@@ -1,7 +1,7 @@
 //! What kernels compute beside their own node. Rules read the fused graph and note decisions; the planner obeys them.
 //!
-//! One rule per file, one table. A rule sees the decisions before it and none of the planner's: neither the order in which
-//! launches are made nor what is in a buffer decides a fusion.
+//! One rule per file, one table. A rule sees the graph, its order and the decisions before it. One choice is left to the planner:
+//! whether the launch that makes x has room for a router.
 
 mod absorb_norm;
 mod absorb_residual;

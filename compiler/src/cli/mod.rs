@@ -56,7 +56,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Measures launch shapes on the GPU at hand and records those that win.
     Tune(tune::TuneArgs),
-    /// Lists the passes in the order in which they run, then the rules by which kernels take nodes in.
+    /// Lists the passes in the order in which they run, then the rules.
     Passes,
     /// Prints what lets a shell complete commands and flags.
     Completions(CompletionsArgs),

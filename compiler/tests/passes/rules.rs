@@ -80,7 +80,8 @@ fn what_is_said_of_a_node_is_what_runs() {
             let lists = lists.filter(|_| routes && fused).chain(["all".into()]);
             for list in lists {
                 let rules: Rules = list.parse().expect("the rules exist");
-                let options = PlanOptions { batches: vec![1], prompts: vec![32], rules, ..PlanOptions::default() };
+                let batches = if list == "all" { vec![1, 16] } else { vec![1] };
+                let options = PlanOptions { batches, prompts: vec![32], rules, ..PlanOptions::default() };
                 let plan = plan(&graph, &options).expect("it can be planned");
                 let counts = agrees(&graph, &plan, &options.rules);
                 let (rules_took, rules_left) = counts.unwrap_or_else(|error| panic!("{file}, {list}: {error}"));
@@ -97,11 +98,12 @@ fn agrees(graph: &Graph, plan: &Plan, rules: &Rules) -> Result<([usize; 3], usiz
     let numbers = graph.numbers();
     let (mut took, mut left) = ([0; 3], 0);
     for step in &plan.steps {
-        let few = matches!(step.kind, StepKind::Near { .. } | StepKind::Decode { .. });
-        let body = matches!(step.kind, StepKind::Prompt { .. });
-        if !few && !body {
-            continue;
-        }
+        let (few, whole) = match step.kind {
+            StepKind::Near { .. } => (true, true),
+            StepKind::Decode { batch } => (batch <= 8, true),
+            StepKind::Prompt { .. } => (false, false),
+            _ => continue,
+        };
         let mut covering: HashMap<usize, Vec<&[usize]>> = HashMap::new();
         for covers in step.launches.iter().map(|launch| &launch.covers[..]) {
             covers.iter().for_each(|&number| covering.entry(number).or_default().push(covers));
@@ -110,7 +112,7 @@ fn agrees(graph: &Graph, plan: &Plan, rules: &Rules) -> Result<([usize; 3], usiz
         let says = |node: NodeId| format!("%{} {} of {:?}", numbers[&node], graph.op(node), step.kind);
         for node in graph.ordered() {
             let idle = matches!(graph.op(node), Op::Input(_) | Op::Weight(_) | Op::State(_) | Op::Reshape);
-            let in_step = few || graph.node(node).layer.is_some();
+            let in_step = whole || graph.node(node).layer.is_some();
             ensure!(idle || !in_step || sets(node).next().is_some(), "no launch computes {}", says(node));
         }
         let decisions = Decisions::of(graph, &Goal { few, rules });

@@ -269,7 +269,16 @@ fn responses_keep_nothing_and_leave_out_tools_that_are_no_functions() {
         json!([{"type": "web_search"}, {"type": "function", "name": "count", "parameters": {"type": "object"}}]);
     let reply = server.post(RESPONSES, &json!({"input": input, "tools": tools, "max_output_tokens": 4}));
     assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(reply.json()["warnings"][0].as_str().unwrap().contains("\"web_search\" is left out"), "{reply:?}");
+    let object = reply.json();
+    assert!(object["warnings"][0].as_str().unwrap().contains("\"web_search\" is left out"), "{reply:?}");
+    let whole = json!({
+        "type": "function",
+        "name": "count",
+        "description": null,
+        "parameters": {"type": "object"},
+        "strict": null
+    });
+    assert_eq!(object["tools"], json!([{"type": "web_search"}, whole]));
     for (body, param) in [
         (json!({}), "input"),
         (json!({"input": "x", "previous_response_id": "resp_1"}), "previous_response_id"),

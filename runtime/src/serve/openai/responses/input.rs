@@ -35,9 +35,9 @@ pub fn conversation(fields: &mut Fields, instructions: Option<&str>, served: &Se
         Some(other) => return Err(fields.mistyped("input", &other, "a text, or a list of items")),
     }
     let mut conversation = Conversation { messages: messages(list)?, ..Conversation::default() };
-    let given = fields.list("tools")?.unwrap_or_default();
+    let mut given = fields.list("tools")?.unwrap_or_default();
     let mut functions = Vec::new();
-    for tool in &given {
+    for tool in &mut given {
         if tool["type"] == "function" {
             // Templates print what is there.
             let given = |name: &str| tool.get(name).filter(|value| !value.is_null() && **value != false);
@@ -46,6 +46,12 @@ pub fn conversation(fields: &mut Fields, instructions: Option<&str>, served: &Se
                 .filter_map(|name| Some((name.to_owned(), given(name)?.clone())))
                 .collect();
             functions.push(json!({"type": "function", "function": function}));
+            // Clients read answers by a schema that requires every key.
+            if let Some(tool) = tool.as_object_mut() {
+                for name in ["description", "parameters", "strict"] {
+                    tool.entry(name).or_insert(Value::Null);
+                }
+            }
         } else {
             warnings.push(format!("a tool of type {} is left out: only functions are known", tool["type"]));
         }

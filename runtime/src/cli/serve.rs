@@ -25,7 +25,7 @@ pub struct ServeArgs {
     /// The port to listen at; 0: one that is free.
     #[arg(long, env = "FUSE_PORT", default_value = "8080")]
     port: u16,
-    /// Requests that are answered side by side; others wait. A GPU has 1, 2, 4 or 8: another number is raised to the next of these.
+    /// Requests that are answered side by side; others wait. A GPU has 1, 2, 4, 8, 16 or 32: another number is raised to the next of these.
     #[arg(long, env = "FUSE_SLOTS", value_name = "N")]
     slots: Option<NonZeroUsize>,
     /// A key that requests must have; may be given several times. The variable may hold several, with commas between them.

@@ -131,6 +131,7 @@ fn a_call_that_is_asked_for_is_made() {
         });
         let object = server.post("/v1/messages", &body).json();
         assert_eq!((&object["stop_reason"], &object["content"][0]["name"]), (&json!("tool_use"), &json!("look_out")));
+        assert_eq!(object["content"][0]["caller"], json!({"type": "direct"}));
         check_whale(&object["content"][0]["input"].to_string());
     }
     let tool = json!({"type": "function", "name": "look_out", "parameters": whale()});

@@ -87,7 +87,9 @@ impl Message {
         }
         for call in &answer.calls {
             let input: Value = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
-            content.push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input}));
+            content.push(
+                json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input, "caller": caller()}),
+            );
         }
         let mut message = self.object(served, json!(content), usage(summary));
         let (reason, sequence) = self.reason(answer.finish.as_ref());
@@ -183,7 +185,8 @@ impl Blocks<'_> {
                 (Kind::Thinking, json!({"type": "thinking_delta", "thinking": text}))
             }
             Part::Call { index, name } => {
-                let block = json!({"type": "tool_use", "id": app.call_id(), "name": name, "input": {}});
+                let block =
+                    json!({"type": "tool_use", "id": app.call_id(), "name": name, "input": {}, "caller": caller()});
                 return self.begin(Kind::Call(index), block).await;
             }
             Part::Arguments { index, text } => {
@@ -216,6 +219,11 @@ impl Blocks<'_> {
         let object = json!({"type": "content_block_stop", "index": self.count - 1});
         self.writer.event("content_block_stop", &object).await
     }
+}
+
+/// Who calls a tool: the model itself.
+fn caller() -> Value {
+    json!({"type": "direct"})
 }
 
 /// Tokens that were read, without those that were there, and tokens of the answer.

@@ -13,12 +13,13 @@ use fuse_tests::host_build::{HARNESS, HostBuffer};
 use fuse_tests::root;
 
 use crate::attention_projection;
-use crate::caught::{caught, tests_of};
+use crate::caught::caught;
 use crate::experts::{self, Hidden, Sum};
 use crate::matmul;
 use crate::matmul_wgmma;
 use crate::matvec::{self, Case, combining, gated, rms};
 use crate::support::*;
+use crate::texts::{packing, tests_of};
 
 /// Those that multiply in half precision.
 fn formats() -> impl Iterator<Item = Format> {
@@ -55,14 +56,14 @@ fn in_each(test: &str, check: impl Fn(Format) -> Result<()>) -> Result<()> {
 
 /// The texts of the kernels as they are written, without what reads a format, and of what packs weights for them.
 fn kernels() -> Result<Vec<String>> {
-    let mut files: Vec<PathBuf> =
-        ["weights/row_tiles.rs", "blocks.rs"].map(|file| root().join("runtime/src").join(file)).into();
+    let mut files = Vec::new();
     for entry in fs::read_dir(root().join("templates/kernels"))? {
         files.push(entry?.path());
     }
-    files.retain(|path| path.is_file());
+    files.retain(|path: &PathBuf| path.is_file());
     files.sort();
-    files.iter().map(|path| fs::read_to_string(path).with_context(|| path.display().to_string())).collect()
+    let texts = files.iter().map(|path| fs::read_to_string(path).with_context(|| path.display().to_string()));
+    texts.chain(packing().into_iter().map(Ok)).collect()
 }
 
 #[test]
@@ -120,7 +121,7 @@ fn products_of_many_rows() -> Result<()> {
             matmul::Case::of(matmul::plain(tiles(1, &[20, 7, 33]), [2, 2, 1, 1]), 11),
             matmul::Case::of(silu, 9),
         ];
-        check_each(&cases, |case| &case.kernel, |case| case.check(None))
+        check_cases(&cases, |case| &case.kernel, |case| case.check(None))
     })
 }
 
@@ -134,7 +135,7 @@ fn products_by_wgmma_in_half_precision() -> Result<()> {
         matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::Tiled, up.clone())), 40),
         matmul_wgmma::Case::of(half(matmul_wgmma::stored(Storage::F16, MatmulWgmma { split: 2, ..up })), 24),
     ];
-    check_each(&cases, |case| &case.kernel, |case| case.check(None))
+    check_cases(&cases, |case| &case.kernel, |case| case.check(None))
 }
 
 #[test]

@@ -23,3 +23,4 @@ mod sample;
 mod sample_rules;
 mod small;
 mod support;
+mod texts;

@@ -1,14 +1,19 @@
 //! Random values, the tile packer, how results are compared, and how kernels are built and launched.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
+use std::panic::Location;
+use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use fuse_kernels::{Activation, Family, Format, Kind, Storage, Tiles};
-use fuse_tests::host_build::{HostBuffer, HostKernel};
+use fuse_tests::checked::Checked;
+use fuse_tests::host_build::{HARNESS, HostBuffer, HostKernel};
 use fuse_tests::{replaced, without_layout};
 use fuserun::weights::{decode, pack_row};
 use half::{bf16, f16};
+
+use crate::texts::{packing, tests_of};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -375,8 +380,32 @@ pub fn bind(family: &dyn Family, given: &[(&str, u64)]) -> Result<Vec<u64>> {
     params.iter().map(argument).collect()
 }
 
-/// Builds the kernels of all cases side by side, then checks each.
+thread_local! {
+    /// Lists of cases that this test has checked.
+    static LISTS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// As [`check_cases`], unless the same cases passed with the same sources and tests.
+#[track_caller]
 pub fn check_each<C: Debug>(
+    cases: &[C],
+    kernel: impl Fn(&C) -> &dyn Family,
+    check: impl Fn(&C) -> Result<()>,
+) -> Result<()> {
+    let mut parts: Vec<String> = HARNESS.map(str::to_owned).into();
+    parts.extend(packing());
+    parts.extend(tests_of(Location::caller().file()));
+    for case in cases {
+        parts.extend([format!("{case:?}"), without_layout(&kernel(case).source()?)]);
+    }
+    LISTS.set(LISTS.get() + 1);
+    let test = thread::current();
+    let name = format!("{} {}", test.name().unwrap_or("a test"), LISTS.get());
+    Checked::of("cases").run(&name, &parts, || check_cases(cases, kernel, check)).map(|_| ())
+}
+
+/// Builds the kernels of all cases side by side, then checks each.
+pub fn check_cases<C: Debug>(
     cases: &[C],
     kernel: impl Fn(&C) -> &dyn Family,
     check: impl Fn(&C) -> Result<()>,
